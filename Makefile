@@ -1,0 +1,53 @@
+# The two commands a new user needs: `make demo` and `make test`. Both install what is missing, pinned, into .venv.
+
+PYTHON  ?= python3
+MINUTES ?= 4
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+# A second, older transformers that tests open our checkpoints with, beside the one in .venv.
+OLD_TRANSFORMERS := .cache/transformers-4.57
+
+.PHONY: help install demo test test-fast lint types format clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## make .venv with the package and its development tools, pinned by constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing into $(VENV), pinned by constraints.txt (a minute or two the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## stories -> tokens -> a small Qwen3 trained for MINUTES -> samples and a report
+	@$(BIN)/tiny-transformer demo --minutes $(MINUTES)
+
+test: $(STAMP) $(OLD_TRANSFORMERS)/.installed  ## everything: fast suite, then the slow ones, then the faults
+	$(BIN)/python -m pytest -n 2 -m "not slow and not fault"
+	$(BIN)/python -m pytest -m "slow and not fault"
+	$(BIN)/python -m pytest -n 2 -m fault
+
+test-fast: $(STAMP)  ## the fast suite only, under three minutes
+	$(BIN)/python -m pytest -n 2 -m "not slow and not fault"
+
+$(OLD_TRANSFORMERS)/.installed: $(STAMP)
+	@echo "installing transformers 4.57 beside the other, for the compatibility tests"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLD_TRANSFORMERS) \
+	    'transformers==4.57.6' 'tokenizers==0.22.2' 'huggingface-hub==0.36.0'
+	@touch $@
+
+lint: $(STAMP)  ## ruff: style, imports, known mistakes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## ty: static types of the package
+	$(BIN)/ty check
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what make made (not your data or runs)
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache

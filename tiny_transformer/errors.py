@@ -1,0 +1,51 @@
+"""What a user can cause, and how a command ends.
+
+`UserError` is the only exception a command shows without a traceback: three lines at most, saying what is wrong, where,
+and what to do next. Any other exception that escapes a command is a bug of ours and ends with `ExitCode.INTERNAL`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How a command ends; the numbers follow sysexits.h where it has one."""
+
+    OK = 0
+    USAGE = 2  # a wrong option, key, value or path
+    BAD_DATA = 65  # a file whose content is not what it should be
+    INTERNAL = 70  # a bug of ours
+    LOCKED = 73  # another process owns this run directory
+    IO = 74  # the disk or the operating system refused
+    STOPPED = 75  # asked to stop; resumable
+
+
+class UserError(Exception):
+    """A problem the user can mend.
+
+    Args:
+        what: what is wrong, naming the offending value.
+        where: the file, and the key, line or offset in it.
+        remedy: what is allowed, or the command to run next.
+        exit_code: how the command ends.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        remedy: str | None = None,
+        exit_code: ExitCode = ExitCode.USAGE,
+    ) -> None:
+        super().__init__(what)
+        self.what, self.where, self.remedy, self.exit_code = what, where, remedy, exit_code
+
+    def lines(self) -> list[str]:
+        """The message as at most three lines, each without line breaks."""
+        parts = [("error: ", self.what), ("   in: ", self.where), ("  try: ", self.remedy)]
+        return [label + " ".join(text.split()) for label, text in parts if text]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
