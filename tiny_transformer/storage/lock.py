@@ -1,0 +1,142 @@
+"""One writer per run directory.
+
+The lock is `flock` on `.lock`: the kernel drops it when its owner dies, however it dies, so a dead owner never keeps a
+run from being resumed. What stands in the file (pid, host, boot id, start time of the process) only names the owner;
+the start time tells a living owner from another process that was given the same pid later.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.commit import make_directories
+from tiny_transformer.storage.fs import REAL, Fs, refusals
+
+LOCK_NAME = ".lock"
+_PATIENCE_SECONDS = 1.0  # how long an owner may take to write its name, and the doctor to look at the lock
+_held_here: set[int] = set()
+
+
+def _close_inherited_locks() -> None:
+    # A forked data worker would otherwise keep the lock of a trainer that was killed.
+    for fd in _held_here:
+        os.close(fd)
+    _held_here.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited_locks)
+
+
+class RunLock:
+    """`with RunLock(run_dir):` owns a run directory, which is made if missing.
+
+    Raises UserError: LOCKED, naming pid and host, while another process owns it; IO when the directory cannot be
+    written. Where the file system does not share `flock` between machines, it only guards against the same machine.
+    """
+
+    def __init__(self, run_dir: Path | str, fs: Fs = REAL) -> None:
+        self.path = Path(run_dir) / LOCK_NAME
+        self._fs = fs
+        self._fd: int | None = None
+        self._pid = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether this process owns the directory through this object; a forked child does not."""
+        return self._fd is not None and self._pid == os.getpid()
+
+    def __enter__(self) -> RunLock:
+        with refusals("lock", self.path):
+            make_directories(self.path.parent, self._fs)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self._acquire(fd)
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, json.dumps(owner_record(os.getpid())).encode(), 0)
+            except BaseException:
+                os.close(fd)
+                raise
+        self._fd, self._pid = fd, os.getpid()
+        _held_here.add(fd)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fd is not None and self.held:
+            _held_here.discard(self._fd)
+            with suppress(OSError):  # a name left behind is a dead owner's
+                os.ftruncate(self._fd, 0)
+            with suppress(OSError):
+                os.close(self._fd)
+        self._fd = None
+
+    def _acquire(self, fd: int) -> None:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = _read_record(fd)
+                # A record of a dead process means that its successor has not written its own yet.
+                if is_alive(owner) or time.monotonic() > deadline:
+                    raise self._locked(owner) from None
+                time.sleep(0.01)
+
+    def _locked(self, owner: dict[str, Any]) -> UserError:
+        who = f"process {owner.get('pid')} on {owner.get('host')}" if is_alive(owner) else "a process that left no name"
+        return UserError(
+            f"this run is being written by {who}",
+            where=str(self.path.parent),
+            remedy="wait until it ends, stop it, or choose another output directory",
+            exit_code=ExitCode.LOCKED,
+        )
+
+
+def owner_record(pid: int) -> dict[str, Any]:
+    """What tells one process from every other: pid, host, boot id and, in clock ticks after boot, its start time."""
+    return {
+        "pid": pid,
+        "host": os.uname().nodename,
+        "boot_id": _first_line("/proc/sys/kernel/random/boot_id"),
+        "started_ticks": _first_line(f"/proc/{pid}/stat").rpartition(")")[2].split()[19:20],
+    }
+
+
+def is_alive(record: dict[str, Any]) -> bool:
+    """Whether the process of an owner record still runs; one on another host is taken to."""
+    if not isinstance(record.get("pid"), int):
+        return False
+    if record.get("host") != os.uname().nodename:
+        return True
+    try:
+        os.kill(record["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return record == owner_record(record["pid"])
+
+
+def _read_record(fd: int) -> dict[str, Any]:
+    try:
+        record = json.loads(os.pread(fd, 4096, 0))
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _first_line(path: str) -> str:
+    """The first line of a /proc file, or "" on systems without it."""
+    try:
+        return Path(path).read_text().partition("\n")[0]
+    except OSError:
+        return ""

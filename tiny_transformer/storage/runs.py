@@ -1,0 +1,160 @@
+"""A run directory: its checkpoints, the links `last` and `best`, and what a killed run left behind.
+
+Nothing is remembered between calls: what stands on the disk is asked each time. Everything that writes needs the lock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.commit import LEFTOVER_PREFIX, Staging, exists, leftover_path, publish, remove_tree
+from tiny_transformer.storage.fs import REAL, Fs, refusals
+from tiny_transformer.storage.lock import RunLock
+from tiny_transformer.storage.manifest import Manifest, read_manifest, verify
+
+_STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    path: Path
+    manifest: Manifest
+
+
+class RunDirectory:
+    """The checkpoints of one run.
+
+    A training run: `with run.lock(): ... with run.publish_step(2000) as staging: ...; run.point("last", 2000);
+    run.prune(keep=3)`. Reading needs no lock.
+    """
+
+    def __init__(self, path: Path | str, fs: Fs = REAL) -> None:
+        self.path = Path(path)
+        self._fs = fs
+        self._lock = RunLock(self.path, fs)
+
+    def lock(self) -> RunLock:
+        """The lock that all writing needs; see `RunLock`."""
+        return self._lock
+
+    def step_path(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}"
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The committed checkpoints by step: those with a sound manifest, the other files unread."""
+        found = []
+        for step in self._steps():
+            try:
+                found.append(Checkpoint(step, self.step_path(step), read_manifest(self.step_path(step), self._fs)))
+            except UserError as error:
+                if error.exit_code is not ExitCode.BAD_DATA:
+                    raise
+        return found
+
+    def newest_whole(self) -> tuple[Checkpoint | None, list[UserError]]:
+        """The newest checkpoint of which every byte is as saved, and what is wrong with each newer one."""
+        damaged = []
+        for step in reversed(self._steps()):
+            try:
+                return Checkpoint(step, self.step_path(step), verify(self.step_path(step), self._fs)), damaged
+            except UserError as error:
+                damaged.append(error)
+        return None, damaged
+
+    @contextmanager
+    def publish_step(self, step: int, info: dict[str, Any] | None = None) -> Generator[Staging]:
+        """`publish` for the checkpoint of a step; a damaged checkpoint of that step is replaced, a whole one never."""
+        self._check_lock()
+        path = self.step_path(step)
+        damaged = False
+        if exists(path, self._fs):
+            try:
+                verify(path, self._fs)
+            except UserError as error:
+                damaged = error.exit_code is ExitCode.BAD_DATA
+        with publish(path, info={"step": step, **(info or {})}, replace=damaged, fs=self._fs) as staging:
+            yield staging
+
+    def point(self, name: str, step: int) -> None:
+        """Makes the link `name` ("last", "best") lead to a committed checkpoint, in one rename and for good."""
+        self._check_lock()
+        target = self.step_path(step).name
+        read_manifest(self.path / target, self._fs)
+        link, temporary = self.path / name, leftover_path(self.path / name)
+        try:
+            with refusals("move the link", link):
+                self._fs.symlink(target, temporary)
+                self._fs.rename(temporary, link)
+                self._fs.fsync_dir(self.path)
+                if self._fs.readlink(link) != target:
+                    raise OSError("the link does not lead where it was moved to")
+        except BaseException:
+            with suppress(OSError):
+                self._fs.unlink(temporary)
+            raise
+
+    def resolve(self, name: str) -> Checkpoint | None:
+        """The checkpoint that `last` or `best` leads to; None when there is no such link.
+
+        Raises UserError (BAD_DATA) when it leads to something that is not a committed checkpoint of this run.
+        """
+        target = self._target(name)
+        if target is None:
+            return None
+        if not (match := _STEP.fullmatch(target)):
+            where, remedy = str(self.path / name), "remove the link or make it lead to a step directory"
+            what = f"the link leads to {target!r}, which is not a checkpoint of this run"
+            raise UserError(what, where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)
+        return Checkpoint(int(match[1]), self.path / target, read_manifest(self.path / target, self._fs))
+
+    def prune(self, keep: int) -> list[int]:
+        """Removes all checkpoints but the newest `keep`, those that links lead to, and the newest whole one.
+
+        Returns the removed steps. Where no checkpoint is whole, nothing is removed.
+        """
+        self._check_lock()
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, not {keep}")
+        steps = [checkpoint.step for checkpoint in self.checkpoints()]
+        if len(steps) <= keep or (whole := self.newest_whole()[0]) is None:
+            return []
+        linked = {self._target(name) for name in ("last", "best")}
+        removed = [s for s in steps[:-keep] if s != whole.step and self.step_path(s).name not in linked]
+        for step in removed:
+            path = self.step_path(step)
+            with refusals("remove", path):
+                hidden = leftover_path(path)
+                self._fs.rename(path, hidden)  # so that nobody takes what is left of it for a damaged checkpoint
+                self._fs.fsync_dir(self.path)
+                remove_tree(hidden, self._fs)
+        return removed
+
+    def clean_leftovers(self) -> list[str]:
+        """Removes what killed saves left, and returns the names. Nobody else is saving: this process has the lock."""
+        self._check_lock()
+        with refusals("clean up", self.path):
+            leftovers = [name for name in self._fs.names(self.path) if name.startswith(LEFTOVER_PREFIX)]
+            for name in leftovers:
+                remove_tree(self.path / name, self._fs)
+        return leftovers
+
+    def _check_lock(self) -> None:
+        if not self._lock.held:
+            raise RuntimeError(f"writing to {self.path} without its lock: use `with run.lock():`")
+
+    def _steps(self) -> list[int]:
+        with refusals("read", self.path):
+            if not exists(self.path, self._fs):
+                return []
+            return sorted(int(match[1]) for name in self._fs.names(self.path) if (match := _STEP.fullmatch(name)))
+
+    def _target(self, name: str) -> str | None:
+        with refusals("read", self.path / name):
+            return self._fs.readlink(self.path / name) if exists(self.path / name, self._fs) else None
