@@ -47,7 +47,7 @@ class Staging:
             raise ValueError(f"not a name inside the directory: {name!r}")
         with refusals("save", self.path):
             for folder in reversed(PurePosixPath(name).parents[:-1]):
-                with suppress(FileExistsError):
+                if not exists(self.path / folder, self._fs):
                     self._fs.mkdir(self.path / folder)
             self.written[name] = _write_file(self.path / name, data, self._fs)
 
@@ -92,7 +92,7 @@ def publish(
         if not replace and _is_taken(path, fs):
             raise UserError("already there, and not to be overwritten", where=str(path), remedy="choose another name")
         make_directories(path.parent, fs)
-    temporary, aside = leftover_path(path), leftover_path(path)
+        temporary, aside = leftover_path(path), leftover_path(path)
     named = False
     try:
         with refusals("save", path):
@@ -150,7 +150,8 @@ def atomic_write(path: Path | str, data: bytes | str, fs: Fs = REAL) -> None:
     Raises UserError (IO) when the system refuses; the old file is then still there.
     """
     path = Path(path)
-    temporary = leftover_path(path)
+    with refusals("write", path):
+        temporary = leftover_path(path)
     try:
         with refusals("write", path):
             make_directories(path.parent, fs)

@@ -176,7 +176,7 @@ def _examine_log(path: Path, report: Report) -> str:
 
 
 def _examine_lock(path: Path) -> str | None:
-    """Who is writing, None when nobody is. Asking takes the lock, shared, for an instant that a starting run sits out."""
+    """Who is writing, None when nobody is. Asking takes the lock, shared, for an instant; a starting run waits for it."""
     fd = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

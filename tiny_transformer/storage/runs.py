@@ -74,7 +74,7 @@ class RunDirectory:
         self._check_lock()
         path = self.step_path(step)
         damaged = False
-        if exists(path, self._fs):
+        if step in self._steps():
             try:
                 verify(path, self._fs)
             except UserError as error:
@@ -87,7 +87,9 @@ class RunDirectory:
         self._check_lock()
         target = self.step_path(step).name
         read_manifest(self.path / target, self._fs)
-        link, temporary = self.path / name, leftover_path(self.path / name)
+        link = self.path / name
+        with refusals("move the link", link):
+            temporary = leftover_path(link)
         try:
             with refusals("move the link", link):
                 self._fs.symlink(target, temporary)

@@ -1,0 +1,225 @@
+"""What the storage tests share: one save, the judge, and file systems that record, refuse, lose or stop.
+
+The save is the whole of what a trainer does at a checkpoint: lock, clean up, publish, move `last`, prune. The judge is the
+doctor, which shares no code with the writer, plus the list of what the save acknowledged before it ended.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage import Fs, RunDirectory, Staging
+from tiny_transformer.storage.doctor import WHOLE, examine
+
+KEEP = 2
+OPERATIONS = (
+    "mkdir create write close chmod fsync fsync_dir rename symlink unlink rmdir readlink lstat names read".split()
+)
+CHANGES = ("mkdir", "write", "chmod", "rename", "symlink", "unlink", "rmdir")
+
+
+class Killed(BaseException):
+    """The process is gone: from here on no operation happens, whoever asks."""
+
+
+class Watched(Fs):
+    """The real file system, with `before(index, name, args)` asked ahead of every operation.
+
+    `before` may raise (the operation is refused), or return "lost" (it is reported done and not done) or "short" (half
+    of a write is done).
+    """
+
+    def __init__(self, before: Callable[[int, str, tuple[Any, ...]], str | None] = lambda *_: None) -> None:
+        self.before = before
+        self.count = 0
+        self.names_called: list[str] = []
+
+    def done(self, name: str, args: tuple[Any, ...], result: Any) -> None:
+        """Told of every operation that took place."""
+
+
+def _watched(name: str) -> Callable[..., Any]:
+    real = getattr(Fs, name)
+
+    def operation(self: Watched, *args: Any) -> Any:
+        self.names_called.append(name)
+        self.count += 1
+        verdict = self.before(self.count - 1, name, args)
+        if verdict == "lost":
+            return len(args[1]) if name == "write" else None
+        if verdict == "short" and name == "write" and len(args[1]) > 1:
+            args = (args[0], args[1][: len(args[1]) // 2])
+        result = real(self, *args)
+        self.done(name, args, result)
+        return result
+
+    return operation
+
+
+for _name in OPERATIONS:
+    setattr(Watched, _name, _watched(_name))
+
+
+def refusing(at: int, code: int = errno.EIO, *, persistent: bool = False) -> Watched:
+    """Refuses operation `at`, and every later one if persistent."""
+
+    def before(index: int, name: str, args: tuple[Any, ...]) -> None:
+        if index == at or (persistent and index > at):
+            raise OSError(code, os.strerror(code))
+
+    return Watched(before)
+
+
+def stopping(at: int) -> Watched:
+    """The process dies ahead of operation `at`: neither that one nor any clean-up happens."""
+
+    def before(index: int, name: str, args: tuple[Any, ...]) -> None:
+        if index >= at:
+            raise Killed
+
+    return Watched(before)
+
+
+def losing(at: int) -> Watched:
+    """Operation `at`, if it changes something that can be seen afterwards, is reported done and not done."""
+    return Watched(lambda index, name, _: "lost" if index == at and name in CHANGES else None)
+
+
+def half_writing() -> Watched:
+    """Every write takes only half of what it is given."""
+    return Watched(lambda *_: "short")
+
+
+def files_of(step: int) -> dict[str, bytes]:
+    """What a checkpoint of the tests holds: small, different for each step, one file of more than one write."""
+    return {
+        "config.json": b'{"model_type": "test"}\n',
+        "model.safetensors": bytes((step * 7 + i) % 251 for i in range(400)),
+        "trainer_state/state.json": b'{"step": %d}\n' % step,
+        "trainer_state/optimizer.safetensors": bytes((step * 11 + i) % 251 for i in range(300)),
+    }
+
+
+class Acknowledged:
+    """What the saves told their caller, and at which operation: published steps, and the steps links were moved to."""
+
+    def __init__(self) -> None:
+        self.saved: list[int] = []
+        self.links: dict[str, int] = {}
+        self._events: list[tuple[int, str, int]] = []
+
+    def note(self, fs: Fs, what: str, step: int) -> None:
+        """`what` is "saved" or the name of a link."""
+        self._events.append((getattr(fs, "count", 0), what, step))
+        if what == "saved":
+            self.saved.append(step)
+        else:
+            self.links[what] = step
+
+    def before(self, operation: int) -> Acknowledged:
+        """What had been acknowledged when that operation began."""
+        earlier = Acknowledged()
+        for count, what, step in self._events:
+            if count <= operation:
+                earlier.note(Fs(), what, step)
+        return earlier
+
+
+def save(path: Path, step: int, acknowledged: Acknowledged, fs: Fs) -> None:
+    """One save as a trainer does it, noting each acknowledgement."""
+    run = RunDirectory(path, fs)
+    with run.lock():
+        run.clean_leftovers()
+        with run.publish_step(step) as staging:
+            fill(staging, step, fs)
+        acknowledged.note(fs, "saved", step)
+        run.point("last", step)
+        acknowledged.note(fs, "last", step)
+        run.prune(KEEP)
+
+
+def fill(staging: Staging, step: int, fs: Fs) -> None:
+    for name, data in files_of(step).items():
+        staging.write(name, data)
+    fd = fs.create(staging / "tokenizer.json")  # as a library would: nobody is told what was meant
+    fs.write(fd, b"{}")
+    fs.close(fd)
+
+
+def new_run(path: Path) -> Acknowledged:
+    """A run with the steps 1 (best), 2 and 3 (last) saved; the next save prunes step 2."""
+    acknowledged = Acknowledged()
+    for step in (1, 2, 3):
+        save(path, step, acknowledged, Fs())
+        if step == 1:
+            run = RunDirectory(path)
+            with run.lock():
+                run.point("best", 1)
+            acknowledged.note(Fs(), "best", 1)
+    return acknowledged
+
+
+def violations(path: Path, acknowledged: Acknowledged) -> list[str]:
+    """What the doctor finds wrong, and every acknowledged checkpoint that is not whole or not there."""
+    if not acknowledged.saved and not any(path.glob("[!.]*")):
+        return []
+    report = examine(path)
+    found = [] if report.ok else report.lines()
+    must = {*acknowledged.saved[-KEEP:], *acknowledged.links.values()}
+    for step in sorted(must):
+        if (state := report.state(f"step-{step:08d}")) != WHOLE:
+            found.append(f"step {step} was saved and is {state}")
+    for name, step in acknowledged.links.items():
+        pointed = int(report.links.get(name, "step-0").removeprefix("step-"))
+        if pointed < step or (name == "best" and pointed != step):
+            found.append(f"{name} was moved to step {step} and leads to {report.links.get(name)}")
+    newest, _ = RunDirectory(path).newest_whole()
+    if acknowledged.saved and (newest is None or newest.step < max(acknowledged.saved)):
+        found.append(f"step {max(acknowledged.saved)} was saved, the newest whole one is {newest}")
+    return found
+
+
+class Outcome:
+    """How a save under a fault ended: `error` is the UserError it raised, `reached` whether the fault took place."""
+
+    def __init__(self, error: UserError | None, reached: bool, watched: Watched) -> None:
+        self.error, self.reached, self.watched = error, reached, watched
+
+
+def attempt(
+    path: Path, acknowledged: Acknowledged, watched: Watched, at: int, save_step: Callable[..., None] = save
+) -> Outcome:
+    """A save of step 4 under a fault; only UserError with code IO, or death, may come out of it."""
+    error = None
+    try:
+        save_step(path, 4, acknowledged, watched)
+    except Killed:
+        pass
+    except UserError as refused:
+        error = refused
+        if refused.exit_code is not ExitCode.IO or len(refused.lines()) > 3:
+            raise
+    return Outcome(error, watched.count > at, watched)
+
+
+def every_operation(
+    folder: Path, make_fs: Callable[[int], Watched], save_step: Callable[..., None] = save
+) -> Iterator[tuple[int, Path, Acknowledged, Outcome]]:
+    """Runs the save with a fault at operation 0, 1, 2, ... until one ends without reaching its fault."""
+    known = new_run(folder / "template")
+    at = 0
+    while True:
+        path, acknowledged = folder / f"run-{at}", copy.deepcopy(known)
+        shutil.copytree(folder / "template", path, symlinks=True)
+        outcome = attempt(path, acknowledged, make_fs(at), at, save_step)
+        if not outcome.reached:
+            return
+        yield at, path, acknowledged, outcome
+        at += 1
