@@ -1,0 +1,189 @@
+"""From files and overrides to a checked config: values, names, and every refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tiny_transformer.config.aliases import ALIASES
+from tiny_transformer.config.load import load_run_config, valid_keys
+from tiny_transformer.config.presets import PRESETS
+from tiny_transformer.errors import UserError
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def refused(source: object, *overrides: str) -> UserError:
+    with pytest.raises(UserError) as caught:
+        load_run_config(source, overrides)  # ty: ignore[invalid-argument-type]
+    assert len(caught.value.lines()) <= 3
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.yaml", "training:\n  learning_rate: 3e-4\n  weight_decay: 1e-3\n  steps: 2e3\n"),
+        ("c.yml", "training: {learning_rate: 3e-4, weight_decay: 1.0E-3, steps: 2000}\n"),
+        ("c.json", '{"training": {"learning_rate": 3e-4, "weight_decay": 0.001, "steps": 2000}}'),
+        ("c.json", '{"training": {"learning_rate": "3e-4", "weight_decay": "1e-3", "steps": 2000}}'),
+        ("c.toml", "[training]\nlearning_rate = 3e-4\nweight_decay = 1e-3\nsteps = 2000\n"),
+    ],
+)
+def test_the_same_numbers_in_every_format(tmp_path: Path, name: str, text: str) -> None:
+    training = load_run_config(write(tmp_path / name, text)).training
+    assert (training.learning_rate, training.weight_decay, training.steps) == (3e-4, 1e-3, 2000)
+
+
+def test_overrides_are_stronger_than_the_file_and_the_file_than_the_defaults(tmp_path: Path) -> None:
+    source = write(tmp_path / "c.yaml", "training: {steps: 10, seed: 3}\n")
+    config = load_run_config(source, ["training.steps=20", "learning_rate=1e-2"])
+    assert (config.training.steps, config.training.seed, config.training.learning_rate) == (20, 3, 1e-2)
+    assert config.training.grad_clip == 1.0
+
+
+def test_the_saved_config_reads_back_as_itself(tmp_path: Path) -> None:
+    config = load_run_config({"model": {"hidden_size": 64, "num_attention_heads": 4}, "training": {"dropout": 0.1}})
+    source = write(tmp_path / "c.json", json.dumps(config.model_dump(mode="json")))
+    assert load_run_config(source) == config
+
+
+def test_the_words_of_other_projects_mean_our_keys() -> None:
+    config = load_run_config(
+        {
+            "model": {
+                "model_type": "llama",
+                "d_model": 64,
+                "n_heads": 4,
+                "n_kv_heads": 2,
+                "n_layers": 3,
+                "block_size": 128,
+                "dropout": 0.1,
+                "swa_window": 0,
+            },
+            "training": {"batch_size": 12, "max_iters": 60, "warmup_iters": 6, "gradient_accumulation_steps": 2},
+            "hardware": {"accelerator": "cpu", "precision": "32"},
+            "data": {"dataset": "roneneldan/TinyStories"},
+        }
+    )
+    model, training = config.model, config.training
+    assert (model.hidden_size, model.num_attention_heads, model.num_key_value_heads, model.num_hidden_layers) == (
+        64,
+        4,
+        2,
+        3,
+    )
+    assert (model.max_position_embeddings, config.data.seq_len, model.sliding_window) == (128, 128, None)
+    assert (training.micro_batch_size, training.grad_accum_steps, training.steps, training.warmup_steps) == (
+        12,
+        2,
+        60,
+        6,
+    )
+    assert (training.dropout, training.device, training.precision, config.data.source) == (
+        0.1,
+        "cpu",
+        "fp32",
+        "tinystories",
+    )
+
+
+def test_a_flat_dictionary_of_model_keys_is_understood() -> None:
+    config = load_run_config(
+        {
+            "vocab_size": 151646,
+            "d_model": 640,
+            "n_heads": 4,
+            "n_kv_groups": 1,
+            "n_layers": 18,
+            "d_ff": 2048,
+            "max_seq_len": 32768,
+            "dtype": "torch.bfloat16",
+        }
+    )
+    assert (config.model.head_dim, config.model.num_key_value_heads, config.model.vocab_size) == (160, 1, 151646)
+    assert (config.model.max_position_embeddings, config.data.seq_len, config.training.precision) == (
+        32768,
+        256,
+        "bf16",
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_valid_config(name: str) -> None:
+    assert load_run_config(name).model.model_type == "llama"
+
+
+def test_every_alias_leads_to_a_key_that_exists() -> None:
+    assert {key for keys in ALIASES.values() for key in keys} <= set(valid_keys())
+    assert not set(ALIASES) & set(valid_keys())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where", "what", "remedy"),
+    [
+        (
+            "c.yaml",
+            "model:\n  hidden_sizee: 64\n",
+            "c.yaml, line 2",
+            "unknown key model.hidden_sizee = 64",
+            "model.hidden_size",
+        ),
+        ("c.json", '{"trainin": {"steps": 5}}', "c.json, line 1", "unknown key trainin", "training"),
+        ("c.yaml", "training:\n  steps: many\n", "c.yaml, line 2", "training.steps = 'many'", ""),
+        ("c.yaml", "training:\n  dropout: 1.5\n", "c.yaml, line 2", "training.dropout = 1.5", ""),
+        (
+            "c.yaml",
+            "model:\n  d_model: 64\n  hidden_size: 32\n",
+            "c.yaml, line 3",
+            "two names of model.hidden_size",
+            "keep one",
+        ),
+        ("c.yaml", "training:\n  steps: 1\n  steps: 2\n", "c.yaml", "'training.steps' stands there twice", ""),
+        ("c.json", '{"training": {"steps": 1, "steps": 2}}', "c.json", "'steps' stands there twice", ""),
+        ("c.yaml", "training: [1, 2\n", "c.yaml, line", "not valid YAML", ""),
+        ("c.json", '{"training": ', "c.json, line 1", "not valid JSON", ""),
+        ("c.toml", "training = \n", "c.toml", "not valid TOML", ""),
+        ("c.yaml", "- 1\n- 2\n", "c.yaml", "not a table", "section"),
+        ("c.yaml", "model:\n  hidden_size: 100\n  num_attention_heads: 8\n", "c.yaml", "hidden_size 100", ""),
+        ("c.yaml", "model: {model_type: gpt5}\n", "c.yaml, line 1", "unknown model_type 'gpt5'", "llama, qwen3"),
+        (
+            "c.yaml",
+            "model: {norm_type: layernorm}\n",
+            "c.yaml, line 1",
+            "a qwen3 model has no model.norm_type",
+            "model_type",
+        ),
+        ("c.yaml", "data: {seq_len: 4096}\n", "c.yaml", "longer than model.max_position_embeddings", ""),
+        ("c.yaml", "training: {early_stopping_patience: 2}\n", "c.yaml", "needs eval_steps", ""),
+        ("c.ini", "x=1\n", "c.ini", "cannot tell the format", "*.yaml"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_place_value_and_remedy(
+    tmp_path: Path, name: str, text: str, where: str, what: str, remedy: str
+) -> None:
+    error = refused(write(tmp_path / name, text))
+    assert what in error.what
+    assert where in (error.where or "")
+    assert remedy in (error.remedy or "")
+
+
+def test_a_wrong_override_names_the_command_line() -> None:
+    assert refused(None, "training.stepz=5").remedy == "did you mean training.steps?"
+    assert refused(None, "training.steps=0").where == "command line"
+    assert "d_model = 32 and hidden_size = 64" in refused(None, "d_model=32", "hidden_size=64").what
+
+
+def test_a_missing_config_names_the_nearest() -> None:
+    assert "did you mean small?" in str(refused("smal"))
+
+
+def test_a_config_that_is_not_text_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"training: \xff\n")
+    assert "not UTF-8 text (byte 10)" in refused(str(path)).what

@@ -1,0 +1,332 @@
+"""The command `tiny-transformer`: one verb per job. A verb parses, calls a library function and prints; it holds no logic.
+
+Nothing heavy is imported here: torch comes in inside the verbs that compute.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tiny_transformer import __version__
+from tiny_transformer.errors import ExitCode, UserError
+
+# --out-dir and --out_dir are the same option
+_SETTINGS: dict[str, Any] = {
+    "token_normalize_func": lambda name: name.replace("-", "_"),
+    "help_option_names": ["-h", "--help"],
+}
+_OPEN_SETTINGS = {**_SETTINGS, "allow_extra_args": True, "ignore_unknown_options": True}
+
+_UsageError = typer.BadParameter.__mro__[1]  # typer exports the leaf, not the class of all usage errors
+
+app = typer.Typer(
+    name="tiny-transformer",
+    help="Read, train and own a small language model: from text to a model that writes.",
+    epilog="Start with: tiny-transformer train --config configs/demo.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings=_SETTINGS,
+    pretty_exceptions_enable=False,
+)
+
+OutDir = Annotated[
+    Path | None, typer.Option("--out_dir", metavar="DIR", help="Where the run goes. Default: runs/NAME of the config.")
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--ckpt_dir",
+        "--ckpt",
+        "--checkpoint",
+        metavar="DIR",
+        help="A checkpoint or run directory. Default: the newest best (else last) under runs/.",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        typer.echo(f"tiny-transformer {__version__}")
+        raise typer.Exit
+
+
+@app.command(context_settings=_SETTINGS)
+def prepare(
+    source: Annotated[
+        str,
+        typer.Option(
+            help="A name (stories, tinystories, wikipedia, wiki-intros, wiki-bookscorpus), a hub id, or a file, folder or glob of .txt .md .jsonl .parquet, also .gz .xz .zst."
+        ),
+    ] = "stories",
+    out_dir: Annotated[
+        Path, typer.Option("--out_dir", metavar="DIR", help="Where train.bin, val.bin and meta.json go.")
+    ] = Path("data"),
+    tokenizer: Annotated[
+        str,
+        typer.Option(help="bpe (trained on this text), byte, char, gpt2, qwen3, or a tokenizer directory or hub id."),
+    ] = "bpe",
+    vocab_size: Annotated[
+        int | None,
+        typer.Option("--vocab_size", help="Words of a bpe trained here. Default: chosen from the amount of text."),
+    ] = None,
+    seq_len: Annotated[
+        int,
+        typer.Option("--seq_len", help="Tokens in a training sequence; noted in meta.json, a run may choose another."),
+    ] = 512,
+    max_bytes: Annotated[int | None, typer.Option("--max_bytes", help="Stop after this many bytes of text.")] = None,
+    val_fraction: Annotated[
+        float, typer.Option("--val_fraction", help="Share of the documents kept for validation.")
+    ] = 0.02,
+    text_field: Annotated[
+        str, typer.Option("--text_field", help="The field with the text in .jsonl, .parquet and hub rows.")
+    ] = "text",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other prepared data in out_dir.")] = False,
+) -> None:
+    """Turn text into token files that training reads: train.bin, val.bin, meta.json.
+
+    Without options the built-in story corpus is written, tokenized with a vocabulary trained on it.
+    """
+    from tiny_transformer.data.prepare import prepare_with_progress
+
+    console = Console()
+    prepare_with_progress(
+        source,
+        console=console,
+        out_dir=out_dir,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        max_bytes=max_bytes,
+        val_fraction=val_fraction,
+        text_field=text_field,
+        overwrite=overwrite,
+    )
+    console.print(f"\nnext: tiny-transformer train --config configs/demo.yaml --data_dir {out_dir}", highlight=False)
+
+
+@app.command(context_settings=_OPEN_SETTINGS)
+def train(
+    context: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|PRESET", help="A .yaml, .json or .toml file, or a preset: tiny, small, medium, large, gpt2."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--data_dir", metavar="DIR", help="Prepared token files. Default: data/NAME, prepared when missing."
+        ),
+    ] = None,
+    out_dir: OutDir = None,
+    steps: Annotated[int | None, typer.Option(help="Updates of the weights.")] = None,
+    max_train_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--max_train_minutes",
+            help="Fit the run to this time instead: steps, warm-up and decay follow from the measured speed.",
+        ),
+    ] = None,
+    eval_steps: Annotated[
+        int | None, typer.Option("--eval_steps", help="Evaluate every so many steps and keep the best checkpoint.")
+    ] = None,
+    save_steps: Annotated[
+        int | None, typer.Option("--save_steps", help="Save a checkpoint every so many steps.")
+    ] = None,
+    early_stopping_patience: Annotated[
+        int | None, typer.Option("--early_stopping_patience", help="Stop after so many evaluations without gain.")
+    ] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bf16 where the device has it in hardware.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in out_dir (or the newest of this config) exactly where it stood."
+        ),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in out_dir.")] = False,
+) -> None:
+    """Train a language model, then show its loss, three samples and a report.
+
+    Any other key of the config can be set too: --learning_rate 3e-4, --model.hidden_size 128, training.seed=7
+    (docs/CONFIG_REFERENCE.md lists them). Ctrl+C saves and leaves; --resume continues bit for bit.
+    """
+    flags = {
+        "data.data_dir": data_dir,
+        "out_dir": out_dir,
+        "training.steps": steps,
+        "training.max_train_minutes": max_train_minutes,
+        "training.eval_steps": eval_steps,
+        "training.save_steps": save_steps,
+        "training.early_stopping_patience": early_stopping_patience,
+        "training.precision": "bf16" if bf16 else None,
+    }
+    overrides = [f"{key}={value}" for key, value in flags.items() if value is not None] + _overrides(context)
+    from tiny_transformer.training.command import run_training
+
+    status = run_training(config, overrides, resume=resume, overwrite=overwrite, console=Console())
+    if status == "stopped":
+        raise typer.Exit(ExitCode.STOPPED)
+
+
+@app.command(context_settings=_SETTINGS)
+def generate(
+    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "Once upon a time",
+    ckpt_dir: Checkpoint = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max_new_tokens", "--max_tokens", "--max_length", help="Longest continuation.")
+    ] = 200,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest word each time; 1 draws as the model believes.")
+    ] = 0.8,
+    top_k: Annotated[int | None, typer.Option("--top_k", help="Draw among the k likeliest words only.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top_p", help="Draw among the likeliest words that together have this probability."),
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option("--min_p", help="Draw among words at least this likely, relative to the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition_penalty", help="Above 1 makes words that were used less likely.")
+    ] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    num_samples: Annotated[int, typer.Option("--num_samples", help="How many continuations.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same text. Default: a new one each time, shown.")
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="auto takes the checkpoint's own; another name is only accepted when it is the same.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    stream: Annotated[bool, typer.Option("--stream", help="Print each word as it is written.")] = False,
+) -> None:
+    """Let a trained model continue a prompt. Text goes to standard output, everything else to standard error."""
+    from tiny_transformer.generation.command import GenerateOptions, run_generate
+    from tiny_transformer.generation.sampling import SamplingConfig
+
+    settings = SamplingConfig(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        max_new_tokens=max_new_tokens,
+        stop=tuple(stop or ()),
+        seed=seed if seed is not None else int.from_bytes(os.urandom(4), "little"),
+    )
+    run_generate(
+        GenerateOptions(prompt, ckpt_dir, num_samples, tokenizer, device, stream), settings, Console(stderr=True)
+    )
+
+
+@app.command(context_settings=_SETTINGS)
+def runs(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[DIR]...", help="Run directories, or folders of them. Default: runs/ and what stands beside it."
+        ),
+    ] = None,
+) -> None:
+    """A table of runs and checkpoints: step, epoch, losses, size, age."""
+    from tiny_transformer.inspection.runs import show_runs
+
+    show_runs(paths, Console())
+
+
+@app.command(context_settings=_SETTINGS)
+def doctor(run: Annotated[Path, typer.Argument(metavar="DIR", help="A run, checkpoint or data directory.")]) -> None:
+    """Check every byte of a run: which checkpoints are whole, where last and best lead, what is left over."""
+    from tiny_transformer.storage.doctor import examine
+
+    report = examine(run)
+    for line in report.lines():
+        typer.echo(line)
+    if not report.is_sound:
+        raise typer.Exit(ExitCode.BAD_DATA)
+
+
+@app.command(context_settings=_SETTINGS)
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
+    """Write a run's report.html again: loss beside the best possible, speed, settings, samples."""
+    from tiny_transformer.inspection.report import write_report
+
+    typer.echo(write_report(run))
+
+
+for _name, _command in {"sample": generate, "infer": generate, "list": runs}.items():
+    app.command(_name, hidden=True, context_settings=_SETTINGS)(_command)
+
+
+def _overrides(context: typer.Context) -> list[str]:
+    """What is left on the command line as `key=value`: `--key value`, `--key=value` or `key=value`."""
+    overrides, words = [], list(context.args)
+    while words:
+        word = words.pop(0)
+        if "=" in word:
+            overrides.append(word.removeprefix("--"))
+        elif word.startswith("--") and words and not words[0].startswith("--"):
+            overrides.append(f"{word[2:].replace('-', '_')}={words.pop(0)}")
+        else:
+            known = [name for option in context.command.params for name in option.opts]
+            near = difflib.get_close_matches(word, known, n=1)
+            raise UserError(
+                f"no such option or key: {word}",
+                where="command line",
+                remedy=f"did you mean {near[0]}?" if near else "tiny-transformer train --help",
+            )
+    return overrides
+
+
+def main(arguments: list[str] | None = None, prog: str = "tiny-transformer") -> None:
+    """Run a command line and end the process with one of `ExitCode`."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments, prog))
+
+
+def run(arguments: list[str], prog: str = "tiny-transformer") -> int:
+    """Run a command line; the exit code."""
+    try:
+        code = app(arguments, prog_name=prog, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else ExitCode.OK
+    except UserError as error:
+        typer.echo(str(error), err=True)
+        return error.exit_code
+    except typer.Exit as ended:
+        return ended.exit_code
+    except _UsageError as error:
+        typer.echo(f"error: {error.format_message()}\n  try: {prog} --help", err=True)
+        return ExitCode.USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:  # the reader of our output left, for example `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except OSError as error:
+        where = f"\n   in: {error.filename}" if error.filename else ""
+        typer.echo(
+            f"error: {error.strerror or error}{where}\n  try: check the disk and permissions, then run the command again",
+            err=True,
+        )
+        return ExitCode.IO
+    except Exception:
+        traceback.print_exc()
+        typer.echo(
+            "\nThis is a bug in tiny-transformer, not in your input. Please report it with the lines above.", err=True
+        )
+        return ExitCode.INTERNAL
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""What a run can be told: every key, its type, its range, its default and what it does.
+
+This is the single source of `docs/CONFIG_REFERENCE.md`, of the checks made before any work starts and of the `config.yaml` saved with each
+run. A config only describes: nothing here builds a model, opens a file or reads the environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tiny_transformer.config.model import ModelConfig, Qwen3Config
+
+OnResume = Literal["refuse", "allow"]
+
+
+def setting(default: Any, on_resume: OnResume = "refuse", **constraints: Any) -> Any:
+    """A field with its default, its range, and what `--resume` does when it differs from the saved run's value."""
+    return Field(default, json_schema_extra={"on_resume": on_resume}, **constraints)
+
+
+class Section(BaseModel):
+    """One part of a config: unknown keys are refused, values are checked, nothing can be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Where the text comes from and how it becomes token sequences."""
+
+    source: str = setting("stories", "allow")
+    """A name (`stories`, `tinystories`, `wikipedia`, `wiki-intros`, `wiki-bookscorpus`), a hub data set id, or a path: file, folder or glob."""
+
+    data_dir: Path | None = setting(None, "allow")
+    """Prepared token files (`train.bin`, `val.bin`, `meta.json`). Made from `source` when they are missing. Default: `data/NAME`."""
+
+    text_field: str = setting("text", "allow")
+    """The field of a .jsonl, .parquet or hub row that holds the text."""
+
+    max_bytes: int | None = setting(None, "allow", ge=1)
+    """Stop reading the source after this many bytes of text."""
+
+    val_fraction: float = setting(0.02, "allow", gt=0, lt=1)
+    """Share of the documents kept for validation; chosen by a hash of the document, so it does not move when data is added."""
+
+    tokenizer: str = setting("bpe", "allow")
+    """`bpe` (trained on this text), `byte`, `char`, `gpt2`, `qwen3`, or a Hugging Face tokenizer directory or id."""
+
+    vocab_size: int | None = setting(None, "allow", ge=256, le=1_000_000)
+    """Words of a `bpe` trained here. Default: chosen from the amount of text."""
+
+    seq_len: int = setting(256, ge=2, le=1_048_576)
+    """Tokens a model sees at once in training."""
+
+
+class TrainingConfig(Section):
+    """How the weights are found. A *step* is one update of the weights."""
+
+    steps: int = setting(1000, "allow", ge=1)
+    """Updates in the whole run. Replaced by a measured number when `max_train_minutes` is set."""
+
+    max_train_minutes: float | None = setting(None, "allow", gt=0)
+    """Fit the run to this wall-clock time: speed is measured first, then steps, warm-up and decay are fixed."""
+
+    micro_batch_size: int = setting(16, "allow", ge=1)
+    """Sequences in one forward and backward pass. Changes memory and speed; with `grad_accum_steps` it makes the batch of one step."""
+
+    grad_accum_steps: int = setting(1, "allow", ge=1)
+    """Passes whose gradients are added before one update. A step sees `micro_batch_size x grad_accum_steps` sequences."""
+
+    optimizer: Literal["adamw", "muon"] = setting("adamw")
+    """`adamw` for all weights, or `muon` for the hidden matrices with AdamW for the rest."""
+
+    learning_rate: float = setting(1e-3, "allow", gt=0)
+    """Peak rate of AdamW."""
+
+    muon_learning_rate: float = setting(0.01, "allow", gt=0)
+    """Peak rate of Muon; only with `optimizer: muon`."""
+
+    weight_decay: float = setting(0.1, "allow", ge=0)
+    """Decay towards zero, on matrices only (not on norms and biases)."""
+
+    beta1: float = setting(0.9, "allow", ge=0, lt=1)
+    """AdamW's memory of the gradient."""
+
+    beta2: float = setting(0.95, "allow", ge=0, lt=1)
+    """AdamW's memory of the squared gradient."""
+
+    grad_clip: float | None = setting(1.0, "allow", gt=0)
+    """Largest norm of the whole gradient; longer ones are shortened to it. `null`: never."""
+
+    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "allow")
+    """Shape of the learning rate after warm-up."""
+
+    warmup_steps: int | None = setting(None, "allow", ge=0)
+    """Steps over which the rate rises from zero. Default: `warmup_fraction` of all steps."""
+
+    warmup_fraction: float = setting(0.05, "allow", ge=0, lt=1)
+    """Share of all steps used for warm-up when `warmup_steps` is not given."""
+
+    decay_fraction: float = setting(1.0, "allow", gt=0, le=1)
+    """Share of the steps after warm-up over which the rate falls; before that it stays at its peak."""
+
+    final_rate_fraction: float = setting(0.1, "allow", ge=0, le=1)
+    """The last learning rate as a share of the peak."""
+
+    dropout: float = setting(0.0, ge=0, lt=1)
+    """Share of activations set to zero while training."""
+
+    zero_residual: bool = setting(False)
+    """Start the output projection of each attention and feed-forward block at zero, so that each block begins as the identity."""
+
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "allow")
+    """Arithmetic of the matrix products; weights are always kept in fp32. `bf16` is used where the device has it in hardware; `auto` decides."""
+
+    compile: bool = setting(False, "allow")
+    """Compile the model first (torch.compile; on a CPU this needs a C++ compiler and takes about 40 s)."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "allow")
+    """Where to compute; `auto` takes CUDA, then Apple's MPS, then the CPU."""
+
+    seed: int = setting(0, ge=0, lt=2**63)
+    """Decides initial weights, the order of examples and dropout."""
+
+    eval_steps: int | None = setting(None, "allow", ge=1)
+    """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best` checkpoint."""
+
+    save_steps: int | None = setting(500, "allow", ge=1)
+    """Save a checkpoint every this many steps. The end of the run is always saved."""
+
+    keep_checkpoints: int = setting(2, "allow", ge=1)
+    """How many of the newest checkpoints stay on disk, besides `best`."""
+
+    early_stopping_patience: int | None = setting(None, "allow", ge=1)
+    """Stop after this many evaluations in a row without a better validation loss. Needs `eval_steps`."""
+
+    log_steps: int = setting(10, "allow", ge=1)
+    """Write a line to log.jsonl every this many steps."""
+
+    sample_prompts: tuple[str, ...] = setting(("Once upon a time",) * 3, "allow", max_length=16)
+    """Prompts continued at the end of the run, for the terminal and the report."""
+
+    sample_tokens: int = setting(200, "allow", ge=1, le=100_000)
+    """Longest continuation of each of them."""
+
+    @model_validator(mode="after")
+    def _patience_needs_evaluation(self) -> TrainingConfig:
+        if self.early_stopping_patience is not None and self.eval_steps is None:
+            raise ValueError("early_stopping_patience needs eval_steps: without evaluation nothing can stop early")
+        return self
+
+
+class RunConfig(Section):
+    """Everything one run is told."""
+
+    model: Annotated[ModelConfig, Field(discriminator="model_type")] = Qwen3Config()
+    """The shape of the network."""
+
+    data: DataConfig = DataConfig()
+    """The text."""
+
+    training: TrainingConfig = TrainingConfig()
+    """The optimisation."""
+
+    out_dir: Path | None = setting(None, "allow")
+    """The run directory. Default: `runs/NAME`, where NAME is the config file's."""
+
+    @model_validator(mode="after")
+    def _sequence_fits_the_model(self) -> RunConfig:
+        limit = self.model.max_position_embeddings
+        if self.data.seq_len > limit:
+            raise ValueError(
+                f"data.seq_len {self.data.seq_len} is longer than model.max_position_embeddings {limit}: "
+                "shorten the one or raise the other"
+            )
+        return self

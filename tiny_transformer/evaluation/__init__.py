@@ -1,0 +1,1 @@
+"""Measuring a model: loss, perplexity, bits per byte."""

@@ -1,0 +1,70 @@
+"""How well a model predicts a split: nats per token, perplexity, bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tiny_transformer.data.batches import IGNORE_INDEX, Batch
+from tiny_transformer.hardware import Hardware
+
+
+@dataclass(frozen=True)
+class SplitLoss:
+    """The loss of a model on a whole split.
+
+    Attributes:
+        loss_sum: nats, summed over all targets.
+        num_tokens: how many targets.
+        num_bytes: bytes of text they stand for.
+    """
+
+    loss_sum: float
+    num_tokens: int
+    num_bytes: int
+
+    @property
+    def nats_per_token(self) -> float:
+        """The mean loss; depends on the tokenizer."""
+        return self.loss_sum / self.num_tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean loss."""
+        return math.exp(min(self.nats_per_token, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits needed per byte of text: comparable between tokenizers."""
+        return self.loss_sum / math.log(2) / self.num_bytes
+
+
+@torch.inference_mode()
+def evaluate_split(model: nn.Module, batches: Iterable[Batch], *, num_bytes: int, hardware: Hardware) -> SplitLoss:
+    """The loss over all batches, without dropout; the model is left in the mode it was in.
+
+    Args:
+        model: gives logits (B, T, V).
+        batches: the whole split, each target once.
+        num_bytes: size of the split's text in bytes.
+        hardware: where and in which precision to compute.
+    """
+    was_training = model.training
+    model.eval()
+    loss_sum, num_tokens = torch.zeros((), dtype=torch.float64), 0
+    for batch in batches:
+        batch = batch.to(hardware.device)
+        with hardware.autocast():
+            logits = model(batch.input_ids, positions=batch.positions, doc_ids=batch.doc_ids)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+        loss_sum += losses.double().cpu()
+        num_tokens += batch.num_tokens
+    model.train(was_training)
+    return SplitLoss(loss_sum.item(), num_tokens, num_bytes)

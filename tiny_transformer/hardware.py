@@ -1,0 +1,84 @@
+"""Which device computes, in which precision: chosen once, said once."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from tiny_transformer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how the tensors are computed.
+
+    Attributes:
+        device: the torch device.
+        autocast_dtype: matrix products run in this type (weights stay fp32); None means fp32 throughout.
+        note: one line for the user when the choice is not the one asked for, or worth knowing.
+    """
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    note: str | None = None
+
+    @property
+    def precision(self) -> str:
+        """`fp32` or `bf16`."""
+        return "fp32" if self.autocast_dtype is None else "bf16"
+
+    def autocast(self) -> torch.autocast:
+        """A context in which matrix products run in the chosen precision."""
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def describe(self) -> str:
+        """For the terminal and the report: `cpu (2 threads), fp32`."""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)}, {self.precision}"
+        if self.device.type == "mps":
+            return f"Apple {platform.machine()} GPU (MPS), {self.precision}"
+        return f"cpu ({torch.get_num_threads()} threads), {self.precision}"
+
+
+def choose_hardware(device: str = "auto", precision: str = "auto") -> Hardware:
+    """Find the device and precision for a run.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        precision: `fp32`; `bf16` where the device multiplies it in hardware; `auto` takes bf16 on such a device, else fp32.
+
+    Raises:
+        UserError: the device asked for is not there.
+    """
+    chosen = _choose_device(device)
+    if precision == "fp32" or (precision == "auto" and not has_fast_bf16(chosen)):
+        return Hardware(chosen, None)
+    if not has_fast_bf16(chosen):
+        return Hardware(
+            chosen, None, f"this {chosen.type} has no bf16 arithmetic in hardware (it would be slower): using fp32"
+        )
+    return Hardware(chosen, torch.bfloat16)
+
+
+def _choose_device(name: str) -> torch.device:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available[name]:
+        there = ", ".join(kind for kind, ok in available.items() if ok)
+        raise UserError(f"there is no {name} device here", remedy=f"device=auto, or one of: {there}")
+    return torch.device(name)
+
+
+@cache
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware (on a CPU: AVX512-BF16 or AMX instructions)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

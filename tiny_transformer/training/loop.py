@@ -1,0 +1,212 @@
+"""The only training loop. A stage (pretraining now; fine-tuning and alignment later) hands it a model, batches and a loss.
+
+A *step* is one update of the weights. Its gradient is that of the loss summed over the whole batch and divided once by the number of targets
+in the whole batch, so cutting the batch into micro-batches changes memory and speed, never the result.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.data.batches import Batch
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.evaluation.loss import SplitLoss
+from tiny_transformer.hardware import Hardware
+from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.schedules import Schedule
+from tiny_transformer.training.state import TrainState
+
+LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, int, dict[str, float]]]
+
+
+class BatchSource(Protocol):
+    """Batches as a pure function of the step."""
+
+    def micro_batches(self, step: int, micro_batch_size: int) -> Iterable[Batch]:
+        """The batch of update number `step`, in pieces."""
+        ...
+
+    def epoch(self, step: int) -> float:
+        """How many times the data has been seen before update number `step`."""
+        ...
+
+
+class Watcher(Protocol):
+    """Whoever shows progress."""
+
+    def step(self, state: TrainState, tokens_per_second: float) -> None:
+        """One more update has been made."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage hands the loop.
+
+    Attributes:
+        model: called by `loss_function` only (it may be compiled).
+        optimizers: they own the weights' updates.
+        schedule: learning rate and number of steps.
+        batches: training data.
+        loss_function: `(model, batch) -> (loss_sum in nats, num_tokens, metrics)`.
+        evaluate: the validation loss of the model as it stands, or None.
+        save: publishes a checkpoint: `save(state, status, is_best)`.
+        log: takes one record per logged step.
+        config: how often to do which.
+        hardware: device and precision.
+        watcher: shows progress.
+    """
+
+    model: nn.Module
+    optimizers: Optimizers
+    schedule: Schedule
+    batches: BatchSource
+    loss_function: LossFunction
+    evaluate: Callable[[], SplitLoss] | None
+    save: Callable[[TrainState, str, bool], None]
+    log: Callable[[dict[str, Any]], None]
+    config: TrainingConfig
+    hardware: Hardware
+    watcher: Watcher
+
+
+def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> str:
+    """Train from `state.step` to the end of the schedule.
+
+    Args:
+        job: everything that does not change during the run.
+        state: updated in place; saved by `job.save`.
+        stop_requested: asked after every step; when true the run is saved and left, resumable.
+
+    Returns:
+        `finished`, `stopped` or `stopped_early`.
+
+    Raises:
+        UserError: the loss or the gradient is not a finite number (found before the update, nothing is saved).
+    """
+    config, total_steps = job.config, job.schedule.total_steps
+    job.model.train()
+    started, elapsed_before = time.monotonic(), state.elapsed_seconds
+    mark_time, mark_tokens = started, state.num_tokens
+    status = "finished" if state.step >= total_steps else "running"
+    while status == "running":
+        loss, grad_norm, num_tokens = compute_gradient(
+            job.model, job.batches, state.step, config, job.hardware, job.loss_function
+        )
+        refuse_non_finite(state.step + 1, loss=loss, grad_norm=grad_norm)
+        factor = job.schedule.factor(state.step)
+        job.optimizers.step(factor)
+
+        state.step += 1
+        state.num_tokens += num_tokens
+        state.metrics = {**state.metrics, "loss": loss, "grad_norm": grad_norm}
+        updated = time.monotonic()
+        is_last = state.step >= total_steps
+        evaluated = job.evaluate is not None and (is_last or state.step % (config.eval_steps or total_steps) == 0)
+        is_best = evaluated and _take_evaluation(job, state)
+        now = time.monotonic()
+        state.elapsed_seconds = elapsed_before + now - started
+        tokens_per_second = (state.num_tokens - mark_tokens) / max(updated - mark_time, 1e-9)
+        if evaluated or is_last or state.step % config.log_steps == 0:
+            job.log(_record(job, state, factor, tokens_per_second, evaluated))
+            mark_time, mark_tokens = now, state.num_tokens
+        job.watcher.step(state, tokens_per_second)
+
+        status = _status(config, state, is_last, stop_requested())
+        if is_best or status != "running" or state.step % (config.save_steps or total_steps) == 0:
+            job.save(state, status, is_best)
+    return status
+
+
+def compute_gradient(
+    model: nn.Module,
+    batches: BatchSource,
+    step: int,
+    config: TrainingConfig,
+    hardware: Hardware,
+    loss_function: LossFunction,
+) -> tuple[float, float, int]:
+    """Fill the weights' gradients for the batch of one step and clip them.
+
+    Returns:
+        The batch's mean loss in nats per token, the norm of its gradient before clipping, and its number of targets.
+    """
+    micro_batches = list(batches.micro_batches(step, config.micro_batch_size))
+    num_tokens = sum(batch.num_tokens for batch in micro_batches)
+    mean_loss = 0.0
+    for batch in micro_batches:
+        with hardware.autocast():
+            loss_sum, _, _ = loss_function(model, batch.to(hardware.device))
+        loss = loss_sum / num_tokens
+        loss.backward()
+        mean_loss += loss.item()
+    max_norm = math.inf if config.grad_clip is None else config.grad_clip
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    return mean_loss, grad_norm.item(), num_tokens
+
+
+def refuse_non_finite(step: int, **values: float) -> None:
+    """End the run before a step that would poison the weights.
+
+    Raises:
+        UserError: naming the step and the value.
+    """
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name} is {value} at step {step}; the update was not made and nothing was saved",
+                remedy="resume from the last checkpoint with a lower learning rate, or with precision=fp32",
+                exit_code=ExitCode.BAD_DATA,
+            )
+
+
+def _take_evaluation(job: Job, state: TrainState) -> bool:
+    """Evaluate, remember the figures; true when it is the best so far."""
+    assert job.evaluate is not None  # the caller asked
+    result = job.evaluate()
+    is_best = state.best_val_loss is None or result.nats_per_token < state.best_val_loss
+    if is_best:
+        state.best_val_loss = result.nats_per_token
+    state.evaluations_without_gain = 0 if is_best else state.evaluations_without_gain + 1
+    state.metrics = {
+        **state.metrics,
+        "val_loss": result.nats_per_token,
+        "val_perplexity": result.perplexity,
+        "val_bits_per_byte": result.bits_per_byte,
+    }
+    return is_best
+
+
+def _record(job: Job, state: TrainState, factor: float, tokens_per_second: float, evaluated: bool) -> dict[str, Any]:
+    """One line of log.jsonl. All but the two clock readings are the same in a resumed run, bit for bit."""
+    shown = (
+        ("loss", "grad_norm", "val_loss", "val_perplexity", "val_bits_per_byte") if evaluated else ("loss", "grad_norm")
+    )
+    return {
+        "step": state.step,
+        "epoch": round(job.batches.epoch(state.step), 6),
+        "num_tokens": state.num_tokens,
+        "learning_rate": job.config.learning_rate * factor,
+        **{name: state.metrics[name] for name in shown},
+        "elapsed_seconds": round(state.elapsed_seconds, 3),
+        "tokens_per_second": round(tokens_per_second, 1),
+    }
+
+
+def _status(config: TrainingConfig, state: TrainState, is_last: bool, stop_requested: bool) -> str:
+    if is_last:
+        return "finished"
+    if config.early_stopping_patience is not None and state.evaluations_without_gain >= config.early_stopping_patience:
+        return "stopped_early"
+    return "stopped" if stop_requested else "running"

@@ -1,0 +1,88 @@
+"""AdamW for everything, or Muon for the hidden matrices and AdamW for the rest; saved and loaded by parameter name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tiny_transformer.config.schema import TrainingConfig
+
+
+class Optimizers:
+    """The optimizers of one model behind one `step`.
+
+    Weight decay acts on matrices only: norms and biases are scales and offsets, not directions to be shrunk.
+    Muon (Jordan et al., 2024, as in `torch.optim.Muon`) takes the two-dimensional weights inside the blocks; embeddings, the output
+    head, norms and biases always go to AdamW (Loshchilov and Hutter, 2019).
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        hidden = (
+            [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+            if config.optimizer == "muon"
+            else []
+        )
+        taken = set(hidden)
+        rest = [p for p in model.parameters() if p not in taken]
+        groups = [
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self._all: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [g for g in groups if g["params"]],
+                lr=config.learning_rate,
+                betas=(config.beta1, config.beta2),
+                fused=True,
+            )
+        ]
+        if hidden:
+            self._all.append(torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
+        for optimizer in self._all:
+            for group in optimizer.param_groups:
+                group["peak_lr"] = group["lr"]
+
+    def step(self, factor: float) -> None:
+        """Update the weights with `factor` of each group's peak learning rate, then forget the gradients."""
+        for optimizer in self._all:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self._all:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor the optimizers remember, as `parameter name/key`."""
+        return {
+            f"{self._names[parameter]}/{key}": value
+            for optimizer in self._all
+            for parameter, entries in optimizer.state.items()
+            for key, value in entries.items()
+            if torch.is_tensor(value)
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            KeyError: a tensor is missing or belongs to no parameter.
+        """
+        remaining = dict(tensors)
+        for optimizer in self._all:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    prefix = self._names[parameter] + "/"
+                    keys = [key for key in remaining if key.startswith(prefix)]
+                    if not keys:
+                        raise KeyError(f"the optimizer state has nothing for {self._names[parameter]}")
+                    for key in keys:
+                        optimizer.state[parameter][key.removeprefix(prefix)] = remaining.pop(key).to(parameter.device)
+        if remaining:
+            raise KeyError(f"the optimizer state has {next(iter(remaining))}, which belongs to no weight of this model")

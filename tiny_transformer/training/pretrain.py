@@ -1,0 +1,257 @@
+"""Pretraining: from a config to a run directory with checkpoints and a log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.data.batches import Batches, evaluation_batches
+from tiny_transformer.data.shards import Dataset
+from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
+from tiny_transformer.hardware import Hardware, choose_hardware
+from tiny_transformer.models import build_model, load_weights
+from tiny_transformer.storage import RunDirectory, StepLog, atomic_write
+from tiny_transformer.training import plan as planning
+from tiny_transformer.training.loop import Job, compute_gradient, train
+from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.progress import TrainingProgress
+from tiny_transformer.training.run_files import (
+    CheckpointWriter,
+    environment,
+    holds_a_run,
+    identity_of,
+    refuse_changes,
+    write_config,
+)
+from tiny_transformer.training.setup import Request, choose_run_dir, clear_run, fit_vocabulary, open_training_data
+from tiny_transformer.training.state import TrainState, load_identity, load_state
+from tiny_transformer.training.stop import StopSignals
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run_dir: where it is.
+        status: `finished`, `stopped` or `stopped_early`.
+        state: its counters and last figures.
+        dataset: what it was trained on.
+        config: the resolved config.
+        hardware: where.
+    """
+
+    run_dir: Path
+    status: str
+    state: TrainState
+    dataset: Dataset
+    config: RunConfig
+    hardware: Hardware
+
+
+def pretrain(request: Request, console: Console) -> Outcome:
+    """Run or resume a pretraining.
+
+    Raises:
+        UserError: whatever stands in the way, found before the first step where possible.
+    """
+    run_dir = choose_run_dir(request)
+    hardware = choose_hardware(request.config.training.device, request.config.training.precision)
+    if hardware.note:
+        console.print(hardware.note, highlight=False)
+    dataset = open_training_data(request.config, request.name, console)
+    config = fit_vocabulary(request.config, dataset, console)
+    run = RunDirectory(run_dir)
+    with ExitStack() as stack:
+        stack.enter_context(run.lock())
+        if request.overwrite and holds_a_run(run_dir):
+            clear_run(run_dir)
+        run.clean_leftovers()
+        start = _Start(replace(request, config=config), run, dataset, hardware, console)
+        return start.go(stack)
+
+
+class _Start:
+    """One start of a run: from an open data set and a locked directory to the end of training."""
+
+    def __init__(
+        self, request: Request, run: RunDirectory, dataset: Dataset, hardware: Hardware, console: Console
+    ) -> None:
+        self.request, self.config, self.run = request, request.config, run
+        self.dataset, self.hardware, self.console = dataset, hardware, console
+        training = self.config.training
+        torch.manual_seed(training.seed)  # dropout draws from the global generator; the weights from their own
+        self.model = build_model(
+            self.config.model,
+            seed=training.seed,
+            dropout=training.dropout,
+            device=str(hardware.device),
+            zero_residual=training.zero_residual,
+        )
+        self.optimizers = Optimizers(self.model, training)
+        self.batches = Batches(
+            dataset.train,
+            seq_len=self.config.data.seq_len,
+            global_batch_size=training.micro_batch_size * training.grad_accum_steps,
+            seed=training.seed,
+        )
+        self.identity = identity_of(self.config, dataset.meta.fingerprint, dataset.tokenizer.fingerprint)
+        self.state = TrainState()
+
+    def go(self, stack: ExitStack) -> Outcome:
+        """Resume if asked, plan, train."""
+        if self.request.resume:
+            self._load_newest()
+        log = StepLog(self.run.path / "log.jsonl")
+        stack.callback(log.close)
+        log.truncate_after(self.state.step)
+        write_config(self.run.path, self.config, self.request.command)
+        plan = self._plan()
+        self._announce(plan)
+        progress = TrainingProgress(self.console, plan.total_steps, self.state.step)
+        stop = stack.enter_context(StopSignals())
+        with progress:
+            status = train(self._job(plan, log, progress), self.state, stop)
+        return Outcome(self.run.path, status, self.state, self.dataset, self.config, self.hardware)
+
+    def _load_newest(self) -> None:
+        """Take up the newest whole checkpoint; without one, start from the beginning."""
+        checkpoint, damaged = self.run.newest_whole()
+        for problem in damaged:
+            self.console.print(f"skipping a damaged checkpoint: {problem.what} ({problem.where})", highlight=False)
+        if checkpoint is None:
+            self.console.print("no checkpoint had been saved yet: starting from the beginning", highlight=False)
+            return
+        refuse_changes(load_identity(checkpoint.path), self.identity, checkpoint.path)
+        load_weights(self.model, checkpoint.path)
+        self.state = load_state(checkpoint.path, self.model, self.optimizers)
+        self.console.print(f"resuming from step {self.state.step:,} ({checkpoint.path})", highlight=False)
+
+    # --- the plan --------------------------------------------------------------------------------------------------------
+
+    def _plan(self) -> planning.Plan:
+        """The plan of an earlier start, or a new one."""
+        training = self.config.training
+        plan = planning.read_plan(self.run.path) if self.request.resume else None
+        if plan is None and training.max_train_minutes is not None:
+            plan = planning.plan_for_minutes(training, self._step_seconds(), self._eval_seconds())
+        elif plan is None or (training.max_train_minutes is None and plan.total_steps != training.steps):
+            plan = planning.make_plan(training, training.steps, f"{training.steps:,} steps as asked")
+        atomic_write(self.run.path / planning.FILE, plan.to_json())
+        return plan
+
+    def _step_seconds(self) -> float:
+        def work(model: nn.Module) -> Callable[[], None]:
+            optimizers = Optimizers(model, self.config.training)
+            compiled = self._compiled(model)
+
+            def one_step() -> None:
+                compute_gradient(
+                    compiled, self.batches, 0, self.config.training, self.hardware, language_modelling_loss
+                )
+                optimizers.step(0.0)
+
+            return one_step
+
+        return planning.measure_on_copy(self.model, work)
+
+    def _eval_seconds(self) -> float:
+        if self.config.training.eval_steps is None:
+            return 0.0
+        batches = list(self._validation_batches())
+        few = batches[:2]
+        seconds = planning.measure_seconds(lambda: self._split_loss(few), at_least_seconds=0.5, warm_up=1)
+        return seconds * len(batches) / len(few)
+
+    # --- the parts of the job --------------------------------------------------------------------------------------------
+
+    def _job(self, plan: planning.Plan, log: StepLog, progress: TrainingProgress) -> Job:
+        return Job(
+            model=self._compiled(self.model),
+            optimizers=self.optimizers,
+            schedule=plan.schedule(self.config.training),
+            batches=self.batches,
+            loss_function=language_modelling_loss,
+            evaluate=None
+            if self.config.training.eval_steps is None
+            else lambda: self._split_loss(self._validation_batches()),
+            save=self._writer(plan, log),
+            log=log.append,
+            config=self.config.training,
+            hardware=self.hardware,
+            watcher=progress,
+        )
+
+    def _compiled(self, model: nn.Module) -> nn.Module:
+        return torch.compile(model) if self.config.training.compile else model  # ty: ignore[invalid-return-type]
+
+    def _validation_batches(self) -> Any:
+        return evaluation_batches(
+            self.dataset.val, seq_len=self.config.data.seq_len, batch_size=self.config.training.micro_batch_size
+        )
+
+    def _split_loss(self, batches: Any) -> SplitLoss:
+        return evaluate_split(self.model, batches, num_bytes=self.dataset.meta.val.num_bytes, hardware=self.hardware)
+
+    def _writer(self, plan: planning.Plan, log: StepLog) -> CheckpointWriter:
+        meta, tokenizer = self.dataset.meta, self.dataset.tokenizer
+        facts = {
+            "run": self.run.path.name,
+            "total_steps": plan.total_steps,
+            "steps_per_epoch": self.batches.steps_per_epoch,
+            "floor": meta.val.floor,
+            "num_parameters": sum(p.numel() for p in self.model.parameters()),
+            "device": self.hardware.describe(),
+            "precision": self.hardware.precision,
+            "num_threads": torch.get_num_threads(),
+            "versions": environment(),
+            "command": self.request.command,
+            "tokenizer": {
+                "name": tokenizer.name,
+                "vocab_size": tokenizer.vocab_size,
+                "fingerprint": tokenizer.fingerprint,
+            },
+            "data": {"source": meta.source, "train_tokens": meta.train.num_tokens, "val_tokens": meta.val.num_tokens},
+        }
+        return CheckpointWriter(
+            self.run,
+            log,
+            self.model,
+            self.optimizers,
+            tokenizer,
+            self.identity,
+            facts,
+            self.config.training.keep_checkpoints,
+        )
+
+    def _announce(self, plan: planning.Plan) -> None:
+        """Say what is about to happen, in four lines."""
+        model, training = self.config.model, self.config.training
+        parameters = sum(p.numel() for p in self.model.parameters())
+        tokens = training.micro_batch_size * training.grad_accum_steps * self.config.data.seq_len
+        train_tokens = self.dataset.meta.train.num_tokens
+        say = self.console.print
+        say(
+            f"model   {model.model_type}, {parameters / 1e6:.2f} M parameters: {model.num_hidden_layers} layers of {model.hidden_size}, "
+            f"{model.num_attention_heads} query heads share {model.num_key_value_heads} key/value heads of {model.head_dim}",
+            highlight=False,
+        )
+        say(
+            f"data    {self.dataset.meta.source}, {train_tokens:,} tokens ({self.dataset.tokenizer.name}, {self.dataset.tokenizer.vocab_size:,} words); "
+            f"this run sees {plan.total_steps * tokens / train_tokens:.2f} times that",
+            highlight=False,
+        )
+        say(
+            f"plan    {plan.reason}; {tokens:,} tokens a step; {training.optimizer}, {training.schedule}, {plan.warmup_steps} steps warm-up",
+            highlight=False,
+        )
+        say(f"device  {self.hardware.describe()}; run directory {self.run.path}", highlight=False)

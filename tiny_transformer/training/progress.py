@@ -1,0 +1,70 @@
+"""What a person sees while a model trains: a bar with an ETA on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tiny_transformer.training.state import TrainState
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+class TrainingProgress:
+    """Shows each step of a run; the training loop's watcher.
+
+    Args:
+        console: where to write.
+        total_steps: the length of the run.
+        first_step: where a resumed run stands.
+    """
+
+    def __init__(self, console: Console, total_steps: int, first_step: int = 0) -> None:
+        self._console, self._total, self._first = console, total_steps, first_step
+        self._started = self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=total_steps, completed=first_step, figures="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, state: TrainState, tokens_per_second: float) -> None:
+        """One more update has been made."""
+        figures = f"loss {state.metrics['loss']:.3f}"
+        if "val_loss" in state.metrics:
+            figures += f"  val {state.metrics['val_loss']:.3f}"
+        figures += f"  {tokens_per_second:,.0f} tokens/s"
+        self._bar.update(self._task, completed=state.step, figures=figures)
+        now = time.monotonic()
+        due = now - self._last_line >= PLAIN_LINE_SECONDS or state.step in (self._first + 1, self._total)
+        if not self._console.is_terminal and due:
+            self._last_line = now
+            left = (now - self._started) / (state.step - self._first) * (self._total - state.step)
+            eta = str(timedelta(seconds=round(left)))
+            self._console.print(f"step {state.step}/{self._total}  {figures}  ETA {eta}", highlight=False)
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(text, highlight=False)

@@ -1,0 +1,156 @@
+"""What a training run writes into its directory besides weights: config.yaml, run_info.json, checkpoints; and what `--resume` checks.
+
+A checkpoint is a Hugging Face model directory with the trainer's state beside the weights; `storage` makes it appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from tiny_transformer import __version__
+from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig
+from tiny_transformer.errors import UserError
+from tiny_transformer.models import save_model
+from tiny_transformer.storage import RunDirectory, StepLog, atomic_write
+from tiny_transformer.tokenizers import Tokenizer
+from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.state import TrainState, save_state
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class CheckpointWriter:
+    """Publishes checkpoints of one run.
+
+    Attributes:
+        run: the run directory, locked by this process.
+        log: brought to the disk before each checkpoint, so that no checkpoint outlives its own log.
+        model, optimizers, tokenizer: what is saved.
+        identity: what a resumed run must agree with.
+        facts: what run_info.json says besides the counters.
+        keep: how many of the newest checkpoints stay.
+    """
+
+    run: RunDirectory
+    log: StepLog
+    model: nn.Module
+    optimizers: Optimizers
+    tokenizer: Tokenizer
+    identity: dict[str, Any]
+    facts: dict[str, Any]
+    keep: int
+
+    def __call__(self, state: TrainState, status: str, is_best: bool) -> None:
+        """Publish the state as it stands, move `last` (and `best`), then prune."""
+        self.log.sync()
+        if not self._already_published(state.step, status):
+            with self.run.publish_step(state.step) as staging:
+                directory = Path(staging)
+                save_model(self.model, directory, eos_token_id=self.tokenizer.end_id)
+                self.tokenizer.save(directory)
+                save_state(directory, state, self.optimizers, self.identity)
+                info = json.dumps(run_info(state, status, self.facts), indent=2)
+                (directory / "run_info.json").write_text(info + "\n", encoding="utf-8")
+        self.run.point("last", state.step)
+        if is_best:
+            self.run.point("best", state.step)
+        self.run.prune(self.keep)
+
+    def _already_published(self, step: int, status: str) -> bool:
+        """A run killed between publishing a step and moving `last` does that step again; the checkpoint is the same."""
+        newest, _ = self.run.newest_whole()
+        return newest is not None and newest.step == step
+
+
+def run_info(state: TrainState, status: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """What run_info.json says of one checkpoint: where it stands in its run, how good it is, how it was made."""
+    metrics = state.metrics
+    return {
+        "step": state.step,
+        "status": status,
+        "num_tokens": state.num_tokens,
+        "train_loss": metrics.get("loss"),
+        "val_loss": metrics.get("val_loss"),
+        "eval_loss": metrics.get("val_loss"),
+        "val_perplexity": metrics.get("val_perplexity"),
+        "val_ppl": metrics.get("val_perplexity"),
+        "val_bits_per_byte": metrics.get("val_bits_per_byte"),
+        "best_val_loss": state.best_val_loss,
+        "elapsed_seconds": round(state.elapsed_seconds, 3),
+        "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **facts,
+        "epoch": round(state.step / facts["steps_per_epoch"], 6),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """The versions a run was made with."""
+    return {"tiny_transformer": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def write_config(run_dir: Path, config: RunConfig, command: list[str]) -> None:
+    """Save the resolved config with the command and versions that made it."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment().items())
+    header = f"# {shlex.join(command)}\n# {versions}, {time.strftime('%Y-%m-%d %H:%M')}\n"
+    body = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    atomic_write(run_dir / CONFIG_FILE, header + body)
+
+
+def holds_a_run(run_dir: Path) -> bool:
+    """Whether a directory was used by a training run before."""
+    return (run_dir / CONFIG_FILE).exists() or any(run_dir.glob("step-*"))
+
+
+def identity_of(config: RunConfig, dataset_fingerprint: str, tokenizer_fingerprint: str) -> dict[str, Any]:
+    """What must not change between a run and its resumption, as flat `section.key: value`.
+
+    That is the model, the data and tokenizer by content, every setting declared `refuse` in the schema, and the size of a batch
+    (how it is cut into micro-batches may change).
+    """
+    identity: dict[str, Any] = {f"model.{key}": value for key, value in config.model.model_dump(mode="json").items()}
+    for section, values in (("data", config.data), ("training", config.training)):
+        for key, value in values.model_dump(mode="json").items():
+            if _refuses(values, key):
+                identity[f"{section}.{key}"] = value
+    training = config.training
+    identity["training.micro_batch_size x grad_accum_steps"] = training.micro_batch_size * training.grad_accum_steps
+    identity["the data (hash of train.bin)"] = dataset_fingerprint
+    identity["the tokenizer (hash)"] = tokenizer_fingerprint
+    return identity
+
+
+def _refuses(section: DataConfig | TrainingConfig, key: str) -> bool:
+    extra = type(section).model_fields[key].json_schema_extra
+    return isinstance(extra, dict) and extra.get("on_resume") == "refuse"
+
+
+def refuse_changes(saved: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """End a resumption that would continue something else.
+
+    Raises:
+        UserError: naming the first key that differs, with both values.
+    """
+    for key in [*now, *(key for key in saved if key not in now)]:
+        if saved.get(key) != now.get(key):
+            raise UserError(
+                f"cannot resume: {key} was {_short(saved.get(key))} and is now {_short(now.get(key))}",
+                where=str(where),
+                remedy="resume with the run's own config (leave --config away), or start a new run with another --out_dir",
+            )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,112 @@
+"""Before training starts: which run directory, which data, which vocabulary."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.data.prepare import is_prepared, prepare
+from tiny_transformer.data.shards import Dataset, open_dataset
+from tiny_transformer.errors import UserError
+from tiny_transformer.training.plan import FILE as PLAN_FILE
+from tiny_transformer.training.run_files import CONFIG_FILE, holds_a_run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, besides the config.
+
+    Attributes:
+        config: the checked config.
+        name: what to call the run and its data when no directory is given.
+        resume: continue the run in `out_dir` (or the newest of that name).
+        overwrite: replace a run that is already there.
+        command: the command line, for the record.
+    """
+
+    config: RunConfig
+    name: str
+    resume: bool = False
+    overwrite: bool = False
+    command: list[str] = field(default_factory=lambda: list(sys.argv))
+
+
+def choose_run_dir(request: Request) -> Path:
+    """The directory of this run: the one asked for, else `runs/NAME`, `runs/NAME-2`, ... (the newest of them to resume).
+
+    Raises:
+        UserError: a run is already there, or there is nothing to resume.
+    """
+    asked = request.config.out_dir
+    base = asked or Path("runs") / request.name
+    if request.resume:
+        candidates = [base] if asked else [p for p in (base, *base.parent.glob(f"{base.name}-*")) if holds_a_run(p)]
+        newest = max(
+            candidates,
+            key=lambda path: (path / CONFIG_FILE).stat().st_mtime if holds_a_run(path) else 0.0,
+            default=base,
+        )
+        if not holds_a_run(newest):
+            raise UserError(
+                f"there is nothing to resume in {newest}",
+                remedy="start it without --resume, or name the run with --out_dir (tiny-transformer runs lists them)",
+            )
+        return newest
+    if not holds_a_run(base) or request.overwrite:
+        return base
+    if asked:
+        raise UserError(
+            f"{base} already holds a run",
+            remedy="--resume continues it, --overwrite replaces it, another --out_dir leaves it alone",
+        )
+    number = 2
+    while holds_a_run(base.with_name(f"{base.name}-{number}")):
+        number += 1
+    return base.with_name(f"{base.name}-{number}")
+
+
+def open_training_data(config: RunConfig, name: str, console: Console) -> Dataset:
+    """The prepared token files; made from `data.source` when they are missing."""
+    data = config.data
+    data_dir = data.data_dir or Path("data") / name
+    if not is_prepared(data_dir):
+        console.print(f"preparing [bold]{data.source}[/] in {data_dir}", highlight=False)
+        prepare(
+            data.source,
+            out_dir=data_dir,
+            tokenizer=data.tokenizer,
+            vocab_size=data.vocab_size,
+            seq_len=data.seq_len,
+            max_bytes=data.max_bytes,
+            val_fraction=data.val_fraction,
+            text_field=data.text_field,
+        )
+    return open_dataset(data_dir)
+
+
+def fit_vocabulary(config: RunConfig, dataset: Dataset, console: Console) -> RunConfig:
+    """The config with `model.vocab_size` taken from the tokenizer, or raised to it when it is too small."""
+    needed, asked = dataset.tokenizer.vocab_size, config.model.vocab_size
+    if asked is not None and asked >= needed:
+        return config
+    if asked is not None:
+        console.print(
+            f"model.vocab_size {asked} is too small for this tokenizer's ids: using {needed}", highlight=False
+        )
+    model = config.model.model_copy(update={"vocab_size": needed})
+    return config.model_copy(update={"model": model})
+
+
+def clear_run(run_dir: Path) -> None:
+    """Remove a run that is being replaced: links first, so that they never lead nowhere."""
+    for name in ("last", "best"):
+        (run_dir / name).unlink(missing_ok=True)
+    for path in run_dir.glob("step-*"):
+        shutil.rmtree(path)
+    for name in ("log.jsonl", "samples.json", "report.html", PLAN_FILE, CONFIG_FILE):
+        (run_dir / name).unlink(missing_ok=True)

@@ -1,0 +1,120 @@
+"""Everything a run must remember to continue as if it had never stopped: one list, saved and loaded in one place.
+
+The order of the examples is a pure function of the seed and the step, so the data cursor *is* the step; the learning rate is a pure function of the step
+and the plan. What is left: weights, optimizer state, random-number state, a few counters. No pickle: safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.training.optimizers import Optimizers
+
+DIRECTORY = "trainer_state"
+
+
+@dataclass
+class TrainState:
+    """Where a run stands.
+
+    Attributes:
+        step: updates made.
+        num_tokens: targets trained on.
+        elapsed_seconds: wall-clock time spent training, over all starts.
+        best_val_loss: the lowest validation loss so far, in nats per token.
+        evaluations_without_gain: evaluations in a row that did not lower it.
+        metrics: the last training loss, gradient norm and validation figures.
+    """
+
+    step: int = 0
+    num_tokens: int = 0
+    elapsed_seconds: float = 0.0
+    best_val_loss: float | None = None
+    evaluations_without_gain: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def save_state(directory: Path, state: TrainState, optimizers: Optimizers, identity: dict[str, Any]) -> None:
+    """Write `trainer_state/` into a checkpoint that is being made (the weights are written beside it, as a model directory).
+
+    Args:
+        directory: the checkpoint's temporary directory.
+        state: the counters.
+        optimizers: what they remember is written by parameter name.
+        identity: what a resumed run must agree with, see `load_state`.
+    """
+    target = directory / DIRECTORY
+    target.mkdir()
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in optimizers.state().items()},
+        target / "optimizer.safetensors",
+    )
+    save_file(random_state(), target / "random.safetensors")
+    text = json.dumps({"format_version": 1, "identity": identity, **asdict(state)}, indent=2)
+    (target / "state.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load_state(checkpoint: Path, model: nn.Module, optimizers: Optimizers) -> TrainState:
+    """Take a run up again: fills optimizers and random-number generators, and gives back the counters.
+
+    The weights come from the same checkpoint through `models.load_weights`.
+
+    Raises:
+        UserError: the checkpoint has no trainer state or one that does not fit this model.
+    """
+    source = checkpoint / DIRECTORY
+    try:
+        raw = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        device = next(model.parameters()).device
+        optimizers.load_state(load_file(source / "optimizer.safetensors", device=str(device)))
+        set_random_state(load_file(source / "random.safetensors"))
+        return TrainState(**{key: raw[key] for key in TrainState.__dataclass_fields__})
+    except FileNotFoundError as error:
+        raise UserError(
+            f"this checkpoint cannot be resumed: it has no {DIRECTORY}/{Path(error.filename).name}",
+            where=str(checkpoint),
+            remedy="resume from a checkpoint written by train; a plain model directory has weights only",
+            exit_code=ExitCode.BAD_DATA,
+        ) from None
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"the trainer state does not fit: {error}", where=str(source), exit_code=ExitCode.BAD_DATA
+        ) from None
+
+
+def load_identity(checkpoint: Path) -> dict[str, Any]:
+    """What the run that wrote this checkpoint was: model, data, tokenizer and the settings that must not change."""
+    path = checkpoint / DIRECTORY / "state.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot read the trainer state: {error}", where=str(path), exit_code=ExitCode.BAD_DATA
+        ) from None
+
+
+def random_state() -> dict[str, Tensor]:
+    """The state of every random-number generator that training draws from (dropout)."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_state(states: dict[str, Tensor]) -> None:
+    """Put the generators back where `random_state` found them."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
