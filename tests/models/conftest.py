@@ -1,0 +1,62 @@
+"""The table of models that the contract and the parity tests run over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.models import build_model
+
+TINY = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rope_theta": 5000.0,
+}
+
+CONFIGS = {
+    "llama-rmsnorm": LlamaConfig(**TINY),
+    "llama-untied-bias": LlamaConfig(**TINY, tie_word_embeddings=False, attention_bias=True),
+    "llama-layernorm": LlamaConfig(**TINY, norm_type="layernorm"),
+    "llama-window": LlamaConfig(**TINY, sliding_window=5),
+    "llama-mqa": LlamaConfig(**{**TINY, "num_key_value_heads": 1}),
+    "llama-mha": LlamaConfig(**{**TINY, "num_key_value_heads": 4}),
+    "llama-wide-heads": LlamaConfig(**TINY, head_dim=12),
+    "qwen3-gqa": Qwen3Config(**TINY),
+    "qwen3-untied": Qwen3Config(**TINY, tie_word_embeddings=False),
+    "qwen3-head-dim": Qwen3Config(**TINY, head_dim=12, attention_bias=True),
+    "qwen3-late-window": Qwen3Config(**TINY, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+}
+
+
+def shaken_model(config: LlamaConfig | Qwen3Config, *, seed: int = 0, **arguments):
+    """A model of which every parameter, norms and biases too, has left its initial value; logits are of size one."""
+    model = build_model(config, seed=seed, **arguments)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.empty(parameter.shape).normal_(0, 0.15, generator=generator).to(parameter.dtype))
+    return model.eval()
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest) -> LlamaConfig | Qwen3Config:
+    """Each model and variant in turn."""
+    return CONFIGS[request.param]
+
+
+@pytest.fixture
+def model(config):
+    """Each model and variant in turn, shaken, in evaluation mode."""
+    return shaken_model(config)
+
+
+@pytest.fixture
+def input_ids() -> torch.Tensor:
+    """Three rows of 17 tokens."""
+    return torch.randint(0, TINY["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))

@@ -1,0 +1,136 @@
+"""Reading the shape of a model from a Hugging Face `config.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.errors import ExitCode, UserError
+
+# What transformers assumes for a key that config.json lacks (the classes' defaults in 5.23, equal in 4.57).
+_DECODER_DEFAULTS = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+}
+_RMS = {"head_dim": None, "rms_norm_eps": 1e-6}
+_LLAMA = {"vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": None, "max_position_embeddings": 2048}
+_MISTRAL = {
+    "vocab_size": 32000,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+}
+_STABLELM = {"vocab_size": 50304, "hidden_size": 2560, "intermediate_size": 6912, "max_position_embeddings": 4096}
+_QWEN3 = {"vocab_size": 151936, "intermediate_size": 22016, "head_dim": 128, "max_position_embeddings": 32768}
+_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
+_HF_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {**_DECODER_DEFAULTS, **_RMS, **_LLAMA, "attention_bias": False},
+    "mistral": {**_DECODER_DEFAULTS, **_RMS, **_MISTRAL, "sliding_window": 4096},
+    "stablelm": {**_DECODER_DEFAULTS, **_STABLELM, "layer_norm_eps": 1e-5},
+    "qwen3": {**_DECODER_DEFAULTS, **_RMS, **_QWEN3, **_WINDOWS, "attention_bias": False},
+}
+# Keys with one supported value, which is also what their absence means.
+_ONLY: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_act": "silu", "mlp_bias": False},
+    "mistral": {"hidden_act": "silu"},
+    "stablelm": {"hidden_act": "silu", "use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False},
+    "qwen3": {"hidden_act": "silu"},
+}
+# Keys that do not change what a forward pass computes.
+_HARMLESS = {
+    *(
+        "model_type",
+        "architectures",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "_name_or_path",
+        "unsloth_version",
+    ),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type", "pretraining_tp"),
+    *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward"),
+    *("attention_dropout", "hidden_dropout", "is_encoder_decoder"),
+}
+# Keys that `_rope_theta` judges.
+_ROPE = {"rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor"}
+
+
+def config_from_hf(hf: dict[str, Any], where: str) -> LlamaConfig | Qwen3Config:
+    """The shape that a Hugging Face `config.json` describes; absent keys take Hugging Face's class defaults, not ours.
+
+    Args:
+        hf: the parsed file.
+        where: the file's name, for messages.
+
+    Raises:
+        UserError: a model type, key or value that is not computed here, or one out of range. Nothing is passed over in
+            silence but the keys of `_HARMLESS`.
+    """
+    model_type = hf.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _HF_DEFAULTS:
+        raise _bad_config(f"model_type {model_type!r} is not supported", where, f"supported: {', '.join(_HF_DEFAULTS)}")
+    for key, value in _ONLY[model_type].items():
+        if hf.get(key, value) != value:
+            raise _bad_config(f"{key} {hf[key]!r} is not supported", where, f"for {model_type} only {key} {value!r}")
+    defaults = _HF_DEFAULTS[model_type]
+    if unknown := hf.keys() - defaults - _ONLY[model_type].keys() - _ROPE - _HARMLESS:
+        raise _bad_config(
+            f"{model_type} with {', '.join(sorted(unknown))} is not supported", where, "remove keys that have no effect"
+        )
+    values = {key: hf.get(key, default) for key, default in defaults.items()}
+    values["rope_theta"] = _rope_theta(hf, where)
+    if values["num_key_value_heads"] is None:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    if model_type == "stablelm":
+        values |= {"norm_type": "layernorm", "rms_norm_eps": values.pop("layer_norm_eps")}
+    if model_type == "qwen3" and not values["use_sliding_window"]:
+        values["sliding_window"] = None
+    try:
+        return Qwen3Config(**values) if model_type == "qwen3" else LlamaConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = (
+            f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}" if first["loc"] else first["msg"]
+        )
+        raise _bad_config(problem.replace("Value error, ", ""), where, "this shape cannot be opened here") from None
+
+
+def _rope_theta(hf: dict[str, Any], where: str) -> float:
+    """The rotary base, at the top level (transformers 4) or in a mapping (5); no scaling, no partial rotation."""
+    rope = {"rope_type": "default"}
+    for name in ("rope_parameters", "rope_scaling"):
+        given = hf.get(name) or {}
+        if not isinstance(given, dict):
+            raise _bad_config(f"{name} {given!r} is not a mapping", where, "leave it out for plain RoPE")
+        rope |= given
+    kind = rope.pop("type", rope.pop("rope_type"))
+    if kind != "default":
+        raise _bad_config(f"rope_type {kind!r} is not supported", where, "only rope_type 'default' (no scaling)")
+    factor = rope.pop(
+        "partial_rotary_factor", hf.get("partial_rotary_factor", 0.25 if hf["model_type"] == "stablelm" else 1.0)
+    )
+    if factor != 1.0:
+        raise _bad_config(
+            f"partial_rotary_factor {factor!r} is not supported", where, "only 1.0 (the whole head is rotated)"
+        )
+    theta = rope.pop("rope_theta", hf.get("rope_theta", 10_000.0))
+    if hf.get("rope_theta", theta) != theta:
+        # transformers 5 would use one and 4.57 the other
+        raise _bad_config(
+            f"rope_theta {hf['rope_theta']!r} and the {theta!r} of rope_parameters disagree", where, "make them equal"
+        )
+    if rope:
+        raise _bad_config(
+            f"RoPE with {', '.join(sorted(rope))} is not supported", where, "only rope_type and rope_theta"
+        )
+    return theta
+
+
+def _bad_config(what: str, where: str, remedy: str) -> UserError:
+    return UserError(what, where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)

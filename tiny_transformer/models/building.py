@@ -1,0 +1,80 @@
+"""From a config to a model: which class, which memory, which initial weights."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+
+if TYPE_CHECKING:
+    from tiny_transformer.models.llama.model import LlamaForCausalLM
+    from tiny_transformer.models.qwen3.model import Qwen3ForCausalLM
+
+    AnyModel = LlamaForCausalLM | Qwen3ForCausalLM
+
+# model_type of our config -> the class, imported when it is first asked for
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
+
+
+def empty_model(
+    config: LlamaConfig | Qwen3Config,
+    *,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> AnyModel:
+    """A model whose weights are allocated but not set. Leaves the global random-number generator alone."""
+    module = import_module(f"tiny_transformer.models.{config.model_type}.model")
+    with torch.device("meta"):
+        model = getattr(module, _CLASSES[config.model_type])(config, dropout=dropout)
+    model.to(dtype)
+    if torch.device(device).type != "meta":
+        model.to_empty(device=device)
+    model.tie_weights()  # to_empty gives every name memory of its own
+    return model
+
+
+def build_model(
+    config: LlamaConfig | Qwen3Config,
+    *,
+    seed: int,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    zero_residual: bool = False,
+) -> AnyModel:
+    """A model with fresh weights: matrices N(0, initializer_range), norm weights 1, biases 0.
+
+    The weights are drawn on the CPU in float32 from a generator of their own: they depend on the seed and the config,
+    not on the device, the dtype or the global random state, which is left alone.
+
+    Args:
+        config: the shape; `vocab_size` must be set.
+        seed: of the initial weights.
+        dropout: see the model class.
+        dtype, device: of the weights.
+        zero_residual: start `o_proj` and `down_proj` at zero, so that each block begins as the identity.
+    """
+    model = empty_model(config, dropout=dropout, dtype=dtype, device=device)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        initialise(name, parameter, std=config.initializer_range, generator=generator, zero_residual=zero_residual)
+    return model
+
+
+@torch.no_grad()
+def initialise(
+    name: str, parameter: nn.Parameter, *, std: float, generator: torch.Generator, zero_residual: bool
+) -> None:
+    """Set one parameter's initial value in place; see `build_model`."""
+    if parameter.ndim == 1:
+        parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    elif zero_residual and name.endswith(_RESIDUAL_OUTPUTS):
+        parameter.zero_()
+    else:
+        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))

@@ -1,0 +1,200 @@
+"""A model to and from a Hugging Face directory: `config.json`, `model.safetensors` or shards, `generation_config.json`.
+
+Everything is judged from the files' headers before memory is allocated: names, shapes and dtypes must be the config's.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from tiny_transformer.config.model import TOKEN_IDS
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.models.building import empty_model
+from tiny_transformer.models.config_file import load_config, read_json
+
+if TYPE_CHECKING:
+    from tiny_transformer.models.building import AnyModel
+
+WEIGHTS, INDEX, HEAD, EMBEDDING = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+)
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def load_model(
+    directory: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> AnyModel:
+    """The model in a Hugging Face directory, in evaluation mode.
+
+    Args:
+        directory: with config.json and model.safetensors, or shards and their index.
+        device: of the weights.
+        dtype: of the weights; None keeps the files' (the widest, where they differ).
+
+    Raises:
+        UserError: not a model directory, a half-written one, or a tensor that is missing, surplus or misshaped.
+    """
+    directory = Path(directory)
+    config = load_config(directory)
+    with _Weights(directory) as weights:
+        weights.check(empty_model(config, device="meta"))
+        model = empty_model(config, dtype=dtype or weights.widest_dtype(), device=device)
+        weights.copy_into(model)
+    return model.eval()
+
+
+def load_weights(model: AnyModel, directory: Path | str) -> None:
+    """Overwrite a model's weights, in place, with those of a directory of the same shape. Errors as in `load_model`."""
+    with _Weights(Path(directory)) as weights:
+        weights.check(model)
+        weights.copy_into(model)
+
+
+def save_model(model: AnyModel, directory: Path | str, **token_ids: int | list[int] | None) -> None:
+    """Write a model into an existing directory, so that transformers 5 and 4.57 open it.
+
+    Writes config.json, generation_config.json and model.safetensors, without the head when it is tied. Not durable by
+    itself: the storage room writes into a temporary directory and publishes it.
+
+    Args:
+        model: its dtype is kept.
+        directory: existing; files of these names are replaced.
+        token_ids: `eos_token_id`, `bos_token_id`, `pad_token_id` of the tokenizer, where it has them. Programs that
+            generate text stop at `eos_token_id`.
+    """
+    directory = Path(directory)
+    dtype = str(model.model.embed_tokens.weight.dtype).removeprefix("torch.")
+    _write_json(directory / "config.json", model.config.to_hf(dtype=dtype, **token_ids))
+    _write_json(
+        directory / "generation_config.json", {k: token_ids[k] for k in TOKEN_IDS if token_ids.get(k) is not None}
+    )
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del tensors[HEAD]
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    # safetensors creates its file readable by the owner alone; give it the mode that the umask gave its neighbour
+    (directory / WEIGHTS).chmod((directory / "config.json").stat().st_mode)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+class _Weights:
+    """The open safetensors files of one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}  # tensor name -> open file
+
+    def __enter__(self) -> _Weights:
+        try:
+            for file_name, expected in _weight_files(self.directory).items():
+                opened = self._stack.enter_context(_open(self.directory / file_name))
+                names = set(opened.keys())
+                if expected is not None and names != expected:
+                    raise _bad(self.directory / file_name, f"tensors differ from {INDEX}: {_some(names ^ expected)}")
+                self._files |= dict.fromkeys(names, opened)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def check(self, model: AnyModel) -> None:
+        """Compare the files' headers with what the model needs."""
+        expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        if missing := expected.keys() - self._files.keys():
+            raise _bad(self.directory, f"missing tensors: {_some(missing)}")
+        surplus = self._files.keys() - expected.keys()
+        if model.config.tie_word_embeddings:
+            surplus -= {HEAD}
+        if surplus:
+            raise _bad(self.directory, f"tensors that {model.config.model_type} does not have: {_some(surplus)}")
+        if HEAD in self._files:
+            expected[HEAD] = expected[EMBEDDING]
+        for name, shape in expected.items():
+            header = self._files[name].get_slice(name)
+            if tuple(header.get_shape()) != shape:
+                raise _bad(
+                    self.directory, f"tensor {name} has shape {header.get_shape()}; config.json asks for {list(shape)}"
+                )
+            if header.get_dtype() not in _DTYPES:
+                raise _bad(self.directory, f"tensor {name} has dtype {header.get_dtype()}; known: {', '.join(_DTYPES)}")
+
+    def widest_dtype(self) -> torch.dtype:
+        """The dtype that holds every tensor without loss."""
+        dtypes = {_DTYPES[opened.get_slice(name).get_dtype()] for name, opened in self._files.items()}
+        widest = dtypes.pop()
+        for dtype in dtypes:
+            widest = torch.promote_types(widest, dtype)
+        return widest
+
+    @torch.no_grad()
+    def copy_into(self, model: AnyModel) -> None:
+        """Copy the tensors; a tied model's surplus head must equal its embedding."""
+        for name, parameter in model.named_parameters():
+            parameter.copy_(self._files[name].get_tensor(name))
+        if model.config.tie_word_embeddings and HEAD in self._files:
+            head, embedding = (self._files[name].get_tensor(name) for name in (HEAD, EMBEDDING))
+            if not torch.equal(head, embedding):
+                raise _bad(self.directory, f"{HEAD} differs from {EMBEDDING}, but config.json ties them")
+
+
+def _weight_files(directory: Path) -> dict[str, set[str] | None]:
+    """File names, and the tensors each should hold where an index tells."""
+    if (directory / WEIGHTS).is_file():
+        return {WEIGHTS: None}
+    index = directory / INDEX
+    if not index.is_file():
+        raise _bad(directory, f"no {WEIGHTS} and no {INDEX}: no checkpoint, or a half-written one")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _bad(index, "weight_map is not a mapping from tensor names to file names")
+    files: dict[str, set[str] | None] = {}
+    for name, file_name in weight_map.items():
+        # A name is a key, never a path: nothing outside the directory is opened.
+        if (
+            not isinstance(file_name, str)
+            or not file_name.endswith(".safetensors")
+            or Path(file_name).name != file_name
+        ):
+            raise _bad(index, f"weight_map names {file_name!r}, which is not a plain .safetensors file name")
+        tensors = files.setdefault(file_name, set())
+        assert tensors is not None
+        tensors.add(name)
+    return files
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise _bad(path, f"cannot read {path.name}: {error}") from None
+
+
+def _some(names: set[str]) -> str:
+    first = sorted(names)[:3]
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _bad(where: Path, what: str) -> UserError:
+    return UserError(
+        what,
+        where=str(where),
+        remedy="the checkpoint is damaged or half-written; take another one, or fetch it again",
+        exit_code=ExitCode.BAD_DATA,
+    )

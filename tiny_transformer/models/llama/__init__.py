@@ -1,0 +1,1 @@
+"""The classic decoder: `model.py` holds the whole architecture."""

@@ -1,0 +1,1 @@
+"""Qwen3: `model.py` holds the whole architecture."""
