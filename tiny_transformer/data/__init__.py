@@ -1,0 +1,1 @@
+"""From text a person has to token files, and from token files to batches."""

@@ -1,0 +1,132 @@
+"""`meta.json`: what a prepared data directory holds, and the numbers that prove it whole.
+
+The file ends with a hash of its own content, so that a flipped bit in a number is as visible as one in a token file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tiny_transformer.errors import ExitCode, UserError
+
+META_FILE = "meta.json"
+FORMAT_VERSION = 1
+BLOCK_BYTES = 2**20  # checksums are kept per block of this many bytes
+MAX_META_BYTES = 64 * 2**20
+TOKEN_DTYPES = ("uint16", "uint32")
+
+
+@dataclass(frozen=True)
+class SplitMeta:
+    """One split: `<name>.bin` and `<name>.docs`.
+
+    Attributes:
+        num_tokens: tokens in the .bin, the end token of each document included.
+        num_documents: entries in the .docs: the offset in tokens at which each document starts, little-endian uint64.
+        num_bytes: bytes of UTF-8 text the tokens stand for, without end tokens; what bits per byte divides by.
+        longest_document: tokens in the longest document.
+        sha256: of the .bin.
+        docs_sha256: of the .docs.
+        block_crc32: CRC-32 of each MiB of the .bin.
+        floor: the best loss possible, where the source knows it: nats_per_story, nats_per_token, bits_per_byte.
+    """
+
+    num_tokens: int
+    num_documents: int
+    num_bytes: int
+    longest_document: int
+    sha256: str
+    docs_sha256: str
+    block_crc32: list[int]
+    floor: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Meta:
+    """A prepared data directory.
+
+    Attributes:
+        dtype: `uint16` or `uint32`, little-endian.
+        vocab_size: every id is below it.
+        seq_len: the training length asked for at prepare; a run may choose another.
+        num_used_ids: how many different ids occur in the two splits.
+        tokenizer, tokenizer_fingerprint: name and content hash of the tokenizer beside the token files.
+        source, licence: where the text comes from, and under which terms.
+        num_duplicates: documents left out because an earlier one is the same, character for character.
+        request: what was asked for; asking for the same again needs no work.
+    """
+
+    dtype: str
+    vocab_size: int
+    seq_len: int
+    num_used_ids: int
+    tokenizer: str
+    tokenizer_fingerprint: str
+    source: str
+    licence: str
+    num_duplicates: int
+    request: dict[str, Any]
+    train: SplitMeta
+    val: SplitMeta
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the tokens of both splits and of what turned text into them."""
+        parts = (self.dtype, self.train.sha256, self.val.sha256, self.tokenizer_fingerprint)
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The text of meta.json."""
+        body = {"format_version": FORMAT_VERSION, **asdict(self)}
+        return json.dumps({**body, "meta_sha256": _hash(body)}, indent=1) + "\n"
+
+
+def read_meta(data_dir: Path) -> Meta:
+    """What `data_dir` holds.
+
+    Raises:
+        UserError: no meta.json there (usage), or one that is damaged or of another version (bad data).
+    """
+    file = data_dir / META_FILE
+    try:
+        if file.stat().st_size > MAX_META_BYTES:
+            raise damaged(file, "it is far too large")
+        body = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{data_dir} is not prepared data: it has no {META_FILE}",
+            where=str(data_dir),
+            remedy=f"make it with: tiny-transformer prepare --source YOUR_TEXT --out_dir {data_dir}",
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}", exit_code=ExitCode.IO) from None
+    except (ValueError, RecursionError):
+        raise damaged(file, "it is not JSON") from None
+    if not isinstance(body, dict) or body.pop("meta_sha256", None) != _hash(body):
+        raise damaged(file, "its content does not match its own hash")
+    version = body.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise damaged(file, f"it has format {version!r}; this version reads format {FORMAT_VERSION}")
+    names = {field.name for field in fields(Meta)}
+    if set(body) != names or body["dtype"] not in TOKEN_DTYPES:
+        raise damaged(file, "it has not the keys that meta.json has")
+    body["train"], body["val"] = SplitMeta(**body["train"]), SplitMeta(**body["val"])
+    return Meta(**body)
+
+
+def damaged(file: Path, problem: str, *, offset: int | None = None) -> UserError:
+    """The error for a file of prepared data that is not what was written; `offset` in bytes."""
+    return UserError(
+        f"damaged data: {problem}",
+        where=str(file) if offset is None else f"{file}, byte {offset:,}",
+        remedy="make it again: tiny-transformer prepare --overwrite",
+        exit_code=ExitCode.BAD_DATA,
+    )
+
+
+def _hash(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,264 @@
+"""From any source of text to a directory that training reads: `train.bin`, `val.bin`, tokenizer, meta.json.
+
+The directory changes hands in one instant. Everything is written and verified in a hidden directory inside `out_dir`
+(through `storage.publish`); then meta.json, which says where the files stand, is replaced; only then are the files
+moved up to their own names. A reader looks into the hidden directory first, so a `prepare` that dies between two of
+these steps leaves either the old data or the new data, and the next `prepare` moves what is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiny_transformer.data.encode import encode_splits
+from tiny_transformer.data.gather import Gathered, gather
+from tiny_transformer.data.meta import META_FILE, Meta, read_meta
+from tiny_transformer.data.shards import STAGED_PREFIX, staging_dir
+from tiny_transformer.data.sources import Source, open_source
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage import RunLock, atomic_write, publish
+from tiny_transformer.storage.commit import LEFTOVER_PREFIX, remove_tree
+from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, make_tokenizer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TRAINING_SAMPLE_BYTES = 64 * 2**20  # of text a BPE is trained on at most; more hardly changes its merges
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes that come out, apart from the source."""
+
+    tokenizer: str
+    vocab_size: int | None
+    seq_len: int
+    max_bytes: int | None
+    val_fraction: float
+    text_field: str
+
+    def check(self) -> None:
+        """Refuse values that cannot be, before any work."""
+        if not 0 < self.val_fraction < 1:
+            raise UserError(
+                f"val_fraction {self.val_fraction} is not between 0 and 1", remedy="0.02 keeps 2 % of documents"
+            )
+        if self.seq_len < 1:
+            raise UserError(
+                f"seq_len {self.seq_len} is not a positive number of tokens", remedy="256 is a common choice"
+            )
+
+
+def prepare(
+    source: str | Path | Source,
+    *,
+    out_dir: str | Path,
+    tokenizer: str = "bpe",
+    vocab_size: int | None = None,
+    seq_len: int = 512,
+    max_bytes: int | None = None,
+    val_fraction: float = 0.02,
+    text_field: str = "text",
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> Meta:
+    """Turn text into token files in `out_dir`; returns what meta.json says about them.
+
+    When `out_dir` holds the same already (same source, unchanged, and same settings), nothing is done. Other files in
+    `out_dir` are left alone.
+
+    Args:
+        source: a name or path as `open_source` takes it, or an open source (`max_bytes` and `text_field` are then its).
+        out_dir: made if missing.
+        tokenizer: as `make_tokenizer` takes it; `bpe` and `char` are made from this text.
+        vocab_size: for `bpe`; by default chosen from the amount of text.
+        seq_len: length of a training sequence; each split must hold at least one (seq_len + 1 tokens).
+        max_bytes: stop after so many bytes of text.
+        val_fraction: share of the documents kept for validation, chosen by a hash of each.
+        text_field: the field of jsonl, parquet and hub rows that holds the text.
+        overwrite: replace other prepared data; a training that reads it keeps what it has open.
+        on_progress: called with (bytes done, bytes in all or None); every byte counts twice, read and encoded.
+
+    Raises:
+        UserError: see `open_source` and `make_tokenizer`; other data is there already (usage); a split is empty or
+            shorter than one sequence (bad data); `out_dir` is in use (locked) or cannot be written (I/O).
+    """
+    settings = Settings(tokenizer, vocab_size, seq_len, max_bytes, val_fraction, text_field)
+    settings.check()
+    if not isinstance(source, Source):
+        source = open_source(source, text_field=text_field, max_bytes=max_bytes)
+    request = {"source": source.name, "source_fingerprint": _hash(source.fingerprint), **asdict(settings)}
+    out_dir = Path(out_dir)
+    fixed = None if tokenizer in (*TRAINED_KINDS, "auto") else make_tokenizer(tokenizer, vocab_size=vocab_size)
+    if fixed is not None:
+        request["tokenizer_fingerprint"] = fixed.fingerprint
+    if (there := _already_there(out_dir, request, overwrite)) is not None:
+        return there
+    with RunLock(out_dir):
+        _clear_leftovers(out_dir)
+        if (there := _already_there(out_dir, request, overwrite)) is not None:
+            return there
+        staged = staging_dir(out_dir, request)
+        with publish(staged) as staging:
+            meta = _Work(source, settings, staging.path, on_progress).run(fixed, request)
+            staging.write(META_FILE, meta.to_json())
+        atomic_write(out_dir / META_FILE, meta.to_json())  # from here on the new data is what this directory holds
+        _move_up(staged, out_dir)
+    return meta
+
+
+def is_prepared(data_dir: str | Path) -> bool:
+    """Whether there is prepared data, whole or damaged."""
+    return (Path(data_dir) / META_FILE).is_file()
+
+
+def prepare_with_progress(source: str | Path, *, console: Console, out_dir: str | Path, **options: Any) -> Meta:
+    """`prepare` with a progress bar, and a table of what came out; `options` are those of `prepare`."""
+    from tiny_transformer.data.summary import print_summary, progress_bar
+
+    with progress_bar(console) as on_progress:
+        meta = prepare(source, out_dir=out_dir, on_progress=on_progress, **options)
+    print_summary(meta, Path(out_dir), console)
+    return meta
+
+
+class _Work:
+    """One run from documents to token files in a directory that nobody reads yet."""
+
+    def __init__(self, source: Source, settings: Settings, directory: Path, on_progress: Progress | None) -> None:
+        self.source, self.settings, self.directory = source, settings, directory
+        self._on_progress = on_progress
+        self._num_done = 0
+        self._num_total = None if source.total_bytes is None else 2 * source.total_bytes
+
+    def run(self, fixed: Tokenizer | None, request: dict[str, Any]) -> Meta:
+        """Gather, split, make the tokenizer, encode; the gathered texts are removed at the end."""
+        texts = self.directory / "texts"
+        gathered = gather(self.source, texts, self._advance)
+        self._num_total = self._num_done + int(gathered.num_bytes.sum())
+        in_validation = gathered.in_validation(self.settings.val_fraction)
+        self._check_documents(gathered)
+        tokenizer = fixed or self._trained_tokenizer(gathered, in_validation)
+        train, val, num_used_ids = encode_splits(gathered, in_validation, tokenizer, self.directory, self._advance)
+        texts.unlink()
+        tokenizer.save(self.directory)
+        meta = Meta(
+            dtype="uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
+            vocab_size=tokenizer.vocab_size,
+            seq_len=self.settings.seq_len,
+            num_used_ids=num_used_ids,
+            tokenizer=tokenizer.name,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            source=self.source.name,
+            licence=self.source.licence,
+            num_duplicates=gathered.num_duplicates,
+            request=request,
+            train=train,
+            val=val,
+        )
+        self._check_lengths(meta)
+        return meta
+
+    def _advance(self, num_bytes: int) -> None:
+        self._num_done += num_bytes
+        if self._on_progress is not None:
+            total = self._num_total
+            self._on_progress(self._num_done, None if total is None else max(total, self._num_done))
+
+    def _trained_tokenizer(self, gathered: Gathered, in_validation: np.ndarray) -> Tokenizer:
+        """A BPE from (a sample of) the training documents; characters from all, so that none lacks one."""
+        name = self.settings.tokenizer
+        if name == "char":
+            return make_tokenizer(name, texts=gathered.texts(), vocab_size=self.settings.vocab_size)
+        text_bytes = int(gathered.num_bytes[~in_validation].sum())
+        keep = ~in_validation
+        if text_bytes > TRAINING_SAMPLE_BYTES:
+            # The low bits of the hash: the high ones have chosen the validation documents.
+            share = TRAINING_SAMPLE_BYTES / text_bytes
+            keep &= (gathered.hashes & np.uint64(0xFFFF)) < np.uint64(max(1, round(share * 2**16)))
+        return make_tokenizer(
+            name, texts=gathered.texts(keep), vocab_size=self.settings.vocab_size, text_bytes=text_bytes
+        )
+
+    def _check_documents(self, gathered: Gathered) -> None:
+        if len(gathered) > 1:
+            return
+        found = "no text" if len(gathered) == 0 else f"one document of {int(gathered.num_bytes[0]):,} bytes"
+        raise UserError(
+            f"{self.source.name} holds {found}: training and validation need at least one document each",
+            remedy="give more text; in a .txt, a line <|endoftext|> ends a document, and 16 KiB at a blank line do too",
+            exit_code=ExitCode.BAD_DATA,
+        )
+
+    def _check_lengths(self, meta: Meta) -> None:
+        for name, split in (("training", meta.train), ("validation", meta.val)):
+            if split.num_tokens <= self.settings.seq_len:
+                raise UserError(
+                    f"the {name} split has {split.num_tokens:,} tokens ({split.num_documents:,} documents), fewer than "
+                    f"one sequence of {self.settings.seq_len} + 1",
+                    where=self.source.name,
+                    remedy="give more text, a smaller --seq_len, or another --val_fraction "
+                    f"(now {self.settings.val_fraction})",
+                    exit_code=ExitCode.BAD_DATA,
+                )
+
+
+def _already_there(out_dir: Path, request: dict[str, Any], overwrite: bool) -> Meta | None:
+    """The prepared data that answers the request, if it is there; raises when other data is in the way."""
+    if not is_prepared(out_dir):
+        return None
+    try:
+        meta = read_meta(out_dir)
+    except UserError:
+        if overwrite:
+            return None
+        raise
+    if meta.request == request:
+        return meta
+    if overwrite:
+        return None
+    changed = sorted(key for key in request.keys() | meta.request.keys() if request.get(key) != meta.request.get(key))
+    raise UserError(
+        f"{out_dir} already holds other prepared data, from {meta.source} (what differs: {', '.join(changed)})",
+        where=str(out_dir / META_FILE),
+        remedy="--overwrite replaces it, another --out_dir leaves it alone",
+    )
+
+
+def _clear_leftovers(out_dir: Path) -> None:
+    """Finish or remove what a killed `prepare` left behind."""
+    if is_prepared(out_dir):
+        try:
+            _move_up(staging_dir(out_dir, read_meta(out_dir).request), out_dir)
+        except UserError as error:
+            if error.exit_code != ExitCode.BAD_DATA:
+                raise
+    for path in _named_like_ours(out_dir):
+        remove_tree(path)
+
+
+def _named_like_ours(out_dir: Path) -> Iterator[Path]:
+    for path in sorted(out_dir.iterdir()):
+        if path.name.startswith((STAGED_PREFIX, LEFTOVER_PREFIX)):
+            yield path
+
+
+def _move_up(staged: Path, out_dir: Path) -> None:
+    """Move the files of a committed staging directory to their names in `out_dir`; may be broken off and repeated."""
+    if not staged.is_dir():
+        return
+    for path in sorted(staged.iterdir()):
+        path.replace(out_dir / path.name)
+    staged.rmdir()
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(json.dumps(text).encode()).hexdigest()

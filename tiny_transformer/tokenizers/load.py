@@ -1,0 +1,162 @@
+"""Reading a tokenizer from disk, as untrusted input: its size, structure, ids and expressions are checked first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, KNOWN_PATTERNS
+from tiny_transformer.tokenizers.tokenizer import CONFIG_FILE, END_TOKEN, TOKENIZER_FILE, Tokenizer
+
+MAX_FILE_BYTES = 64 * 2**20
+# The two files of a tokenizer older than tokenizer.json, vocabulary and merges, as OpenAI and Hugging Face name them.
+VOCAB_AND_MERGES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+
+
+def load_tokenizer(path: str | Path, *, name: str | None = None) -> Tokenizer:
+    """The tokenizer in a directory (prepared data, a checkpoint, any Hugging Face model) or `tokenizer.json`.
+
+    Args:
+        path: the directory, or the file itself; `tokenizer_config.json` beside it is read when there is one.
+        name: what to call it; by default what it was called when it was saved, else the path.
+
+    Raises:
+        UserError: nothing there (usage), or a file that is too large or is not a tokenizer (bad data).
+    """
+    path = Path(path)
+    directory = path if path.is_dir() else path.parent
+    file = path / TOKENIZER_FILE if path.is_dir() else path
+    config = _read_json(directory / CONFIG_FILE) if (directory / CONFIG_FILE).is_file() else {}
+    name = name or config.get("tiny_transformer_name") or str(path)
+    if file.is_file():
+        content = _read_json(file)
+        where = file
+    else:
+        pairs = [(directory / vocab, directory / merges) for vocab, merges in VOCAB_AND_MERGES]
+        found = [pair for pair in pairs if path.is_dir() and all(part.is_file() for part in pair)]
+        if not found:
+            raise UserError(
+                f"no tokenizer in {path}",
+                where=str(file),
+                remedy=f"give a directory with {TOKENIZER_FILE}, or one of byte, char, bpe, gpt2, qwen3",
+            )
+        content = gpt2_content(*found[0])
+        where = found[0][0]
+    check_content(content, where)
+    return Tokenizer(content, name=name, config=config)
+
+
+def gpt2_content(vocab_file: Path, merges_file: Path) -> dict[str, Any]:
+    """The `tokenizer.json` content of a byte-level BPE given as GPT-2's two files, vocabulary and merges."""
+    vocab = _read_json(vocab_file)
+    lines = _read_text(merges_file).split("\n")
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in merges):
+        raise _bad(merges_file, "a line of the merges is not two tokens with one space between")
+    return byte_level_content(vocab, merges, pattern=GPT2_PATTERN)
+
+
+def byte_level_content(vocab: dict[str, int], merges: list[list[str]], *, pattern: str | None) -> dict[str, Any]:
+    """A byte-level BPE as `tokenizer.json` content; `pattern` cuts the text into words first (None: no cutting)."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    cut_first = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    end_id = vocab.get(END_TOKEN, len(vocab))
+    return tokenizer_content(
+        model={"type": "BPE", "vocab": vocab, "merges": merges},
+        pre_tokenizer=byte_level if pattern is None else cut_first,
+        decoder=byte_level,
+        end_id=end_id,
+    )
+
+
+def tokenizer_content(*, model: dict, pre_tokenizer: dict | None, decoder: dict, end_id: int) -> dict[str, Any]:
+    """`tokenizer.json` content around a model, with `<|endoftext|>` as its only control token."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": end_id, "content": END_TOKEN, **flags, "special": True}],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": {
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            **model,
+        },
+    }
+
+
+def check_content(content: Any, where: Path) -> None:
+    """Refuse what would make a model huge or an encoder hang, before anything is built from it."""
+    model = content.get("model") if isinstance(content, dict) else None
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict | list) or not vocab:
+        raise _bad(where, "it has no model with a vocabulary")
+    if isinstance(vocab, dict):
+        added = content.get("added_tokens") or []
+        if not isinstance(added, list) or not all(isinstance(t, dict) and isinstance(t.get("id"), int) for t in added):
+            raise _bad(where, "its added_tokens are not a list of tokens with an id")
+        ids = set(vocab.values())
+        if not all(type(i) is int for i in ids) or len(ids) != len(vocab):
+            raise _bad(where, "two tokens share an id, or an id is not a whole number")
+        ids.update(token["id"] for token in added)
+        if min(ids) < 0 or max(ids) >= 2 * len(ids):
+            raise _bad(where, f"ids run from {min(ids)} to {max(ids)} for {len(ids)} tokens")
+    for expression in _expressions(content):
+        if expression not in KNOWN_PATTERNS:
+            raise _bad(where, f"it cuts text with an expression we do not know to be safe: {expression[:60]!r}")
+
+
+def _expressions(value: Any) -> list[str]:
+    """Every regular expression in the parts that see text."""
+    found, open_values = [], [value.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")]
+    while open_values:
+        value = open_values.pop()
+        if isinstance(value, dict):
+            found += [str(value["Regex"])] if "Regex" in value else []
+            open_values += value.values()
+        elif isinstance(value, list):
+            open_values += value
+    return found
+
+
+def _read_text(file: Path) -> str:
+    size = file.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise _bad(file, f"it has {size:,} bytes; a tokenizer file has at most {MAX_FILE_BYTES:,}")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _bad(file, f"invalid UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}", exit_code=ExitCode.IO) from None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(file))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _bad(file, f"not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise _bad(file, "not a JSON object")
+    return value
+
+
+def _bad(file: Path, problem: str) -> UserError:
+    return UserError(
+        f"not a usable tokenizer: {problem}",
+        where=str(file),
+        remedy="fetch the file again, or choose another tokenizer (byte, char, bpe)",
+        exit_code=ExitCode.BAD_DATA,
+    )

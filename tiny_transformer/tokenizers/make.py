@@ -1,0 +1,159 @@
+"""Making a tokenizer by name: byte, char or bpe for the text at hand, gpt2 or qwen3 as published, one on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.tokenizers.load import byte_level_content, load_tokenizer, tokenizer_content
+from tiny_transformer.tokenizers.patterns import QWEN2_PATTERN
+from tiny_transformer.tokenizers.published import PUBLISHED, download_tokenizer
+from tiny_transformer.tokenizers.tokenizer import END_TOKEN, Tokenizer
+
+# Made from the text that is being prepared; the others are what they are.
+TRAINED_KINDS = ("bpe", "char")
+MIN_BPE_VOCAB = 256 + 1  # the bytes and the end token
+
+
+def make_tokenizer(
+    name: str, *, texts: Iterable[str] | None = None, vocab_size: int | None = None, text_bytes: int | None = None
+) -> Tokenizer:
+    """The tokenizer called `name`.
+
+    Args:
+        name: `byte`, `char`, `bpe`, `auto` (the same as `bpe`), `gpt2`, `qwen3`, `qwen2.5`, a directory or
+            `tokenizer.json`, `bpe:DIRECTORY`, or a hub id `org/name`.
+        texts: what `char` and `bpe` are made from; not looked at for the others.
+        vocab_size: number of ids of `bpe`, the end token included; by default `choose_vocab_size` of the text.
+        text_bytes: size of the whole text when `texts` is a sample of it; by default the size of `texts`.
+
+    Raises:
+        UserError: no such tokenizer, nothing to train on, no network, or a broken file.
+    """
+    kind, _, directory = name.partition(":")
+    kind = "bpe" if kind == "auto" else kind
+    if vocab_size is not None and kind != "bpe":
+        raise UserError(
+            f"vocab_size {vocab_size} does not apply to the {name} tokenizer",
+            remedy="leave vocab_size out, or use --tokenizer bpe",
+        )
+    if kind == "byte" and not directory:
+        return byte_tokenizer()
+    if kind in TRAINED_KINDS and not directory:
+        if texts is None:
+            raise UserError(
+                f"the {kind} tokenizer is made from text, and there is none here",
+                remedy=f"give a directory that holds one, such as {kind}:DIRECTORY, or use byte",
+            )
+        return char_tokenizer(texts) if kind == "char" else _bpe_from(texts, vocab_size, text_bytes)
+    if kind == "bpe" and vocab_size is not None:
+        raise UserError(
+            f"vocab_size {vocab_size} does not apply to {name}, which is trained already",
+            remedy="leave vocab_size out, or use --tokenizer bpe",
+        )
+    path = Path(directory or name).expanduser()
+    if path.exists():
+        return load_tokenizer(path)
+    if not directory and (name in PUBLISHED or _looks_like_hub_id(name)):
+        return download_tokenizer(name)
+    raise UserError(
+        f"no tokenizer called {name}",
+        remedy="use byte, char, bpe, gpt2, qwen3, or the path of a directory with tokenizer.json",
+    )
+
+
+def byte_tokenizer() -> Tokenizer:
+    """256 byte tokens, id = byte value, and no merges: any text, the longest ids."""
+    vocab = {character: byte for byte, character in enumerate(byte_characters())}
+    return Tokenizer(byte_level_content(vocab, [], pattern=None), name="byte")
+
+
+def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """One id per character of `texts`, in code-point order, then the end token."""
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    if not characters:
+        raise _no_text("char")
+    vocab = {character: i for i, character in enumerate(sorted(characters))}
+    content = tokenizer_content(
+        model={"type": "BPE", "vocab": vocab, "merges": []},
+        pre_tokenizer=None,
+        decoder={"type": "Fuse"},
+        end_id=len(vocab),
+    )
+    return Tokenizer(content, name="char")
+
+
+def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE trained on `texts`, cut into words by Qwen2's expression; the end token has the last id.
+
+    It may end with fewer than `vocab_size` ids: when no pair occurs twice, there is nothing left to merge.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, trainers
+
+    if vocab_size < MIN_BPE_VOCAB:
+        raise UserError(
+            f"vocab_size {vocab_size} is too small for bpe",
+            remedy=f"at least {MIN_BPE_VOCAB}: the 256 bytes and {END_TOKEN}",
+        )
+    untrained = byte_level_content({}, [], pattern=QWEN2_PATTERN)
+    backend = Backend.from_str(json.dumps({**untrained, "added_tokens": []}))
+    backend.model = models.BPE()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        min_frequency=2,
+        initial_alphabet=byte_characters(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    model = json.loads(backend.to_str())["model"]
+    if not model["merges"]:
+        raise _no_text("bpe")
+    return Tokenizer(byte_level_content(model["vocab"], model["merges"], pattern=QWEN2_PATTERN), name="bpe")
+
+
+def choose_vocab_size(text_bytes: int) -> int:
+    """The BPE size for so much text: the power of two nearest to the square root of its bytes, from 512 to 32,768.
+
+    So 1 MB gives 1,024, 16 MB gives 4,096 and 1 GB gives 32,768: each token is then seen often enough to be learnt, and
+    the embedding stays a modest part of a model that such an amount of text can train.
+    """
+    exponent = round(math.log2(max(text_bytes, 1)) / 2)
+    return 2 ** min(max(exponent, 9), 15)
+
+
+def byte_characters() -> list[str]:
+    """The printable character that stands for each byte in a byte-level BPE, by byte value (GPT-2's table).
+
+    Bytes that print as Latin-1 stand for themselves; the others are numbered from U+0100 in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def _bpe_from(texts: Iterable[str], vocab_size: int | None, text_bytes: int | None) -> Tokenizer:
+    if vocab_size is None:
+        if text_bytes is None:
+            texts = list(texts)
+            text_bytes = sum(len(text.encode("utf-8", errors="replace")) for text in texts)
+        vocab_size = choose_vocab_size(text_bytes)
+    return bpe_tokenizer(texts, vocab_size)
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(part and part.strip(".") for part in parts)
+
+
+def _no_text(kind: str) -> UserError:
+    return UserError(
+        f"there is no text to make a {kind} tokenizer from",
+        remedy="give more text, or use --tokenizer byte",
+        exit_code=ExitCode.BAD_DATA,
+    )

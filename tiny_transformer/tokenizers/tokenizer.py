@@ -1,0 +1,193 @@
+"""The one tokenizer class: a Hugging Face tokenizer, plus the promises that training and generation need.
+
+The promises: text never becomes a control token, a character outside the vocabulary is an error with its place and
+never a silent gap, the content has a fingerprint, and what is saved is opened by other programs as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.tokenizers.streaming import StreamDecoder
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END_TOKEN = "<|endoftext|>"
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+# The parts of tokenizer.json that decide which ids a text gets and which text ids give.
+CONTENT_KEYS = ("added_tokens", "decoder", "model", "normalizer", "post_processor", "pre_tokenizer")
+# What other tokenizers call the token after a document, looked for when there is no `<|endoftext|>`.
+OTHER_END_TOKENS = ("</s>", "<|end_of_text|>", "<eos>", "<｜end▁of▁sentence｜>")
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Args:
+        content: a parsed `tokenizer.json`.
+        name: what the user asked for (`bpe`, `qwen3`, a path); shown, and kept in `meta.json`.
+        config: a parsed `tokenizer_config.json`, saved again as it came; one is written when there was none.
+
+    Raises:
+        UserError: the content is not a tokenizer, or it has no token to end a document with.
+    """
+
+    def __init__(self, content: dict[str, Any], *, name: str, config: dict[str, Any] | None = None) -> None:
+        self.name, self._content, self._config = name, content, dict(config or {})
+        self._backend = _build_backend(content, name)
+        self._ids = self._backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self._ids.values()) + 1
+        added = content.get("added_tokens") or []
+        self._special_ids = frozenset(token["id"] for token in added if token["special"])
+        self.end_id = self._find_end_id()
+        self.begin_id = self._find_begin_id()
+        self._characters = _characters_of(content)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.name!r}, vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]!r})"
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token by its spelling, control tokens included; None when there is no such token."""
+        return self._ids.get(token)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`: no begin or end token is added, and the spelling of a control token is encoded as plain text.
+
+        Raises:
+            UserError: `text` has a character that the vocabulary lacks (it names the character and its position), or
+                half of a surrogate pair.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of every text, on all cores; the same as `encode` one by one."""
+        for text in texts:
+            self._check_characters(text)
+        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `ids`. Bytes that are not UTF-8 become U+FFFD; control tokens are left out unless asked for."""
+        if skip_special_tokens:
+            ids = (i for i in ids if i not in self._special_ids)
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A decoder that takes one id at a time and never gives half a character."""
+        return StreamDecoder(self)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the id is a control token (hidden by `decode`)."""
+        return token_id in self._special_ids
+
+    def is_byte_piece(self, token_id: int) -> bool:
+        """Whether the id is a byte-fallback piece `<0xNN>`, of which several make one character."""
+        token = self._backend.id_to_token(token_id) or ""
+        return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that decides ids and text; equal content in another order is equal."""
+        content = {key: self._content.get(key) for key in CONTENT_KEYS}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    def save(self, directory: str | Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer opens as they are."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for file_name, value in ((TOKENIZER_FILE, self._content), (CONFIG_FILE, self._config_to_save())):
+            text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+            (directory / file_name).write_text(text, encoding="utf-8", newline="\n")
+
+    def _config_to_save(self) -> dict[str, Any]:
+        end = self._backend.id_to_token(self.end_id)
+        default = {
+            # The class that takes tokenizer.json at its word, in transformers 4 and 5 alike.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": end,
+            "pad_token": end,
+            "clean_up_tokenization_spaces": False,
+            "add_prefix_space": False,
+        }
+        return {**default, "tiny_transformer_name": self.name, **self._config}
+
+    def _find_end_id(self) -> int:
+        declared = self._config.get("eos_token")
+        declared = declared.get("content") if isinstance(declared, dict) else declared
+        for token in (END_TOKEN, declared, *OTHER_END_TOKENS):
+            if token in self._ids:
+                return self._ids[token]
+        raise UserError(
+            f"the tokenizer {self.name} has no token that ends a document",
+            where=TOKENIZER_FILE,
+            remedy=f"name one as eos_token in {CONFIG_FILE}, or add {END_TOKEN} to its added_tokens",
+            exit_code=ExitCode.BAD_DATA,
+        )
+
+    def _find_begin_id(self) -> int | None:
+        """The id that the tokenizer's own template puts before a text, if it does."""
+        first = self._backend.encode("", add_special_tokens=True).ids[:1]
+        return first[0] if first and first[0] != self.end_id else None
+
+    def _check_characters(self, text: str) -> None:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the text has half of a surrogate pair (U+{ord(text[error.start]):04X}), which is no character",
+                where=f"position {error.start} of the text",
+                remedy="save the text as UTF-8 and try again",
+                exit_code=ExitCode.BAD_DATA,
+            ) from None
+        if self._characters is None:
+            return
+        unknown = set(text) - self._characters
+        if unknown:
+            position = min(text.index(character) for character in unknown)
+            raise UserError(
+                f"the character {text[position]!r} (U+{ord(text[position]):04X}) is not in the vocabulary of the "
+                f"{self.name} tokenizer",
+                where=f"position {position} of the text",
+                remedy=f"leave it out; the {len(self._characters)} characters known are those of the training text",
+                exit_code=ExitCode.BAD_DATA,
+            )
+
+
+def _build_backend(content: dict[str, Any], name: str) -> tokenizers.Tokenizer:
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        backend = Backend.from_str(json.dumps(content))
+    except Exception as error:  # the library raises plain Exception for every kind of malformed content
+        raise UserError(
+            f"the tokenizer {name} cannot be built: {error}",
+            where=TOKENIZER_FILE,
+            remedy="fetch the file again, or choose another tokenizer",
+            exit_code=ExitCode.BAD_DATA,
+        ) from None
+    backend.no_truncation()
+    backend.no_padding()
+    # Only tokens marked special can be kept from matching inside text, so in memory every control token is marked.
+    # Runs of blanks, which some tokenizers list as added tokens, are text and stay as they are.
+    control = [t["content"] for t in content.get("added_tokens") or [] if t["content"].strip(" \t\r\n▁")]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _characters_of(content: dict[str, Any]) -> frozenset[str] | None:
+    """All characters a text may hold, when the model drops others silently (a character vocabulary); else None."""
+    model = content["model"]
+    whole_text = content.get("pre_tokenizer") is None and content.get("normalizer") is None
+    if model.get("type") == "BPE" and whole_text and not model["merges"] and model.get("unk_token") is None:
+        return frozenset(token for token in model["vocab"] if len(token) == 1)
+    return None
