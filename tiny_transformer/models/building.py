@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config
 
@@ -30,13 +31,8 @@ def empty_model(
 ) -> AnyModel:
     """A model whose weights are allocated but not set. Leaves the global random-number generator alone."""
     module = import_module(f"tiny_transformer.models.{config.model_type}.model")
-    with torch.device("meta"):
-        model = getattr(module, _CLASSES[config.model_type])(config, dropout=dropout)
-    model.to(dtype)
-    if torch.device(device).type != "meta":
-        model.to_empty(device=device)
-    model.tie_weights()  # to_empty gives every name memory of its own
-    return model
+    with torch.device(device), _NoInitialisation():
+        return getattr(module, _CLASSES[config.model_type])(config, dropout=dropout).to(dtype)
 
 
 def build_model(
@@ -65,6 +61,16 @@ def build_model(
     for name, parameter in model.named_parameters():
         initialise(name, parameter, std=config.initializer_range, generator=generator, zero_residual=zero_residual)
     return model
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leave out what `torch.nn.init` does while layers are constructed: it costs time and draws random numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @torch.no_grad()

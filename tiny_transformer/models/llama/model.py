@@ -137,7 +137,8 @@ class LlamaForCausalLM(nn.Module):
         self.config = config
         self.model = LlamaDecoder(config, dropout=dropout)
         self.lm_head = nn.Linear(config.hidden_size, self.model.embed_tokens.num_embeddings, bias=False)
-        self.tie_weights()
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     @classmethod
     def from_config(cls, config: LlamaConfig | dict[str, Any], *, dropout: float = 0.0) -> Self:
@@ -146,11 +147,6 @@ class LlamaForCausalLM(nn.Module):
         if not isinstance(shape, LlamaConfig):
             raise ValueError(f"{cls.__name__} needs a LlamaConfig, not a {type(shape).__name__}")
         return cls(shape, dropout=dropout)
-
-    def tie_weights(self) -> None:
-        """Make the head the embedding itself, if the config says so. To be repeated where parameters were replaced."""
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
         self,

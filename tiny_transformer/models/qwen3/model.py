@@ -135,7 +135,8 @@ class Qwen3ForCausalLM(nn.Module):
         self.config = config
         self.model = Qwen3Decoder(config, dropout=dropout)
         self.lm_head = nn.Linear(config.hidden_size, self.model.embed_tokens.num_embeddings, bias=False)
-        self.tie_weights()
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     @classmethod
     def from_config(cls, config: Qwen3Config | dict[str, Any], *, dropout: float = 0.0) -> Self:
@@ -144,11 +145,6 @@ class Qwen3ForCausalLM(nn.Module):
         if not isinstance(shape, Qwen3Config):
             raise ValueError(f"{cls.__name__} needs a Qwen3Config, not a {type(shape).__name__}")
         return cls(shape, dropout=dropout)
-
-    def tie_weights(self) -> None:
-        """Make the head the embedding itself, if the config says so. To be repeated where parameters were replaced."""
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
         self,
