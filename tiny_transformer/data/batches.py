@@ -7,18 +7,19 @@ of the batch, sees the same examples in every step, and resuming needs the step 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 
 from tiny_transformer.data.order import Permutation
+from tiny_transformer.data.packing import IGNORE_INDEX, BestFit, Concatenated, Packing
 from tiny_transformer.data.shards import TokenFile
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import UserError
 
-IGNORE_INDEX = -100
+__all__ = ["IGNORE_INDEX", "Batch", "Batches", "evaluation_batches"]
 
 
 @dataclass(frozen=True)
@@ -43,40 +44,33 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def rows(self, start: int, stop: int) -> Batch:
-        """Rows start to stop as a batch of their own."""
-        part = self._each(lambda tensor: tensor[start:stop])
-        return replace(part, num_tokens=int((part.labels != IGNORE_INDEX).sum()))
+        def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
 
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return replace(
-            self,
-            input_ids=change(self.input_ids),
-            labels=change(self.labels),
-            sample_ids=change(self.sample_ids),
-            doc_ids=None if self.doc_ids is None else change(self.doc_ids),
-            positions=None if self.positions is None else change(self.positions),
+        return Batch(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            num_tokens=self.num_tokens,
+            sample_ids=self.sample_ids,
+            doc_ids=move(self.doc_ids),
+            positions=move(self.positions),
         )
 
 
 class Batches:
-    """Training batches: windows of `seq_len` + 1 tokens, every token a target exactly once per epoch.
-
-    Window i is tokens i * seq_len .. i * seq_len + seq_len; neighbours share one token, which is the last target of one
-    and the first input of the other. Documents are joined by their end tokens. The last few tokens of the file, fewer
-    than a window, are left out.
+    """Training batches.
 
     Args:
         tokens: the split to read.
         seq_len: T.
         global_batch_size: rows of one step over all processes.
         seed: of the order.
+        packing: `concat` or `documents`; see `packing`.
         rank, world_size: which equal part of each batch this process takes.
 
     Raises:
-        UserError: the split is shorter than one window.
+        UserError: the split is shorter than one sequence, or the batch cannot be shared equally.
     """
 
     def __init__(
@@ -86,6 +80,7 @@ class Batches:
         seq_len: int,
         global_batch_size: int,
         seed: int,
+        packing: str = "concat",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -94,11 +89,9 @@ class Batches:
                 f"a batch of {global_batch_size} sequences cannot be shared equally by {world_size} processes",
                 remedy="choose a batch size that is a multiple of the number of processes",
             )
-        self.num_examples = (len(tokens) - 1) // seq_len
-        if self.num_examples < 1:
-            raise too_short(tokens, seq_len)
-        self.seq_len, self.global_batch_size = seq_len, global_batch_size
-        self._tokens, self._seed = tokens, seed
+        self._examples = _pack(tokens, seq_len, packing, keep_rest=False)
+        self.seq_len, self.global_batch_size, self._seed = seq_len, global_batch_size, seed
+        self.num_examples = len(self._examples)
         self._local_rows = global_batch_size // world_size
         self._first_row = rank * self._local_rows
 
@@ -113,68 +106,59 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of update number `step`, counted from 0."""
-        sample_ids = self._sample_ids(step)
-        rows = [self._window(int(i)) for i in sample_ids]
-        return _make_batch(np.stack(rows), sample_ids)
+        return _make_batch(self._examples, self._sample_ids(step))
 
     def micro_batches(self, step: int, micro_batch_size: int) -> Iterator[Batch]:
         """The same rows in the same order, `micro_batch_size` at a time; the last may have fewer."""
-        batch = self.batch(step)
-        for start in range(0, self._local_rows, micro_batch_size):
-            yield batch.rows(start, min(start + micro_batch_size, self._local_rows))
+        sample_ids = self._sample_ids(step)
+        for start in range(0, len(sample_ids), micro_batch_size):
+            yield _make_batch(self._examples, sample_ids[start : start + micro_batch_size])
 
     def _sample_ids(self, step: int) -> np.ndarray:
         first = step * self.global_batch_size + self._first_row
-        places = np.arange(first, first + self._local_rows, dtype=np.int64)
-        epochs, places = np.divmod(places, self.num_examples)
+        epochs, places = np.divmod(np.arange(first, first + self._local_rows), self.num_examples)
         sample_ids = np.empty_like(places)
         for epoch in np.unique(epochs):
             now = epochs == epoch
             sample_ids[now] = _permutation(self.num_examples, self._seed, int(epoch))(places[now])
         return sample_ids
 
-    def _window(self, i: int) -> np.ndarray:
-        return self._tokens.read(i * self.seq_len, (i + 1) * self.seq_len + 1)
 
-
-def evaluation_batches(tokens: TokenFile, *, seq_len: int, batch_size: int) -> Iterator[Batch]:
-    """The whole split in order, every token but the first a target exactly once; the last window is padded.
+def evaluation_batches(tokens: TokenFile, *, seq_len: int, batch_size: int, packing: str = "concat") -> Iterator[Batch]:
+    """The whole split in order, each target once; with `concat` the last row is padded.
 
     Raises:
         UserError: the split has fewer than two tokens.
     """
-    if len(tokens) < 2:
-        raise too_short(tokens, 1)
-    num_windows = -(-(len(tokens) - 1) // seq_len)
-    for first in range(0, num_windows, batch_size):
-        sample_ids = np.arange(first, min(first + batch_size, num_windows), dtype=np.int64)
-        rows = np.full((len(sample_ids), seq_len + 1), IGNORE_INDEX, dtype=np.int64)
-        for row, i in zip(rows, sample_ids, strict=True):
-            window = tokens.read(int(i) * seq_len, min((int(i) + 1) * seq_len + 1, len(tokens)))
-            row[: len(window)] = window
-        yield _make_batch(rows, sample_ids)
+    examples = _pack(tokens, seq_len, packing, keep_rest=True)
+    for first in range(0, len(examples), batch_size):
+        yield _make_batch(examples, np.arange(first, min(first + batch_size, len(examples))))
 
 
-def too_short(tokens: TokenFile, seq_len: int) -> UserError:
-    """The error for a split that has no whole window."""
-    return UserError(
-        f"{tokens.path.name} has {len(tokens):,} tokens, fewer than one sequence of {seq_len} + 1",
-        where=str(tokens.path),
-        remedy="prepare more text, or train with a smaller data.seq_len",
-        exit_code=ExitCode.BAD_DATA,
-    )
+def _pack(tokens: TokenFile, seq_len: int, packing: str, *, keep_rest: bool) -> Packing:
+    if packing == "concat":
+        return Concatenated(tokens, seq_len, keep_rest=keep_rest)
+    if packing == "documents":
+        return BestFit(tokens, seq_len)
+    raise UserError(f"no packing called {packing!r}", remedy="choose concat or documents")
 
 
-def _make_batch(rows: np.ndarray, sample_ids: np.ndarray) -> Batch:
-    """Inputs and targets from windows (B, T + 1), in which `IGNORE_INDEX` marks the padding at the end."""
-    rows = rows.astype(np.int64)
-    labels = np.ascontiguousarray(rows[:, 1:])
+def _make_batch(examples: Packing, sample_ids: np.ndarray) -> Batch:
+    rows = [examples[int(i)] for i in sample_ids]
+    labels = _stack([row.labels for row in rows])
+    packed = rows[0].doc_ids is not None
     return Batch(
-        input_ids=torch.from_numpy(np.maximum(rows[:, :-1], 0)),  # padding is read as token 0, and never scored
-        labels=torch.from_numpy(labels),
+        input_ids=_stack([row.input_ids for row in rows]),
+        labels=labels,
         num_tokens=int((labels != IGNORE_INDEX).sum()),
         sample_ids=torch.from_numpy(sample_ids),
+        doc_ids=_stack([row.doc_ids for row in rows]) if packed else None,
+        positions=_stack([row.positions for row in rows]) if packed else None,
     )
+
+
+def _stack(arrays: list) -> torch.Tensor:
+    return torch.from_numpy(np.stack(arrays))
 
 
 @lru_cache(maxsize=4)

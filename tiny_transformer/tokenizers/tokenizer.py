@@ -89,6 +89,8 @@ class Tokenizer:
 
     def is_byte_piece(self, token_id: int) -> bool:
         """Whether the id is a byte-fallback piece `<0xNN>`, of which several make one character."""
+        if not self._content["model"].get("byte_fallback"):
+            return False
         token = self._backend.id_to_token(token_id) or ""
         return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
