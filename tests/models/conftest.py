@@ -44,6 +44,18 @@ def shaken_model(config: LlamaConfig | Qwen3Config, *, seed: int = 0, **argument
     return model.eval()
 
 
+@pytest.fixture(scope="session")
+def all_configs() -> dict[str, LlamaConfig | Qwen3Config]:
+    """The whole table by name."""
+    return CONFIGS
+
+
+@pytest.fixture(scope="session")
+def shake():
+    """`shake(config, seed=0, **build_model arguments)`: a model with every parameter off its initial value."""
+    return shaken_model
+
+
 @pytest.fixture(params=CONFIGS)
 def config(request: pytest.FixtureRequest) -> LlamaConfig | Qwen3Config:
     """Each model and variant in turn."""

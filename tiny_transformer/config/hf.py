@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from reprlib import repr as short
 from typing import Any
 
 from pydantic import ValidationError
@@ -37,25 +39,17 @@ _HF_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # Keys with one supported value, which is also what their absence means.
 _ONLY: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_act": "silu", "mlp_bias": False},
+    "llama": {"hidden_act": "silu", "mlp_bias": False, "rope_interleaved": False},
     "mistral": {"hidden_act": "silu"},
     "stablelm": {"hidden_act": "silu", "use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False},
     "qwen3": {"hidden_act": "silu"},
 }
 # Keys that do not change what a forward pass computes.
 _HARMLESS = {
-    *(
-        "model_type",
-        "architectures",
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "_name_or_path",
-        "unsloth_version",
-    ),
+    *("model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type", "pretraining_tp"),
     *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward"),
-    *("attention_dropout", "hidden_dropout", "is_encoder_decoder"),
+    *("attention_dropout", "hidden_dropout", "is_encoder_decoder", "is_llama_config", "transformers.js_config"),
 }
 # Keys that `_rope_theta` judges.
 _ROPE = {"rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor"}
@@ -74,14 +68,18 @@ def config_from_hf(hf: dict[str, Any], where: str) -> LlamaConfig | Qwen3Config:
     """
     model_type = hf.get("model_type")
     if not isinstance(model_type, str) or model_type not in _HF_DEFAULTS:
-        raise _bad_config(f"model_type {model_type!r} is not supported", where, f"supported: {', '.join(_HF_DEFAULTS)}")
+        raise _bad_config(
+            f"model_type {short(model_type)} is not supported", where, f"supported: {', '.join(_HF_DEFAULTS)}"
+        )
     for key, value in _ONLY[model_type].items():
         if hf.get(key, value) != value:
-            raise _bad_config(f"{key} {hf[key]!r} is not supported", where, f"for {model_type} only {key} {value!r}")
+            raise _bad_config(
+                f"{key} {short(hf[key])} is not supported", where, f"for {model_type} only {key} {value!r}"
+            )
     defaults = _HF_DEFAULTS[model_type]
     if unknown := hf.keys() - defaults - _ONLY[model_type].keys() - _ROPE - _HARMLESS:
         raise _bad_config(
-            f"{model_type} with {', '.join(sorted(unknown))} is not supported", where, "remove keys that have no effect"
+            f"{model_type} with {_some(unknown)} is not supported", where, "remove keys that have no effect"
         )
     values = {key: hf.get(key, default) for key, default in defaults.items()}
     values["rope_theta"] = _rope_theta(hf, where)
@@ -96,7 +94,9 @@ def config_from_hf(hf: dict[str, Any], where: str) -> LlamaConfig | Qwen3Config:
     except ValidationError as error:
         first = error.errors()[0]
         problem = (
-            f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}" if first["loc"] else first["msg"]
+            f"{'.'.join(map(str, first['loc']))} {short(first['input'])}: {first['msg']}"
+            if first["loc"]
+            else first["msg"]
         )
         raise _bad_config(problem.replace("Value error, ", ""), where, "this shape cannot be opened here") from None
 
@@ -107,29 +107,36 @@ def _rope_theta(hf: dict[str, Any], where: str) -> float:
     for name in ("rope_parameters", "rope_scaling"):
         given = hf.get(name) or {}
         if not isinstance(given, dict):
-            raise _bad_config(f"{name} {given!r} is not a mapping", where, "leave it out for plain RoPE")
+            raise _bad_config(f"{name} {short(given)} is not a mapping", where, "leave it out for plain RoPE")
         rope |= given
     kind = rope.pop("type", rope.pop("rope_type"))
     if kind != "default":
-        raise _bad_config(f"rope_type {kind!r} is not supported", where, "only rope_type 'default' (no scaling)")
+        raise _bad_config(f"rope_type {short(kind)} is not supported", where, "only rope_type 'default' (no scaling)")
     factor = rope.pop(
         "partial_rotary_factor", hf.get("partial_rotary_factor", 0.25 if hf["model_type"] == "stablelm" else 1.0)
     )
     if factor != 1.0:
         raise _bad_config(
-            f"partial_rotary_factor {factor!r} is not supported", where, "only 1.0 (the whole head is rotated)"
+            f"partial_rotary_factor {short(factor)} is not supported", where, "only 1.0 (the whole head is rotated)"
         )
     theta = rope.pop("rope_theta", hf.get("rope_theta", 10_000.0))
     if hf.get("rope_theta", theta) != theta:
         # transformers 5 would use one and 4.57 the other
         raise _bad_config(
-            f"rope_theta {hf['rope_theta']!r} and the {theta!r} of rope_parameters disagree", where, "make them equal"
+            f"rope_theta {short(hf['rope_theta'])} and the {short(theta)} of rope_parameters disagree",
+            where,
+            "make them equal",
         )
     if rope:
-        raise _bad_config(
-            f"RoPE with {', '.join(sorted(rope))} is not supported", where, "only rope_type and rope_theta"
-        )
+        raise _bad_config(f"RoPE with {_some(rope)} is not supported", where, "only rope_type and rope_theta")
     return theta
+
+
+def _some(keys: Iterable[str]) -> str:
+    """The first keys, cut short where a hostile file has many or long ones."""
+    names = sorted(keys)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(name[:40] for name in names[:3]) + more
 
 
 def _bad_config(what: str, where: str, remedy: str) -> UserError:

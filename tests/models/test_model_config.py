@@ -1,0 +1,205 @@
+"""What a model's shape may be, what is refused with which words, and how config.json is read and written."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from tiny_transformer.config.hf import config_from_hf
+from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config
+from tiny_transformer.errors import ExitCode, UserError
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("config_class", "arguments", "words"),
+    [
+        (LlamaConfig, {"hidden_size": 250}, ["hidden_size 250", "num_attention_heads 8", "248 or 256"]),
+        (LlamaConfig, {"hidden_size": 5}, ["hidden_size 5", "nearest: 8"]),
+        (LlamaConfig, {"hidden_size": 24}, ["hidden_size 24", "head_dim 3", "odd", "16 or 32"]),
+        (LlamaConfig, {"hidden_size": 250, "head_dim": 32}, ["hidden_size 250", "248 or 256", "model_type qwen3"]),
+        (Qwen3Config, {"head_dim": 33}, ["head_dim 33", "odd", "32 or 34"]),
+        (Qwen3Config, {"num_attention_heads": 6, "head_dim": 8}, ["num_key_value_heads 4", "heads 6", "1, 2, 3, 6"]),
+        (LlamaConfig, {"norm_type": "layernorm", "sliding_window": 7}, ["layernorm", "sliding_window 7", "mistral"]),
+        (LlamaConfig, {"norm_type": "layernorm", "attention_bias": True}, ["layernorm", "attention_bias", "stablelm"]),
+        (LlamaConfig, {"norm_type": "layernorm", "head_dim": 16}, ["head_dim 16", "layernorm", "here 32"]),
+        (LlamaConfig, {"sliding_window": 7, "attention_bias": True}, ["attention_bias", "sliding_window 7", "mistral"]),
+        (Qwen3Config, {"sliding_window": 7}, ["sliding_window 7", "use_sliding_window true"]),
+        (Qwen3Config, {"use_sliding_window": True}, ["use_sliding_window true needs sliding_window"]),
+        (Qwen3Config, {"layer_types": ["full_attention"]}, ["layer_types has 1 entries", "num_hidden_layers 6"]),
+        (Qwen3Config, {"layer_types": ["sliding_attention"] * 6}, ["sliding_attention", "use_sliding_window true"]),
+        (Qwen3Config, {"layer_types": ["linear_attention"]}, ["layer_types.0", "full_attention"]),
+        (LlamaConfig, {"hidden_sise": 64}, ["hidden_sise", "Extra inputs"]),
+        (LlamaConfig, {"num_hidden_layers": 10**9}, ["num_hidden_layers", "1024"]),
+        (LlamaConfig, {"rope_theta": float("nan")}, ["rope_theta"]),
+        (LlamaConfig, {"rms_norm_eps": 0}, ["rms_norm_eps", "greater than 0"]),
+        (LlamaConfig, {"norm_type": "batchnorm"}, ["norm_type", "rmsnorm", "layernorm"]),
+    ],
+)
+def test_an_impossible_shape_is_refused_by_name_and_value(config_class, arguments, words):
+    with pytest.raises(ValidationError) as caught:
+        config_class(**arguments)
+    assert caught.value.error_count() == 1
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_one_mistake_gives_one_message():
+    with pytest.raises(ValidationError) as caught:
+        LlamaConfig(hidden_size=-3)
+    assert [error["loc"] for error in caught.value.errors()] == [("hidden_size",)]
+
+
+def test_head_dim_is_resolved_and_stored():
+    assert LlamaConfig(hidden_size=96, num_attention_heads=8).head_dim == 12
+    assert Qwen3Config(hidden_size=96, num_attention_heads=8, head_dim=None).model_dump()["head_dim"] == 12
+    assert Qwen3Config(hidden_size=100, num_attention_heads=8, head_dim=16).head_dim == 16
+
+
+def test_layer_types_are_resolved_and_stored():
+    full, sliding = "full_attention", "sliding_attention"
+    assert Qwen3Config(num_hidden_layers=2).layer_types == (full, full)
+    late = Qwen3Config(num_hidden_layers=3, use_sliding_window=True, sliding_window=8, max_window_layers=2)
+    assert late.layer_types == (full, full, sliding)
+    own = {"layer_types": [sliding, full, sliding], "use_sliding_window": True, "sliding_window": 8}
+    assert Qwen3Config(num_hidden_layers=3, **own).layer_types == (sliding, full, sliding)
+
+
+def test_model_type_chooses_the_architecture_and_its_keys():
+    adapter = TypeAdapter(ModelConfig)
+    assert isinstance(adapter.validate_python({"model_type": "qwen3", "max_window_layers": 1}), Qwen3Config)
+    with pytest.raises(ValidationError, match="max_window_layers"):
+        adapter.validate_python({"model_type": "llama", "max_window_layers": 1})
+
+
+def test_every_key_is_documented():
+    for config_class in (LlamaConfig, Qwen3Config):
+        for name, field in config_class.model_fields.items():
+            assert field.description and field.description.endswith("."), name
+
+
+def test_a_config_survives_config_json(config):
+    assert config_from_hf(config.to_hf(), "x") == config
+    assert config_from_hf(config.to_hf(dtype="bfloat16", eos_token_id=[1, 2], pad_token_id=0), "x") == config
+
+
+def test_both_generations_of_readers_find_their_keys(config):
+    hf = config.to_hf(dtype="bfloat16", eos_token_id=5)
+    assert hf["rope_theta"] == hf["rope_parameters"]["rope_theta"] == 5000.0
+    assert hf["dtype"] == hf["torch_dtype"] == "bfloat16"
+    assert (hf["bos_token_id"], hf["eos_token_id"], hf["pad_token_id"]) == (None, 5, None)
+    assert hf["vocab_size"] == 61 and hf["architectures"][0].lower().startswith(hf["model_type"])
+
+
+def test_token_ids_are_named_exactly():
+    with pytest.raises(TypeError, match="end_token_id"):
+        LlamaConfig().to_hf(end_token_id=3)
+
+
+def test_the_classic_decoder_is_written_as_the_type_that_computes_the_same():
+    assert LlamaConfig().to_hf()["model_type"] == "llama"
+    assert LlamaConfig(sliding_window=9).to_hf()["model_type"] == "mistral"
+    assert LlamaConfig(norm_type="layernorm").to_hf()["model_type"] == "stablelm"
+
+
+def test_absent_keys_take_hugging_face_defaults_not_ours():
+    assert config_from_hf({"model_type": "llama"}, "x") == LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )
+    assert config_from_hf({"model_type": "mistral"}, "x").sliding_window == 4096
+    qwen = config_from_hf({"model_type": "qwen3"}, "x")
+    assert (qwen.head_dim, qwen.num_key_value_heads, qwen.sliding_window, qwen.rope_theta) == (128, 32, None, 10_000.0)
+    stablelm = config_from_hf({"model_type": "stablelm", "partial_rotary_factor": 1.0}, "x")
+    assert (stablelm.norm_type, stablelm.rms_norm_eps, stablelm.head_dim) == ("layernorm", 1e-5, 80)
+
+
+def test_defaults_are_those_of_the_installed_transformers():
+    transformers = pytest.importorskip("transformers")
+    for name in ("LlamaConfig", "MistralConfig", "Qwen3Config"):
+        theirs = getattr(transformers, name)()
+        assert config_from_hf({"model_type": theirs.model_type}, "x") == config_from_hf(theirs.to_dict(), "x")
+    theirs = transformers.StableLmConfig(partial_rotary_factor=1.0)
+    assert config_from_hf({"model_type": "stablelm", "partial_rotary_factor": 1.0}, "x") == config_from_hf(
+        theirs.to_dict(), "x"
+    )
+
+
+def test_a_released_qwen3_config_is_read():
+    released = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 1024,
+        "initializer_range": 0.02,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 28,
+        "model_type": "qwen3",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.51.0",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+    }
+    config = config_from_hf(released, "x")
+    assert isinstance(config, Qwen3Config)
+    assert (config.rope_theta, config.head_dim, config.sliding_window) == (1e6, 128, None)
+    assert set(config.layer_types) == {"full_attention"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "gpt2"}, ["'gpt2'", "llama, mistral, stablelm, qwen3"]),
+        ({"model_type": None}, ["None", "llama"]),
+        ({"model_type": ["llama"]}, ["['llama']"]),
+        ({"hidden_act": "gelu"}, ["hidden_act 'gelu'", "silu"]),
+        ({"mlp_bias": True}, ["mlp_bias True"]),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_type 'linear'"]),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ["rope_type 'yarn'"]),
+        ({"rope_parameters": {"rope_theta": 5.0, "factor": 4.0}}, ["RoPE with factor"]),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, ["RoPE with full_attention"]),
+        ({"rope_parameters": [1]}, ["rope_parameters [1]"]),
+        ({"rope_theta": 10000.0, "rope_parameters": {"rope_theta": 1e6}}, ["10000.0", "1000000.0", "disagree"]),
+        ({"rope_theta": "many"}, ["rope_theta 'many'"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor 0.5"]),
+        ({"model_type": "stablelm"}, ["partial_rotary_factor 0.25"]),
+        ({"model_type": "stablelm", "partial_rotary_factor": 1.0, "use_qkv_bias": True}, ["use_qkv_bias True"]),
+        ({"auto_map": {"AutoModel": "x.py"}, "quantization_config": {}}, ["auto_map, quantization_config"]),
+        ({"sliding_window": 4}, ["llama with sliding_window"]),
+        ({"num_hidden_layers": -1}, ["num_hidden_layers -1"]),
+        ({"hidden_size": 10**30}, ["hidden_size 1000"]),
+        ({"hidden_size": "big"}, ["hidden_size 'big'"]),
+        ({"hidden_act": "x" * 10_000}, ["hidden_act 'xxx"]),
+        ({"model_type": ["llama"] * 10_000}, ["['llama'"]),
+        ({f"key{i}": 0 for i in range(10_000)}, ["key0, key1, key10 and 9997 more"]),
+        ({"num_key_value_heads": 3}, ["num_key_value_heads 3", "1, 2, 4, 8"]),
+    ],
+)
+def test_a_config_json_we_do_not_compute_is_refused(change, words):
+    with pytest.raises(UserError) as caught:
+        config_from_hf({**LLAMA, **change}, "dir/config.json")
+    assert caught.value.exit_code == ExitCode.BAD_DATA and caught.value.where == "dir/config.json"
+    for word in words:
+        assert word in str(caught.value)
+    assert len(caught.value.lines()) == 3 and all(len(line) < 250 for line in caught.value.lines())
