@@ -1,19 +1,20 @@
 """What a power cut may leave on the disk, worked out from the operations of a save.
 
-The model grants the disk only what fsync brought there: a file's bytes by an fsync of the file, a directory's entries by an
-fsync of that directory. Everything else may or may not have arrived, each entry and each file on its own; bytes that were
-not brought to the disk may also be zeros (the length arrived before the data, as measured on ext4).
+The model grants the disk only what fsync brought there: a file's bytes by an fsync of the file, a directory's entries
+by an fsync of that directory. Everything else may or may not have arrived, each entry and each file on its own; bytes
+that were not brought to the disk may also be zeros (the length arrived before the data, as measured on ext4).
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from storage_harness import Watched
+from storage_harness import Acknowledged, Watched, new_run, save, violations
 
 Tree = dict[str, Any]  # name -> bytes (a file), str (a link) or Tree
 
@@ -134,3 +135,31 @@ def build(tree: Tree, path: Path) -> None:
             (path / name).symlink_to(entry)
         else:
             (path / name).write_bytes(entry)
+
+
+def check_power_cuts(
+    base: Path, before: Directory, log: list, acknowledged: Acknowledged, run: str
+) -> tuple[list[str], int]:
+    """What is wrong in anything that a power cut after each operation may leave, and the number of states judged."""
+    root, found, judged = before, [], {}
+    for cut in range(len(log) + 1):
+        known = acknowledged.before(cut)
+        for tree in survivors(root):
+            key = repr((tree, known.saved, known.links))
+            if key not in judged:
+                path = Path(tempfile.mkdtemp(dir=base.parent)) / "after"
+                build(tree, path)
+                judged[key] = violations(path / run, known)
+                found += [f"cut before operation {cut}: {text}" for text in judged[key]]
+        if cut < len(log):
+            play(root, base, log[cut])
+    return found, len(judged)
+
+
+def recorded_save(base: Path, save_step=save) -> tuple[Directory, list, Acknowledged]:
+    """A run with three checkpoints as the disk has it, the operations of a fourth save, and what was acknowledged."""
+    base.mkdir()
+    acknowledged = new_run(base / "run")
+    before, recorder = load(base), Recorder()
+    save_step(base / "run", 4, acknowledged, recorder)
+    return before, recorder.log, acknowledged

@@ -1,7 +1,7 @@
 """What the storage tests share: one save, the judge, and file systems that record, refuse, lose or stop.
 
-The save is the whole of what a trainer does at a checkpoint: lock, clean up, publish, move `last`, prune. The judge is the
-doctor, which shares no code with the writer, plus the list of what the save acknowledged before it ended.
+The save is the whole of what a trainer does at a checkpoint: lock, clean up, publish, move `last`, prune. The judge is
+the doctor, which shares no code with the writer, plus the list of what the save acknowledged before it ended.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from tiny_transformer.storage import Fs, RunDirectory, Staging
 from tiny_transformer.storage.doctor import WHOLE, examine
 
 KEEP = 2
-OPERATIONS = (
-    "mkdir create write close chmod fsync fsync_dir rename symlink unlink rmdir readlink lstat names read".split()
-)
 CHANGES = ("mkdir", "write", "chmod", "rename", "symlink", "unlink", "rmdir")
 
 
@@ -63,7 +60,7 @@ def _watched(name: str) -> Callable[..., Any]:
     return operation
 
 
-for _name in OPERATIONS:
+for _name in [name for name in vars(Fs) if not name.startswith("_")]:
     setattr(Watched, _name, _watched(_name))
 
 
@@ -223,3 +220,47 @@ def every_operation(
             return
         yield at, path, acknowledged, outcome
         at += 1
+
+
+def check_refusals(folder: Path, save_step=save, code: int = errno.EIO, persistent: bool = False) -> list[str]:
+    """A fault at every operation: what was acknowledged is whole, a failed fsync is never acknowledged."""
+    found, num_positions = [], 0
+    make_fs = lambda at: refusing(at, code, persistent=persistent)  # noqa: E731
+    for at, path, acknowledged, outcome in every_operation(folder, make_fs, save_step):
+        num_positions += 1
+        name = outcome.watched.names_called[at]
+        found += [f"operation {at} ({name}) refused: {text}" for text in violations(path, acknowledged)]
+        if name.startswith("fsync") and outcome.error is None:
+            found.append(f"operation {at} ({name}) refused and nobody told")
+        if outcome.error is None and 4 not in acknowledged.saved:
+            found.append(f"operation {at} ({name}) refused: no error, no save")
+    assert num_positions > 40
+    return found
+
+
+def check_stops(folder: Path, save_step=save) -> list[str]:
+    """The process ends at every operation; the next save then succeeds and leaves nothing behind."""
+    found = []
+    for at, path, acknowledged, _ in every_operation(folder, stopping, save_step):
+        found += [f"stopped at operation {at}: {text}" for text in violations(path, acknowledged)]
+        found += [f"after a stop at operation {at}: {text}" for text in next_save(path, 5, acknowledged, save_step)]
+    return found
+
+
+def next_save(path: Path, step: int, acknowledged: Acknowledged, save_step: Callable[..., None] = save) -> list[str]:
+    """What is wrong after another process went on from the newest whole checkpoint and saved once more."""
+    newest, _ = RunDirectory(path).newest_whole()
+    if newest is not None and newest.step not in acknowledged.saved:
+        acknowledged.note(Fs(), "saved", newest.step)
+    save_step(path, step, acknowledged, Fs())
+    leftovers = [f"left after the next save: {left.name}" for left in path.glob(".tmp-*")]
+    return leftovers + [f"after the next save: {text}" for text in violations(path, acknowledged)]
+
+
+def check_lost(folder: Path, save_step=save) -> list[str]:
+    """Every operation in turn is reported done and not done: noticed, or without effect on what was acknowledged."""
+    found = []
+    for at, path, acknowledged, outcome in every_operation(folder, losing, save_step):
+        name = outcome.watched.names_called[at]
+        found += [f"operation {at} ({name}) lost: {text}" for text in violations(path, acknowledged)]
+    return found

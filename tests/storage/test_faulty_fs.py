@@ -1,22 +1,23 @@
 """Every operation of a save fails, is lost, or is the last one of the process; and the power goes after every one.
 
-Rows D3, D4, D7, D8 and D9 of the reliability table without strace and without root: fast, and exact about the operation.
+Rows D3, D4, D7, D8 and D9 of the reliability table, without strace and without root: fast, exact about the operation.
 """
 
 from __future__ import annotations
 
 import copy
 import errno
-import tempfile
-from pathlib import Path
 
 import pytest
-from power_model import Directory, Recorder, build, load, play, survivors
+from power_model import Recorder, check_power_cuts, load, recorded_save
 from storage_harness import (
     CHANGES,
     Acknowledged,
     Watched,
     attempt,
+    check_lost,
+    check_refusals,
+    check_stops,
     every_operation,
     half_writing,
     losing,
@@ -28,73 +29,6 @@ from storage_harness import (
 )
 
 from tiny_transformer.storage import RunDirectory, atomic_write, publish, verify
-
-
-def check_refusals(folder: Path, save_step=save, code: int = errno.EIO, persistent: bool = False) -> list[str]:
-    """A fault at every operation: what was acknowledged is whole, a failed fsync is never acknowledged."""
-    found, num_positions = [], 0
-    make_fs = lambda at: refusing(at, code, persistent=persistent)  # noqa: E731
-    for at, path, acknowledged, outcome in every_operation(folder, make_fs, save_step):
-        num_positions += 1
-        name = outcome.watched.names_called[at]
-        found += [f"operation {at} ({name}) refused: {text}" for text in violations(path, acknowledged)]
-        if name.startswith("fsync") and outcome.error is None:
-            found.append(f"operation {at} ({name}) refused and nobody told")
-        if outcome.error is None and 4 not in acknowledged.saved:
-            found.append(f"operation {at} ({name}) refused: no error, no save")
-    assert num_positions > 40
-    return found
-
-
-def check_stops(folder: Path, save_step=save) -> list[str]:
-    """The process ends at every operation; the next save then succeeds and leaves nothing behind."""
-    found = []
-    for at, path, acknowledged, _ in every_operation(folder, stopping, save_step):
-        found += [f"stopped at operation {at}: {text}" for text in violations(path, acknowledged)]
-        newest, _ = RunDirectory(path).newest_whole()
-        if newest.step not in acknowledged.saved:  # the next process finds it and goes on from there
-            acknowledged.note(Watched(), "saved", newest.step)
-        save_step(path, 5, acknowledged, Watched())
-        found += [f"next save after a stop at operation {at}: {text}" for text in violations(path, acknowledged)]
-        found += [f"left after a stop at operation {at}: {left}" for left in path.glob(".tmp-*")]
-    return found
-
-
-def check_lost(folder: Path, save_step=save) -> list[str]:
-    """Every operation in turn is reported done and not done: noticed, or without effect on what was acknowledged."""
-    found = []
-    for at, path, acknowledged, outcome in every_operation(folder, losing, save_step):
-        name = outcome.watched.names_called[at]
-        found += [f"operation {at} ({name}) lost: {text}" for text in violations(path, acknowledged)]
-    return found
-
-
-def check_power_cuts(
-    base: Path, before: Directory, log: list, acknowledged: Acknowledged, run: str
-) -> tuple[list[str], int]:
-    """The judge's findings over everything a power cut after each operation may leave, and the number of states judged."""
-    root, found, judged = before, [], {}
-    for cut in range(len(log) + 1):
-        known = acknowledged.before(cut)
-        for tree in survivors(root):
-            key = repr((tree, known.saved, known.links))
-            if key not in judged:
-                path = Path(tempfile.mkdtemp(dir=base.parent)) / "after"
-                build(tree, path)
-                judged[key] = violations(path / run, known)
-                found += [f"cut before operation {cut}: {text}" for text in judged[key]]
-        if cut < len(log):
-            play(root, base, log[cut])
-    return found, len(judged)
-
-
-def recorded_save(base: Path, save_step=save) -> tuple[Directory, list, Acknowledged]:
-    """A run with three checkpoints as the disk has it, the operations of a fourth save, and what was acknowledged."""
-    base.mkdir()
-    acknowledged = new_run(base / "run")
-    before, recorder = load(base), Recorder()
-    save_step(base / "run", 4, acknowledged, recorder)
-    return before, recorder.log, acknowledged
 
 
 @pytest.mark.parametrize("persistent", [False, True])

@@ -137,14 +137,17 @@ def _examine_directory(path: Path) -> DirectoryReport:
 def _file_problem(directory: Path, name: str, size_bytes: int, sha256: str) -> str | None:
     if name.startswith("/") or ".." in name.split("/"):
         return "its name leads out of the directory"
-    path = directory / name
-    if not path.is_file():
+    try:
+        with (directory / name).open("rb") as file:
+            found_bytes = os.fstat(file.fileno()).st_size
+            if found_bytes != size_bytes:
+                return f"{found_bytes:,} bytes instead of {size_bytes:,}"
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                return "its bytes are not those that were saved"
+    except (FileNotFoundError, NotADirectoryError):
         return "missing"
-    if path.stat().st_size != size_bytes:
-        return f"{path.stat().st_size:,} bytes instead of {size_bytes:,}"
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            return "its bytes are not those that were saved"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     return None
 
 
@@ -176,7 +179,7 @@ def _examine_log(path: Path, report: Report) -> str:
 
 
 def _examine_lock(path: Path) -> str | None:
-    """Who is writing, None when nobody is. Asking takes the lock, shared, for an instant; a starting run waits for it."""
+    """Who is writing, if anybody. Asking takes the lock, shared, for an instant; a run that starts then sits it out."""
     fd = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
@@ -42,7 +42,7 @@ class Fs:
         fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)
-            if hasattr(os, "posix_fadvise"):  # macOS has none
+            with suppress(OSError, AttributeError):  # only advice; macOS has no such call, some file systems refuse it
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
