@@ -49,10 +49,11 @@ def load_llama2c_tokenizer(path: str | Path, *, name: str | None = None) -> Toke
             remedy="fetch the file again",
             exit_code=ExitCode.BAD_DATA,
         ) from None
-    return Tokenizer(_content(scored), name=name or str(path))
+    return Tokenizer(content_of_pieces(scored), name=name or str(path))
 
 
-def _content(scored: list[tuple[float, str]]) -> dict[str, Any]:
+def content_of_pieces(scored: list[tuple[float, str]]) -> dict[str, Any]:
+    """`tokenizer.json` content from (score, piece) by id; the first 259 are the control tokens and the bytes."""
     pieces = [UNKNOWN, BEGIN, END, *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += [piece for _, piece in scored[FIRST_PIECE_ID:]]
     vocab = {piece: i for i, piece in enumerate(pieces)}

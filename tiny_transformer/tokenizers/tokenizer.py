@@ -31,6 +31,9 @@ OTHER_END_TOKENS = ("</s>", "<|end_of_text|>", "<eos>", "<｜end▁of▁sentence
 class Tokenizer:
     """Text to ids and back.
 
+    `name`, `content`, `vocab_size` (the highest id + 1), `end_id` (what ends a document) and `begin_id` (what the
+    tokenizer itself puts before a text, or None) are attributes.
+
     Args:
         content: a parsed `tokenizer.json`.
         name: what the user asked for (`bpe`, `qwen3`, a path); shown, and kept in `meta.json`.
@@ -41,7 +44,7 @@ class Tokenizer:
     """
 
     def __init__(self, content: dict[str, Any], *, name: str, config: dict[str, Any] | None = None) -> None:
-        self.name, self._content, self._config = name, content, dict(config or {})
+        self.name, self.content, self._config = name, content, dict(config or {})
         self._backend = _build_backend(content, name)
         self._ids = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._ids.values()) + 1
@@ -89,7 +92,7 @@ class Tokenizer:
 
     def is_byte_piece(self, token_id: int) -> bool:
         """Whether the id is a byte-fallback piece `<0xNN>`, of which several make one character."""
-        if not self._content["model"].get("byte_fallback"):
+        if not self.content["model"].get("byte_fallback"):
             return False
         token = self._backend.id_to_token(token_id) or ""
         return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
@@ -97,7 +100,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides ids and text; equal content in another order is equal."""
-        content = {key: self._content.get(key) for key in CONTENT_KEYS}
+        content = {key: self.content.get(key) for key in CONTENT_KEYS}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -105,7 +108,7 @@ class Tokenizer:
         """Write `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer opens as they are."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        for file_name, value in ((TOKENIZER_FILE, self._content), (CONFIG_FILE, self._config_to_save())):
+        for file_name, value in ((TOKENIZER_FILE, self.content), (CONFIG_FILE, self._config_to_save())):
             text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
             (directory / file_name).write_text(text, encoding="utf-8", newline="\n")
 
