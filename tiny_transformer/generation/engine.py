@@ -1,0 +1,219 @@
+"""The decode loop: a batch of prompts is read in one pass, then every step feeds one token a row and yields the next.
+
+Keys and values of the tokens read so far stand in a cache that belongs to the loop; the model is only called.
+Prompts of different lengths are padded on the left with tokens of document -1, which no other token can see.
+
+`generate_without_cache` is the slow twin: it runs the whole text through the model for every token.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.generation.sampling import NOT_A_TOKEN, SamplingConfig, next_ids, row_keys
+
+FinishReason = Literal["end", "stop", "length", "context"]
+PAD_DOCUMENT = -1
+
+_log = logging.getLogger(__name__)
+
+
+class LanguageModel(Protocol):
+    """What the loop needs of a model; see the contract in `models`."""
+
+    config: Any
+    lm_head: Any
+    training: bool
+
+    def __call__(self, input_ids: Tensor) -> Tensor: ...
+
+    def backbone(self, input_ids: Tensor, positions: Any, doc_ids: Any, cache: Any) -> tuple[Tensor, Tensor]: ...
+
+    def make_cache(self, batch_size: int, max_len: int) -> Any: ...
+
+    def parameters(self) -> Iterator[Tensor]: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+
+class Generation(Iterator[list[int | None]]):
+    """A batch of texts being continued. Each step gives a list: a row's new token, or None when the row has ended.
+
+    A row ends at one of `end_ids` (which is not given out), after `max_new_tokens`, when the context is full, or when
+    `finish` is called. Iteration stops when all rows have ended. The model must be in evaluation mode.
+
+    Args:
+        model: called, never changed.
+        prompts: B lists of at least one token.
+        settings: how the next token is chosen; its stop strings are the concern of whoever decodes the tokens.
+        end_ids: tokens that end a text.
+        num_tokens: only ids below it are ever chosen; a head may have more rows than the tokenizer has tokens.
+
+    Attributes:
+        logits: (B, V) of the last step, before any sampling option.
+        finish_reasons: for each row None while it is being written, then `end`, `stop`, `length` or `context`.
+        cache: one cache a layer; holds every token but the newest.
+
+    Raises:
+        UserError: an empty prompt, one longer than the context, a token the model does not have, or logits that are
+            no numbers.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        settings: SamplingConfig,
+        *,
+        end_ids: Collection[int] = (),
+        num_tokens: int | None = None,
+    ) -> None:
+        context_length = model.config.max_position_embeddings
+        check_prompts(prompts, vocab_size=model.config.vocab_size, context_length=context_length)
+        self._model, self._settings, self._end_ids = model, settings, frozenset(end_ids)
+        self._num_tokens = num_tokens or model.config.vocab_size
+        self._keys = row_keys(settings.seed, prompts)
+        # The last token of a full context still has a successor.
+        self._budgets = [min(settings.max_new_tokens, context_length - len(prompt) + 1) for prompt in prompts]
+        self.finish_reasons: list[FinishReason | None] = [None] * len(prompts)
+        self._step = 0
+        device = next(model.parameters()).device
+        self._input_ids, self._positions, self._doc_ids = pad_left(prompts, device)
+        self._seen = _tokens_in(prompts, self._num_tokens, device) if settings.repetition_penalty != 1 else None
+        max_len = self._input_ids.shape[1] + max(self._budgets, default=1) - 1
+        self.cache = model.make_cache(len(prompts), max_len)
+        self.logits = torch.empty(0)
+
+    def finish(self, row: int, reason: FinishReason = "stop") -> None:
+        """End a row from outside."""
+        self.finish_reasons[row] = reason
+
+    @torch.inference_mode()
+    def __next__(self) -> list[int | None]:
+        if None not in self.finish_reasons:
+            raise StopIteration
+        hidden, _ = self._model.backbone(self._input_ids, self._positions, self._doc_ids, self.cache)
+        self.logits = self._model.lm_head(hidden[:, -1])[:, : self._num_tokens]
+        ids = next_ids(self.logits, self._settings, keys=self._keys, position=self._step, seen=self._seen)
+        new_ids = self._record(ids.tolist())
+        self._prepare_next(ids)
+        return new_ids
+
+    def _record(self, ids: list[int]) -> list[int | None]:
+        """End the rows that are done, and return what this step gives out."""
+        if NOT_A_TOKEN in ids:
+            raise UserError(
+                f"the model computed not-a-number after {self._step} new tokens",
+                remedy="use another checkpoint, or load this one with dtype float32",
+                exit_code=ExitCode.BAD_DATA,
+            )
+        self._step += 1
+        given: list[int | None] = []
+        for row, token in enumerate(ids):
+            if self.finish_reasons[row] is not None:
+                given.append(None)
+            elif token in self._end_ids:
+                self.finish_reasons[row] = "end"
+                given.append(None)
+            else:
+                given.append(token)
+                if self._step == self._budgets[row]:
+                    self._end_by_length(row)
+        return given
+
+    def _end_by_length(self, row: int) -> None:
+        if self._budgets[row] == self._settings.max_new_tokens:
+            self.finish_reasons[row] = "length"
+            return
+        if "context" not in self.finish_reasons:
+            limit = self._model.config.max_position_embeddings
+            _log.warning("the text ends here: the model's context of %s tokens is full", f"{limit:,}")
+        self.finish_reasons[row] = "context"
+
+    def _prepare_next(self, ids: Tensor) -> None:
+        """The next step's input. Ended rows are fed on, and what they give is dropped: no row sees another."""
+        self._input_ids = ids[:, None]
+        if self._positions is not None:
+            self._positions = self._positions[:, -1:] + 1
+            self._doc_ids = None  # each row goes on with its document
+        if self._seen is not None:
+            self._seen.scatter_(1, self._input_ids, True)
+
+
+def generate_without_cache(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingConfig,
+    *,
+    end_ids: Collection[int] = (),
+    num_tokens: int | None = None,
+) -> list[list[int]]:
+    """What `Generation` gives, each row alone and every token from the whole text: slow, and easy to check by hand.
+
+    Arguments and errors as for `Generation`. Returns the new tokens of each row.
+    """
+    context_length = model.config.max_position_embeddings
+    check_prompts(prompts, vocab_size=model.config.vocab_size, context_length=context_length)
+    num_tokens = num_tokens or model.config.vocab_size
+    device = next(model.parameters()).device
+    texts = []
+    for prompt, key in zip(prompts, row_keys(settings.seed, prompts), strict=True):
+        new_ids: list[int] = []
+        while len(new_ids) < settings.max_new_tokens and len(prompt) + len(new_ids) <= context_length:
+            text = [*prompt, *new_ids]
+            with torch.inference_mode():
+                logits = model(torch.tensor([text], device=device))[:, -1, :num_tokens]
+                seen = _tokens_in([text], num_tokens, device)
+                token = int(next_ids(logits, settings, keys=[key], position=len(new_ids), seen=seen))
+            if token in end_ids:
+                break
+            new_ids.append(token)
+        texts.append(new_ids)
+    return texts
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], *, vocab_size: int, context_length: int) -> None:
+    """Raise UserError for a prompt that is empty, longer than the context, or in another tokenizer's vocabulary."""
+    for row, prompt in enumerate(prompts):
+        where = f"prompt {row + 1} of {len(prompts)}"
+        if not prompt:
+            raise UserError("the prompt has no tokens", where=where, remedy="start it with the end-of-text token")
+        if len(prompt) > context_length:
+            raise UserError(
+                f"the prompt has {len(prompt):,} tokens, the model reads at most {context_length:,}",
+                where=where,
+                remedy=f"shorten it by {len(prompt) - context_length:,} tokens",
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            wrong = next(i for i in prompt if not 0 <= i < vocab_size)
+            raise UserError(
+                f"the prompt has the token {wrong}, the model only 0 to {vocab_size - 1}",
+                where=where,
+                remedy="encode it with the tokenizer the model was trained with",
+            )
+
+
+def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`input_ids`, `positions` and `doc_ids`, each (B, T) int64; the last two are None when no prompt needs padding."""
+    longest = max(map(len, prompts), default=0)
+    pads = [longest - len(prompt) for prompt in prompts]
+    rows = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+    input_ids = torch.tensor(rows, dtype=torch.int64, device=device).view(len(prompts), longest)
+    if not any(pads):
+        return input_ids, None, None
+    positions = torch.arange(longest, device=device) - torch.tensor(pads, device=device)[:, None]
+    return input_ids, positions.clamp(min=0), torch.where(positions < 0, PAD_DOCUMENT, 0)
+
+
+def _tokens_in(prompts: Sequence[Sequence[int]], num_tokens: int, device: torch.device) -> Tensor:
+    """(B, V) bool: which tokens each prompt holds."""
+    seen = torch.zeros(len(prompts), num_tokens, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen[row, [i for i in prompt if i < num_tokens]] = True
+    return seen.to(device)
