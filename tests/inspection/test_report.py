@@ -1,0 +1,327 @@
+"""The run report: what stands in it, that it asks the network for nothing, and that damaged runs still give a page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import made_up_run as made
+import pytest
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.inspection.report import write_report
+
+
+class Page(HTMLParser):
+    """A report taken apart: its readable text, its elements, and the figure behind each chart."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.styles: list[str] = []
+        self.words: list[str] = []
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
+        ids = [attributes["id"] for tag, attributes in self.tags if attributes.get("class") == "chart"]
+        data = [
+            script
+            for script, (_, attributes) in zip(self.scripts, (t for t in self.tags if t[0] == "script"), strict=True)
+            if attributes.get("type") == "application/json"
+        ]
+        self.figures: dict[str | None, Any] = {key: json.loads(text) for key, text in zip(ids, data, strict=True)}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        inside = self.tags[-1][0] if self.tags else ""
+        if inside == "script" and self.cdata_elem == "script":
+            self.scripts[-1] += data
+        elif inside == "style" and self.cdata_elem == "style":
+            self.styles.append(data)
+        else:
+            self.words.append(data)
+
+    def attributes(self, name: str) -> list[str]:
+        return [value for _, attributes in self.tags if (value := attributes.get(name)) is not None]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The report of a finished run in which nothing is wrong."""
+    return Page(write_report(made.make_run(tmp_path_factory.mktemp("runs"), "demo")))
+
+
+def page_of(run_dir: Path) -> Page:
+    path = write_report(run_dir)
+    assert path == run_dir / "report.html"
+    return Page(path)
+
+
+def test_outcome_is_one_plain_sentence(demo: Page) -> None:
+    assert (
+        "Finished after 2,000 steps and 9.6 minutes. On held-out text the loss is 1.620 nats per token (0.736 bits per "
+        "byte), 0.120 above the best loss possible." in demo.text
+    )
+
+
+def test_key_figures_stand_beside_the_floor_and_the_gap(demo: Page) -> None:
+    assert "validation loss 1.620 0.736 best loss possible 1.500 0.690 gap +0.120 +0.046" in demo.text
+    for figure in ("steps 2,000", "tokens seen 8.19 million", "training time 9.6 minutes", "parameters 3.46 million"):
+        assert figure in demo.text
+
+
+def test_settings_environment_samples_and_files_are_in_the_page(demo: Page) -> None:
+    for words in (
+        "model model_type qwen3 hidden_size 192 num_hidden_layers 6 rope_scaling null",
+        "learning_rate 0.0012 sample_prompts Once upon a time, Mia and Tom",
+        "out_dir runs/demo",
+        "torch 2.13.0 python 3.11.2 device cpu threads 2 precision fp32 saved 2026-11-21 10:30:00+00:00",
+        "source stories train_tokens 1,638,400 val_tokens 32,768 tokenizer name bpe-2048",
+        "command tiny-transformer train --config configs/demo.yaml",
+        "step 2,000, temperature 0.8, top k 40",
+        "checkpoints step-00001000 , step-00002000",
+    ):
+        assert words in demo.text
+    prompt = '<span class="prompt">Once upon a time</span>, there was a little fox named Pip.\n\nPip liked'
+    assert prompt in demo.source
+
+
+def test_loss_chart_holds_the_logged_values_and_the_floor(demo: Page) -> None:
+    raw, smooth, val = demo.figures["loss"]["data"]
+    assert raw["x"] == list(range(10, 2001, 10))
+    assert raw["y"] == [pytest.approx(made.log_row(s, evaluated=False)["loss"], rel=1e-5) for s in raw["x"]]
+    assert len(smooth["y"]) == 200
+    assert val["x"] == list(range(200, 2001, 200))
+    assert val["y"] == [pytest.approx(made.log_row(s, evaluated=True)["val_loss"], rel=1e-5) for s in val["x"]]
+    assert val["customdata"][-1] == pytest.approx(0.12, abs=1e-3)
+    layout = demo.figures["loss"]["layout"]
+    assert (layout["shapes"][0]["y0"], layout["shapes"][0]["y1"]) == (1.5, 1.5)
+    assert layout["annotations"][0]["text"] == "best loss possible: 1.500"
+
+
+@pytest.mark.parametrize(
+    ("chart", "key"),
+    [("learning-rate", "learning_rate"), ("tokens-per-second", "tokens_per_second"), ("grad-norm",) * 2],
+)
+def test_other_charts_hold_the_logged_values(demo: Page, chart: str, key: str) -> None:
+    key = key.replace("-", "_")
+    (trace,) = demo.figures[chart]["data"]
+    assert trace["y"] == [pytest.approx(made.log_row(s, evaluated=False)[key], rel=1e-5) for s in trace["x"]]
+
+
+def test_page_asks_the_network_for_nothing(demo: Page) -> None:
+    links = demo.attributes("href") + demo.attributes("src")
+    assert "log.jsonl" in links
+    assert [link for link in links if ":" in link or link.startswith("/")] == ["data:,"]
+    assert not re.search(r"url\(|@import", "".join(demo.styles))
+    (policy,) = (v for v in demo.attributes("content") if v.startswith("default-src"))
+    allowed = dict(part.split(maxsplit=1) for part in policy.split("; "))
+    assert allowed["default-src"] == "'none'"
+    assert re.fullmatch(r"'sha256-[^ ]+' 'sha256-[^ ]+'", allowed["script-src"])
+    assert {tag for tag, _ in demo.tags} & {"iframe", "object", "embed", "img", "form", "base"} == set()
+
+
+def test_page_of_a_long_and_wordy_run_stays_below_six_megabytes(tmp_path: Path) -> None:
+    words = "word " * 10_000
+    samples = [{"prompt": words, "text": words, "settings": {words: words}}] * 40
+    config = {f"{words}{i}": {f"{words}{j}": words for j in range(4)} for i in range(4)}
+    config |= {str(i): {str(j): words[:500] for j in range(100)} for i in range(20)}
+    run = made.make_run(tmp_path, "long", samples=samples, config=config, command=[words], data={"source": words})
+    row = made.log_row(2000, evaluated=True)
+    made.write_log(
+        run, [{key: value * 1.0001**step for key, value in row.items()} | {"step": step} for step in range(1, 6001)]
+    )
+    page = page_of(run)
+    assert (run / "report.html").stat().st_size < 6_000_000
+    assert len(page.figures["loss"]["data"][0]["x"]) <= 2_000
+    assert page.figures["loss"]["data"][0]["x"][-1] == 6_000
+
+
+def test_whatever_a_run_holds_is_text_and_never_markup(tmp_path: Path) -> None:
+    bad = '</script><script>alert(1)</script><img src="http://x/"> & "\''
+    run = made.make_run(
+        tmp_path,
+        "a<b>&c",
+        config={bad: {bad: [bad, {bad: bad}]}, "model": {"name": bad}},
+        samples=[{"prompt": bad, "text": bad, "step": bad, "settings": {bad: bad}}],
+        versions={"torch": bad},
+        device=bad,
+        command=[bad],
+        data={bad: bad},
+        saved_at=bad,
+        status=bad,
+        tokenizer={bad: bad},
+    )
+    made.write_log(run, [{"step": 1, "loss": 2.0, bad: bad}, {"step": 2, "loss": bad, "val_loss": 1.9}])
+    page = page_of(run)
+    assert sum(tag == "script" for tag, _ in page.tags) == 3  # one chart, plotly.js and report.js
+    assert not any(tag in ("img", "b") for tag, _ in page.tags)
+    assert page.text.count("alert(1)") >= 12
+    assert "a<b>&c" in page.text
+
+
+def test_run_without_a_log_shows_what_its_checkpoint_says(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo")
+    (run / "log.jsonl").unlink()
+    page = page_of(run)
+    assert "Finished after 2,000 steps" in page.text
+    assert "validation loss 1.620 0.736" in page.text
+    assert "holds nothing to draw" in page.text
+    assert page.figures == {}
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2010, "lo', '{"step": 2010, "loss": 9.9', "\0\0\0", '"step"'])
+def test_torn_last_line_is_left_out_silently(tmp_path: Path, torn: str) -> None:
+    run = made.make_run(tmp_path, "demo")
+    with (run / "log.jsonl").open("a") as file:
+        file.write(torn)
+    page = page_of(run)
+    assert page.figures["loss"]["data"][0]["x"][-1] == 2000
+    assert "damaged" not in page.text
+
+
+def test_damaged_lines_in_the_middle_are_left_out_and_counted(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo")
+    good = json.dumps({"step": 20, "loss": 3.0})
+    (run / "log.jsonl").write_text(
+        f'{{"step": 10, "loss": NaN}}\n!!\n[1]\n{good}\n{good}\n' + "[" * 100_000 + f"\n{good}\n"
+    )
+    page = page_of(run)
+    assert page.figures["loss"]["data"][0]["x"] == [20]
+    assert "log.jsonl: 5 lines are damaged or out of order" in page.text
+
+
+def test_run_without_evaluation_says_so(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo", val_loss=None, eval_loss=None, val_bits_per_byte=None)
+    made.write_log(run, [{"step": 10, "loss": 3.25}, {"step": 20, "loss": 2.5}])
+    page = page_of(run)
+    assert "The training loss came to 2.500 nats per token; held-out text was never evaluated." in page.text
+    assert "No validation loss" in page.text
+    assert len(page.figures["loss"]["data"]) == 2
+
+
+def test_run_without_a_floor_draws_and_claims_none(tmp_path: Path) -> None:
+    page = page_of(made.make_run(tmp_path, "demo", floor=None))
+    assert "1.620 nats per token (0.736 bits per byte)." in page.text
+    assert "is not known" in page.text
+    assert "gap" not in page.text
+    assert "shapes" not in page.figures["loss"]["layout"]
+
+
+def test_best_evaluation_counts_when_the_last_one_is_worse(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo", floor=None)
+    rows = [
+        {"step": s, "loss": 2.0, "val_loss": v, "val_bits_per_byte": v / 2} for s, v in ((1, 2.2), (2, 2.0), (3, 2.1))
+    ]
+    made.write_log(run, rows)
+    (run / "step-00002000" / "manifest.json").unlink()
+    (run / "step-00001000" / "manifest.json").unlink()
+    page = page_of(run)
+    assert "validation loss 2.000 1.000" in page.text
+    assert "The best evaluation, at step 2; the last one gave 2.100." in page.text
+    assert "No checkpoint is whole" in page.text
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("stopped", "Stopped after 2,000 of 3,000 steps and 9.6 minutes; it can be resumed."),
+        ("running", "Stopped after 2,000 of 3,000 steps and 9.6 minutes; it can be resumed."),
+        (
+            "stopped_early",
+            "Ended early after 2,000 of 3,000 steps and 9.6 minutes: the validation loss no longer fell.",
+        ),
+        ("finished", "Finished after 2,000 steps and 9.6 minutes."),
+    ],
+)
+def test_ending_follows_the_status_of_the_newest_checkpoint(tmp_path: Path, status: str, words: str) -> None:
+    assert words in page_of(made.make_run(tmp_path, "demo", status=status, total_steps=3000)).text
+
+
+def test_only_a_log_is_enough(tmp_path: Path) -> None:
+    made.write_log(tmp_path, [{"step": 1, "loss": 4.0}])
+    page = page_of(tmp_path)
+    assert "Stopped after 1 step; it can be resumed." in page.text
+    assert page.figures["loss"]["data"][0]["mode"] == "markers"
+
+
+def test_empty_config_alone_gives_a_page(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    assert "Nothing has been logged or saved yet." in page_of(tmp_path).text
+
+
+@pytest.mark.parametrize("content", ["a: [", "- 1\n- 2", "a: &a [*a]", "\0", "{" * 1_000])
+def test_unreadable_config_does_not_keep_the_rest_from_being_shown(tmp_path: Path, content: str) -> None:
+    run = made.make_run(tmp_path, "demo")
+    (run / "config.yaml").write_text(content)
+    assert "Finished after 2,000 steps" in page_of(run).text
+
+
+def test_config_that_multiplies_itself_stays_small(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo")
+    lines = ["l0: [x, y]", *(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}', 'z'] * 5)}]" for i in range(1, 12))]
+    (run / "config.yaml").write_text("\n".join(lines).replace("l0: [", "l0: &l0 ["))
+    page_of(run)
+    assert (run / "report.html").stat().st_size < 6_000_000
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[1, null]", '{"a": 1}', "nonsense", '[{"prompt": null, "settings": 3}]']
+)
+def test_odd_samples_give_a_page(tmp_path: Path, content: str) -> None:
+    run = made.make_run(tmp_path, "demo")
+    (run / "samples.json").write_text(content)
+    assert "Finished after 2,000 steps" in page_of(run).text
+
+
+def test_what_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    for path, what in ((tmp_path / "none", "no such directory"), (tmp_path, "not a run directory")):
+        with pytest.raises(UserError, match=what) as caught:
+            write_report(path)
+        assert caught.value.exit_code is ExitCode.USAGE
+        assert str(path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_plotly_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made.make_run(tmp_path, "demo")
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(UserError) as caught:
+        write_report(run)
+    assert "pip install 'tiny-transformer[report]'" in str(caught.value)
+    assert not (run / "report.html").exists()
+
+
+def test_report_is_written_again_over_the_old_one(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo")
+    (run / "report.html").write_text("old")
+    assert page_of(run).source.startswith("<!DOCTYPE html>")
+    assert [path.name for path in run.iterdir() if path.name.startswith(".tmp")] == []
+
+
+@pytest.mark.slow
+def test_browser_draws_every_chart(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    path = write_report(made.make_run(tmp_path, "demo"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-sync", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--virtual-time-budget=4000", "--enable-logging=stderr", "--dump-dom", path.as_uri()]
+    done = subprocess.run([chromium, *options], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    for key in ("loss", "learning-rate", "tokens-per-second", "grad-norm"):
+        place = done.stdout.partition(f'id="{key}"')[2].partition("</figure>")[0]
+        assert "scatterlayer" in place
+    assert "best loss possible: 1.500" in done.stdout.partition("<main>")[2].partition("application/json")[0]

@@ -1,0 +1,1 @@
+"""Looking at runs and models: the run report, the table of runs."""

@@ -1,0 +1,97 @@
+"""Writes `report.html`: one run on one page that opens anywhere, without a network.
+
+The page carries everything it needs, plotly.js included (about 4.8 MB of its size). Its content security policy forbids
+every request, and every script but the two that are put in here; so even a text that escaped its quoting could not run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+from pathlib import Path
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.inspection import page
+from tiny_transformer.inspection.outcome import outcome_of
+from tiny_transformer.inspection.run_files import RunFiles, read_run
+from tiny_transformer.storage import atomic_write
+
+REPORT_NAME = "report.html"
+
+
+def write_report(run_dir: Path) -> Path:
+    """Makes or renews `report.html` in a run directory and returns its path.
+
+    Whatever the run has not written yet is left out of the page; what cannot be read is named in it.
+
+    Raises UserError: USAGE when plotly is not installed or `run_dir` is not a run directory, IO when the page cannot be
+    written.
+    """
+    path = Path(run_dir) / REPORT_NAME
+    atomic_write(path, report_html(read_run(Path(run_dir)), _plotly_js()))
+    return path
+
+
+def report_html(run: RunFiles, plotly_js: str) -> str:
+    """The whole page."""
+    from tiny_transformer.inspection.charts import charts
+
+    outcome = outcome_of(run)
+    script = _resource("report.js")
+    sections = [
+        page.heading(run, outcome),
+        page.key_figures(outcome),
+        page.chart_section(charts(run.log, outcome.floor)),
+        page.samples_section(run.samples),
+        page.settings_section(run.config),
+        page.environment_section(run),
+        page.files_section(run),
+    ]
+    policy = (
+        f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+        f"script-src {_hash_source(plotly_js)} {_hash_source(script)}; base-uri 'none'; form-action 'none'"
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">
+<title>{page.esc(run.name)} · tiny-transformer run</title>
+<style>{_resource("report.css")}</style>
+</head>
+<body>
+<main>
+{"".join(sections)}
+<footer><p class="note">Written by tiny-transformer. This page makes no network request.</p></footer>
+</main>
+<script>{plotly_js}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _plotly_js() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise UserError(
+            "the report needs plotly, which is not installed",
+            remedy="pip install 'tiny-transformer[report]'",
+            exit_code=ExitCode.USAGE,
+        ) from None
+    return get_plotlyjs()
+
+
+def _resource(name: str) -> str:
+    return resources.files("tiny_transformer.inspection").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash_source(script: str) -> str:
+    """The word by which a content security policy allows one inline script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

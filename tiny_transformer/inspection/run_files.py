@@ -1,0 +1,271 @@
+"""Reads what a run leaves on disk: settings, log, checkpoints and samples.
+
+A reader of runs meets unfinished, damaged and foreign files, so nothing here raises because of a file's content. What
+cannot be read is left out and named in `problems`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage import read_manifest
+from tiny_transformer.storage.lock import LOCK_NAME, is_alive
+
+_STEP = re.compile(r"step-(\d{8,18})")
+MAX_JSON_BYTES = 16 << 20  # far above any run_info.json, samples.json or config.yaml
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One step directory. `problem` is None when its manifest is whole and every file in it has the listed size."""
+
+    path: Path
+    step: int
+    problem: str | None
+    size_bytes: int
+    saved_at: float | None  # seconds since the epoch
+    info: dict[str, Any]  # run_info.json; empty when it cannot be read
+    is_last: bool
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Everything one run directory says about itself."""
+
+    path: Path
+    config: dict[str, Any]
+    config_comments: list[str]
+    log: list[dict[str, Any]]  # strictly increasing `step`
+    checkpoints: list[Checkpoint]  # by step
+    samples: list[dict[str, Any]]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint."""
+        return next((c for c in reversed(self.checkpoints) if c.problem is None), None)
+
+
+def state_of(run_dir: Path, checkpoints: list[Checkpoint]) -> str:
+    """What became of a run: "running", "finished", "finished early", "stopped" or "not whole".
+
+    "not whole": there are checkpoints and none of them counts.
+    """
+    newest = next((c for c in reversed(checkpoints) if c.problem is None), None)
+    status = newest.info.get("status") if newest else None
+    owner = _object(_read_parsed(run_dir / LOCK_NAME, json.loads, []))
+    # A training process that has saved its last checkpoint still owns the run while it writes the report.
+    done_by_us = owner.get("pid") == os.getpid() and status in ("finished", "stopped", "stopped_early")
+    if is_alive(owner) and not done_by_us:
+        return "running"
+    if newest is None:
+        return "not whole" if checkpoints else "stopped"
+    # A checkpoint saved on the way says "running"; without a living owner the run was interrupted after it.
+    return {"finished": "finished", "stopped_early": "finished early"}.get(str(status), "stopped")
+
+
+def is_run_directory(path: Path) -> bool:
+    """Whether a directory holds anything that a run writes."""
+    return any((path / name).is_file() for name in ("config.yaml", "log.jsonl")) or bool(_step_directories(path))
+
+
+def read_run(path: Path) -> RunFiles:
+    """Reads one run directory.
+
+    Raises UserError when there is no such directory or nothing in it comes from a run.
+    """
+    if not path.is_dir() or not is_run_directory(path):
+        raise UserError(
+            "this is not a run directory" if path.is_dir() else "there is no such directory",
+            where=str(path),
+            remedy="name the directory that training wrote, the one that holds config.yaml and log.jsonl",
+            exit_code=ExitCode.USAGE,
+        )
+    problems: list[str] = []
+    config, comments = _read_config(path / "config.yaml", problems)
+    samples = _read_parsed(path / "samples.json", json.loads, problems)
+    if not isinstance(samples, list):
+        samples = []
+    return RunFiles(
+        path=path,
+        config=config,
+        config_comments=comments,
+        log=_read_log(path / "log.jsonl", problems),
+        checkpoints=read_checkpoints(path),
+        samples=[s for s in samples if isinstance(s, dict)],
+        problems=problems,
+    )
+
+
+def read_checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """The step directories of a run, by step, damaged and half-written ones included."""
+    marks = {name: _link_target(run_dir / name) for name in ("last", "best")}
+    return [
+        _read_checkpoint(step, path, is_last=marks["last"] == path.name, is_best=marks["best"] == path.name)
+        for step, path in _step_directories(run_dir)
+    ]
+
+
+def number(row: dict[str, Any], key: str) -> float | None:
+    """A finite number from a JSON object, or None for anything else."""
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def section(row: dict[str, Any], key: str) -> dict[str, Any]:
+    """An object inside a JSON object, empty when it is missing or something else."""
+    return _object(row.get(key))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _step_directories(run_dir: Path) -> list[tuple[int, Path]]:
+    """(step, directory), by step; links are left out, so `last` and `best` are not counted twice."""
+    try:
+        with os.scandir(run_dir) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    return sorted((int(match[1]), run_dir / name) for name in names if (match := _STEP.fullmatch(name)))
+
+
+def _link_target(link: Path) -> str | None:
+    try:
+        return link.readlink().name
+    except OSError:
+        return None
+
+
+def _read_checkpoint(step: int, path: Path, *, is_last: bool, is_best: bool) -> Checkpoint:
+    info = _object(_read_parsed(path / "run_info.json", json.loads, []))
+    size_bytes, newest = _size_and_time(path)
+    return Checkpoint(
+        path=path,
+        step=step,
+        problem=_problem(path),
+        size_bytes=size_bytes,
+        saved_at=_timestamp(info.get("saved_at")) or newest,
+        info=info,
+        is_last=is_last,
+        is_best=is_best,
+    )
+
+
+def _problem(path: Path) -> str | None:
+    """Why a step directory does not count, as far as can be told without reading the weights: the doctor does that."""
+    try:
+        manifest = read_manifest(path)
+        for name, entry in manifest.files.items():
+            found = (path / name).stat().st_size
+            if found != entry.size_bytes:
+                return f"{name} has {found:,} bytes, not {entry.size_bytes:,}"
+    except UserError as error:
+        return error.what
+    except OSError as error:
+        return f"{Path(error.filename or path).name}: {error.strerror}"
+    return None
+
+
+def _size_and_time(path: Path) -> tuple[int, float | None]:
+    """Bytes of all files below a directory and the time of its newest one."""
+    size_bytes, newest = 0, None
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                status = (Path(folder) / name).lstat()
+            except OSError:
+                continue
+            size_bytes += status.st_size
+            newest = max(newest or status.st_mtime, status.st_mtime)
+    return size_bytes, newest
+
+
+def _timestamp(text: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
+
+
+def _read_parsed(path: Path, parse: Callable[[str], Any], problems: list[str]) -> Any:
+    """A small file put through `parse`, or None when there is none; a file that cannot be parsed is a problem."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES:,} characters")
+        return parse(text)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
+        return None
+
+
+def _read_config(path: Path, problems: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The settings, and the comment lines above them."""
+    import yaml
+
+    def parse(text: str) -> tuple[Any, list[str]]:
+        comments = []
+        for line in text.splitlines():
+            if not line.startswith("#"):
+                break
+            comments.append(line.lstrip("# ").rstrip())
+        try:
+            return yaml.safe_load(text), comments
+        except yaml.YAMLError as error:
+            raise ValueError(" ".join(str(error).split())) from error
+
+    config, comments = _read_parsed(path, parse, problems) or ({}, [])
+    return _object(config), comments
+
+
+def _read_log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The rows of log.jsonl whose step is above every earlier one. The last line may be torn: the run was killed."""
+    rows: list[dict[str, Any]] = []
+    num_unreadable, newest, ends_torn = 0, -math.inf, False
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                    step = number(row, "step") if isinstance(row, dict) else None
+                except (ValueError, RecursionError):
+                    step = None
+                ends_torn = step is None
+                if step is None or step <= newest:
+                    num_unreadable += 1
+                    continue
+                newest = step
+                rows.append(row)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror}")
+    if num_unreadable - ends_torn > 0:
+        problems.append(
+            f"{path.name}: {num_unreadable - ends_torn:,} lines are damaged or out of order and were left out"
+        )
+    return rows
