@@ -138,7 +138,7 @@ def build(tree: Tree, path: Path) -> None:
 
 
 def check_power_cuts(
-    base: Path, before: Directory, log: list, acknowledged: Acknowledged, run: str
+    base: Path, before: Directory, log: list, acknowledged: Acknowledged, run: str, stop_at_first: bool = False
 ) -> tuple[list[str], int]:
     """What is wrong in anything that a power cut after each operation may leave, and the number of states judged."""
     root, found, judged = before, [], {}
@@ -151,6 +151,8 @@ def check_power_cuts(
                 build(tree, path)
                 judged[key] = violations(path / run, known)
                 found += [f"cut before operation {cut}: {text}" for text in judged[key]]
+                if found and stop_at_first:
+                    return found, len(judged)
         if cut < len(log):
             play(root, base, log[cut])
     return found, len(judged)

@@ -168,7 +168,10 @@ def _examine_log(path: Path, report: Report) -> str:
     steps = []
     for number, line in enumerate(complete.split(b"\n") if complete else [], start=1):
         try:
-            steps.append(int(json.loads(line)["step"]))
+            step = json.loads(line)["step"]
+            if not isinstance(step, int):
+                raise TypeError
+            steps.append(step)
         except (ValueError, TypeError, KeyError, RecursionError):
             report.problems.append(f"log.jsonl line {number} is not a record with a step")
             return "unreadable"

@@ -1,0 +1,202 @@
+"""Truncated files and flipped bits: rows D11 and D12 of the reliability table."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from storage_harness import new_run
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage import RunDirectory, publish, verify
+from tiny_transformer.storage.doctor import DAMAGED, INCOMPLETE, WHOLE, examine
+
+
+def refusal(directory) -> UserError | None:
+    try:
+        verify(directory)
+    except UserError as error:
+        return error
+    return None
+
+
+def flip(data: bytes, bit: int) -> bytes:
+    return data[: bit // 8] + bytes([data[bit // 8] ^ (1 << bit % 8)]) + data[bit // 8 + 1 :]
+
+
+def silent_flips(directory, every: int) -> tuple[int, list[str]]:
+    """Flips every n-th bit of every file; returns how many, and the flips that the doctor or `verify` let pass."""
+    silent, num_flips = [], 0
+    for file in sorted(p for p in directory.rglob("*") if p.is_file()):
+        data = file.read_bytes()
+        for bit in range(num_flips % every, 8 * len(data), every):
+            file.write_bytes(flip(data, bit))
+            num_flips += 1
+            error = refusal(directory)
+            if error is None or error.exit_code is not ExitCode.BAD_DATA or examine(directory).ok:
+                silent.append(f"{file.name}, bit {bit}")
+        file.write_bytes(data)
+    assert verify(directory)
+    return num_flips, silent
+
+
+def test_flipped_bits_are_noticed(tmp_path):
+    new_run(tmp_path / "run")
+    num_flips, silent = silent_flips(tmp_path / "run" / "step-00000003", every=17)
+    assert silent == [] and num_flips > 500
+
+
+@pytest.mark.fault
+def test_every_flipped_bit_is_noticed(tmp_path):
+    new_run(tmp_path / "run")
+    num_flips, silent = silent_flips(tmp_path / "run" / "step-00000003", every=1)
+    print(f"{num_flips} flips, {len(silent)} silent")
+    assert silent == [] and num_flips >= 10_000
+
+
+def test_every_truncation_is_noticed_and_the_older_checkpoint_taken(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    new_run(run.path)
+    for file in sorted(p for p in run.step_path(3).rglob("*") if p.is_file()):
+        data = file.read_bytes()
+        name = file.relative_to(run.step_path(3)).as_posix()
+        for length in sorted({*range(0, len(data), max(1, len(data) // 60)), len(data) - 1}):
+            file.write_bytes(data[:length])
+            whole, damaged = run.newest_whole()
+            assert whole is not None and whole.step == 2
+            assert len(damaged) == 1 and damaged[0].exit_code is ExitCode.BAD_DATA
+            assert damaged[0].what.startswith(name) and str(run.step_path(3)) == damaged[0].where
+            report = examine(run.path)
+            assert report.state("step-00000003") == DAMAGED and not report.ok
+        file.write_bytes(data + b"\0")
+        assert refusal(run.step_path(3)) is not None and not examine(run.path).ok
+        file.write_bytes(data)
+    assert run.newest_whole()[0].step == 3
+
+
+def test_size_difference_is_named(tmp_path):
+    new_run(tmp_path / "run")
+    directory = tmp_path / "run" / "step-00000003"
+    (directory / "model.safetensors").write_bytes(b"x" * 399)
+    assert refusal(directory).what == "model.safetensors is 399 bytes long, the manifest says 400"
+    (directory / "model.safetensors").unlink()
+    assert refusal(directory).what == "model.safetensors is missing"
+    assert examine(directory).directories[0].problems == ["model.safetensors: missing"]
+
+
+def test_directory_without_manifest_does_not_exist(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    new_run(run.path)
+    (run.step_path(3) / "manifest.json").unlink()
+    assert [c.step for c in run.checkpoints()] == [1, 2]
+    assert run.newest_whole()[0].step == 2
+    assert examine(run.path).state("step-00000003") == INCOMPLETE
+    with pytest.raises(UserError, match="nothing was published here"):
+        run.resolve("last")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{}",
+        b"\0" * 500,
+        b"[" * 100_000,
+        b'"\n}\n',
+        b"0" * 64 + b'"\n}\n',
+        b'{"format": 1, "files": {}, "info": {}}',
+        b"\xff\xfe",
+    ],
+    ids=repr,
+)
+def test_any_bytes_as_manifest_are_refused(tmp_path, raw):
+    (tmp_path / "manifest.json").write_bytes(raw)
+    error = refusal(tmp_path)
+    assert error is not None and error.exit_code is ExitCode.BAD_DATA and len(error.lines()) == 3
+    assert examine(tmp_path).directories[0].state == DAMAGED
+
+
+def forge(directory, text: str) -> None:
+    """Writes a manifest with a right hash over whatever it says."""
+    from tiny_transformer.storage import manifest
+
+    raw = (text[:-1] + ',\n "manifest_sha256": "' + "0" * 64 + '"\n}\n').encode()
+    (directory / "manifest.json").write_bytes(raw[:-68] + manifest._self_hash(raw) + raw[-4:])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"format": 1, "info": {}, "files": {"../x": {"size_bytes": 1, "sha256": ""}}}', "leaves the directory"),
+        (
+            '{"format": 1, "info": {}, "files": {"/etc/passwd": {"size_bytes": 1, "sha256": ""}}}',
+            "leaves the directory",
+        ),
+        ('{"format": 1, "info": {}, "files": {"a/../../x": {"size_bytes": 1, "sha256": ""}}}', "leaves the directory"),
+        ('{"format": 1, "info": {}, "files": {"a\\u0000": {"size_bytes": 1, "sha256": ""}}}', "leaves the directory"),
+        ('{"format": 2, "info": {}, "files": {}}', "format 2"),
+        ('{"format": 1, "info": {}, "files": []}', "is not a manifest"),
+        ('{"format": 1, "info": 3, "files": {}}', "is not a manifest"),
+        ('{"format": 1, "info": {}, "files": {"a": {"size_bytes": "x", "sha256": ""}}}', "is not a manifest"),
+        ('{"format": 1, "info": {}, "files": {"a": null}}', "is not a manifest"),
+    ],
+)
+def test_forged_manifest_is_refused(tmp_path, text, said):
+    forge(tmp_path, text)
+    error = refusal(tmp_path)
+    assert error is not None and error.exit_code is ExitCode.BAD_DATA and said in error.what
+
+
+def test_doctor_tells_whole_from_damaged_from_incomplete(tmp_path):
+    new_run(tmp_path / "run")
+    (tmp_path / "run" / "step-00000002" / "config.json").write_text("{}")
+    shutil.copytree(tmp_path / "run" / "step-00000003", tmp_path / "run" / "step-00000009")
+    (tmp_path / "run" / "step-00000009" / "manifest.json").unlink()
+    (tmp_path / "run" / ".tmp-step-00000004-00").mkdir()
+    (tmp_path / "run" / "step-00000003" / "README.md").write_text("added by hand")
+    report = examine(tmp_path / "run")
+    assert {d.name: d.state for d in report.directories} == {
+        "step-00000001": WHOLE,
+        "step-00000002": DAMAGED,
+        "step-00000003": WHOLE,
+        "step-00000009": INCOMPLETE,
+    }
+    assert report.links == {"last": "step-00000003", "best": "step-00000001"}
+    assert report.leftovers == [".tmp-step-00000004-00"] and not report.ok
+    text = "\n".join(report.lines())
+    assert "config.json: 2 bytes instead of 23" in text
+    assert "also here, not part of it: README.md" in text
+    assert "last -> step-00000003" in text and ".tmp-step-00000004-00" in text
+
+
+def test_doctor_reports_links_that_lead_nowhere(tmp_path):
+    new_run(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "step-00000001")
+    (tmp_path / "run" / "last").unlink()
+    (tmp_path / "run" / "last").write_text("step-00000003")
+    problems = examine(tmp_path / "run").problems
+    assert "best leads to step-00000001, which is not a checkpoint of this run" in problems
+    assert "last is not a link" in problems
+
+
+def test_doctor_examines_a_data_directory(tmp_path):
+    with publish(tmp_path / "data") as staging:
+        staging.write("train.bin", bytes(100))
+        staging.write("meta.json", "{}")
+    assert examine(tmp_path / "data").ok
+    (tmp_path / "data" / "train.bin").write_bytes(bytes(99))
+    assert examine(tmp_path / "data").directories[0].problems == ["train.bin: 99 bytes instead of 100"]
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.write_text("x"), lambda p: p.mkdir()])
+def test_doctor_refuses_what_is_no_run(tmp_path, make):
+    make(tmp_path / "thing")
+    with pytest.raises(UserError) as refused:
+        examine(tmp_path / "thing")
+    assert refused.value.exit_code is ExitCode.USAGE
+
+
+def test_doctor_shares_no_code_with_the_writer(repository):
+    source = (repository / "tiny_transformer" / "storage" / "doctor.py").read_text()
+    imported = [line for line in source.splitlines() if line.startswith(("import ", "from ")) and "tiny_" in line]
+    assert imported == ["from tiny_transformer.errors import ExitCode, UserError"]
