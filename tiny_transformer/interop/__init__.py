@@ -1,0 +1,1 @@
+"""Models of other programs: files of theirs read into Hugging Face directories."""
