@@ -17,7 +17,8 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real text, tokenizers and a small trained model kept beside the project; tests that want them skip without them."""
+    """Real text, tokenizers and a small trained model kept beside the project; tests that want them skip without
+    them."""
     path = REPOSITORY.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip(f"needs {path}")

@@ -1,4 +1,5 @@
-"""The command `tiny-transformer`: one verb per job. A verb parses, calls a library function and prints; it holds no logic.
+"""The command `tiny-transformer`: one verb per job. A verb parses, calls a library function and prints; it holds no
+logic.
 
 Nothing heavy is imported here: torch comes in inside the verbs that compute.
 """
@@ -234,15 +235,13 @@ def generate(
 def runs(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[DIR]...", help="Run directories, or folders of them. Default: runs/ and what stands beside it."
-        ),
+        typer.Argument(metavar="[DIR]...", help="Run directories, or folders of runs. Default: runs/ and runs_*."),
     ] = None,
 ) -> None:
     """A table of runs and checkpoints: step, epoch, losses, size, age."""
-    from tiny_transformer.inspection.runs import show_runs
+    from tiny_transformer.inspection.runs import list_runs, runs_table
 
-    show_runs(paths, Console())
+    Console().print(runs_table(list_runs(*(paths or [Path("runs"), *sorted(Path().glob("runs_*"))]))))
 
 
 @app.command(context_settings=_SETTINGS)
@@ -253,7 +252,7 @@ def doctor(run: Annotated[Path, typer.Argument(metavar="DIR", help="A run, check
     report = examine(run)
     for line in report.lines():
         typer.echo(line)
-    if not report.is_sound:
+    if not report.ok:
         raise typer.Exit(ExitCode.BAD_DATA)
 
 

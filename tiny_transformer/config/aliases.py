@@ -1,6 +1,7 @@
 """Other names for our keys: the words of nanoGPT-like configs, of Lightning and of Hugging Face's Trainer.
 
-A reader who brings a config in those words gets the run they meant. Two names of one key with different values are an error, never a silent choice.
+A reader who brings a config in those words gets the run they meant. Two names of one key with different values are an
+error, never a silent choice.
 """
 
 from __future__ import annotations

@@ -103,7 +103,8 @@ def valid_keys() -> list[str]:
     return sorted(keys)
 
 
-# --- reading -------------------------------------------------------------------------------------------------------------
+# --- reading
+# -------------------------------------------------------------------------------------------------------------
 
 
 def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignment]:
@@ -185,7 +186,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _collect_lines(node: yaml.Node | None, prefix: str, line_of: dict[str, int]) -> None:
-    """Remember the line of each key; refuse a key that stands twice in one table (YAML would keep the last, silently)."""
+    """Remember the line of each key; refuse a key that stands twice in one table (YAML would keep the last,
+    silently)."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key_node, value_node in node.value:
@@ -207,7 +209,8 @@ def _numbers(value: Any) -> Any:
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
-# --- names ---------------------------------------------------------------------------------------------------------------
+# --- names
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def _flatten(tree: Mapping[str, Any], line_of: Mapping[str, int], origin: str) -> list[Assignment]:
@@ -295,4 +298,6 @@ def _explain(error: ValidationError, merged: Mapping[str, Assignment]) -> UserEr
             where=assignment.origin,
             remedy=f"remove it, or choose another model_type ({', '.join(_MODELS)})",
         )
-    return UserError(f"{assignment.key} = {assignment.value!r}: {reason[0].lower()}{reason[1:]}", where=assignment.origin)
+    return UserError(
+        f"{assignment.key} = {assignment.value!r}: {reason[0].lower()}{reason[1:]}", where=assignment.origin
+    )

@@ -1,6 +1,7 @@
 """Named configs: model sizes that can be asked for without writing a file (`--config small`).
 
-The four sizes and the GPT-2 one are a classic decoder with LayerNorm, dropout 0.1 and tied embeddings, in the shapes that small-GPT tutorials use.
+The four sizes and the GPT-2 one are a classic decoder with LayerNorm, dropout 0.1 and tied embeddings, in the shapes
+that small-GPT tutorials use.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ def _classic(hidden_size: int, heads: int, layers: int, context: int, **training
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
             "num_hidden_layers": layers,
-            # 8/3 of the width: three SwiGLU matrices then weigh as much as a classic block's two of four times the width
+            # 8/3 of the width: three SwiGLU matrices then weigh as much as a classic block's two of four times the
+            # width
             "intermediate_size": -(-8 * hidden_size // 3 // 8) * 8,
             "max_position_embeddings": context,
             "tie_word_embeddings": True,

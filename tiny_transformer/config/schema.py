@@ -1,7 +1,8 @@
 """What a run can be told: every key, its type, its range, its default and what it does.
 
-This is the single source of `docs/CONFIG_REFERENCE.md`, of the checks made before any work starts and of the `config.yaml` saved with each
-run. A config only describes: nothing here builds a model, opens a file or reads the environment.
+This is the single source of `docs/CONFIG_REFERENCE.md`, of the checks made before any work starts and of the
+`config.yaml` saved with each run. A config only describes: nothing here builds a model, opens a file or reads the
+environment.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ class DataConfig(Section):
     """Where the text comes from and how it becomes token sequences."""
 
     source: str = setting("stories", "allow")
-    """A name (`stories`, `tinystories`, `wikipedia`, `wiki-intros`, `wiki-bookscorpus`), a hub data set id, or a path: file, folder or glob."""
+    """A name (`stories`, `tinystories`, `wikipedia`, `wiki-intros`, `wiki-bookscorpus`), a hub data set id, or a path:
+    file, folder or glob."""
 
     data_dir: Path | None = setting(None, "allow")
-    """Prepared token files (`train.bin`, `val.bin`, `meta.json`). Made from `source` when they are missing. Default: `data/NAME`."""
+    """Prepared token files (`train.bin`, `val.bin`, `meta.json`). Made from `source` when they are missing. Default:
+    `data/NAME`."""
 
     text_field: str = setting("text", "allow")
     """The field of a .jsonl, .parquet or hub row that holds the text."""
@@ -43,7 +46,8 @@ class DataConfig(Section):
     """Stop reading the source after this many bytes of text."""
 
     val_fraction: float = setting(0.02, "allow", gt=0, lt=1)
-    """Share of the documents kept for validation; chosen by a hash of the document, so it does not move when data is added."""
+    """Share of the documents kept for validation; chosen by a hash of the document, so it does not move when data is
+    added."""
 
     tokenizer: str = setting("bpe", "allow")
     """`bpe` (trained on this text), `byte`, `char`, `gpt2`, `qwen3`, or a Hugging Face tokenizer directory or id."""
@@ -58,17 +62,19 @@ class DataConfig(Section):
 class TrainingConfig(Section):
     """How the weights are found. A *step* is one update of the weights."""
 
-    steps: int = setting(1000, "allow", ge=1)
-    """Updates in the whole run. Replaced by a measured number when `max_train_minutes` is set."""
+    steps: int | None = setting(None, "allow", ge=1)
+    """Updates in the whole run. With `max_train_minutes` too, whichever ends first; with neither, 1000."""
 
     max_train_minutes: float | None = setting(None, "allow", gt=0)
     """Fit the run to this wall-clock time: speed is measured first, then steps, warm-up and decay are fixed."""
 
     micro_batch_size: int = setting(16, "allow", ge=1)
-    """Sequences in one forward and backward pass. Changes memory and speed; with `grad_accum_steps` it makes the batch of one step."""
+    """Sequences in one forward and backward pass. Changes memory and speed; with `grad_accum_steps` it makes the batch
+    of one step."""
 
     grad_accum_steps: int = setting(1, "allow", ge=1)
-    """Passes whose gradients are added before one update. A step sees `micro_batch_size x grad_accum_steps` sequences."""
+    """Passes whose gradients are added before one update. A step sees `micro_batch_size x grad_accum_steps`
+    sequences."""
 
     optimizer: Literal["adamw", "muon"] = setting("adamw")
     """`adamw` for all weights, or `muon` for the hidden matrices with AdamW for the rest."""
@@ -110,10 +116,12 @@ class TrainingConfig(Section):
     """Share of activations set to zero while training."""
 
     zero_residual: bool = setting(False)
-    """Start the output projection of each attention and feed-forward block at zero, so that each block begins as the identity."""
+    """Start the output projection of each attention and feed-forward block at zero, so that each block begins as the
+    identity."""
 
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "allow")
-    """Arithmetic of the matrix products; weights are always kept in fp32. `bf16` is used where the device has it in hardware; `auto` decides."""
+    """Arithmetic of the matrix products; weights are always kept in fp32. `bf16` is used where the device has it in
+    hardware; `auto` decides."""
 
     compile: bool = setting(False, "allow")
     """Compile the model first (torch.compile; on a CPU this needs a C++ compiler and takes about 40 s)."""
@@ -125,7 +133,8 @@ class TrainingConfig(Section):
     """Decides initial weights, the order of examples and dropout."""
 
     eval_steps: int | None = setting(None, "allow", ge=1)
-    """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best` checkpoint."""
+    """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best`
+    checkpoint."""
 
     save_steps: int | None = setting(500, "allow", ge=1)
     """Save a checkpoint every this many steps. The end of the run is always saved."""

@@ -1,7 +1,9 @@
-"""The only training loop. A stage (pretraining now; fine-tuning and alignment later) hands it a model, batches and a loss.
+"""The only training loop. A stage (pretraining now; fine-tuning and alignment later) hands it a model, batches and a
+loss.
 
-A *step* is one update of the weights. Its gradient is that of the loss summed over the whole batch and divided once by the number of targets
-in the whole batch, so cutting the batch into micro-batches changes memory and speed, never the result.
+A *step* is one update of the weights. Its gradient is that of the loss summed over the whole batch and divided once by
+the number of targets in the whole batch, so cutting the batch into micro-batches changes memory and speed, never the
+result.
 """
 
 from __future__ import annotations

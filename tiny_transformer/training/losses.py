@@ -1,4 +1,5 @@
-"""What a model is trained to make small. A loss returns a sum and a count; the loop divides once, by the count of the whole batch."""
+"""What a model is trained to make small. A loss returns a sum and a count; the loop divides once, by the count of the
+whole batch."""
 
 from __future__ import annotations
 

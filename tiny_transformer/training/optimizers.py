@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.hardware import has_fast_bf16
+from tiny_transformer.training.muon import Muon
 
 
 class Optimizers:
     """The optimizers of one model behind one `step`.
 
     Weight decay acts on matrices only: norms and biases are scales and offsets, not directions to be shrunk.
-    Muon (Jordan et al., 2024, as in `torch.optim.Muon`) takes the two-dimensional weights inside the blocks; embeddings, the output
-    head, norms and biases always go to AdamW (Loshchilov and Hutter, 2019).
+    Muon takes the two-dimensional weights inside the blocks; embeddings, the output head, norms and biases always go to
+    AdamW (Loshchilov and Hutter, 2019).
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
@@ -40,7 +42,8 @@ class Optimizers:
             )
         ]
         if hidden:
-            self._all.append(torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
+            dtype = torch.bfloat16 if has_fast_bf16(hidden[0].device) else torch.float32
+            self._all.append(Muon(hidden, config.muon_learning_rate, weight_decay=config.weight_decay, dtype=dtype))
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["peak_lr"] = group["lr"]

@@ -1,7 +1,8 @@
 """How many steps a run takes: as asked, or as many as fit a wall-clock budget.
 
-A budget is turned into a number of steps *before* the first update, by timing real steps on a copy of the model. From then on nothing depends on the clock:
-warm-up and decay fit the plan, the plan is written into the run directory, and a resumed run follows it.
+A budget is turned into a number of steps *before* the first update, by timing real steps on a copy of the model. From
+then on nothing depends on the clock: warm-up and decay fit the plan, the plan is written into the run directory, and a
+resumed run follows it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.training.schedules import Schedule
-from tiny_transformer.training.state import random_state, set_random_state
+from tiny_transformer.training.state import TrainState, random_state, set_random_state
 
 FILE = "plan.json"
+DEFAULT_STEPS = 1000
 SAVE_SECONDS = 2.0  # one checkpoint of a laptop-sized model, hashed, synced and read back
 
 
@@ -31,11 +33,18 @@ class Plan:
         total_steps: updates in the whole run.
         warmup_steps: of these, spent raising the learning rate.
         reason: where the number comes from, in words.
+        asked_steps, asked_minutes: what the config asked for; a resumed run that asks for the same keeps its plan.
     """
 
     total_steps: int
     warmup_steps: int
     reason: str
+    asked_steps: int | None
+    asked_minutes: float | None
+
+    def answers(self, config: TrainingConfig) -> bool:
+        """Whether the config still asks for what this plan was made for."""
+        return (self.asked_steps, self.asked_minutes) == (config.steps, config.max_train_minutes)
 
     def schedule(self, config: TrainingConfig) -> Schedule:
         """The learning rate over this plan."""
@@ -48,25 +57,34 @@ class Plan:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
+def plan_for_steps(config: TrainingConfig) -> Plan:
+    """As many steps as the config asks for."""
+    steps = config.steps or DEFAULT_STEPS
+    return make_plan(config, steps, f"{steps:,} steps" + (" as asked" if config.steps else ""))
+
+
 def make_plan(config: TrainingConfig, total_steps: int, reason: str) -> Plan:
     """A plan of `total_steps`, with the warm-up the config asks for."""
     warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_fraction * total_steps)
-    return Plan(total_steps, min(warmup, total_steps), reason)
+    return Plan(total_steps, min(warmup, total_steps), reason, config.steps, config.max_train_minutes)
 
 
-def plan_for_minutes(config: TrainingConfig, step_seconds: float, eval_seconds: float) -> Plan:
-    """As many steps as fit `max_train_minutes`, with their evaluations and saves.
+def plan_for_minutes(config: TrainingConfig, state: TrainState, *, step_seconds: float, eval_seconds: float) -> Plan:
+    """As many steps as fit `max_train_minutes`, with their evaluations and saves, but no more than `steps`.
 
     Args:
-        config: `max_train_minutes`, `eval_steps`, `save_steps`.
+        config: `max_train_minutes`, `steps`, `eval_steps`, `save_steps`.
+        state: where the run stands; the minutes are those of the whole run.
         step_seconds: measured time of one update.
         eval_seconds: measured time of one evaluation; 0 without evaluation.
     """
-    budget = 60 * (config.max_train_minutes or 0) - eval_seconds - SAVE_SECONDS
+    budget = 60 * (config.max_train_minutes or 0) - state.elapsed_seconds - eval_seconds - SAVE_SECONDS
     per_step = step_seconds
     per_step += (eval_seconds + SAVE_SECONDS) / config.eval_steps if config.eval_steps else 0.0
     per_step += SAVE_SECONDS / config.save_steps if config.save_steps else 0.0
-    steps = max(1, int(budget / per_step))
+    steps = max(1, state.step + int(budget / per_step))
+    if config.steps is not None and config.steps <= steps:
+        return plan_for_steps(config)
     return make_plan(config, steps, f"{steps:,} steps of {step_seconds:.2f} s fit {config.max_train_minutes:g} minutes")
 
 

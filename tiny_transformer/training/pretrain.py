@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from tiny_transformer.config.schema import RunConfig
@@ -136,16 +138,19 @@ class _Start:
         self.state = load_state(checkpoint.path, self.model, self.optimizers)
         self.console.print(f"resuming from step {self.state.step:,} ({checkpoint.path})", highlight=False)
 
-    # --- the plan --------------------------------------------------------------------------------------------------------
+    # --- the plan
+    # --------------------------------------------------------------------------------------------------------
 
     def _plan(self) -> planning.Plan:
         """The plan of an earlier start, or a new one."""
         training = self.config.training
         plan = planning.read_plan(self.run.path) if self.request.resume else None
-        if plan is None and training.max_train_minutes is not None:
-            plan = planning.plan_for_minutes(training, self._step_seconds(), self._eval_seconds())
-        elif plan is None or (training.max_train_minutes is None and plan.total_steps != training.steps):
-            plan = planning.make_plan(training, training.steps, f"{training.steps:,} steps as asked")
+        if plan is None or not plan.answers(training):
+            if training.max_train_minutes is None:
+                plan = planning.plan_for_steps(training)
+            else:
+                seconds = {"step_seconds": self._step_seconds(), "eval_seconds": self._eval_seconds()}
+                plan = planning.plan_for_minutes(training, self.state, **seconds)
         atomic_write(self.run.path / planning.FILE, plan.to_json())
         return plan
 
@@ -172,7 +177,8 @@ class _Start:
         seconds = planning.measure_seconds(lambda: self._split_loss(few), at_least_seconds=0.5, warm_up=1)
         return seconds * len(batches) / len(few)
 
-    # --- the parts of the job --------------------------------------------------------------------------------------------
+    # --- the parts of the job
+    # --------------------------------------------------------------------------------------------
 
     def _job(self, plan: planning.Plan, log: StepLog, progress: TrainingProgress) -> Job:
         return Job(
@@ -234,24 +240,31 @@ class _Start:
         )
 
     def _announce(self, plan: planning.Plan) -> None:
-        """Say what is about to happen, in four lines."""
-        model, training = self.config.model, self.config.training
+        """Say what is about to happen."""
+        model, training, meta = self.config.model, self.config.training, self.dataset.meta
         parameters = sum(p.numel() for p in self.model.parameters())
         tokens = training.micro_batch_size * training.grad_accum_steps * self.config.data.seq_len
-        train_tokens = self.dataset.meta.train.num_tokens
-        say = self.console.print
-        say(
-            f"model   {model.model_type}, {parameters / 1e6:.2f} M parameters: {model.num_hidden_layers} layers of {model.hidden_size}, "
-            f"{model.num_attention_heads} query heads share {model.num_key_value_heads} key/value heads of {model.head_dim}",
-            highlight=False,
-        )
-        say(
-            f"data    {self.dataset.meta.source}, {train_tokens:,} tokens ({self.dataset.tokenizer.name}, {self.dataset.tokenizer.vocab_size:,} words); "
-            f"this run sees {plan.total_steps * tokens / train_tokens:.2f} times that",
-            highlight=False,
-        )
-        say(
-            f"plan    {plan.reason}; {tokens:,} tokens a step; {training.optimizer}, {training.schedule}, {plan.warmup_steps} steps warm-up",
-            highlight=False,
-        )
-        say(f"device  {self.hardware.describe()}; run directory {self.run.path}", highlight=False)
+        seen = plan.total_steps * tokens / meta.train.num_tokens
+        rows = {
+            "model": f"{model.model_type}, {parameters / 1e6:.2f} M parameters: {model.num_hidden_layers} layers of "
+            f"{model.hidden_size}, {_heads(model)}",
+            "data": f"{meta.source}, {meta.train.num_tokens:,} tokens ({self.dataset.tokenizer.name}, "
+            f"{self.dataset.tokenizer.vocab_size:,} words); this run sees {seen:.2f} times that",
+            "plan": f"{plan.reason}; {tokens:,} tokens a step; {training.optimizer}, {plan.warmup_steps} steps warm-up, "
+            f"{training.schedule} decay",
+            "device": self.hardware.describe(),
+            "run": str(self.run.path),
+        }
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        for name, text in rows.items():
+            table.add_row(name, Text(text))
+        self.console.print(table)
+
+
+def _heads(model: Any) -> str:
+    heads, groups = model.num_attention_heads, model.num_key_value_heads
+    if heads == groups:
+        return f"{heads} heads of {model.head_dim}"
+    return f"{heads} query heads share {groups} key/value heads of {model.head_dim}"

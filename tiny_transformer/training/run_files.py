@@ -1,6 +1,8 @@
-"""What a training run writes into its directory besides weights: config.yaml, run_info.json, checkpoints; and what `--resume` checks.
+"""What a training run writes into its directory besides weights: config.yaml, run_info.json, checkpoints; and what
+`--resume` checks.
 
-A checkpoint is a Hugging Face model directory with the trainer's state beside the weights; `storage` makes it appear whole or not at all.
+A checkpoint is a Hugging Face model directory with the trainer's state beside the weights; `storage` makes it appear
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ def run_info(state: TrainState, status: str, facts: dict[str, Any]) -> dict[str,
     metrics = state.metrics
     return {
         "step": state.step,
+        "epoch": round(state.step / facts["steps_per_epoch"], 6),
         "status": status,
         "num_tokens": state.num_tokens,
         "train_loss": metrics.get("loss"),
@@ -91,7 +94,6 @@ def run_info(state: TrainState, status: str, facts: dict[str, Any]) -> dict[str,
         "elapsed_seconds": round(state.elapsed_seconds, 3),
         "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
-        "epoch": round(state.step / facts["steps_per_epoch"], 6),
     }
 
 
@@ -116,8 +118,8 @@ def holds_a_run(run_dir: Path) -> bool:
 def identity_of(config: RunConfig, dataset_fingerprint: str, tokenizer_fingerprint: str) -> dict[str, Any]:
     """What must not change between a run and its resumption, as flat `section.key: value`.
 
-    That is the model, the data and tokenizer by content, every setting declared `refuse` in the schema, and the size of a batch
-    (how it is cut into micro-batches may change).
+    That is the model, the data and tokenizer by content, every setting declared `refuse` in the schema, and the size of
+    a batch (how it is cut into micro-batches may change).
     """
     identity: dict[str, Any] = {f"model.{key}": value for key, value in config.model.model_dump(mode="json").items()}
     for section, values in (("data", config.data), ("training", config.training)):

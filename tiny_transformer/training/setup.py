@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.data.prepare import is_prepared, prepare
+from tiny_transformer.data.prepare import is_prepared, prepare_with_progress
 from tiny_transformer.data.shards import Dataset, open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.training.plan import FILE as PLAN_FILE
@@ -37,7 +37,8 @@ class Request:
 
 
 def choose_run_dir(request: Request) -> Path:
-    """The directory of this run: the one asked for, else `runs/NAME`, `runs/NAME-2`, ... (the newest of them to resume).
+    """The directory of this run: the one asked for, else `runs/NAME`, `runs/NAME-2`, ... (the newest of them to
+    resume).
 
     Raises:
         UserError: a run is already there, or there is nothing to resume.
@@ -76,8 +77,9 @@ def open_training_data(config: RunConfig, name: str, console: Console) -> Datase
     data_dir = data.data_dir or Path("data") / name
     if not is_prepared(data_dir):
         console.print(f"preparing [bold]{data.source}[/] in {data_dir}", highlight=False)
-        prepare(
+        prepare_with_progress(
             data.source,
+            console=console,
             out_dir=data_dir,
             tokenizer=data.tokenizer,
             vocab_size=data.vocab_size,

@@ -1,7 +1,8 @@
 """Everything a run must remember to continue as if it had never stopped: one list, saved and loaded in one place.
 
-The order of the examples is a pure function of the seed and the step, so the data cursor *is* the step; the learning rate is a pure function of the step
-and the plan. What is left: weights, optimizer state, random-number state, a few counters. No pickle: safetensors and JSON.
+The order of the examples is a pure function of the seed and the step, so the data cursor *is* the step; the learning
+rate is a pure function of the step and the plan. What is left: weights, optimizer state, random-number state, a few
+counters. No pickle: safetensors and JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class TrainState:
 
 
 def save_state(directory: Path, state: TrainState, optimizers: Optimizers, identity: dict[str, Any]) -> None:
-    """Write `trainer_state/` into a checkpoint that is being made (the weights are written beside it, as a model directory).
+    """Write `trainer_state/` into a checkpoint that is being made (the weights are written beside it, as a model
+    directory).
 
     Args:
         directory: the checkpoint's temporary directory.

@@ -13,7 +13,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
-    """While entered, turns the first stop signal into a flag that the training loop asks for; the second ends the process at once.
+    """While entered, turns the first stop signal into a flag that the training loop asks for; the second ends the
+    process at once.
 
     Ending at once loses nothing that was announced as saved: a checkpoint appears whole or not at all.
     """

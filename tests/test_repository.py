@@ -1,0 +1,197 @@
+"""The repository itself: who imports whom, what is cheap to import, that the README's tree and every config are
+real."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tiny_transformer.config.load import load_run_config
+
+PACKAGE = "tiny_transformer"
+# docs/DESIGN.md, section 2: a room may import rooms of its own line and of the lines below it.
+LINES = [
+    {"cli", "prepare_dataset", "train", "sample", "__main__"},
+    {"training", "generation", "evaluation", "inspection", "interop"},
+    {"data", "models", "tokenizers"},
+    {"layers", "hardware"},
+    {"storage", "config", "errors"},
+]
+TORCH_FREE = (
+    "cli",
+    "config.load",
+    "errors",
+    "storage",
+    "storage.doctor",
+    "tokenizers",
+    "data.sources",
+    "data.stories",
+    "inspection.runs",
+)
+FORBIDDEN = {
+    "pickle": r"^\s*(import|from)\s+(pickle|dill|joblib|cloudpickle|marshal|shelve)\b",
+    "torch.load or torch.save": r"\btorch\.(load|save)\(",
+    "numpy pickles": r"allow_pickle\s*=\s*True",
+    "eval or exec": r"(?<![\w.])(eval|exec)\(",
+    "yaml.load": r"\byaml\.(load|unsafe_load|full_load)\(",
+    "a shell": r"shell\s*=\s*True",
+    "remote code": r"trust_remote_code\s*=\s*True",
+}
+
+
+def line_of(room: str) -> int:
+    return next(number for number, rooms in enumerate(LINES) if room in rooms)
+
+
+def sources(repository: Path) -> list[Path]:
+    return sorted((repository / PACKAGE).rglob("*.py"))
+
+
+def module_name(path: Path, repository: Path) -> str:
+    return ".".join(path.relative_to(repository).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path, repository: Path, *, everywhere: bool) -> set[str]:
+    """Modules of ours a file imports, at the top level or everywhere."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = path.relative_to(repository).parent.parts
+    found = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.split(".")[0] == PACKAGE}
+
+
+def test_imports_only_point_down(repository: Path) -> None:
+    wrong = []
+    for path in sources(repository):
+        parts = module_name(path, repository).split(".")
+        if len(parts) < 2:
+            continue
+        room = parts[1]
+        for name in imports(path, repository, everywhere=True):
+            other = name.split(".")[1] if name.count(".") else None
+            if other is None or other == "__version__" or other == room:
+                continue
+            if line_of(other) < line_of(room) or (line_of(room) == len(LINES) - 1 and other != "errors"):
+                wrong.append(f"{path.relative_to(repository)} imports {name}")
+            if room == "models" and len(parts) > 2 and other == "models" and name.split(".")[2] not in ("", parts[2]):
+                wrong.append(f"{path.relative_to(repository)}: a model imports its sibling {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_import_circle(repository: Path) -> None:
+    modules = {module_name(path, repository): path for path in sources(repository)}
+    graph = {
+        name: {other for other in imports(path, repository, everywhere=False) if other in modules and other != name}
+        for name, path in modules.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_nothing_that_runs_foreign_code(repository: Path) -> None:
+    found = [
+        f"{path.relative_to(repository)}: {what}"
+        for path in [*sources(repository), *sorted((repository / "tests").rglob("*.py"))]
+        if path.name != Path(__file__).name
+        for what, pattern in FORBIDDEN.items()
+        if re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_importing_it_does_not_import_torch(name: str) -> None:
+    code = f"import sys, {PACKAGE}.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def fastest(arguments: list[str], tries: int = 5) -> float:
+    times = []
+    for _ in range(tries):
+        started = time.perf_counter()
+        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+@pytest.mark.slow
+def test_import_and_help_are_quick() -> None:
+    bare = fastest([sys.executable, "-c", ""])
+    assert fastest([sys.executable, "-c", f"import {PACKAGE}"]) - bare < 0.15
+    assert fastest([sys.executable, "-m", PACKAGE, "--help"]) < 0.4
+
+
+@pytest.mark.parametrize(
+    "verb", ["prepare", "train", "generate", "runs", "doctor", "report", "sample", "infer", "list"]
+)
+def test_every_help_runs(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from tiny_transformer.cli import run
+
+    assert run([verb, "--help"]) == 0
+    assert "Usage:" in capsys.readouterr().out
+
+
+def test_every_config_loads(repository: Path) -> None:
+    files = sorted((repository / "configs").glob("*.*"))
+    assert files
+    for path in files:
+        load_run_config(path)
+
+
+def test_the_tree_in_the_readme_is_the_tree(repository: Path) -> None:
+    """Each path of the README's annotated tree exists, and each room of the package is in it."""
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```text\n(tiny-transformer/\n.*?)```", readme, re.DOTALL)
+    assert block, "README.md has no tree"
+    stack: list[str] = []
+    shown = set()
+    for line in block[1].splitlines()[1:]:
+        match = re.match(r"( *)(\S+)", line)
+        assert match, line
+        depth = len(match[1]) // 2
+        stack = [*stack[: depth - 1], match[2].rstrip("/")]
+        shown.add("/".join(stack))
+    missing = [name for name in shown if not (repository / name).exists()]
+    assert not missing, f"in the README's tree but not there: {missing}"
+    rooms = {
+        f"{PACKAGE}/{path.name}" for path in (repository / PACKAGE).iterdir() if path.suffix == ".py" or path.is_dir()
+    }
+    rooms = {room for room in rooms if "__" not in room}
+    assert rooms <= shown, f"not in the README's tree: {rooms - shown}"
+
+
+def test_environments_agree(repository: Path) -> None:
+    """environment.yml installs what `make install` does, and constraints.txt pins every direct dependency."""
+    environment = (repository / "environment.yml").read_text(encoding="utf-8")
+    assert "-c constraints.txt" in environment and "-e .[dev]" in environment
+    project = (repository / "pyproject.toml").read_text(encoding="utf-8")
+    pins = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (repository / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line and not line.startswith("#")
+    }
+    block = project[project.index("dependencies = [") : project.index("[project.scripts]")]
+    wanted = {re.split(r"[<>=\[]", name)[0] for name in re.findall(r'"([a-zA-Z][^"]*)"', block)} - {"tiny-transformer"}
+    assert wanted and wanted <= pins, f"not pinned: {wanted - pins}"
+    assert "torch==2.13.0" in (repository / "constraints.txt").read_text(encoding="utf-8")

@@ -1,0 +1,18 @@
+"""One small prepared data set for all tests of training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from run_helpers import prepare_tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some stories in bytes."""
+    return prepare_tiny(tmp_path_factory.mktemp("data") / "tiny")

@@ -1,0 +1,216 @@
+"""Stopped anywhere and resumed, a run ends as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from run_helpers import TINY, fingerprint, log_without_clock, run_tiny
+
+from tiny_transformer.errors import UserError
+from tiny_transformer.evaluation.loss import SplitLoss
+from tiny_transformer.training import loop, pretrain, state
+
+NUM_KILLS = 20
+SEED = 20261121
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Ask the run to stop once it has made `step` updates."""
+    inner = loop.train
+    monkeypatch.setattr(
+        pretrain, "train", lambda job, run_state, _: inner(job, run_state, lambda: run_state.step >= step)
+    )
+
+
+def interrupted(
+    tiny_data: Path, out_dir: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int], **options: object
+) -> Path:
+    """A run stopped at each of some steps and resumed each time."""
+    for index, step in enumerate(stops):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step)
+            assert run_tiny(tiny_data, out_dir, resume=index > 0, **options).status == "stopped"
+    assert run_tiny(tiny_data, out_dir, resume=True, **options).status == "finished"
+    return out_dir
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "grad_accum_steps": 2}])
+def test_a_stopped_run_ends_like_an_undisturbed_one(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_tiny(tiny_data, whole, **options)
+    interrupted(tiny_data, parts, monkeypatch, [3, 7], **options)
+    assert fingerprint(whole) == fingerprint(parts)
+    assert fingerprint(whole, "best") == fingerprint(parts, "best")
+    assert log_without_clock(whole) == log_without_clock(parts)
+
+
+def test_forgetting_the_random_number_state_is_noticed(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above can fail: with the random-number state left out, dropout draws other numbers after a resume."""
+    whole = tmp_path / "whole"
+    run_tiny(tiny_data, whole)
+    monkeypatch.setattr(state, "set_random_state", lambda states: None)
+    parts = interrupted(tiny_data, tmp_path / "parts", monkeypatch, [3, 7])
+    assert fingerprint(whole)["model.safetensors"] != fingerprint(parts)["model.safetensors"]
+
+
+@pytest.mark.parametrize("forgotten", ["num_tokens", "best_val_loss", "evaluations_without_gain"])
+def test_forgetting_a_counter_is_noticed(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    # a validation loss that is best at step 4 and grows from there
+    monkeypatch.setattr(
+        pretrain._Start, "_split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 4), 1, 1)
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_tiny(tiny_data, whole, eval_steps=2)
+    load = state.load_state
+
+    def forgetful(*arguments: object) -> state.TrainState:
+        loaded = load(*arguments)  # ty: ignore[invalid-argument-type]
+        setattr(loaded, forgotten, state.TrainState.__dataclass_fields__[forgotten].default)
+        return loaded
+
+    monkeypatch.setattr(pretrain, "load_state", forgetful)
+    interrupted(tiny_data, parts, monkeypatch, [9], eval_steps=2)
+    ends = [json.loads((run / "last/trainer_state/state.json").read_text()) for run in (whole, parts)]
+    assert ends[0][forgotten] != ends[1][forgotten]
+
+
+def test_a_longer_run_can_be_asked_for_on_resume(tiny_data: Path, tmp_path: Path) -> None:
+    assert run_tiny(tiny_data, tmp_path / "r", steps=5, schedule="constant", warmup_steps=0).state.step == 5
+    longer = run_tiny(tiny_data, tmp_path / "r", resume=True, steps=9, schedule="constant", warmup_steps=0)
+    assert longer.state.step == 9
+    assert [record["step"] for record in log_without_clock(tmp_path / "r")] == list(range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"seed": 9}, "training.seed"),
+        ({"optimizer": "adamw"}, "training.optimizer"),
+        ({"dropout": 0.5}, "training.dropout"),
+        ({"micro_batch_size": 2}, "micro_batch_size x grad_accum_steps"),
+    ],
+)
+def test_what_must_not_change_is_refused_by_name(
+    tiny_data: Path, tmp_path: Path, change: dict[str, object], key: str
+) -> None:
+    run_tiny(tiny_data, tmp_path / "r", steps=4)
+    before = fingerprint(tmp_path / "r")
+    with pytest.raises(UserError) as caught:
+        run_tiny(tiny_data, tmp_path / "r", resume=True, steps=8, **change)
+    assert key in caught.value.what
+    assert fingerprint(tmp_path / "r") == before
+
+
+def test_the_same_batch_may_be_cut_otherwise(tiny_data: Path, tmp_path: Path) -> None:
+    run_tiny(tiny_data, tmp_path / "r", steps=4)
+    assert (
+        run_tiny(tiny_data, tmp_path / "r", resume=True, steps=8, micro_batch_size=2, grad_accum_steps=2).state.step
+        == 8
+    )
+
+
+def test_a_damaged_newest_checkpoint_is_skipped(tiny_data: Path, tmp_path: Path) -> None:
+    whole, hurt = tmp_path / "whole", tmp_path / "hurt"
+    run_tiny(tiny_data, whole)
+    run_tiny(tiny_data, hurt, steps=8)
+    weights = hurt / "step-00000008/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    run_tiny(tiny_data, hurt, resume=True, steps=12)
+    # the learning rate of the first eight steps was fitted to eight steps: only the structure can be compared
+    assert [record["step"] for record in log_without_clock(hurt)] == [
+        record["step"] for record in log_without_clock(whole)
+    ]
+
+
+# --- the real command, killed ---------------------------------------------------------------------------------------------
+
+
+class KilledRun:
+    """`python -m tiny_transformer.train` in a process of its own, killed at random instants."""
+
+    def __init__(self, directory: Path, data_dir: Path) -> None:
+        self.out_dir, self.config = directory / "run", directory / "killed.yaml"
+        tree = {
+            **TINY,
+            "data": {**TINY["data"], "data_dir": str(data_dir)},
+            "training": {**TINY["training"], "steps": 400, "save_steps": 15, "eval_steps": 60, "log_steps": 3},
+        }
+        self.config.write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+    def start(self) -> subprocess.Popen[str]:
+        resume = ["--resume"] if (self.out_dir / "config.yaml").exists() else []
+        command = [sys.executable, "-u", "-m", "tiny_transformer.train", "--config", str(self.config)]
+        return subprocess.Popen(
+            [*command, "--out_dir", str(self.out_dir), *resume],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        )
+
+    def kill_after(self, seconds: float, *, of_training: bool) -> bool:
+        """Start, kill after a time (counted from the first step, or from the start); whether the run was still going."""
+        process = self.start()
+        training = threading.Event()
+        lines: list[str] = []
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith("step "):
+                    training.set()
+            training.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        if of_training:
+            training.wait(timeout=60)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        code = process.wait()
+        reader.join()
+        assert code in (0, -signal.SIGKILL), "".join(lines)
+        return code == -signal.SIGKILL
+
+    def finish(self) -> None:
+        process = self.start()
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_a_run_killed_twenty_times_ends_like_an_undisturbed_one(tiny_data: Path, tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole, killed = KilledRun(tmp_path / "whole", tiny_data), KilledRun(tmp_path / "killed", tiny_data)
+    whole.finish()
+    chance = random.Random(SEED)
+    kills = 0
+    while kills < NUM_KILLS:
+        in_training = chance.random() < 0.8
+        kills += killed.kill_after(chance.uniform(0, 0.35 if in_training else 4.0), of_training=in_training)
+        if (killed.out_dir / "last/run_info.json").exists():
+            info = json.loads((killed.out_dir / "last/run_info.json").read_text())
+            assert info["status"] != "finished", f"the run is too short for {NUM_KILLS} kills (seed {SEED})"
+    killed.finish()
+    assert fingerprint(whole.out_dir) == fingerprint(killed.out_dir)
+    assert log_without_clock(whole.out_dir) == log_without_clock(killed.out_dir)
+    assert (whole.out_dir / "last/config.json").read_bytes() == (killed.out_dir / "last/config.json").read_bytes()

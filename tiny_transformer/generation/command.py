@@ -1,0 +1,96 @@
+"""What `tiny-transformer generate` does: find the checkpoint, load it, write."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from tiny_transformer.errors import UserError
+from tiny_transformer.generation.find import find_checkpoint
+from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.generation.text import complete, stream
+from tiny_transformer.hardware import choose_hardware
+from tiny_transformer.models import load_model
+from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What is generated, besides how it is sampled.
+
+    Attributes:
+        prompt: the text to continue.
+        checkpoint: a checkpoint or run directory; None for the newest.
+        num_samples: how many continuations.
+        tokenizer: `auto`, or a name that must mean the checkpoint's own tokenizer.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        stream: show each piece as it is written.
+    """
+
+    prompt: str
+    checkpoint: Path | None = None
+    num_samples: int = 1
+    tokenizer: str = "auto"
+    device: str = "auto"
+    stream: bool = False
+
+
+def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Console) -> None:
+    """Write continuations of a prompt to standard output; what was chosen goes to `notes`.
+
+    Raises:
+        UserError: no checkpoint, a damaged one, another tokenizer, or a prompt it cannot encode.
+    """
+    if options.num_samples < 1:
+        raise UserError(f"num_samples = {options.num_samples} is not possible", remedy="num_samples: 1 or more")
+    checkpoint, sentence = find_checkpoint(options.checkpoint)
+    tokenizer = checkpoint_tokenizer(checkpoint, options.tokenizer)
+    tokenizer.encode(options.prompt)  # a prompt it cannot encode is told before the weights are read
+    model = load_model(checkpoint, device=str(choose_hardware(options.device, "fp32").device))
+    notes.print(f"[dim]{sentence}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
+    write = sys.stdout.write
+    if options.stream:
+        for sample in range(options.num_samples):
+            _separate(sample, write)
+            write(options.prompt)
+            for piece in stream(model, tokenizer, options.prompt, _of_sample(settings, sample)):
+                write(piece)
+                sys.stdout.flush()
+            write("\n")
+        return
+    texts = complete(model, tokenizer, [options.prompt] * options.num_samples, settings)
+    for sample, text in enumerate(texts):
+        _separate(sample, write)
+        write(f"{options.prompt}{text}\n")
+
+
+def checkpoint_tokenizer(checkpoint: Path, name: str = "auto") -> Tokenizer:
+    """The tokenizer in a checkpoint; `name` other than `auto` must mean the same one.
+
+    Raises:
+        UserError: it is another one: its ids would mean other words to this model.
+    """
+    own = load_tokenizer(checkpoint)
+    if name == "auto" or name == own.name:
+        return own
+    asked = make_tokenizer(name)
+    if asked.fingerprint != own.fingerprint:
+        raise UserError(
+            f"{checkpoint} was trained with the tokenizer {own.name}, not with {name}",
+            where=str(checkpoint),
+            remedy="leave --tokenizer away: the checkpoint has its own",
+        )
+    return own
+
+
+def _of_sample(settings: SamplingConfig, sample: int) -> SamplingConfig:
+    return SamplingConfig(**{**vars(settings), "seed": settings.seed + sample})
+
+
+def _separate(sample: int, write: Callable[[str], object]) -> None:
+    if sample:
+        write("\n---\n\n")
