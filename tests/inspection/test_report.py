@@ -15,6 +15,8 @@ import made_up_run as made
 import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.inspection.charts import Chart
+from tiny_transformer.inspection.page import chart_section
 from tiny_transformer.inspection.report import write_report
 
 
@@ -116,7 +118,7 @@ def test_loss_chart_holds_the_logged_values_and_the_floor(demo: Page) -> None:
 )
 def test_other_charts_hold_the_logged_values(demo: Page, chart: str, key: str) -> None:
     key = key.replace("-", "_")
-    (trace,) = demo.figures[chart]["data"]
+    trace = demo.figures[chart]["data"][0]
     assert trace["y"] == [pytest.approx(made.log_row(s, evaluated=False)[key], rel=1e-5) for s in trace["x"]]
 
 
@@ -135,8 +137,7 @@ def test_page_asks_the_network_for_nothing(demo: Page) -> None:
 def test_page_of_a_long_and_wordy_run_stays_below_six_megabytes(tmp_path: Path) -> None:
     words = "word " * 10_000
     samples = [{"prompt": words, "text": words, "settings": {words: words}}] * 40
-    config = {f"{words}{i}": {f"{words}{j}": words for j in range(4)} for i in range(4)}
-    config |= {str(i): {str(j): words[:500] for j in range(100)} for i in range(20)}
+    config = {str(i): {str(j): words[:500] for j in range(50)} for i in range(10)} | {"model": {"note": words}}
     run = made.make_run(tmp_path, "long", samples=samples, config=config, command=[words], data={"source": words})
     row = made.log_row(2000, evaluated=True)
     made.write_log(
@@ -169,6 +170,13 @@ def test_whatever_a_run_holds_is_text_and_never_markup(tmp_path: Path) -> None:
     assert not any(tag in ("img", "b") for tag, _ in page.tags)
     assert page.text.count("alert(1)") >= 12
     assert "a<b>&c" in page.text
+
+
+def test_text_in_a_figure_cannot_end_its_script() -> None:
+    figure = {"data": [{"name": "</script><script>alert(1)</script>"}]}
+    section = chart_section([Chart("loss", "Loss", "", figure)])
+    assert section.count("<script") == section.count("</script") == 1
+    assert json.loads(section.partition('json">')[2].partition("</script>")[0]) == figure
 
 
 def test_run_without_a_log_shows_what_its_checkpoint_says(tmp_path: Path) -> None:
@@ -252,7 +260,7 @@ def test_ending_follows_the_status_of_the_newest_checkpoint(tmp_path: Path, stat
 def test_only_a_log_is_enough(tmp_path: Path) -> None:
     made.write_log(tmp_path, [{"step": 1, "loss": 4.0}])
     page = page_of(tmp_path)
-    assert "Stopped after 1 step; it can be resumed." in page.text
+    assert "Stopped after 1 step, before any checkpoint." in page.text
     assert page.figures["loss"]["data"][0]["mode"] == "markers"
 
 

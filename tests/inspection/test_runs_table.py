@@ -44,7 +44,7 @@ def test_folders_of_runs_and_single_runs_can_be_mixed_and_none_is_listed_twice(t
     made.make_run(tmp_path / "a", "two", saved_at="2026-11-20T10:30:00+00:00")
     made.make_run(tmp_path, "three", saved_at="2026-11-22T10:30:00+00:00")
     (tmp_path / "a" / "not a run").mkdir()
-    found = list_runs(tmp_path / "a", tmp_path / "three", tmp_path / "a" / "one", tmp_path / "absent")
+    found = list_runs(tmp_path / "a", tmp_path / "three", tmp_path / "a" / ".." / "a" / "one", tmp_path / "absent")
     assert [run.name for run in found] == ["two", "one", "three"]
 
 

@@ -38,9 +38,15 @@ def charts(log: list[dict[str, Any]], floor: float | None) -> list[Chart]:
     others = [
         _line_chart(log, *words)
         for words in (
-            ("learning_rate", "Learning rate", "how large a step the optimizer takes", ".3~e"),
-            ("tokens_per_second", "Throughput", "tokens per second", ",.0f"),
-            ("grad_norm", "Gradient norm", "before clipping; single peaks are normal, a lasting rise is not", ".3~f"),
+            ("learning_rate", "Learning rate", "how large a step the optimizer takes", ".3~e", False),
+            ("tokens_per_second", "Throughput", "tokens per second", ",.0f", True),
+            (
+                "grad_norm",
+                "Gradient norm",
+                "before clipping; single peaks are normal, a lasting rise is not",
+                ".3f",
+                True,
+            ),
         )
     ]
     return [chart for chart in (loss, *others) if chart is not None]
@@ -80,12 +86,7 @@ def _loss_chart(log: list[dict[str, Any]], floor: float | None) -> Chart | None:
     val_steps, val_losses = column(log, "val_loss")
     if not len(steps) and not len(val_steps):
         return None
-    kept = thinned(losses)
-    traces = [
-        _trace("train-raw", "training, each logged step", steps[kept], losses[kept]),
-        _trace("train", "training, smoothed", steps[kept], smoothed(losses)[kept], hover="%{y:.3f}"),
-    ]
-    traces[0] |= {"hoverinfo": "skip"}
+    traces = _noisy(steps, losses, "training", ".3f")
     if len(val_steps):
         kept = thinned(val_losses)
         above = "" if floor is None else " (%{customdata:+.3f} from the floor)"
@@ -117,13 +118,30 @@ def _close_up(curves: list[tuple[np.ndarray, np.ndarray]], floor: float | None) 
     return {"x": [start, end], "y": [low - margin, high + margin]}
 
 
-def _line_chart(log: list[dict[str, Any]], key: str, title: str, note: str, tick_format: str) -> Chart | None:
+def _line_chart(
+    log: list[dict[str, Any]], key: str, title: str, note: str, number_format: str, is_noisy: bool
+) -> Chart | None:
     steps, values = column(log, key)
     if not len(steps):
         return None
+    if is_noisy:
+        traces = _noisy(steps, values, title.lower(), number_format)
+    else:
+        kept = thinned(values)
+        traces = [_trace("train", title.lower(), steps[kept], values[kept], hover=f"%{{y:{number_format}}}")]
+    axis = {"rangemode": "tozero", "exponentformat": "SI" if key == "tokens_per_second" else "e"}
+    return Chart(key.replace("_", "-"), title, note, {"data": traces, "layout": {"yaxis": axis}})
+
+
+def _noisy(steps: np.ndarray, values: np.ndarray, name: str, number_format: str) -> list[dict[str, Any]]:
+    """The logged values, faint, under their smoothed curve."""
     kept = thinned(values)
-    trace = _trace("train", title.lower(), steps[kept], values[kept], hover=f"%{{y:{tick_format}}}")
-    return Chart(key.replace("_", "-"), title, note, {"data": [trace], "layout": {"yaxis": {"rangemode": "tozero"}}})
+    raw = _trace("train-raw", f"{name}, each logged step", steps[kept], values[kept])
+    hover = f"%{{y:{number_format}}}"
+    return [
+        raw | {"hoverinfo": "skip"},
+        _trace("train", f"{name}, smoothed", steps[kept], smoothed(values)[kept], hover),
+    ]
 
 
 def _trace(role: str, name: str, x: np.ndarray, y: np.ndarray, hover: str = "") -> dict[str, Any]:

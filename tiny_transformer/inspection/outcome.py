@@ -23,6 +23,7 @@ class Outcome:
     val_loss: float | None
     val_bits_per_byte: float | None
     last_val_loss: float | None
+    resumable: bool  # whether there is a whole checkpoint
     floor: float | None
     floor_bits_per_byte: float | None
 
@@ -51,12 +52,16 @@ class Outcome:
             else (f"{count(self.step)} of {count(self.total_steps)} steps")
         )
         time = "" if self.elapsed_seconds is None else f" and {duration(self.elapsed_seconds)}"
+        if self.state == "stopped":
+            return (
+                f"Stopped after {of_all}{time}{'; it can be resumed' if self.resumable else ', before any checkpoint'}."
+            )
         return {
             "finished": f"Finished after {steps}{time}.",
             "finished early": f"Ended early after {of_all}{time}: the validation loss no longer fell.",
             "running": f"Still running: {of_all}{time} so far.",
             "not whole": f"No checkpoint is whole after {steps}{time}.",
-        }.get(self.state, f"Stopped after {of_all}{time}; it can be resumed.")
+        }[self.state]
 
     def _quality(self) -> str:
         if self.val_loss is None:
@@ -93,6 +98,7 @@ def outcome_of(run: RunFiles) -> Outcome:
         val_loss=number(best, "val_loss"),
         val_bits_per_byte=number(best, "val_bits_per_byte"),
         last_val_loss=number(evaluations[-1], "val_loss") if evaluations else None,
+        resumable=run.newest is not None,
         floor=number(floor, "nats_per_token"),
         floor_bits_per_byte=number(floor, "bits_per_byte"),
     )

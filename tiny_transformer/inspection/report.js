@@ -28,6 +28,11 @@
     return { range: chart.log ? range.map(Math.log10) : range };
   }
 
+  function span(chart) {
+    const steps = chart.figure.data.flatMap((trace) => [trace.x[0], trace.x[trace.x.length - 1]]);
+    return Math.max(...steps) - Math.min(...steps);
+  }
+
   function layout(chart) {
     const family = getComputedStyle(document.body).fontFamily;
     const given = chart.figure.layout;
@@ -45,7 +50,7 @@
       legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { color: colour("soft") } },
       xaxis: {
         ...axis, ...stepRange(chart), type: chart.log ? "log" : "linear", tickformat: ",d", hoverformat: ",d", unifiedhovertitle: { text: "step %{x:,d}" },
-        dtick: chart.log && !chart.close ? "D2" : undefined, nticks: chart.wide ? 12 : 5,
+        dtick: chart.log && !chart.close ? "D2" : span(chart) < 10 ? 1 : undefined, nticks: chart.place.clientWidth > 600 ? 12 : 5,
         title: { text: chart.wide ? "step" : undefined, standoff: 6 },
       },
       yaxis: {

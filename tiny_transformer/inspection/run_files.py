@@ -141,10 +141,10 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _step_directories(run_dir: Path) -> list[tuple[int, Path]]:
-    """(step, directory), by step; links are left out, so `last` and `best` are not counted twice."""
+    """(step, directory), by step."""
     try:
         with os.scandir(run_dir) as entries:
-            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            names = [entry.name for entry in entries if entry.is_dir()]
     except OSError:
         return []
     return sorted((int(match[1]), run_dir / name) for name in names if (match := _STEP.fullmatch(name)))
