@@ -7,6 +7,7 @@ that were not brought to the disk may also be zeros (the length arrived before t
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from storage_harness import Acknowledged, Watched, new_run, save, violations
+from storage_harness import Acknowledged, Plant, Watched, new_run, real_save, violations
 
+Operation = tuple[str, tuple[Any, ...]]
 Tree = dict[str, Any]  # name -> bytes (a file), str (a link) or Tree
 
 
@@ -44,7 +46,7 @@ class Recorder(Watched):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log: list[tuple[str, tuple[Any, ...]]] = []
+        self.log: list[Operation] = []
         self._paths: dict[int, Path] = {}
 
     def done(self, name: str, args: tuple[Any, ...], result: Any) -> None:
@@ -68,7 +70,7 @@ def load(path: Path) -> Directory:
     return Directory(dict(entries), dict(entries))
 
 
-def play(root: Directory, base: Path, operation: tuple[str, tuple[Any, ...]]) -> None:
+def play(root: Directory, base: Path, operation: Operation) -> None:
     """Applies one recorded operation; paths are below `base`, which `root` stands for."""
     name, args = operation
 
@@ -138,30 +140,32 @@ def build(tree: Tree, path: Path) -> None:
 
 
 def check_power_cuts(
-    base: Path, before: Directory, log: list, acknowledged: Acknowledged, run: str, stop_at_first: bool = False
-) -> tuple[list[str], int]:
-    """What is wrong in anything that a power cut after each operation may leave, and the number of states judged."""
-    root, found, judged = before, [], {}
+    base: Path, before: Directory, log: list[Operation], acknowledged: Acknowledged, run: str = "run"
+) -> Iterator[str]:
+    """Yields what is wrong in anything that a power cut before each operation, or after the last, may leave."""
+    root, judged = copy.deepcopy(before), set()
     for cut in range(len(log) + 1):
         known = acknowledged.before(cut)
         for tree in survivors(root):
-            key = repr((tree, known.saved, known.links))
-            if key not in judged:
+            state = repr((tree, known.saved, known.links))
+            if state not in judged:
+                judged.add(state)
                 path = Path(tempfile.mkdtemp(dir=base.parent)) / "after"
                 build(tree, path)
-                judged[key] = violations(path / run, known)
-                found += [f"cut before operation {cut}: {text}" for text in judged[key]]
-                if found and stop_at_first:
-                    return found, len(judged)
+                yield from (f"cut before operation {cut}: {text}" for text in violations(path / run, known))
         if cut < len(log):
             play(root, base, log[cut])
-    return found, len(judged)
 
 
-def recorded_save(base: Path, save_step=save) -> tuple[Directory, list, Acknowledged]:
+def recorded_save(base: Path, plant: Plant = real_save) -> tuple[Directory, list[Operation], Acknowledged]:
     """A run with three checkpoints as the disk has it, the operations of a fourth save, and what was acknowledged."""
     base.mkdir()
     acknowledged = new_run(base / "run")
     before, recorder = load(base), Recorder()
-    save_step(base / "run", 4, acknowledged, recorder)
+    plant()(base / "run", 4, acknowledged, recorder)
     return before, recorder.log, acknowledged
+
+
+def leave_out(log: list[Operation], position: int) -> list[Operation]:
+    """The operations with one that does nothing in the place of one: acknowledgements keep their places."""
+    return [("lstat", args) if i == position else (name, args) for i, (name, args) in enumerate(log)]

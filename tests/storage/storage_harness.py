@@ -12,6 +12,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tiny_transformer.storage import Fs, RunDirectory, Staging
 from tiny_transformer.storage.doctor import WHOLE, examine
 
 KEEP = 2
+SaveStep = Callable[[Path, int, "Acknowledged", Fs], None]
+Plant = Callable[[], SaveStep]  # breaks something, once there is a sound run to begin with; returns the save to try
 CHANGES = ("mkdir", "write", "chmod", "rename", "symlink", "unlink", "rmdir")
 
 
@@ -134,8 +137,8 @@ class Acknowledged:
     def before(self, operation: int) -> Acknowledged:
         """What had been acknowledged when that operation began."""
         earlier = Acknowledged()
-        for count, what, step in self._events:
-            if count <= operation:
+        for done, what, step in self._events:
+            if done <= operation:
                 earlier.note(Fs(), what, step)
         return earlier
 
@@ -178,8 +181,12 @@ def violations(path: Path, acknowledged: Acknowledged) -> list[str]:
     """What the doctor finds wrong, and every acknowledged checkpoint that is not whole or not there."""
     if not acknowledged.saved and not any(path.glob("[!.]*")):
         return []
-    report = examine(path)
-    found = [] if report.ok else report.lines()
+    try:
+        report = examine(path)
+    except UserError as error:
+        return [str(error)]
+    found = [line.strip() for line in report.problems]
+    found += [f"{d.name} is {d.state}: {', '.join(d.problems)}" for d in report.directories if d.state != WHOLE]
     must = {*acknowledged.saved[-KEEP:], *acknowledged.links.values()}
     for step in sorted(must):
         if (state := report.state(f"step-{step:08d}")) != WHOLE:
@@ -195,17 +202,15 @@ def violations(path: Path, acknowledged: Acknowledged) -> list[str]:
 
 
 class Outcome:
-    """How a save under a fault ended: `error` is the UserError it raised, `reached` whether the fault took place."""
+    """How a save under a fault ended: the UserError it raised, the exception that escaped, if any."""
 
-    def __init__(self, error: UserError | None, reached: bool, watched: Watched) -> None:
-        self.error, self.reached, self.watched = error, reached, watched
+    def __init__(self, error: UserError | None, escaped: str | None, watched: Watched) -> None:
+        self.error, self.escaped, self.watched = error, escaped, watched
 
 
-def attempt(
-    path: Path, acknowledged: Acknowledged, watched: Watched, at: int, save_step: Callable[..., None] = save
-) -> Outcome:
-    """A save of step 4 under a fault; only UserError with code IO, or death, may come out of it."""
-    error = None
+def attempt(path: Path, acknowledged: Acknowledged, watched: Watched, save_step: SaveStep = save) -> Outcome:
+    """A save of step 4 under a fault; only a UserError with code IO, or death, may come out of it."""
+    error = escaped = None
     try:
         save_step(path, 4, acknowledged, watched)
     except Killed:
@@ -213,67 +218,74 @@ def attempt(
     except UserError as refused:
         error = refused
         if refused.exit_code is not ExitCode.IO or len(refused.lines()) > 3:
-            raise
-    return Outcome(error, watched.count > at, watched)
+            escaped = f"exit code {refused.exit_code} and {len(refused.lines())} lines"
+    except Exception as exception:
+        escaped = repr(exception)
+    return Outcome(error, escaped, watched)
 
 
 def every_operation(
-    folder: Path, make_fs: Callable[[int], Watched], save_step: Callable[..., None] = save
+    folder: Path, make_fs: Callable[[int], Watched], plant: Plant
 ) -> Iterator[tuple[int, Path, Acknowledged, Outcome]]:
     """Runs the save with a fault at operation 0, 1, 2, ... until one ends without reaching its fault."""
     known = new_run(folder / "template")
-    at = 0
-    while True:
+    save_step = plant()
+    for at in count():
         path, acknowledged = folder / f"run-{at}", copy.deepcopy(known)
         shutil.copytree(folder / "template", path, symlinks=True)
-        outcome = attempt(path, acknowledged, make_fs(at), at, save_step)
-        if not outcome.reached:
+        outcome = attempt(path, acknowledged, make_fs(at), save_step)
+        if outcome.watched.count <= at:
             return
         yield at, path, acknowledged, outcome
-        at += 1
 
 
-def check_refusals(folder: Path, save_step=save, code: int = errno.EIO, persistent: bool = False) -> list[str]:
+def real_save() -> SaveStep:
+    return save
+
+
+# The checks below yield what is wrong, as they find it: nothing for the real save, something for a broken one.
+
+
+def check_refusals(
+    folder: Path, plant: Plant = real_save, code: int = errno.EIO, persistent: bool = False
+) -> Iterator[str]:
     """A fault at every operation: what was acknowledged is whole, a failed fsync is never acknowledged."""
-    found, num_positions = [], 0
-    make_fs = lambda at: refusing(at, code, persistent=persistent)  # noqa: E731
-    for at, path, acknowledged, outcome in every_operation(folder, make_fs, save_step):
-        num_positions += 1
-        name = outcome.watched.names_called[at]
-        found += [f"operation {at} ({name}) refused: {text}" for text in violations(path, acknowledged)]
-        if name.startswith("fsync") and outcome.error is None:
-            found.append(f"operation {at} ({name}) refused and nobody told")
+
+    def make_fs(at: int) -> Watched:
+        return refusing(at, code, persistent=persistent)
+
+    for at, path, acknowledged, outcome in every_operation(folder, make_fs, plant):
+        what = f"operation {at} ({outcome.watched.names_called[at]}) refused"
+        yield from (f"{what}: {text}" for text in violations(path, acknowledged))
+        if outcome.escaped:
+            yield f"{what}: {outcome.escaped} escaped"
+        if "fsync" in what and outcome.error is None:
+            yield f"{what} and nobody told"
         if outcome.error is None and 4 not in acknowledged.saved:
-            found.append(f"operation {at} ({name}) refused: no error, no save")
-    assert num_positions > 40
-    return found
+            yield f"{what}: no error, no save"
 
 
-def check_stops(folder: Path, save_step=save) -> list[str]:
+def check_stops(folder: Path, plant: Plant = real_save) -> Iterator[str]:
     """The process ends at every operation; the next save then succeeds and leaves nothing behind."""
-    found = []
-    for at, path, acknowledged, _ in every_operation(folder, stopping, save_step):
-        found += [f"stopped at operation {at}: {text}" for text in violations(path, acknowledged)]
-        found += [f"after a stop at operation {at}: {text}" for text in next_save(path, 5, acknowledged, save_step)]
-    return found
+    for at, path, acknowledged, _ in every_operation(folder, stopping, plant):
+        yield from (f"stopped at operation {at}: {text}" for text in violations(path, acknowledged))
+        yield from (f"after a stop at operation {at}: {text}" for text in next_save(path, 5, acknowledged))
 
 
-def next_save(path: Path, step: int, acknowledged: Acknowledged, save_step: Callable[..., None] = save) -> list[str]:
+def check_lost(folder: Path, plant: Plant = real_save, tally: Counter | None = None) -> Iterator[str]:
+    """Every operation in turn is reported done and not done: noticed, or without effect on what was acknowledged."""
+    for at, path, acknowledged, outcome in every_operation(folder, losing, plant):
+        name = outcome.watched.names_called[at]
+        yield from (f"operation {at} ({name}) lost: {text}" for text in violations(path, acknowledged))
+        if tally is not None:
+            tally[name, "reported" if outcome.error else "passed"] += 1
+
+
+def next_save(path: Path, step: int, acknowledged: Acknowledged) -> list[str]:
     """What is wrong after another process went on from the newest whole checkpoint and saved once more."""
     newest, _ = RunDirectory(path).newest_whole()
     if newest is not None and newest.step not in acknowledged.saved:
         acknowledged.note(Fs(), "saved", newest.step)
-    save_step(path, step, acknowledged, Quick())
+    save(path, step, acknowledged, Quick())
     leftovers = [f"left after the next save: {left.name}" for left in path.glob(".tmp-*")]
     return leftovers + [f"after the next save: {text}" for text in violations(path, acknowledged)]
-
-
-def check_lost(folder: Path, save_step=save, tally: Counter | None = None) -> list[str]:
-    """Every operation in turn is reported done and not done: noticed, or without effect on what was acknowledged."""
-    found = []
-    for at, path, acknowledged, outcome in every_operation(folder, losing, save_step):
-        name = outcome.watched.names_called[at]
-        found += [f"operation {at} ({name}) lost: {text}" for text in violations(path, acknowledged)]
-        if tally is not None:
-            tally[name, "reported" if outcome.error else "passed"] += 1
-    return found

@@ -18,10 +18,8 @@ from pathlib import Path
 import pytest
 from storage_harness import Acknowledged, files_of, new_run, next_save, violations
 
-pytestmark = [
-    pytest.mark.fault,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (apt install strace)"),
-]
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (apt install strace)")
+pytestmark = [pytest.mark.fault, needs_strace]
 
 # Calls of the interpreter's memory and of its own identity: a fault there is not a fault of the disk.
 NOT_THE_DISK = {"mmap", "munmap", "mremap", "mprotect", "brk", "madvise", "futex", "getpid", "access", "rt_sigaction"}
@@ -54,8 +52,8 @@ class Result:
 class Saves:
     """Runs saves of step 4 under strace, each on a fresh copy of the same run."""
 
-    def __init__(self, folder: Path, repository: Path) -> None:
-        self.folder, self.repository = folder, repository
+    def __init__(self, folder: Path, repository: Path, planted: str = "") -> None:
+        self.folder, self.repository, self.planted = folder, repository, planted
         self.known = new_run(folder / "template")
         self.num_runs = 0
         self.run([])  # so that compiled modules are on the disk before calls are counted
@@ -68,6 +66,7 @@ class Saves:
         shutil.copytree(self.folder / "template", path, symlinks=True)
         options = [part for fault in faults for part in ("-e", f"inject={fault}")]
         script = [sys.executable, "-I", "-S", "tests/storage/save_once.py", str(self.repository), str(path), "4"]
+        script += [self.planted] if self.planted else []
         command = [
             "strace",
             "-f",

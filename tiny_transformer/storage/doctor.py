@@ -69,7 +69,7 @@ class Report:
 
 
 def examine(path: Path | str) -> Report:
-    """Examines a run directory, or a single published directory (a checkpoint, data); reads every byte.
+    """Examines a run directory, or a single published directory (a checkpoint, data), and reads every byte.
 
     Raises UserError: USAGE when `path` is not a directory or holds nothing to examine, IO when it cannot be read.
     """
@@ -79,7 +79,7 @@ def examine(path: Path | str) -> Report:
     try:
         report = Report(path)
         names = sorted(entry.name for entry in path.iterdir())
-        if "manifest.json" in names:
+        if "manifest.json" in names or re.fullmatch(r"step-[0-9]{8,}|\.tmp-.*", path.resolve().name):
             report.directories.append(_examine_directory(path))
             return report
         steps = [name for name in names if re.fullmatch(r"step-[0-9]{8,}", name)]

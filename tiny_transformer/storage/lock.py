@@ -12,6 +12,7 @@ import json
 import os
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,14 +26,16 @@ _PATIENCE_SECONDS = 1.0  # how long an owner may take to write its name, and the
 _held_here: set[int] = set()
 
 
-def _close_inherited_locks() -> None:
-    # A forked data worker would otherwise keep the lock of a trainer that was killed.
-    for fd in _held_here:
-        os.close(fd)
-    _held_here.clear()
+@cache
+def _keep_locks_from_forked_children() -> None:
+    """A data worker would otherwise hold the lock of a trainer that was killed."""
 
+    def close_inherited() -> None:
+        for fd in _held_here:
+            os.close(fd)
+        _held_here.clear()
 
-os.register_at_fork(after_in_child=_close_inherited_locks)
+    os.register_at_fork(after_in_child=close_inherited)
 
 
 class RunLock:
@@ -64,6 +67,7 @@ class RunLock:
             except BaseException:
                 os.close(fd)
                 raise
+        _keep_locks_from_forked_children()
         self._fd, self._pid = fd, os.getpid()
         _held_here.add(fd)
         return self

@@ -24,6 +24,8 @@ _END = b'"\n}\n'
 
 @dataclass(frozen=True)
 class FileEntry:
+    """Size and SHA-256 (64 hexadecimal digits) of one published file."""
+
     size_bytes: int
     sha256: str
 

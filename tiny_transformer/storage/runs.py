@@ -23,6 +23,8 @@ _STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A committed checkpoint: the step (number of updates done), where it is, and what it holds."""
+
     step: int
     path: Path
     manifest: Manifest
