@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.exceptions import TyperException
 
 from tiny_transformer import __version__
 from tiny_transformer.errors import ExitCode, UserError
@@ -26,7 +27,10 @@ _SETTINGS: dict[str, Any] = {
 }
 _OPEN_SETTINGS = {**_SETTINGS, "allow_extra_args": True, "ignore_unknown_options": True}
 
-_UsageError = typer.BadParameter.__mro__[1]  # typer exports the leaf, not the class of all usage errors
+_SOURCE_HELP = (
+    "A name (stories, tinystories, wikipedia, wiki-intros, wiki-bookscorpus), a hub id, or a file, folder or glob "
+    "of .txt .md .jsonl .parquet, also .gz .xz .zst."
+)
 
 app = typer.Typer(
     name="tiny-transformer",
@@ -304,7 +308,7 @@ def run(arguments: list[str], prog: str = "tiny-transformer") -> int:
         return error.exit_code
     except typer.Exit as ended:
         return ended.exit_code
-    except _UsageError as error:
+    except TyperException as error:
         typer.echo(f"error: {error.format_message()}\n  try: {prog} --help", err=True)
         return ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
@@ -314,10 +318,8 @@ def run(arguments: list[str], prog: str = "tiny-transformer") -> int:
         return ExitCode.OK
     except OSError as error:
         where = f"\n   in: {error.filename}" if error.filename else ""
-        typer.echo(
-            f"error: {error.strerror or error}{where}\n  try: check the disk and permissions, then run the command again",
-            err=True,
-        )
+        remedy = "\n  try: check the disk and permissions, then run the command again"
+        typer.echo(f"error: {error.strerror or error}{where}{remedy}", err=True)
         return ExitCode.IO
     except Exception:
         traceback.print_exc()

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from run_helpers import prepare_tiny  # noqa: E402
+from run_helpers import prepare_tiny
 
 
 @pytest.fixture(scope="session")

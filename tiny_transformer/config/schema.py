@@ -55,6 +55,10 @@ class DataConfig(Section):
     vocab_size: int | None = setting(None, "allow", ge=256, le=1_000_000)
     """Words of a `bpe` trained here. Default: chosen from the amount of text."""
 
+    packing: Literal["concat", "documents"] = setting("concat")
+    """`concat` joins documents by the end token and cuts; `documents` packs whole ones, and attention stops at their
+    borders."""
+
     seq_len: int = setting(256, ge=2, le=1_048_576)
     """Tokens a model sees at once in training."""
 

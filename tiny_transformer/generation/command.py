@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -88,7 +88,7 @@ def checkpoint_tokenizer(checkpoint: Path, name: str = "auto") -> Tokenizer:
 
 
 def _of_sample(settings: SamplingConfig, sample: int) -> SamplingConfig:
-    return SamplingConfig(**{**vars(settings), "seed": settings.seed + sample})
+    return replace(settings, seed=settings.seed + sample)
 
 
 def _separate(sample: int, write: Callable[[str], object]) -> None:

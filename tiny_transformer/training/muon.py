@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError("Muon takes matrices only; give other parameters to AdamW")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # ty: ignore[incompatible-method-override]
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:

@@ -21,7 +21,7 @@ class Optimizers:
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
-        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         hidden = (
             [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
             if config.optimizer == "muon"

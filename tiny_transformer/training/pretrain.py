@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import nn
 
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.data.batches import Batches, evaluation_batches
+from tiny_transformer.data.batches import Batch, Batches, evaluation_batches
 from tiny_transformer.data.shards import Dataset
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.hardware import Hardware, choose_hardware
@@ -105,6 +105,7 @@ class _Start:
             seq_len=self.config.data.seq_len,
             global_batch_size=training.micro_batch_size * training.grad_accum_steps,
             seed=training.seed,
+            packing=self.config.data.packing,
         )
         self.identity = identity_of(self.config, dataset.meta.fingerprint, dataset.tokenizer.fingerprint)
         self.state = TrainState()
@@ -198,14 +199,15 @@ class _Start:
         )
 
     def _compiled(self, model: nn.Module) -> nn.Module:
-        return torch.compile(model) if self.config.training.compile else model  # ty: ignore[invalid-return-type]
+        return torch.compile(model) if self.config.training.compile else model  # ty: ignore[invalid-explicit-return]
 
-    def _validation_batches(self) -> Any:
+    def _validation_batches(self) -> Iterator[Batch]:
+        data, training = self.config.data, self.config.training
         return evaluation_batches(
-            self.dataset.val, seq_len=self.config.data.seq_len, batch_size=self.config.training.micro_batch_size
+            self.dataset.val, seq_len=data.seq_len, batch_size=training.micro_batch_size, packing=data.packing
         )
 
-    def _split_loss(self, batches: Any) -> SplitLoss:
+    def _split_loss(self, batches: Iterable[Batch]) -> SplitLoss:
         return evaluate_split(self.model, batches, num_bytes=self.dataset.meta.val.num_bytes, hardware=self.hardware)
 
     def _writer(self, plan: planning.Plan, log: StepLog) -> CheckpointWriter:
@@ -250,8 +252,8 @@ class _Start:
             f"{model.hidden_size}, {_heads(model)}",
             "data": f"{meta.source}, {meta.train.num_tokens:,} tokens ({self.dataset.tokenizer.name}, "
             f"{self.dataset.tokenizer.vocab_size:,} words); this run sees {seen:.2f} times that",
-            "plan": f"{plan.reason}; {tokens:,} tokens a step; {training.optimizer}, {plan.warmup_steps} steps warm-up, "
-            f"{training.schedule} decay",
+            "plan": f"{plan.reason}; {tokens:,} tokens a step",
+            "rate": f"{training.optimizer}, {plan.warmup_steps} steps warm-up, {training.schedule} decay",
             "device": self.hardware.describe(),
             "run": str(self.run.path),
         }

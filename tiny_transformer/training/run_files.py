@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
 
 from tiny_transformer import __version__
 from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig
@@ -47,7 +46,7 @@ class CheckpointWriter:
 
     run: RunDirectory
     log: StepLog
-    model: nn.Module
+    model: Any
     optimizers: Optimizers
     tokenizer: Tokenizer
     identity: dict[str, Any]
@@ -149,7 +148,7 @@ def refuse_changes(saved: dict[str, Any], now: dict[str, Any], where: Path) -> N
             raise UserError(
                 f"cannot resume: {key} was {_short(saved.get(key))} and is now {_short(now.get(key))}",
                 where=str(where),
-                remedy="resume with the run's own config (leave --config away), or start a new run with another --out_dir",
+                remedy="resume with the run's own config (leave --config away), or start anew with another --out_dir",
             )
 
 

@@ -1,0 +1,227 @@
+"""The loop: what a step computes, when it evaluates, saves and stops."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from run_helpers import TINY, log_without_clock, run_tiny, tiny_request
+
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.data.batches import IGNORE_INDEX, Batch, Batches, evaluation_batches
+from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
+from tiny_transformer.hardware import Hardware
+from tiny_transformer.models import build_model
+from tiny_transformer.storage import RunDirectory
+from tiny_transformer.training import pretrain as stage
+from tiny_transformer.training.loop import compute_gradient
+from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.stop import StopSignals
+
+CPU = Hardware(torch.device("cpu"), None)
+
+
+def small_model(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    config = load_run_config(TINY).model.model_copy(update={"vocab_size": 257})
+    return build_model(config, seed=1, dtype=dtype)
+
+
+class Ragged:
+    """One batch of 8 rows of which the k-th has k + 2 targets."""
+
+    def micro_batches(self, step: int, micro_batch_size: int) -> list[Batch]:
+        ids = torch.randint(0, 257, (8, 16), generator=torch.Generator().manual_seed(step))
+        labels = torch.where(torch.arange(16) < torch.arange(2, 10)[:, None], ids.roll(-1, 1), IGNORE_INDEX)
+        pieces = zip(ids.split(micro_batch_size), labels.split(micro_batch_size), strict=True)
+        return [Batch(i, labels, int((labels != IGNORE_INDEX).sum()), torch.arange(len(i))) for i, labels in pieces]
+
+    def epoch(self, step: int) -> float:
+        return 0.0
+
+
+def test_gradient_does_not_depend_on_how_the_batch_is_cut() -> None:
+    gradients = []
+    for micro_batch_size in (8, 4, 1):
+        model = small_model(torch.float64)
+        config = TrainingConfig(micro_batch_size=micro_batch_size, grad_clip=None)
+        loss, norm, num_tokens = compute_gradient(model, Ragged(), 0, config, CPU, language_modelling_loss)
+        gradients.append((loss, norm, [parameter.grad.clone() for parameter in model.parameters()]))
+        assert num_tokens == sum(range(2, 10))
+    for loss, norm, other in gradients[1:]:
+        assert loss == pytest.approx(gradients[0][0], rel=1e-6)
+        assert norm == pytest.approx(gradients[0][1], rel=1e-6)
+        for one, two in zip(gradients[0][2], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-9)
+
+
+def test_the_loss_is_the_mean_over_targets() -> None:
+    model, batch = small_model(), Ragged().micro_batches(0, 8)[0]
+    loss_sum, num_tokens, _ = language_modelling_loss(model, batch)
+    log_probabilities = model(batch.input_ids).log_softmax(-1)
+    by_hand = -sum(
+        log_probabilities[row, t, batch.labels[row, t]].item()
+        for row in range(8)
+        for t in range(16)
+        if batch.labels[row, t] != IGNORE_INDEX
+    )
+    assert loss_sum.item() == pytest.approx(by_hand, rel=1e-5)
+    assert num_tokens == batch.num_tokens
+
+
+def test_clipping_shortens_the_gradient_to_its_limit() -> None:
+    model = small_model()
+    _, norm, _ = compute_gradient(model, Ragged(), 0, TrainingConfig(grad_clip=0.01), CPU, language_modelling_loss)
+    clipped = math.sqrt(sum(parameter.grad.square().sum().item() for parameter in model.parameters()))
+    assert norm > 0.01
+    assert clipped == pytest.approx(0.01, rel=1e-3)
+
+
+def test_one_batch_can_be_learned_by_heart() -> None:
+    model = small_model()
+    config = TrainingConfig(learning_rate=3e-3, optimizer="muon", muon_learning_rate=0.02, micro_batch_size=8)
+    optimizers = Optimizers(model, config)
+    losses = []
+    for _ in range(120):
+        loss, _, _ = compute_gradient(model, Ragged(), 0, config, CPU, language_modelling_loss)
+        losses.append(loss)
+        optimizers.step(1.0)
+    assert losses[0] > 5
+    assert losses[-1] < 0.05
+
+
+def test_evaluation_equals_the_loss_of_the_whole_text_in_order(tiny_data: Path) -> None:
+    dataset = open_dataset(tiny_data)
+    model = small_model().eval()
+    result = evaluate_split(
+        model,
+        evaluation_batches(dataset.val, seq_len=32, batch_size=3),
+        num_bytes=dataset.meta.val.num_bytes,
+        hardware=CPU,
+    )
+    tokens = torch.from_numpy(dataset.val.read(0, len(dataset.val)).astype("int64"))
+    total, count = 0.0, 0
+    for start in range(0, len(tokens) - 1, 32):
+        window = tokens[start : start + 33]
+        with torch.inference_mode():
+            logits = model(window[None, :-1])[0]
+        total += torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
+        count += len(window) - 1
+    assert result.num_tokens == count == len(tokens) - 1
+    assert result.loss_sum == pytest.approx(total, rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(total / math.log(2) / dataset.meta.val.num_bytes, rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_run_before_the_update(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    calls = []
+
+    def poisoned(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, int, dict[str, float]]:
+        calls.append(1)
+        loss_sum, num_tokens, metrics = language_modelling_loss(model, batch)
+        return loss_sum * (bad if len(calls) == 6 else 1.0), num_tokens, metrics
+
+    monkeypatch.setattr(stage, "language_modelling_loss", poisoned)
+    with pytest.raises(UserError) as caught:
+        run_tiny(tiny_data, tmp_path / "r")
+    assert f"loss is {bad} at step 6" in caught.value.what
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+    assert [checkpoint.step for checkpoint in RunDirectory(tmp_path / "r").checkpoints()] == [4, 5]
+
+
+def test_saves_evaluations_and_links_follow_the_config(tiny_data: Path, tmp_path: Path) -> None:
+    outcome = run_tiny(tiny_data, tmp_path / "r", keep_checkpoints=9)
+    run = RunDirectory(tmp_path / "r")
+    assert outcome.status == "finished"
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [4, 5, 8, 10, 12]
+    last, best = run.resolve("last"), run.resolve("best")
+    assert last is not None and last.step == 12
+    records = log_without_clock(tmp_path / "r")
+    evaluated = {record["step"]: record["val_loss"] for record in records if "val_loss" in record}
+    assert sorted(evaluated) == [5, 10, 12]
+    assert best is not None and best.step == min(evaluated, key=lambda step: evaluated[step])
+
+
+def test_without_evaluation_there_is_a_last_and_no_best(tiny_data: Path, tmp_path: Path) -> None:
+    run_tiny(tiny_data, tmp_path / "r", eval_steps=None)
+    assert (tmp_path / "r/last").is_symlink()
+    assert not (tmp_path / "r/best").exists()
+
+
+def test_patience_ends_the_run_after_so_many_evaluations_without_gain(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
+    monkeypatch.setattr(stage._Start, "_split_loss", lambda start, batches: SplitLoss(next(losses), 1, 1))
+    outcome = run_tiny(tiny_data, tmp_path / "r", eval_steps=2, early_stopping_patience=2)
+    assert (outcome.status, outcome.state.step) == ("stopped_early", 8)
+    best = RunDirectory(tmp_path / "r").resolve("best")
+    assert best is not None and best.step == 4
+
+
+def test_a_signal_saves_and_stops_after_the_step(tiny_data: Path, tmp_path: Path) -> None:
+    request = tiny_request(tiny_data, tmp_path / "r", steps=100_000, eval_steps=None, save_steps=None)
+
+    def interrupt() -> None:
+        while not (tmp_path / "r/log.jsonl").exists() or not (tmp_path / "r/log.jsonl").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    outcome = stage.pretrain(request, Console(file=io.StringIO()))
+    thread.join()
+    last = RunDirectory(tmp_path / "r").resolve("last")
+    assert outcome.status == "stopped"
+    assert last is not None and last.step == outcome.state.step > 0
+
+
+def test_the_handlers_of_before_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as stop:
+        assert signal.getsignal(signal.SIGTERM) != before
+        assert not stop()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_that_is_there_is_not_touched(tiny_data: Path, tmp_path: Path) -> None:
+    run_tiny(tiny_data, tmp_path / "r", steps=4)
+    with pytest.raises(UserError, match="already holds a run"):
+        run_tiny(tiny_data, tmp_path / "r", steps=4)
+    assert run_tiny(tiny_data, tmp_path / "r", steps=5, overwrite=True).state.step == 5
+    assert [record["step"] for record in log_without_clock(tmp_path / "r")] == [1, 2, 3, 4, 5]
+
+
+def test_a_budget_becomes_steps_that_end_fully_decayed(tiny_data: Path, tmp_path: Path) -> None:
+    outcome = run_tiny(tiny_data, tmp_path / "r", steps=None, max_train_minutes=0.06, final_rate_fraction=0.0)
+    last = log_without_clock(tmp_path / "r")[-1]
+    assert outcome.status == "finished"
+    assert last["learning_rate"] == pytest.approx(0.0, abs=1e-9)
+    assert (tmp_path / "r/plan.json").exists()
+
+
+def test_measuring_the_speed_does_not_change_the_run(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run_tiny(tiny_data, tmp_path / "plain", steps=6)
+    measured = run_tiny(tiny_data, tmp_path / "measured", steps=6, max_train_minutes=60)
+    assert plain.state.metrics == measured.state.metrics
+
+
+def test_batches_of_the_tiny_data_cover_an_epoch(tiny_data: Path) -> None:
+    batches = Batches(open_dataset(tiny_data).train, seq_len=32, global_batch_size=4, seed=0)
+    assert batches.epoch(round(batches.steps_per_epoch)) == pytest.approx(1.0, abs=0.01)
