@@ -28,32 +28,38 @@ def changed(content: dict, path: str, value: object) -> dict:
 
 
 BAD_VALUES = {
-    "no model": ("model", None),
-    "no vocabulary": ("model/vocab", {}),
-    "vocabulary is text": ("model/vocab", "abc"),
-    "unknown model": ("model/type", "Oracle"),
-    "two tokens share an id": ("model/vocab", {"a": 0, "b": 0}),
-    "an id far beyond the others": ("model/vocab", {"a": 0, "b": 2**31}),
-    "a negative id": ("model/vocab", {"a": 0, "b": -1}),
-    "an id that is no number": ("model/vocab", {"a": 0, "b": "1"}),
-    "a merge of tokens that are not there": ("model/merges", [["qq", "zz"]]),
-    "a merge that is no pair": ("model/merges", [["a"]]),
-    "an expression that can hang": ("pre_tokenizer/pretokenizers/0/pattern", {"Regex": "(a+)+$"}),
+    "no model": ("model", None, "no model"),
+    "no vocabulary": ("model/vocab", {}, "no model"),
+    "vocabulary is text": ("model/vocab", "abc", "no model"),
+    "unknown model": ("model/type", "Oracle", "cannot be built"),
+    "two tokens share an id": ("model/vocab/a", 5, "share an id"),
+    "an id far beyond the others": ("model/vocab/a", 2**31, "ids run from"),
+    "a negative id": ("model/vocab/a", -1, "ids run from"),
+    "an id that is no number": ("model/vocab/a", "1", "not a whole number"),
+    "a merge of tokens that are not there": ("model/merges", [["qq", "zz"]], "cannot be built"),
+    "a merge that is no pair": ("model/merges", [["a"]], "cannot be built"),
+    "an expression that can hang": (
+        "pre_tokenizer/pretokenizers/0/pattern",
+        {"Regex": "(a+)+$"},
+        "do not know to be safe",
+    ),
     "an expression in a normalizer": (
         "normalizer",
         {"type": "Replace", "pattern": {"Regex": "(a|aa)+b"}, "content": ""},
+        "do not know to be safe",
     ),
-    "added tokens are no list": ("added_tokens", {"a": 1}),
-    "an added token without id": ("added_tokens", [{"content": "x"}]),
-    "an added token far beyond": ("added_tokens/0/id", 2**40),
-    "no end token": ("added_tokens", []),
+    "added tokens are no list": ("added_tokens", {"a": 1}, "added_tokens"),
+    "an added token without id": ("added_tokens", [{"content": "x"}], "added_tokens"),
+    "an added token far beyond": ("added_tokens/0/id", 2**40, "ids run from"),
+    "no end token": ("added_tokens", [], "no token that ends"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_VALUES)
 def test_bad_content_is_refused(good, tmp_path, case):
-    (tmp_path / "tokenizer.json").write_text(json.dumps(changed(good, *BAD_VALUES[case])))
-    with pytest.raises(UserError) as caught:
+    path, value, problem = BAD_VALUES[case]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(changed(good, path, value)))
+    with pytest.raises(UserError, match=problem) as caught:
         load_tokenizer(tmp_path)
     assert caught.value.exit_code == ExitCode.BAD_DATA
     assert len(caught.value.lines()) <= 3

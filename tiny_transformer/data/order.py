@@ -16,7 +16,7 @@ import hashlib
 import numpy as np
 
 NUM_ROUNDS = 8  # even, so that the halves end at the widths they began with
-MIN_BITS = 8  # a network on fewer bits reaches too few of the permutations of a tiny range
+MIN_BITS = 6  # a network on fewer bits reaches too few of the permutations of a tiny range
 
 
 class Permutation:
