@@ -178,3 +178,11 @@ def test_dropout_acts_in_training_only_and_on_every_branch(config, input_ids):
         dropout.p = 0.5
         assert not torch.equal(logits_of(model, input_ids), logits_of(plain, input_ids)), name
         dropout.p = 0.0
+
+
+@pytest.mark.slow
+def test_the_model_compiles_as_one_graph(model, input_ids):
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    doc_ids = (torch.arange(17) // 6).expand(3, -1)
+    for arguments in ({}, {"doc_ids": doc_ids}):
+        torch.testing.assert_close(compiled(input_ids, **arguments), model(input_ids, **arguments), **CLOSE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from tiny_transformer.config.hf import config_from_hf
@@ -203,3 +205,39 @@ def test_a_config_json_we_do_not_compute_is_refused(change, words):
     for word in words:
         assert word in str(caught.value)
     assert len(caught.value.lines()) == 3 and all(len(line) < 250 for line in caught.value.lines())
+
+
+KEYS = [
+    *Qwen3Config.model_fields,
+    "norm_type",
+    "rope_parameters",
+    "rope_scaling",
+    "partial_rotary_factor",
+    "hidden_act",
+]
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 300),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.sampled_from(["full_attention", "sliding_attention", 1]), max_size=3),
+    st.dictionaries(
+        st.sampled_from(["rope_type", "type", "rope_theta", "factor"]), st.none() | st.floats() | st.text(max_size=3)
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    model_type=st.sampled_from(["llama", "mistral", "stablelm", "qwen3"]),
+    changes=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4),
+)
+def test_any_config_json_is_read_or_refused_and_never_breaks(model_type, changes):
+    changes.pop("model_type", None)
+    try:
+        config = config_from_hf({"model_type": model_type, "partial_rotary_factor": 1.0, **changes}, "x")
+    except UserError:
+        return
+    assert config_from_hf(config.to_hf(), "x") == config

@@ -6,6 +6,7 @@ Everything is judged from the files' headers before memory is allocated: names, 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +155,7 @@ class _Weights:
                 raise _bad(self.directory, f"{HEAD} differs from {EMBEDDING}, but config.json ties them")
 
 
-def _weight_files(directory: Path) -> dict[str, set[str] | None]:
+def _weight_files(directory: Path) -> Mapping[str, set[str] | None]:
     """File names, and the tensors each should hold where an index tells."""
     if (directory / WEIGHTS).is_file():
         return {WEIGHTS: None}
@@ -164,7 +165,7 @@ def _weight_files(directory: Path) -> dict[str, set[str] | None]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _bad(index, "weight_map is not a mapping from tensor names to file names")
-    files: dict[str, set[str] | None] = {}
+    files: dict[str, set[str]] = {}
     for name, file_name in weight_map.items():
         # A name is a key, never a path: nothing outside the directory is opened.
         if (
@@ -173,9 +174,7 @@ def _weight_files(directory: Path) -> dict[str, set[str] | None]:
             or Path(file_name).name != file_name
         ):
             raise _bad(index, f"weight_map names {file_name!r}, which is not a plain .safetensors file name")
-        tensors = files.setdefault(file_name, set())
-        assert tensors is not None
-        tensors.add(name)
+        files.setdefault(file_name, set()).add(name)
     return files
 
 
