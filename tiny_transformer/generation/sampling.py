@@ -204,7 +204,8 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """
     probabilities = logits.softmax(-1)
     reached = probabilities.cumsum(-1)
-    # Scaled by the last sum: in float32 it is not exactly 1.
+    # Scaled by the last sum, which in float32 is not exactly 1. A sum made in parallel may differ by a rounding error
+    # where a probability is 0, so "the first above" alone could name an impossible token.
     beyond = (reached > uniforms[:, None] * reached[:, -1:]) & (probabilities > 0)
     found, ids = beyond.to(torch.uint8).max(-1)  # max names the first of equal values
     return torch.where(found > 0, ids, NOT_A_TOKEN)

@@ -54,10 +54,12 @@ def write(
         )
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     rows = [TextRow(tokenizer, ids, settings.stop) for ids in encoded]
+    # Where the tokenizer marks beginnings, a text also ends where the next one begins.
+    end_ids = [token for token in (tokenizer.end_id, tokenizer.begin_id) if token is not None]
     was_training = model.training
     model.train(False)
     try:
-        generation = Generation(model, encoded, settings, end_ids=(tokenizer.end_id,), num_tokens=tokenizer.vocab_size)
+        generation = Generation(model, encoded, settings, end_ids=end_ids, num_tokens=tokenizer.vocab_size)
         for ids in generation:
             for index, (row, token) in enumerate(zip(rows, ids, strict=True)):
                 if token is not None and (piece := row.push(token)):
