@@ -69,9 +69,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def prepare(
     source: Annotated[
         str,
-        typer.Option(
-            help="A name (stories, tinystories, wikipedia, wiki-intros, wiki-bookscorpus), a hub id, or a file, folder or glob of .txt .md .jsonl .parquet, also .gz .xz .zst."
-        ),
+        typer.Option(help=_SOURCE_HELP),
     ] = "stories",
     out_dir: Annotated[
         Path, typer.Option("--out_dir", metavar="DIR", help="Where train.bin, val.bin and meta.json go.")

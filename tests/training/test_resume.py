@@ -138,7 +138,7 @@ def test_a_damaged_newest_checkpoint_is_skipped(tiny_data: Path, tmp_path: Path)
     ]
 
 
-# --- the real command, killed ---------------------------------------------------------------------------------------------
+# --- the real command, killed -----------------------------------------------------------------------------------------
 
 
 class KilledRun:
@@ -165,7 +165,7 @@ class KilledRun:
         )
 
     def kill_after(self, seconds: float, *, of_training: bool) -> bool:
-        """Start, kill after a time (counted from the first step, or from the start); whether the run was still going."""
+        """Start, kill after a time (counted from the first step or from the start); whether it was still going."""
         process = self.start()
         training = threading.Event()
         lines: list[str] = []

@@ -10,9 +10,10 @@ from pathlib import Path
 from rich.console import Console
 
 from tiny_transformer.errors import UserError
+from tiny_transformer.generation.engine import check_prompts
 from tiny_transformer.generation.find import find_checkpoint
 from tiny_transformer.generation.sampling import SamplingConfig
-from tiny_transformer.generation.text import complete, stream
+from tiny_transformer.generation.text import complete, encode_prompt, stream
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models import load_model
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
@@ -49,8 +50,12 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
         raise UserError(f"num_samples = {options.num_samples} is not possible", remedy="num_samples: 1 or more")
     checkpoint, sentence = find_checkpoint(options.checkpoint)
     tokenizer = checkpoint_tokenizer(checkpoint, options.tokenizer)
-    tokenizer.encode(options.prompt)  # a prompt it cannot encode is told before the weights are read
+    prompt_ids = encode_prompt(
+        tokenizer, options.prompt
+    )  # a prompt it cannot encode is told before the weights are read
     model = load_model(checkpoint, device=str(choose_hardware(options.device, "fp32").device))
+    config = model.config
+    check_prompts([prompt_ids], vocab_size=config.vocab_size, context_length=config.max_position_embeddings)
     notes.print(f"[dim]{sentence}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
     write = sys.stdout.write
     if options.stream:
