@@ -1,0 +1,96 @@
+"""docs/CONFIG_REFERENCE.md, written from the schema: `python -m tiny_transformer.config.reference > docs/CONFIG_REFERENCE.md`."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tiny_transformer.config.aliases import ALIASES
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.presets import PRESETS
+from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig
+
+HEAD = """# Every key of a config
+
+This page is generated from the schema by `python -m tiny_transformer.config.reference`; a test keeps it true.
+
+A config is a `.yaml`, `.json` or `.toml` file with the sections `model`, `data` and `training`, or the name of a preset ({presets}). What it does not say has the
+default below. Any key can be set on the command line, which is stronger than the file: `--training.steps 200`, `training.steps=200`, or, where one section
+only has such a key, `--steps 200`. A typo, a wrong type or an impossible combination is refused before anything starts.
+
+**On resume**: *fixed* keys must be those of the run that is resumed; *free* ones may change.
+"""
+
+
+def reference_markdown() -> str:
+    """The whole page."""
+    special = set(Qwen3Config.model_fields) - set(LlamaConfig.model_fields)
+    parts = [HEAD.format(presets=", ".join(f"`{name}`" for name in PRESETS))]
+    sections: list[tuple[str, str, type[BaseModel], set[str]]] = [
+        ("`training`", "training", TrainingConfig, set()),
+        ("`data`", "data", DataConfig, set()),
+        ("`model`, both architectures", "model", Qwen3Config, {*special, "model_type", "sliding_window"}),
+    ]
+    for title, section, model, left_out in sections:
+        parts.append(_table(title, section, model, [name for name in model.model_fields if name not in left_out]))
+    for model in (Qwen3Config, LlamaConfig):
+        other = LlamaConfig if model is Qwen3Config else Qwen3Config
+        names = [n for n in model.model_fields if n not in other.model_fields or n in ("model_type", "sliding_window")]
+        title = f"`model` with `model_type: {model.model_fields['model_type'].default}`"
+        parts.append(_table(title, "model", model, names))
+    parts.append(_table("Top level", "", RunConfig, ["out_dir"]))
+    parts.append("## Other names for these keys\n\nConfigs written for other projects load as they are.\n")
+    parts.append("| name there | our key |\n| --- | --- |")
+    parts += [f"| `{name}` | {', '.join(f'`{key}`' for key in keys)} |" for name, keys in sorted(ALIASES.items())]
+    return "\n".join(parts) + "\n"
+
+
+def _table(title: str, section: str, model: type[BaseModel], names: list[str]) -> str:
+    rows = [
+        f"## {title}\n",
+        "| key | type and range | default | on resume | what it does |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in names:
+        field = model.model_fields[name]
+        key = f"{section}.{name}" if section else name
+        extra = field.json_schema_extra
+        resume = extra.get("on_resume", "refuse") if isinstance(extra, dict) else "refuse"
+        text = " ".join((field.description or "").split())
+        cells = (f"`{key}`", _type(field), _default(field), "free" if resume == "allow" else "fixed", text)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if value is None:
+        return "none"
+    return f"`{value}`" if isinstance(value, str) else f"`{value!r}`"
+
+
+def _type(field: FieldInfo) -> str:
+    words = _type_words(field.annotation)
+    limits = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    ranges = [
+        f"{sign} {getattr(m, name):,}" for m in field.metadata for name, sign in limits.items() if hasattr(m, name)
+    ]
+    return " ".join([words, *([", ".join(ranges)] if ranges else [])])
+
+
+def _type_words(annotation: Any) -> str:
+    arguments = [a for a in get_args(annotation) if a is not type(None)]
+    if arguments and all(isinstance(a, str) for a in arguments):
+        return " / ".join(f"`{a}`" for a in arguments)
+    if len(arguments) == 1 and type(None) in get_args(annotation):
+        return _type_words(arguments[0])
+    if arguments:
+        return f"list of {_type_words(arguments[0])}"
+    names = {"int": "integer", "float": "number", "str": "text", "bool": "true / false", "Path": "path"}
+    return names.get(getattr(annotation, "__name__", ""), str(annotation))
+
+
+if __name__ == "__main__":
+    print(reference_markdown(), end="")
