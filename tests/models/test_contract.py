@@ -181,7 +181,10 @@ def test_dropout_acts_in_training_only_and_on_every_branch(config, input_ids):
 
 
 @pytest.mark.slow
-def test_the_model_compiles_as_one_graph(model, input_ids):
+@pytest.mark.parametrize("name", ["llama-layernorm", "qwen3-late-window"])
+def test_the_model_compiles_as_one_graph(shake, all_configs, input_ids, name):
+    torch.compiler.reset()
+    model = shake(all_configs[name])
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     doc_ids = (torch.arange(17) // 6).expand(3, -1)
     for arguments in ({}, {"doc_ids": doc_ids}):
