@@ -239,8 +239,9 @@ def _resolve(layer: Iterable[Assignment]) -> dict[str, Assignment]:
         for key, value in translate(_qualify(assignment), assignment.value):
             other = resolved.get(key)
             if other is not None and other.value != value:
+                both = f"{other.key} = {other.value!r} and {assignment.key} = {assignment.value!r}"
                 raise UserError(
-                    f"{other.key} = {other.value!r} and {assignment.key} = {assignment.value!r} are two names of {key} with different values",
+                    f"{both} are two names of {key} with different values",
                     where=assignment.origin,
                     remedy=f"keep one of them, best under the name {key}",
                 )

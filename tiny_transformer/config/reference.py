@@ -1,4 +1,5 @@
-"""docs/CONFIG_REFERENCE.md, written from the schema: `python -m tiny_transformer.config.reference > docs/CONFIG_REFERENCE.md`."""
+"""docs/CONFIG_REFERENCE.md, written from the schema: `python -m tiny_transformer.config.reference >
+docs/CONFIG_REFERENCE.md`."""
 
 from __future__ import annotations
 
@@ -16,9 +17,10 @@ HEAD = """# Every key of a config
 
 This page is generated from the schema by `python -m tiny_transformer.config.reference`; a test keeps it true.
 
-A config is a `.yaml`, `.json` or `.toml` file with the sections `model`, `data` and `training`, or the name of a preset ({presets}). What it does not say has the
-default below. Any key can be set on the command line, which is stronger than the file: `--training.steps 200`, `training.steps=200`, or, where one section
-only has such a key, `--steps 200`. A typo, a wrong type or an impossible combination is refused before anything starts.
+A config is a `.yaml`, `.json` or `.toml` file with the sections `model`, `data` and `training`, or the name of a preset
+({presets}). What it does not say has the default below. Any key can be set on the command line, which is stronger than
+the file: `--training.steps 200`, `training.steps=200`, or, where one section only has such a key, `--steps 200`. A
+typo, a wrong type or an impossible combination is refused before anything starts.
 
 **On resume**: *fixed* keys must be those of the run that is resumed; *free* ones may change.
 """
