@@ -18,7 +18,7 @@ from tiny_transformer.data import stories
 from tiny_transformer.data.stories.analysis import ambiguities
 
 # Changes whenever any story changes. Renew it together with an intended change of the grammar.
-FIRST_200 = "d0a94437fb23bc888eb3e45e9b0c832c7a79f722862d18f411d1c67cac9ffd9f"
+FIRST_200 = "61a47a8f5b6e2c8dde7450708a9f02f605378e96d5c69664926d2a5874ff5b81"
 TAGS = {
     *("opening", "plot", "ending", "wording", "name", "thing", "number"),
     *("phrase", "copy", "pronoun", "arithmetic", "ordering"),

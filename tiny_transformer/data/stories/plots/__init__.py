@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from . import gift, lost, parcels, shared
+from . import broken, build, gift, guests, lost, newcomer, night, parcels, pull, race, shared, storm, walk, wishes
 
-_STORY = """
-<beginning>
+_PLOTS = (lost, gift, parcels, pull, night, build, race, guests, broken, wishes, newcomer, walk, storm)
 
-[#plot <lost>|<gift>|<parcels>]
-"""
+_STORY = "<beginning>\n\n[#plot " + "|".join(f"<{plot.__name__.rpartition('.')[2]}>" for plot in _PLOTS) + "]"
 
-RULES: dict[str, str] = {"story": _STORY} | shared.RULES | lost.RULES | gift.RULES | parcels.RULES
+RULES: dict[str, str] = {"story": _STORY}
+for _module in (shared, *_PLOTS):
+    RULES |= _module.RULES

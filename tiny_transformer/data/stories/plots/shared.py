@@ -33,7 +33,12 @@ RULES = {
 ]
 """,
     "when": "{_=weather} {_=months} [morning|afternoon|evening|day]",
-    "aside": "[5*| {_=asides}| {_=looks.A} {_=friend_kinds} was {_=fun} nearby.]",
+    # Something else that happens; each option but the first starts with the space before it.
+    "aside": "[4*|2* {_=asides}"
+    "| {_=looks.A} {_=friend_kinds} was {_=fun} {_=place/spots}."
+    "| In the distance {_=looks.a} {_=friend_kinds} went by with {_=things.a}."
+    "| It smelled of {_=meals} and [wet leaves|old boots|rain|adventure|trouble]."
+    "| Somebody had left {_=shapes.a} {_=things} {_=place/spots}, and nobody knew why.]",
     # What the hero did when things went wrong.
     "sadly": "[{hero}|Poor {hero}|For a moment {hero}] {_=sorrows}.",
     "friend": "{friend=friend_names} the {_=looks} {animal=friend_kinds}",
@@ -42,20 +47,20 @@ RULES = {
 {fun2=fun-fun}.
 """,
     # One line of somebody's speech can begin and end in many ways.
-    "oh": "[2*|{_=cries.Cap}! ]",
-    "how": "[2*| {_=manners}]",
+    "oh": "[|{_=cries.Cap}! ]",
+    "how": "[| {_=manners}]",
     # The last lines; `who` is somebody who was there.
     "end": """
 [#ending
- 3*That evening there was {meal} for everybody, and {who} ate [three bowls|four plates|two helpings|more than anyone].
+ 3*That evening there {meal.was} {meal} for everybody, and {who} ate [three bowls|four plates|two helpings|more than anyone].
 | 3*And from that day on, {hero} {trait.later}.
 | 2*"{trait.praise}," said {who}<how>[|, and {hero} had to agree|, and {hero} blushed].
 | 2*{hero} and {who} are still friends. You can see them {_=place/spots}, {fun}.
 | 2*Then {hero} went home, hung up the {colour} {wear}, and slept [until noon|like a stone|without a single dream|very well].
 | They laughed about it all the way home, and once more over the {meal}.
 | And if you ask the {place.folk}, they will tell you it is true.
-| They still tell this story in {place} when there is {meal} for supper.
-| And {hero}? {hero.He} {_=joys}, and then there was {meal}.
+| They still tell this story in {place}, over {meal}.
+| And {hero}? {hero.He} {_=joys}, and then there {meal.was} {meal}.
 | The next day {hero} was {fun} again, as if nothing had happened.
 ]
 """,

@@ -26,8 +26,8 @@ def nouns(text: str) -> tuple[Entry, ...]:
 
 
 def phrases(text: str) -> tuple[Entry, ...]:
-    """One phrase a line, with the forms: as written, and `a` (with its article)."""
-    return tuple(Entry({"": line, "a": with_article(line)}) for line in _lines(text))
+    """One phrase a line; forms: as written, `a` (with its article) and `Cap` (with a capital)."""
+    return tuple(Entry({"": line, "a": with_article(line), "Cap": _capital(line)}) for line in _lines(text))
 
 
 def words(text: str) -> tuple[Entry, ...]:
@@ -35,6 +35,11 @@ def words(text: str) -> tuple[Entry, ...]:
     return tuple(
         Entry({"": w, "a": with_article(w), "A": _capital(with_article(w)), "Cap": _capital(w)}) for w in _items(text)
     )
+
+
+def dishes(text: str) -> tuple[Entry, ...]:
+    """Dishes separated by commas; forms: as written, and `was` (was or were)."""
+    return tuple(Entry({"": w, "was": "were" if w.endswith("s") else "was"}) for w in _items(text))
 
 
 def rows(names: str, text: str) -> tuple[Entry, ...]:
@@ -89,7 +94,7 @@ def _capital(text: str) -> str:
 
 
 def _items(text: str) -> list[str]:
-    return [item.strip() for item in text.replace("\n", " ").split(",") if item.strip()]
+    return [" ".join(item.split()) for item in text.split(",") if item.strip()]
 
 
 def _lines(text: str) -> list[str]:

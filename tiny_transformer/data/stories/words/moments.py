@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .build import nouns, phrases, words
+from .build import nouns, phrases, rows, words
 
 JOYS = phrases(
     """
@@ -233,4 +233,76 @@ TOGETHER = phrases(
     race them down the hill
     polish them and count their scratches
     """
+)
+CRASHES = words("Crash, Bang, Clink, Clatter, Smash, Crack, Clonk, Tinkle")
+LIARS = phrases(
+    """
+    a big black bird
+    a burglar
+    a cross-eyed monkey
+    a bear on a bicycle
+    a very tall cat
+    a lost camel
+    a runaway pig
+    a pirate
+    a snow goose
+    a sleepwalking cow
+    """
+)
+LIE_PARTS = words(
+    """red eyes, muddy boots, a false beard, wings like doors, a wet nose, a wooden leg, striped socks, bad breath, a tail like
+    a rope, an umbrella, green teeth, a sack full of spoons, two left feet, no manners at all"""
+)
+HELPERS = nouns(
+    """silver fish=silver fish, golden beetle, talking frog, tiny star, moth, wet little fairy, snail with a crown, white mouse,
+    spider, lost cloud, winking newt, dragonfly"""
+)
+# to: what is wished; came: how it came; but: what was wrong with it; short: what it is called afterwards.
+WISHES = rows(
+    "to came but short",
+    """
+    for a rain of pancakes | pancakes fell from the sky, flat and warm | nobody could open a door any more for pancakes | the pancakes
+    to be as tall as a tree | the ground went away, and birds flew by | no bed was long enough, and the birds built nests | the long legs
+    for a hundred puppies | there were puppies everywhere, with wet noses | they all needed a walk, each in another direction | the puppies
+    that it were always Sunday | all the bells rang | the shops stayed closed, and the bread ran out | the Sundays
+    to be able to fly | both feet left the ground | there was no way to stop, and it was windy | the flying
+    for a river of lemonade | the river turned yellow and began to fizz | the fish got hiccups and complained | the lemonade
+    that everything would sing | the spoons sang, and the chairs, and the potatoes | none of them knew the same song | the singing potatoes
+    for a very big present | a box came down, as big as a house | it landed on the house | the box
+    to be invisible | there was nothing left to see but a hat | everybody sat down on the same chair, and there was a scream | the scream
+    for summer all year | it grew hot, and the snow was gone | the butter ran away, and so did the snowman | the heat
+    for an elephant | an elephant stood in the kitchen | it would not go out by the door it had not come in by | the elephant
+    that animals wore clothes | every hen had a hat on | the cows wanted pockets, and then they wanted coats | the cows in coats
+    for more snow than ever | it snowed until the chimneys were gone | nobody could find the front door, or the street | the snow
+    for a voice like a lion | out came a roar | it could not be turned down, and the windows broke | the roar
+    for soft beds everywhere | there was a bed on every corner | the whole place lay down and nobody baked any bread | the beds
+    for a hundred balloons | a hundred balloons came up over the roofs | they lifted the washing, and then the dog | the balloons
+    """,
+)
+# bare and you: what they say of the newcomer; why: what it really was.
+RUMOURS = rows(
+    "- you why",
+    """
+    has teeth like rakes | have teeth like rakes | Those are my rakes. I like a tidy garden
+    eats stones for breakfast | eat stones for breakfast | They are rolls. I am not a good baker
+    howls at the moon | howl at the moon | That is me singing. I do it better in the bath
+    has three heads | have three heads | Two of them are for my hats
+    sleeps in a coffin | sleep in a coffin | It is the box of my big clock. The bed has not come yet
+    breathes fire | breathe fire | My chimney smokes so badly that I cough
+    hates everybody | hate everybody | I have not met anybody
+    digs graves at night | dig graves at night | I plant onions, and by day it is too hot
+    keeps a monster in the cellar | keep a monster in the cellar | That is my washing machine. It is quite old
+    never sleeps | never sleep | I read with a lamp on. Would you like to borrow a book
+    throws children into a pot | throw children into a pot | I only threw radishes. Somebody has been telling stories
+    walks through walls | walk through walls | There is a very small door at the back
+    has eyes that glow | have eyes that glow | Those are my glasses. I can hardly see you without them
+    turns visitors into frogs | turn visitors into frogs | The frogs were here before me. They are very quiet
+    laughs in the dark | laugh in the dark | I know a good joke about a mushroom
+    has a hook for a hand | have a hook for a hand | It is for the curtains
+    """,
+)
+WONDERS = words(
+    """the end of the rainbow, the place where the wind sleeps, a mountain made of glass, the biggest tree in the world,
+    the sea behind the sea, a waterfall that falls up, the house of the moon, a castle on one leg, the echo that answers first,
+    a lake full of stars, the very last lamp post, a stone that hums"""
 )
