@@ -48,7 +48,8 @@ def choose_hardware(device: str = "auto", precision: str = "auto") -> Hardware:
 
     Args:
         device: `auto`, `cpu`, `cuda` or `mps`.
-        precision: `fp32`; `bf16` where the device multiplies it in hardware; `auto` takes bf16 on such a device, else fp32.
+        precision: `fp32`; `bf16` where the device multiplies it in hardware; `auto` takes bf16 on such a device, else
+            fp32.
 
     Raises:
         UserError: the device asked for is not there.

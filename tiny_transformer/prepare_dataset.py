@@ -1,4 +1,7 @@
-"""`python -m tiny_transformer.prepare_dataset`: `tiny-transformer prepare`, with introductions of Wikipedia articles as the default source."""
+"""`python -m tiny_transformer.prepare_dataset`: `tiny-transformer prepare` as a module.
+
+Its default source is the introductions of Wikipedia articles, which needs the Hugging Face hub.
+"""
 
 from __future__ import annotations
 

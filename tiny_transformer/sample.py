@@ -1,4 +1,7 @@
-"""`python -m tiny_transformer.sample`: `tiny-transformer generate` as a module. The decode loop is in `generation/engine.py`."""
+"""`python -m tiny_transformer.sample`: `tiny-transformer generate` as a module.
+
+The decode loop is in `generation/engine.py`.
+"""
 
 from __future__ import annotations
 

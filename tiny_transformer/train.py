@@ -1,4 +1,7 @@
-"""`python -m tiny_transformer.train`: `tiny-transformer train` as a module. The loop itself is in `training/loop.py`."""
+"""`python -m tiny_transformer.train`: `tiny-transformer train` as a module.
+
+The loop itself is in `training/loop.py`.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,8 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     )  # a prompt it cannot encode is told before the weights are read
     model = load_model(checkpoint, device=str(choose_hardware(options.device, "fp32").device))
     config = model.config
-    check_prompts([prompt_ids], vocab_size=config.vocab_size or tokenizer.vocab_size, context_length=config.max_position_embeddings)
+    vocab_size = config.vocab_size or tokenizer.vocab_size
+    check_prompts([prompt_ids], vocab_size=vocab_size, context_length=config.max_position_embeddings)
     notes.print(f"[dim]{sentence}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
     write = sys.stdout.write
     if options.stream:
