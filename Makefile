@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## stories -> tokens -> a small Qwen3 trained for MINUTES -> samples and a report
-	@$(BIN)/tiny-transformer demo --minutes $(MINUTES)
+	@$(BIN)/tiny-transformer train --config configs/demo.yaml --max_train_minutes $(MINUTES) --out_dir runs/demo --overwrite
 
 test: $(STAMP) $(OLD_TRANSFORMERS)/.installed  ## everything: fast suite, then the slow ones, then the faults
 	$(BIN)/python -m pytest -n 2 -m "not slow and not fault"
