@@ -138,6 +138,7 @@ def big_file(path: Path, num_tokens: int) -> TokenFile:
 
     data = (np.arange(num_tokens) % 60_000).astype("<u2").tobytes()
     path.write_bytes(data)
+    path.with_suffix(".docs").write_bytes(bytes(8))
     checksums = [zlib.crc32(data[i : i + BLOCK_BYTES]) for i in range(0, len(data), BLOCK_BYTES)]
     split = SplitMeta(num_tokens, 1, 1, num_tokens, "", "", checksums, None)
     return TokenFile(path, dtype="uint16", vocab_size=60_000, split=split)

@@ -103,7 +103,7 @@ def prepare(
     if (there := _already_there(out_dir, request, overwrite)) is not None:
         return there
     with RunLock(out_dir):
-        _clear_leftovers(out_dir)
+        _finish_or_remove(out_dir)
         if (there := _already_there(out_dir, request, overwrite)) is not None:
             return there
         staged = staging_dir(out_dir, request)
@@ -213,7 +213,7 @@ class _Work:
 
 def _already_there(out_dir: Path, request: dict[str, Any], overwrite: bool) -> Meta | None:
     """The prepared data that answers the request, if it is there; raises when other data is in the way."""
-    if not is_prepared(out_dir):
+    if not is_prepared(out_dir) or any(_left_behind(out_dir)):
         return None
     try:
         meta = read_meta(out_dir)
@@ -233,7 +233,7 @@ def _already_there(out_dir: Path, request: dict[str, Any], overwrite: bool) -> M
     )
 
 
-def _clear_leftovers(out_dir: Path) -> None:
+def _finish_or_remove(out_dir: Path) -> None:
     """Finish or remove what a killed `prepare` left behind."""
     if is_prepared(out_dir):
         try:
@@ -241,14 +241,14 @@ def _clear_leftovers(out_dir: Path) -> None:
         except UserError as error:
             if error.exit_code != ExitCode.BAD_DATA:
                 raise
-    for path in _named_like_ours(out_dir):
+    for path in _left_behind(out_dir):
         remove_tree(path)
 
 
-def _named_like_ours(out_dir: Path) -> Iterator[Path]:
-    for path in sorted(out_dir.iterdir()):
-        if path.name.startswith((STAGED_PREFIX, LEFTOVER_PREFIX)):
-            yield path
+def _left_behind(out_dir: Path) -> Iterator[Path]:
+    """Directories and files that only a `prepare` makes here, and only for as long as it runs."""
+    ours = (STAGED_PREFIX, LEFTOVER_PREFIX + STAGED_PREFIX, LEFTOVER_PREFIX + META_FILE)
+    yield from sorted(path for path in out_dir.iterdir() if path.name.startswith(ours))
 
 
 def _move_up(staged: Path, out_dir: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ class TokenFile:
     """The tokens of one split, `file[start:stop]` as an array of the file's dtype.
 
     Each MiB is checked when it is first touched: its CRC-32 (where meta.json gives one), and that every id is below
-    `vocab_size`. The file stays open, so that replacing it on disk does not disturb a reader.
+    `vocab_size`. Files stay open, so that replacing them on disk does not disturb a reader.
 
     Args:
         path: raw little-endian tokens.
+        docs: where each document starts, little-endian uint64; by default the `.docs` file beside, if there is one.
         dtype: `uint16` or `uint32`.
         vocab_size: ids must be below it.
         split: what meta.json says about the file; None for a file that came without.
@@ -39,15 +41,14 @@ class TokenFile:
         UserError: the file is missing, has another length than meta.json says, or (on reading) a damaged block.
     """
 
-    def __init__(self, path: Path, *, dtype: str, vocab_size: int, split: SplitMeta | None = None) -> None:
+    def __init__(
+        self, path: Path, *, dtype: str, vocab_size: int, split: SplitMeta | None = None, docs: Path | None = None
+    ) -> None:
         self.path, self.vocab_size, self.split = path, vocab_size, split
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        try:
-            self._file = path.open("rb", buffering=0)
-        except FileNotFoundError:
-            raise damaged(path, f"{path.name} is missing") from None
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}", exit_code=ExitCode.IO) from None
+        docs = docs or path.with_suffix(".docs")
+        self._file = _open(path)
+        self._docs_file = _open(docs) if split is not None or docs.is_file() else None
         self._size_bytes = os.fstat(self._file.fileno()).st_size
         if split is not None and self._size_bytes != split.num_tokens * self._dtype.itemsize:
             expected = split.num_tokens * self._dtype.itemsize
@@ -74,19 +75,24 @@ class TokenFile:
         return self._read_bytes(first_byte, last_byte - first_byte)
 
     def documents(self) -> np.ndarray:
-        """The offset in tokens at which each document starts (int64), from the `.docs` file beside."""
-        path = self.path.with_suffix(".docs")
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise damaged(path, f"{path.name} is missing") from None
+        """The offset in tokens at which each document starts: (documents,) int64.
+
+        Raises:
+            UserError: the file that tells is missing, or is not what was written.
+        """
+        if self._docs_file is None:
+            raise damaged(self.path.with_suffix(".docs"), "nothing says where the documents start")
+        self._docs_file.seek(0)
+        data = self._docs_file.read()
         if self.split is not None and hashlib.sha256(data).hexdigest() != self.split.docs_sha256:
-            raise damaged(path, f"{path.name} differs from what was written (SHA-256)")
+            raise damaged(Path(self._docs_file.name), "it differs from what was written (SHA-256)")
         return np.frombuffer(data, dtype="<u8").astype(np.int64)
 
     def close(self) -> None:
-        """Give the file back to the system."""
+        """Give the files back to the system."""
         self._file.close()
+        if self._docs_file is not None:
+            self._docs_file.close()
 
     def _check_block(self, block: int) -> None:
         offset = block * BLOCK_BYTES
@@ -145,7 +151,13 @@ def open_dataset(data_dir: str | Path) -> Dataset:
             f"({meta.tokenizer_fingerprint[:12]})",
         )
     train, val = (
-        TokenFile(locate(data_dir, meta, f"{name}.bin"), dtype=meta.dtype, vocab_size=meta.vocab_size, split=split)
+        TokenFile(
+            locate(data_dir, meta, f"{name}.bin"),
+            dtype=meta.dtype,
+            vocab_size=meta.vocab_size,
+            split=split,
+            docs=locate(data_dir, meta, f"{name}.docs"),
+        )
         for name, split in (("train", meta.train), ("val", meta.val))
     )
     return Dataset(meta, train, val, tokenizer)
@@ -175,6 +187,15 @@ def open_token_files(
         TokenFile(data_dir / name, dtype=dtype, vocab_size=tokenizer.vocab_size) for name in ("train.bin", names[0])
     ]
     return files[0], files[1]
+
+
+def _open(path: Path) -> FileIO:
+    try:
+        return FileIO(path)
+    except FileNotFoundError:
+        raise damaged(path, f"{path.name} is missing") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", exit_code=ExitCode.IO) from None
 
 
 def locate(data_dir: Path, meta: Meta, name: str) -> Path:
