@@ -18,7 +18,7 @@ from tiny_transformer.data import stories
 from tiny_transformer.data.stories.analysis import ambiguities
 
 # Changes whenever any story changes. Renew it together with an intended change of the grammar.
-FIRST_200 = "61a47a8f5b6e2c8dde7450708a9f02f605378e96d5c69664926d2a5874ff5b81"
+FIRST_200 = "7e605620e24da7ce1d914ac4cb6897f971976db19aca86d6814a6b54371fec9e"
 TAGS = {
     *("opening", "plot", "ending", "wording", "name", "thing", "number"),
     *("phrase", "copy", "pronoun", "arithmetic", "ordering"),

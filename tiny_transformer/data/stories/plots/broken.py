@@ -4,7 +4,7 @@ from __future__ import annotations
 
 RULES = {
     "broken": """
-{elder=elders} had {_=shapes.a} {thing=treasures} that nobody was allowed to touch. It was [very old|from far away|a present from the queen|{_=more_numbers} years older than {elder.himself}].
+{elder=elders} had {_=shapes.a} {thing=treasures} that nobody was allowed to touch. It was [very old|from far away|a present from the queen|said to be lucky|worth {_=more_numbers} cows|{_=more_numbers} years older than {elder.himself}].
 
 One <when>, {hero} was {fun} indoors. {_=crashes}! The {thing} lay on the floor in {pieces=more_numbers} pieces.
 {hero} {_=fears}. Then {hero.he} hid all {pieces@copy} pieces {_=place/spots}. [Nobody saw|Only {_=creepers.a} saw].
@@ -17,17 +17,17 @@ One <when>, {hero} was {fun} indoors. {_=crashes}! The {thing} lay on the floor 
 
 "And {f2@ordering}," said {hero}<how>, "and {f3=lie_parts-f1-f2}." [With every word it grew|Now it was too late to stop|It was a good lie, and it tasted of soap].<aside>
 
-{hero} could not eat any {meal}. [Whenever {hero.he} closed both eyes|All night long|In every dream], there was {liar}, with {f1@ordering}, {f2@ordering} and {f3@ordering}, and it said<how>, "I did not do it."
+{hero} could not eat any {meal}. [Whenever {hero.he} closed both eyes|All night long|In every dream|Behind every door], there was {liar.the}, with {f1@ordering}, {f2@ordering} and {f3@ordering}, and it said<how>, "I did not do it."
 
 <broken_turn>
 """,
     "broken_turn": """
 [In the morning {hero} fetched the pieces. <broken_tell>
-|The next day {elder} nailed up a sign: {liar}, wanted, {reward=few_numbers} {cake=cakes.many} reward. <broken_sign>
+|The next day {elder} nailed up a sign. "Wanted: {liar}. Reward: {reward=few_numbers} {cake=cakes.many}." <broken_sign>
 |But the next morning, who was sweeping the yard as a punishment? {friend=friend_names} the {_=looks} {animal=friend_kinds}. "They say I did it," said {friend}<how>. <broken_friend>]
 """,
     "broken_tell": """
-"It was me," {hero.he} said<how>. "I was {fun}."
+"It was me," {hero.he} said<how>. "I was {fun}[| where I should not| again]."
 
 {elder} [put the kettle on|blew {elder.his} nose|said nothing for a whole minute]. "I know," said {elder.he}. "{liar.Cap} does not leave {_=few_numbers} threads of {colour.a} {wear} on the shelf."
 
@@ -42,18 +42,18 @@ One <when>, {hero} was {fun} indoors. {_=crashes}! The {thing} lay on the floor 
 "<oh>Then the reward is yours," said {elder}<how>. "{reward.Cap@copy} {cake.many}, for catching {hero.him} so bravely."
 
 [#ending {hero} ate one and gave {elder} the others. They tasted much better than the lie.
-|And then they glued the {thing} together. One piece is missing still. {elder} says it is the door for {liar}.
+|And then they glued the {thing} together. One piece is missing still. {elder} says it is the door for {liar.the}.
 |"Will you ever do it again?" asked {elder}. "Break something? I think so," said {hero}<how>. "Hide it? No."
 |<end who=elder>]
 """,
     "broken_friend": """
-{hero} took the broom out of {friend}'s hands and marched to {elder}. "<oh>It was not {liar}, and it was not {friend}. It was me!"
+{hero} took the broom out of {friend}'s hands and marched to {elder}. "<oh>It was not {liar.the}, and it was not {friend}. It was me!"
 
 {elder} [sat down|took off {elder.his} glasses|nearly dropped the {_=tools}]. "That was hard to say," said {elder.he}<how>. "Harder than sweeping."
 
 [#ending {hero} swept the yard for {_=few_numbers} days, and {friend} came and swept, too, just for company.
 |{hero} said sorry to {friend}, with {_=cakes.a} in each hand. {friend} took both and forgave {hero.him} at once.
-|And what of {liar}? It was never seen again.
+|And what of {liar.the}? It was never seen again.
 |<end who=friend>]
 """,
 }

@@ -9,7 +9,7 @@ RULES = {
 {hero} emptied the [piggy bank|money box|left sock]. Out came {have=few_numbers} coins. That was {short=few_numbers} too few, because the {gift} cost {price=have+short}.
 <sadly>
 
-"<oh>[I need work|Can I help you|Is there anything to do|Do you need a hand]?" {hero} asked the {job}<how>. So {hero} {job.work} [all morning|until both arms hurt|from breakfast to supper|for {_=few_numbers} days|while the others were {_=fun-fun}] and got {short@arithmetic} coins.<aside>
+"<oh>[Is there any work|Can I help you|What needs doing|Do you need a hand]?" {hero} asked the {job}<how>. So {hero} {job.work} [all morning|until both arms hurt|from breakfast to supper|for {_=few_numbers} days|while the others were {_=fun-fun}] and got {short@arithmetic} coins.<aside>
 
 "{have.Cap} and {short} make {price@arithmetic}," said {hero}<how>. {hero.He} {_=joys}.
 
@@ -45,7 +45,7 @@ But [there was a stone in the road|a bee flew by|the path was wet|{_=looks.a} do
 |<end who=elder>]
 """,
     "gift_twice": """
-{elder} [looked at it|turned it over|shook it] and laughed until {elder.he} had to sit down. "<oh>[Look under your pillow|Go and look under the table|Open the cupboard]," said {elder.he}<how>.
+{elder} [looked at it|turned it over|shook it] and laughed until {elder.he} had to sit down. "<oh>[Look under your pillow|Go and look under the table|Open the cupboard|Look into your {wear}]," said {elder}<how>.
 
 There was another {gift}, wrapped in {_=colours} paper. "I bought it for you," said {elder}, "because you [work so hard|always stop at that window|are you|never ask for anything]."
 

@@ -16,7 +16,7 @@ Somebody new had built a house {_=place/spots}, all in one night. [Nobody had se
 
 There stood {new=friend_names-n1-n2}, {_=looks.a} little {k=friend_kinds-k1-k2} with {_=features}. "<oh>[A visitor|For me|You are the first]!" said {new}<how>. "[Come in|Mind the boxes|Please stay a while]."
 
-"They say that you {r1.you@ordering}," said {hero}<how>.
+"[They say|People say|I was told|Everybody knows] that you {r1.you@ordering}," said {hero}<how>.
 
 "{r1.why@ordering}," said {new}<how>.
 

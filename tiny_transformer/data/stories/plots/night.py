@@ -4,10 +4,10 @@ from __future__ import annotations
 
 RULES = {
     "night": """
-In the middle of a {_=weather} {_=months} night, {hero} woke up. {noise=sounds.Cap}, it went, {_=place/spots}. {noise.Cap}, {noise}, {noise}.
+[In the middle of|Late in|Just before the end of] a {_=months} night, {hero} woke up. {noise=sounds.Cap}, it went, {_=place/spots}. {noise.Cap}, {noise}, {noise}.
 
 "It is {m1=monsters}," thought {hero}, and {_=fears}. "It is {m2=monsters-m1}, at least."
-[Staying in bed was no good, either|But not knowing was even worse|But what if it wanted the {meal}]? So {hero.he} put on the {colour} {wear}, took {t1=tools.a} and {t2=tools.a-t1}, and woke {friend=friend_names} the {_=looks} {animal=friend_kinds}.
+[Staying in bed was no good, either.|But not knowing was even worse.|But what if it wanted the {meal}?|It sounded hungry.] So {hero.he} put on the {colour} {wear}, took {t1=tools.a} and {t2=tools.a-t1}, and woke {friend=friend_names} the {_=looks} {animal=friend_kinds}.
 
 "<oh>[It is the middle of the night|I was dreaming of {_=meals-meal}|The moon has fallen down]," said {friend}<how>. {noise.Cap}! "That is {_=monsters-m1-m2}," said {friend}, and {_=fears}. "You carry the {t1}. I carry the {t2} and stay behind you."
 

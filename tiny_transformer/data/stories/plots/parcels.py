@@ -24,9 +24,15 @@ And {n3}, who had waited [all week|since {_=months}] for {p3.a}, got {p1.a} and 
 [a gust of wind came around the corner.|{_=looks.a} dog barked from behind a gate.|{hero} tripped over {_=junk}.|it rained as if somebody had tipped a bucket.|a bee wanted to know what was in the parcels.|the {_=looks} mayor asked the way.]
 """,
     "parcels_right": """
-[[Before long|At noon|Soon], three neighbours stood at the door, all talking at once. {hero} {_=fears}. "I mixed them up," {hero.he} said<how>, and went around once more, slowly: {p1} for {n1}, {p2} for {n2}, {p3} for {n3}. <parcels_end>
-|In the middle of the {meal} {hero} remembered the song. It was the {p1} for {n1}, the {p2} for {n2} and the {p3} for {n3}! {hero.He} ran out [with a lantern|without any shoes|with {meal} all over the {wear}] and knocked at every door until all was right. <parcels_end>
-|But when {hero} came to change them back, {n1} would not give up the {p2}. {n2} [loved|was married to|could not live without] the {p3}, and even {n3} had grown fond of the {p1}. "<oh>Then it was a lucky mistake," said {boss}<how>. <parcels_end>]
+[[Before long|At noon|Soon], three neighbours stood at the door, all talking at once. {hero} {_=fears}. "I mixed them up," {hero.he} said<how>, and went around once more, slowly: {p1} for {n1}, {p2} for {n2}, {p3} for {n3}.
+
+<parcels_end>
+|In the middle of the {meal} {hero} remembered the song. It was the {p1} for {n1}, the {p2} for {n2} and the {p3} for {n3}! {hero.He} ran out [with a lantern|without any shoes|with {meal} all over the {wear}] and knocked at every door until all was right.
+
+<parcels_end>
+|But when {hero} came to change them back, {n1} would not give up the {p2}. {n2} [loved|was married to|could not live without] the {p3}, and even {n3} had grown fond of the {p1}. "<oh>Then it was a lucky mistake," said {boss}<how>.
+
+<parcels_end>]
 """,
     "parcels_end": """
 [#ending

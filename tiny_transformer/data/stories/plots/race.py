@@ -4,13 +4,13 @@ from __future__ import annotations
 
 RULES = {
     "race": """
-Every {_=months} there was the great {_=races} race, once around {place} and back. The first prize was {prize=treasures.a}, the second prize was {second=cakes.a}, and the third prize was {third=fruit.a}.
+[Every {_=months} there was|Once a year, in {_=months}, there was|On the first Sunday in {_=months} came] the great {_=races} race, once around {place} and back. The first prize was {prize=treasures.a}, the second prize was {second=cakes.a}, and the third prize was {third=fruit.a}.
 
 "<oh>[I shall win|I always win|You may as well stay at home]," said {rival=friend_names} the {_=looks} {k1=friend_kinds}<how>. "I have [the longest legs|trained since {_=months}|eaten {_=few_numbers} breakfasts|new socks]."
 
 "I just like [the noise|the view|the part with the {third}]," said {slow=friend_names-rival} the {_=looks} {k2=friend_kinds-k1}<how>. {hero} [said nothing|took a deep breath|thought of the {prize}] and tied the {colour} {wear} a little tighter.
 
-[Three, two, one, go|A whistle blew|{_=elders} dropped {_=clothes.a}]! {rival} was first, {hero} was second, and {slow} was third[, by quite a bit|, and waving to people|, and still eating {_=meals-meal}|]. They ran past {_=jobs.shop}, over the bridge and [through the mud|through somebody's washing|around {_=looks.a} cow].<aside>
+[Three, two, one, go|A whistle blew|{_=elders} dropped {_=clothes.a}]! {rival} was first, {hero} was second, and {slow} was third[, by quite a bit|, and waving to people|, and still eating {_=meals-meal}|]. They ran past {_=jobs.shop}, [over the bridge|through the park|around the pond] and [through the mud|through somebody's washing|around {_=looks.a} cow].<aside>
 
 Then there was a loud {_=sounds}. {rival} had [fallen into a ditch|got stuck in a fence|run into a pond|slipped on {_=junk}]!
 

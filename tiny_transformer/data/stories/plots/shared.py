@@ -32,7 +32,10 @@ RULES = {
 | A good day, thought {hero}, was a day of {fun=fun} with {meal=meals} at the end.
 ]
 """,
-    "when": "{_=weather} {_=months} [morning|afternoon|evening|day]",
+    "when": """
+[{_=winter} [December|January|February]|{_=spring} [March|April|May]|{_=summer} [June|July|August]
+|{_=autumn} [September|October|November]] [morning|afternoon|evening|day]
+""",
     # Something else that happens; each option but the first starts with the space before it.
     "aside": "[4*|2* {_=asides}"
     "| {_=looks.A} {_=friend_kinds} was {_=fun} {_=place/spots}."

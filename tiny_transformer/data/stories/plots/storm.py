@@ -17,7 +17,7 @@ One night in {_=months} there was a storm. The windows went {noise=sounds}, the 
     "tale_giant": """
 "who was as big as {_=sizes}, as {_=looks} as {_=friend_kinds.a}, and afraid of nothing but {small=creepers.many}. Whenever he saw {small.a}, he climbed up a tree, and the tree broke. That made {trees=more_numbers} trees a week."
 
-"[What a silly giant|I know somebody like that|Poor trees]," said {hero}<how>.
+"[What a silly giant|I know somebody like that|Poor trees|I like {small.many}]," said {hero}<how>.
 
 "One day {small.a} sat in front of his door, and he could not get out for {_=few_numbers} days. Then he asked it, very politely, for its name. It was called {name=friend_names}. And it is hard to be afraid of somebody called {name}."
 
@@ -31,7 +31,7 @@ The next day {hero} met the big {_=looks} dog that barked behind {_=jobs.shop}. 
     "tale_moon": """
 "and threw {_=tools.a} at it, and missed. It climbed on {_=sizes}, and could not reach. Then one night it looked into a bucket of water, and there was the moon!"
 
-"[That was only a picture|I have done that, too|Was it cold]," said {hero}<how>.
+"[That was only a picture|I have done that, too|It must have been cold|I see it already]," said {hero}<how>.
 
 "It put a lid on the bucket and carried it home. In the morning it took off the lid, and the moon was gone. The {who} was sad for {_=few_numbers} days. But when it came to the bucket to drink at night, there it was again. So it left the lid off."
 
@@ -45,7 +45,7 @@ The next day {hero} caught a beautiful {small=creepers} {_=place/spots}. It was 
     "tale_king": """
 "and {_=features}, but not one friend. One day a beggar came, and the king gave her {a=two_or_three}, because she had {_=features}. That left {left1=gold-a}. Then a child came, and he gave it {b=two_or_three}. That left {left2=left1-b}."
 
-"[Soon he will have nothing|What a strange king|Was he sad]," said {hero}<how>.
+"[Soon he will have nothing|What a strange king|I would keep them all|I would give away {_=few_numbers}]," said {hero}<how>.
 
 "But the beggar came back with {_=fruit.a}, and the child came back with {_=cakes.a}. Every day he had fewer {kept.many}, and every day there were more people at his table. When the last one was gone, he did not notice. He was dancing."
 
@@ -59,7 +59,7 @@ The next day {hero} had {_=meals-meal} for lunch, and on the same bench sat {fri
     "tale_mountain": """
 "and everybody laughed. It looked at the mountain for {_=more_numbers} days. Then it put one stone into its pocket and carried it away."
 
-"[One stone is nothing|That will take years|Poor pocket]," said {hero}<how>.
+"[One stone is nothing|That will take years|Poor pocket|I would use {_=tools.a}]," said {hero}<how>.
 
 "That is what the mountain said. The next day it carried away {a=few_numbers} stones, and the day after that {b=few_numbers}, which makes {all=a+b}. It sang a little. And one morning, when it was very old, it opened the curtains, and there was the sea."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from ..template import Entry as Entry
@@ -26,8 +27,10 @@ def nouns(text: str) -> tuple[Entry, ...]:
 
 
 def phrases(text: str) -> tuple[Entry, ...]:
-    """One phrase a line; forms: as written, `a` (with its article) and `Cap` (with a capital)."""
-    return tuple(Entry({"": line, "a": with_article(line), "Cap": _capital(line)}) for line in _lines(text))
+    """One phrase a line; forms: as written, `Cap` (with a capital), and `the` (for one that begins with a or an)."""
+    return tuple(
+        Entry({"": line, "Cap": _capital(line), "the": re.sub(r"^an? ", "the ", line)}) for line in _lines(text)
+    )
 
 
 def words(text: str) -> tuple[Entry, ...]:

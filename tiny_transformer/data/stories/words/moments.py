@@ -292,7 +292,7 @@ RUMOURS = rows(
     hates everybody | hate everybody | I have not met anybody
     digs graves at night | dig graves at night | I plant onions, and by day it is too hot
     keeps a monster in the cellar | keep a monster in the cellar | That is my washing machine. It is quite old
-    never sleeps | never sleep | I read with a lamp on. Would you like to borrow a book
+    never sleeps | never sleep | I read with a lamp on. Nobody sends me to bed
     throws children into a pot | throw children into a pot | I only threw radishes. Somebody has been telling stories
     walks through walls | walk through walls | There is a very small door at the back
     has eyes that glow | have eyes that glow | Those are my glasses. I can hardly see you without them

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .build import phrases, rows, with_lists
+from .build import phrases, rows, with_lists, words
 
 _PLACES = rows(
     "in - folk",
@@ -44,31 +44,7 @@ beside the lock gate/under the towpath bridge/behind the coal box/on the cabin r
 under the crooked willow/beside the stepping stones/among the cattails/in the old rowing boat/behind the peat shed/on the plank path
 """
 PLACES = with_lists(_PLACES, {"spots": [phrases(line.replace("/", "\n")) for line in _SPOTS.strip().splitlines()]})
-WEATHER = phrases(
-    """
-    rainy
-    windy
-    foggy
-    sunny
-    frosty
-    golden
-    grey
-    bright
-    warm
-    cloudy
-    stormy
-    chilly
-    misty
-    lazy
-    quiet
-    blue
-    drizzly
-    sparkling
-    muddy
-    breezy
-    pale
-    pink
-    snowy
-    sticky
-    """
-)
+WINTER = words("frosty, snowy, icy, chilly, dark, grey, silent, white")
+SPRING = words("rainy, fresh, breezy, green, drizzly, mild, muddy, sparkling")
+SUMMER = words("sunny, hot, golden, lazy, sticky, blue, bright, warm")
+AUTUMN = words("foggy, windy, misty, stormy, cloudy, pale, gusty, crisp")
