@@ -1,0 +1,153 @@
+"""The commands of the README, as a person would type them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from tiny_transformer.cli import app
+
+SMALL = {
+    "model": {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 48,
+        "max_position_embeddings": 128,
+    },
+    "data": {"max_bytes": 300_000, "tokenizer": "byte", "seq_len": 64},
+    "training": {
+        "steps": 12,
+        "eval_steps": 6,
+        "save_steps": 4,
+        "micro_batch_size": 4,
+        "sample_tokens": 20,
+        "log_steps": 2,
+    },
+}
+
+
+def readme_commands(repository: Path) -> list[list[str]]:
+    """Each line of the README's shell blocks that calls us, as the words after the program's name."""
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", readme, re.DOTALL) for line in block.splitlines()]
+    commands = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["tiny-transformer"]:
+            commands.append(words[1:])
+        elif words[:2] == ["python", "-m"]:
+            verb = {"prepare_dataset": "prepare", "train": "train", "sample": "generate"}[words[2].split(".")[1]]
+            commands.append([verb, *words[3:]])
+    return commands
+
+
+def test_every_command_of_the_readme_is_accepted(repository: Path) -> None:
+    group = typer.main.get_command(app)
+    commands = readme_commands(repository)
+    assert len(commands) >= 10
+    for words in commands:
+        command = group.commands[words[0]]  # ty: ignore[unresolved-attribute]
+        context = command.make_context(words[0], words[1:])
+        assert not context.args, f"not an option: {context.args}"
+
+
+class Terminal:
+    """Runs commands in one directory, the program started anew each time."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+    def __call__(self, command: str, code: int = 0) -> str:
+        words = shlex.split(command)
+        program = [sys.executable, "-m", "tiny_transformer"] if words[0] == "tiny-transformer" else [sys.executable]
+        result = subprocess.run(
+            [*program, *words[1:]],
+            cwd=self.directory,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == code, result.stdout + result.stderr
+        return result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_road(tmp_path: Path) -> None:
+    """Prepare, train, train again, resume, generate, list, examine: each prints what it promises."""
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+    terminal = Terminal(tmp_path)
+
+    first = terminal("tiny-transformer train --config small.yaml")
+    for words in (
+        "preparing stories",
+        "step 12/12",
+        "best possible",
+        "still to learn",
+        "a sample",
+        "runs/small/report.html",
+    ):
+        assert words in first
+    page = (tmp_path / "runs/small/report.html").read_text(encoding="utf-8")
+    assert "best loss possible" in page.lower()
+
+    assert "runs/small-2" in terminal("tiny-transformer train --config small.yaml --steps 4")
+    resumed = terminal("tiny-transformer train --resume --out_dir runs/small-2 --steps 6")
+    assert "resuming from step 4" in resumed
+
+    text = terminal("tiny-transformer generate --max_new_tokens 10 --temperature 0")
+    assert "Once upon a time" in text
+    assert "using runs/small" in text
+    again = terminal("tiny-transformer generate --max_new_tokens 10 --temperature 0 --stream")
+    assert text.splitlines()[0] == again.splitlines()[0]
+
+    table = terminal("tiny-transformer runs")
+    assert "small-2" in table and "best" in table
+    assert "everything is whole" in terminal("tiny-transformer doctor runs/small")
+    weights = tmp_path / "runs/small/last/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "there are problems" in terminal("tiny-transformer doctor runs/small", code=65)
+
+
+@pytest.mark.slow
+def test_the_module_commands(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+    terminal = Terminal(tmp_path)
+    terminal(
+        "python -m tiny_transformer.prepare_dataset --source stories --out_dir data --seq_len 64 --max_bytes 300000"
+    )
+    again = terminal(
+        "python -m tiny_transformer.prepare_dataset --source stories --out_dir data --seq_len 64 --max_bytes 300000"
+    )
+    assert "stories in data" in again
+    terminal(
+        "python -m tiny_transformer.train --config small.yaml --data_dir data --out_dir runs_small --steps 6 --bf16"
+    )
+    text = terminal('python -m tiny_transformer.sample --ckpt_dir runs_small/best --prompt "A hen" --max_new_tokens 5')
+    assert "A hen" in text
+    assert "runs_small" in terminal("tiny-transformer runs")
+
+
+@pytest.mark.slow
+def test_without_a_network_the_default_of_prepare_dataset_says_so_in_one_line(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.environment |= {"HF_HUB_OFFLINE": "1"}
+    message = terminal(
+        "python -m tiny_transformer.prepare_dataset --out_dir data --seq_len 512 --max_bytes 100000000", code=74
+    )
+    lines = message.strip().splitlines()
+    assert len(lines) <= 3
+    assert "wikipedia" in lines[0]
+    assert "--source stories" in message
+    assert not (tmp_path / "data/train.bin").exists()
