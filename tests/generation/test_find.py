@@ -88,7 +88,7 @@ def test_a_checkpoint_or_a_link_to_one_stands_for_itself(tmp_path):
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json"])
 def test_a_hugging_face_directory_without_a_manifest_is_taken(tmp_path, weights):
-    for name in ("config.json", weights):
+    for name in ("config.json", weights, "log.jsonl"):  # a log beside the weights does not make it a run
         (tmp_path / name).write_bytes(b"{}")
     assert find_checkpoint(tmp_path, tmp_path)[0] == tmp_path
 

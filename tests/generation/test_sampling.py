@@ -104,11 +104,25 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
     assert penalize_repetition(logits, seen, 4.0).tolist() == [[0.5, -8.0, 2.0, -2.0, 0.0]]
 
 
-def test_top_k_keeps_ties_and_top_p_takes_the_lower_id():
-    logits = torch.tensor([[0.0, 1.0, 1.0, 1.0]])
-    assert keep_top_k(logits, 2).isfinite().tolist() == [[False, True, True, True]]
+def test_top_k_and_top_p_keep_what_ties_with_the_last_token_kept():
+    logits = torch.tensor([[0.0, 1.0, 1.0, 1.0, 2.0]])
+    assert keep_top_k(logits, 2).isfinite().tolist() == [[False, True, True, True, True]]
     assert keep_top_k(logits, 9).isfinite().all()
-    assert keep_top_p(logits, 0.5).isfinite().tolist() == [[False, True, True, False]]
+    assert keep_top_p(logits, 0.5).isfinite().tolist() == [[False, True, True, True, True]]
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.99, 0.99999])
+@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 8.0])
+def test_top_p_over_a_large_vocabulary_equals_sorting_all_of_it(p, scale):
+    """Flat rows need far more candidates than are looked at first, steep ones few; both stand in one batch."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3000, generator=generator) * torch.tensor([[scale], [3.0], [20.0], [0.1]])
+    kept = keep_top_p(logits, p).isfinite()
+    for row, row_kept in zip(logits.double(), kept, strict=True):
+        probabilities = row.softmax(-1)
+        assert probabilities[row > row[row_kept].min()].sum().item() < p + 1e-6  # without its last one it falls short
+        assert probabilities[row_kept].sum().item() >= p - 1e-6
+        assert not (row[~row_kept] >= row[row_kept].min()).any()
 
 
 def test_top_p_stops_at_the_token_that_reaches_it():
@@ -138,6 +152,14 @@ def test_impossible_tokens_are_never_drawn_at_the_ends_of_the_range():
         ids = draw(logits, torch.full((512,), number))
         assert ids.min() >= 300
         assert ids.max() < 700
+
+
+def test_a_sum_with_rounding_errors_never_draws_an_impossible_token(monkeypatch):
+    """As a sum made in parallel may: 0.5 is reached by token 0, and a little more by the impossible token 1."""
+    sums = torch.tensor([[0.5, 0.5 + 2**-20, 0.5 + 2**-20, 1.0]])
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda *_: sums)
+    logits = torch.tensor([[0.5, 0.0, 0.0, 0.5]]).log()
+    assert draw(logits, torch.tensor([0.5 + 2**-21])).item() in (0, 3)
 
 
 @pytest.mark.parametrize("temperature", [0.001, 100])

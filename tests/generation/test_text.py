@@ -90,6 +90,30 @@ def test_a_stopped_row_leaves_the_others_alone(model, tokenizer):
     assert complete(model, tokenizer, prompts, replace(SAMPLED, stop=(stop,))) == [whole[0].split(stop)[0], whole[1]]
 
 
+def test_the_model_is_not_asked_again_after_a_stop_string(model, tokenizer):
+    whole = complete(model, tokenizer, ["Once"], SAMPLED)[0]
+    num_calls = 0
+
+    def count(*_):
+        nonlocal num_calls
+        num_calls += 1
+
+    hook = model.lm_head.register_forward_hook(count)
+    complete(model, tokenizer, ["Once"], replace(SAMPLED, stop=(whole[:2],)))
+    hook.remove()
+    assert num_calls < 10
+
+
+def test_an_end_that_was_held_back_is_shown_when_nothing_follows(model, tokenizer):
+    whole = complete(model, tokenizer, ["Once"], SAMPLED)[0]
+    assert complete(model, tokenizer, ["Once"], replace(SAMPLED, stop=(whole[-3:] + "more",))) == [whole]
+
+
+def test_of_several_stop_strings_the_first_in_the_text_counts():
+    assert StopScanner(["c", "b"]).push("abc") == "a"
+    assert StopScanner(["b", "abc"]).push("xabc") == "x"
+
+
 def test_a_stop_string_in_the_prompt_does_not_count(model, tokenizer):
     settings = replace(GREEDY, stop=("Once", "ce"))
     assert complete(model, tokenizer, ["Once"], settings) == complete(model, tokenizer, ["Once"], GREEDY)

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tiny_transformer.errors import UserError
 
@@ -36,6 +35,7 @@ RANGES: dict[str, tuple[type, float, float, str]] = {
     "max_new_tokens": (int, 1, 10**7, "1 to 10,000,000"),
     "seed": (int, 0, 2**63 - 1, "0 to 2**63 - 1"),
 }
+NUM_CANDIDATES = 256  # looked at first by top-p
 FILTERS = ("top_k", "top_p", "min_p")
 NOT_A_TOKEN = -1
 _MASK_64 = 2**64 - 1
@@ -48,7 +48,7 @@ class SamplingConfig:
     Attributes:
         temperature: logits are divided by it; 0 always takes the most likely token.
         top_k: only the k most likely tokens (and their ties) stay; None is off.
-        top_p: only the smallest set of most likely tokens that has this total probability stays; None is off.
+        top_p: only the smallest set of most likely tokens with this total probability (and ties) stays; None is off.
         min_p: only tokens at least this fraction as likely as the likeliest stay; None is off.
         repetition_penalty: above 1 makes the tokens of the prompt and of the text so far less likely; 1 is off.
         max_new_tokens: the text ends after so many tokens.
@@ -117,20 +117,23 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Logits (B, V) with all but the k largest, and what ties with the k-th, at minus infinity."""
     if k >= logits.shape[-1]:
         return logits
-    smallest_kept = logits.topk(k, dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < smallest_kept, -math.inf)
+    return _keep_from(logits, logits.topk(k).values[:, -1:])
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Logits (B, V) with only the smallest set of likeliest tokens that reaches probability p; ties go to the lower id.
+    """Logits (B, V) with only the smallest set of likeliest tokens that reaches probability p, and its last one's ties.
 
     Source: Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, section 3.1.
     """
-    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-    reached = ordered.softmax(-1).cumsum(-1)
-    reached_before = functional.pad(reached[:, :-1], (1, 0))
-    dropped = torch.zeros_like(ids, dtype=torch.bool).scatter(-1, ids, reached_before >= p)
-    return logits.masked_fill(dropped, -math.inf)
+    vocab_size, log_total = logits.shape[-1], logits.logsumexp(-1, keepdim=True)
+    # Nearly always the set is among the first few: to sort a whole vocabulary can cost as much as the model.
+    for num_candidates in (min(NUM_CANDIDATES, vocab_size), vocab_size):
+        ordered = logits.topk(num_candidates).values
+        reached = (ordered - log_total).exp().cumsum(-1)
+        if (reached[:, -1] >= p).all():
+            break
+    last = (reached < p).sum(-1, keepdim=True).clamp(max=num_candidates - 1)
+    return _keep_from(logits, ordered.gather(-1, last))
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
@@ -138,7 +141,12 @@ def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
 
     Source: Nguyen et al. 2024, Turning Up the Heat: Min-p Sampling.
     """
-    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
+    return _keep_from(logits, logits.amax(-1, keepdim=True) + math.log(min_p))
+
+
+def _keep_from(logits: Tensor, smallest: Tensor) -> Tensor:
+    """Logits below (B, 1) at minus infinity."""
+    return torch.where(logits < smallest, -math.inf, logits)
 
 
 def shape_logits(logits: Tensor, settings: SamplingConfig, seen: Tensor | None = None) -> Tensor:
@@ -204,11 +212,11 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """
     probabilities = logits.softmax(-1)
     reached = probabilities.cumsum(-1)
-    # Scaled by the last sum, which in float32 is not exactly 1. A sum made in parallel may differ by a rounding error
-    # where a probability is 0, so "the first above" alone could name an impossible token.
-    beyond = (reached > uniforms[:, None] * reached[:, -1:]) & (probabilities > 0)
-    found, ids = beyond.to(torch.uint8).max(-1)  # max names the first of equal values
-    return torch.where(found > 0, ids, NOT_A_TOKEN)
+    total = reached[:, -1:]  # in float32 not exactly 1
+    ids = torch.searchsorted(reached, uniforms[:, None] * total, right=True).clamp(max=logits.shape[-1] - 1)
+    # A sum made in parallel may step up by a rounding error at a token of probability 0, and the draw may fall on it.
+    ids = torch.where(probabilities.gather(-1, ids) == 0, probabilities.argmax(-1, keepdim=True), ids)
+    return torch.where(total.isfinite(), ids, NOT_A_TOKEN)[:, 0]
 
 
 def take_likeliest(logits: Tensor) -> Tensor:
