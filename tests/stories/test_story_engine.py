@@ -211,3 +211,14 @@ def test_forms_of_words():
     assert [n.forms["many"] for n in nouns("berry, box, toy, brush")] == ["berries", "boxes", "toys", "brushes"]
     assert rows("- deed", "shy | hid")[0].forms == {"": "shy", "deed": "hid"}
     assert longest(read(NESTED)) == 6
+
+
+def test_pieces_name_the_skill_and_the_distance_of_a_copy():
+    rule = "{x=names}, {y=names-x}: {x.He} [#ending met|saw] {y}." + " so" * 70 + " {y} and {x} and {x@ordering}."
+    (derivation,) = Parser(read({"start": rule})).derivations(
+        "Ann, Bob: She saw Bob." + " so" * 70 + " Bob and Ann and Ann."
+    )
+    assert [p.tag for p in derivation.choices] == [
+        *("name", "phrase", "name", "phrase", "pronoun", "phrase", "ending", "phrase", "copy", "phrase"),
+        *("recall", "phrase", "recall", "phrase", "ordering", "phrase"),
+    ]

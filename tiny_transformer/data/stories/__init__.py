@@ -1,9 +1,11 @@
 """The built-in corpus: short children's stories from a probabilistic grammar, each with its exact log-probability.
 
-`story(seed, index)` is a function of its two numbers and of nothing else: no file, no network, no end. Because the
-grammar is known, so is the best loss any language model can reach on it: `entropy()` nats per story. `template` explains
-the language the plots are written in; `lexicon` and `people` hold the words, `plots/` the stories. To add a plot, read
-one of them, write yours beside it and name it in `plots/__init__.py`; the tests tell what it breaks.
+`story(seed, index)` is a function of its two numbers and of nothing else: no file, no network, no end. Since the
+grammar is known, so is the best loss any language model can reach on it: `entropy()` nats per story.
+
+Read `template` for the language the plots are written in, then one of `plots/`; `words/` holds the word lists.
+`sampler` writes stories, `parser` reads them, `analysis` proves that the numbers are exact. To add a plot, write
+yours beside the others and name it in `plots/__init__.py`; the tests tell what it breaks.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from functools import cache
 from typing import NamedTuple
 
 from . import analysis
-from .parser import Choice, Parser
+from .parser import SKILLS, Choice, Parser
 from .plots import RULES
 from .sampler import Sampler
 from .template import Node, Reader
@@ -24,6 +26,7 @@ from .words import LISTS
 __all__ = [
     "GRAMMAR_VERSION",
     "LICENCE",
+    "SKILLS",
     "Choice",
     "Score",
     "Story",
@@ -35,8 +38,10 @@ __all__ = [
     "tree",
 ]
 
-LICENCE = "Apache-2.0 (the grammar; the stories it tells are dedicated to the public domain under CC0-1.0)"
-GRAMMAR_VERSION = hashlib.sha256(repr((RULES, LISTS)).encode()).hexdigest()[:16]  # changes when any story can change
+LICENCE = "CC0-1.0: told by a grammar of our own; the stories may be used for anything"
+_SAMPLING = 1  # to be raised when the way from random bytes to choices changes
+# Changes when any story can change.
+GRAMMAR_VERSION = hashlib.sha256(repr((_SAMPLING, RULES, LISTS)).encode()).hexdigest()[:16]
 _START = "story"
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from .sampler import available
 from .template import UNITS, Alternatives, Draw, Entry, Literal, Node, Reference, Sum, shares
 
+Domains = dict[str, tuple[Entry, ...]]  # what each slot bound so far may hold
+Apart = set[frozenset[str]]  # pairs of slots that never hold the same entry
 _END = "\0"  # stands after every story, so that a story that ends and one that goes on differ
 
 
@@ -43,9 +45,9 @@ class _View(NamedTuple):
 def ambiguities(tree: tuple[Node, ...]) -> list[str]:
     """Every pair of options of one choice that can be followed by the same text; an empty list proves there is none.
 
-    Two options are told apart by walking all their continuations side by side until their characters differ. Slots bound
-    before the choice have some entry, the same on both sides; all entries are tried, so the proof covers at least the
-    stories that can happen.
+    Two options are told apart by walking all their continuations side by side until their characters differ. Slots
+    bound before the choice have some entry, the same on both sides; all entries are tried, so the proof covers at least
+    the stories that can happen.
     """
     found: list[str] = []
     _visit(tree, ((Literal(_END),), 0, None), {}, set(), found)
@@ -55,8 +57,8 @@ def ambiguities(tree: tuple[Node, ...]) -> list[str]:
 def _visit(
     sequence: tuple[Node, ...],
     after: tuple,
-    domains: dict[str, tuple[Entry, ...]],
-    apart: set[frozenset[str]],
+    domains: Domains,
+    apart: Apart,
     found: list[str],
 ) -> None:
     """Compares the options of each choice of `sequence`, which `after` follows; leaves what it binds in `domains`."""
@@ -82,16 +84,14 @@ def _visit(
             domains[node.slot] = node.numbers
 
 
-def _owned(node: Draw, domains: dict[str, tuple[Entry, ...]]) -> tuple[Entry, ...]:
+def _owned(node: Draw, domains: Domains) -> tuple[Entry, ...]:
     if not node.owner:
         return node.entries
     return tuple({id(e): e for owner in domains[node.owner] for e in owner.lists[node.source]}.values())
 
 
-def _compare(
-    views: list[_View], domains: dict[str, tuple[Entry, ...]], apart: set[frozenset[str]], found: list[str], where: str
-) -> None:
-    """Compares all pairs; views that start with known text are sorted first, so that only prefixes need a closer look."""
+def _compare(views: list[_View], domains: Domains, apart: Apart, found: list[str], where: str) -> None:
+    """Compares all pairs; views that start with known text are sorted, so that only prefixes need a closer look."""
     known = sorted((view for view in map(_advance, views) if view.text), key=lambda view: view.text)
     unknown = [view for view in map(_advance, views) if not view.text]
     pairs = [(unknown[i], other) for i in range(len(unknown)) for other in unknown[i + 1 :] + known]
@@ -124,8 +124,8 @@ def _clash(
     left: _View,
     right: _View,
     shared: dict[str, Entry],
-    domains: dict[str, tuple[Entry, ...]],
-    apart: set[frozenset[str]],
+    domains: Domains,
+    apart: Apart,
 ) -> str | None:
     """A text that both sides can write to its end, or None."""
     left, right = _advance(left), _advance(right)
@@ -143,7 +143,7 @@ def _clash(
 
 
 def _expand(
-    view: _View, shared: dict[str, Entry], domains: dict[str, tuple[Entry, ...]], apart: set[frozenset[str]]
+    view: _View, shared: dict[str, Entry], domains: Domains, apart: Apart
 ) -> Iterator[tuple[_View, dict[str, Entry]]]:
     """The ways a view can go on at its first open node, with what each assumes about the slots bound before."""
     sequence, place, after = view.follow

@@ -1,9 +1,9 @@
 """Reads stories: finds every derivation of a text, and with it the text's exact log-probability.
 
-A configuration is a place in the text and what of the grammar is still to come; a choice splits it. Since the options of
-every choice begin differently (`analysis.ambiguities` proves it), all but one of the parts die within a few characters,
-so reading takes time in proportion to the text. Nothing is assumed, though: should a text have several derivations, all
-are found and their probabilities are summed.
+A configuration is a place in the text and what of the grammar is still to come; a choice splits it. The options of
+every choice begin differently (`analysis.ambiguities` proves it), so all but one of the parts die within a few
+characters, and reading takes time in proportion to the text. Nothing is assumed, though: should a text have several
+derivations, all are found and their probabilities are summed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,29 @@ from typing import Any, NamedTuple
 from .sampler import available
 from .template import UNITS, Alternatives, Draw, Entry, Literal, Node, Reference, Sum, shares
 
+SKILLS = {
+    "opening": "how the story begins",
+    "plot": "which kind of story it is",
+    "ending": "how it ends",
+    "wording": "one of several ways to say it, or of several turns",
+    "name": "a new name",
+    "thing": "a new thing, place, feeling or trait",
+    "number": "a new number",
+    "phrase": "fixed text that follows from what stands before it",
+    "copy": "a word told in the last 200 characters, or one that goes with it",
+    "recall": "the same from further back",
+    "pronoun": "she, he, her, his, him",
+    "arithmetic": "the result of a sum",
+    "ordering": "things told once more, in their order",
+}
+_FAR = 200  # characters
+
 
 class Choice(NamedTuple):
     """A piece of a story: text[start:end], the skill it takes to tell it, and the -log p (nats) of what was chosen.
 
-    The pieces of a story cover it without gaps. Where nothing is chosen the cost is 0: `phrase` is fixed text, `copy`,
-    `pronoun`, `arithmetic` and `ordering` follow from what was told before. An empty piece (start == end) is a choice
-    that shows in the next piece.
+    The pieces of a story cover it without gaps. From `phrase` on in `SKILLS`, nothing is chosen and the cost is 0. An
+    empty piece (start == end) is a choice that shows in the next piece.
     """
 
     start: int
@@ -83,7 +99,9 @@ class Parser:
                     if places is None and option and _misses(option[0], text, at):
                         continue
                     log_p = self._logs[count]
-                    waiting.append((at, (option, 0, follow), slots, (trail, (at, at, node.tag, -log_p)), total + log_p))
+                    waiting.append(
+                        (at, (option, 0, follow), slots, (trail, (at, at, node.tag, -log_p, "")), total + log_p)
+                    )
                 continue
             for written, cost, entry in self._written(node, slots, text[at : at + 1] if places is None else None):
                 if text.startswith(written, at):
@@ -127,16 +145,22 @@ def _extend(trail: Any, start: int, end: int, node: Any, cost: float) -> Any:
     if isinstance(node, Literal):
         if trail is not None and trail[1][0] == trail[1][1] == start:
             return trail[0], (start, end, *trail[1][2:])
-        return trail, (start, end, "phrase", 0.0)
-    return trail, (start, end, node.tag, cost)
+        return trail, (start, end, "phrase", 0.0, "")
+    return trail, (start, end, node.tag, cost, node.slot)
 
 
 def _collect(trail: Any) -> tuple[Choice, ...]:
     pieces = []
     while trail is not None:
         trail, piece = trail
-        pieces.append(Choice(*piece))
-    return tuple(reversed(pieces))
+        pieces.append(piece)
+    told: dict[str, int] = {}  # where each slot was written last
+    choices = []
+    for start, end, tag, cost, slot in reversed(pieces):
+        far = tag == "copy" and start - told[slot] > _FAR
+        choices.append(Choice(start, end, "recall" if far else tag, cost))
+        told[slot] = end
+    return tuple(choices)
 
 
 def _common(text: str, at: int, written: str) -> int:

@@ -1,8 +1,8 @@
 """Writes stories: the tree is compiled once into tables, and a story is one walk along random bytes.
 
-The bytes of story `index` of `seed` come from SHAKE-128 over both numbers, so any story can be made on its own, on any
-machine. The walk only collects text and log-probabilities; the slots are filled in by one `%` at the end, in C. What
-limits the speed is the interpreter's cost of about a quarter of a microsecond per choice.
+The bytes of story `index` of `seed` come from SHAKE-128 over both numbers, so any story can be made on its own, on
+any machine. The walk only collects text and log-probabilities; the slots are filled in by one `%` at the end, in C.
+What limits the speed is the interpreter's cost of about a quarter of a microsecond per choice.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from .template import FORGOTTEN, UNITS, Alternatives, Draw, Entry, Literal, Node, Reference, Sum, shares
 
-Slots = dict[str, str | Entry]
+Slots = dict[str, Any]  # "slot.form": text, and "slot#": the entry itself
 Option = tuple[float, str, "Slots | None", tuple]  # log p, text, slots it binds, items that follow
 Table = tuple[Option, ...]  # 256 places, one for each value of a byte
-Item = tuple["Table | None", "Callable[[Slots], Table] | None", str]  # table, or how to find it; the text after it
+Item = tuple[Any, Any, str]  # table, or how to find it; the text after it
 
 
 class Sampler:
@@ -26,6 +27,7 @@ class Sampler:
         self.num_bytes = longest(tree)
         self._forms = used_forms(tree)
         self._bindings: dict[tuple[str, Entry], Slots] = {}
+        self._tables: dict[tuple, Table] = {}  # equal choices share a table: what is small stays in the cache
         self._head, self._items = self._compile(tree)
 
     def sample(self, seed: int, index: int) -> tuple[str, float]:
@@ -56,18 +58,16 @@ class Sampler:
         return head, tuple(items)
 
     def _alternatives(self, node: Alternatives) -> Table:
-        table: list[Option] = []
-        for option, count in zip(node.options, node.counts, strict=True):
-            head, items = self._compile(option)
-            table += [(math.log(count / UNITS), head, None, items)] * count
-        return tuple(table)
+        options = [(head, None, items) for head, items in map(self._compile, node.options)]
+        key = (
+            node.counts,
+            tuple((head, tuple((id(t), id(f), after) for t, f, after in items)) for head, _, items in options),
+        )
+        return self._tables.setdefault(key, _table(options, node.counts))
 
     def _draw(self, node: Draw, entries: tuple[Entry, ...]) -> Table:
-        table: list[Option] = []
-        for entry, count in zip(entries, shares((1,) * len(entries)), strict=True):
-            option = (math.log(count / UNITS), entry.forms[node.form], self._binding(node.slot, entry), ())
-            table += [option] * count
-        return tuple(table)
+        options = [(entry.forms[node.form], self._binding(node.slot, entry), ()) for entry in entries]
+        return self._tables.setdefault((node.slot, node.form, entries), _table(options, shares((1,) * len(entries))))
 
     def _dependent(self, node: Draw) -> Callable[[Slots], Table]:
         """A draw whose entries depend on slots bound before; its tables are made when first needed."""
@@ -104,6 +104,13 @@ class Sampler:
             }
             binding = self._bindings[slot, entry] = forms | {slot + "#": entry}
         return binding
+
+
+def _table(options: list[tuple[str, Slots | None, tuple]], counts: tuple[int, ...]) -> Table:
+    places: list[Option] = []
+    for option, count in zip(options, counts, strict=True):
+        places += [(math.log(count / UNITS), *option)] * count
+    return tuple(places)
 
 
 def _walk(items: tuple[Item, ...], draws: Iterator[int], push: Callable[[str], None], slots: Slots) -> float:

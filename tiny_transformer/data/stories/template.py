@@ -2,15 +2,18 @@
 
 A plot is ordinary text with four kinds of marks:
 
-    [a|b|c]          one of the alternatives; `[3*a|b]` gives weights, `[#ending a|b]` names the skill (`wording` if unnamed)
-    {hero=girls}     draws an entry of a word list, writes it and remembers it; `{hat=clothes.a}` writes its field `a`;
-                     `{cup=things-hat}` never draws the same entry as `hat`; `{spot=place/spots}` draws from a list that
-                     belongs to the entry remembered as `place`; `{all=many+more}` and `-` count
-    {hero.he}        writes a field of an entry remembered before; `{hat@ordering}` names the skill
+    [a|b|c]          one of the alternatives; `[3*a|b]` gives weights, `[#ending a|b]` the skill (else `wording`)
+    {hero=girls}     draws an entry of a word list, writes it and remembers it
+    {hat=clothes.a}  writes its form `a`; `{cup=things-hat}` never draws the same entry as `hat`;
+                     `{spot=place/spots}` draws from a list that belongs to the entry remembered as `place`
+    {all=many+more}  counts; so does `-`
+    {hero.he}        writes a form of an entry remembered before; `{hat@ordering}` names the skill
     <rule>           another rule's text; `<thanks who=friend>` renames a slot inside it
 
-A blank line starts a paragraph. A line break next to `[`, `|` or `]` is only layout; any other is a space. Every slot is
-bound at most once in a story, so a story can be written first and its slots filled in afterwards.
+A blank line starts a paragraph. A line break next to `[`, `|` or `]` is only layout; any other is a space. Every slot
+is bound at most once in a story, so a story can be written first and its slots filled in afterwards; the slot `_` is
+forgotten at once and can be used again. Two options of a choice must not be able to begin the same story, and the
+sooner they differ, the more exactly the choice's place in the text is told.
 
 Every probability is a whole number of 256ths: one random byte decides one choice, by a table of 256 places.
 """
@@ -74,7 +77,7 @@ class Alternatives(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """One entry of `entries`, or of the list `source` of the entry in slot `owner`; never one in the slots `without`."""
+    """One of `entries`, or of the list `source` of the entry in slot `owner`; never one in the slots `without`."""
 
     slot: str
     owner: str

@@ -1,6 +1,7 @@
 """How stories begin and end, and the small scenes that several plots share.
 
-`beginning` binds what every plot can count on: place, trait, kind, hero, colour, wear, fun, meal. A slot called `_` is
+`beginning` binds what every plot can count on: place, trait, kind, hero, colour, wear, fun, meal. A slot called `_`
+is
 written and forgotten.
 """
 
@@ -21,9 +22,12 @@ RULES = {
 | Everybody {place=places.in} knew <hero>.
 | Long before you were born, {place=places.in}, there was <hero>.
 ]
-[{hero.He} {trait.habit}, and {hero.he} was never seen without {colour=colours.a} {wear=clothes}.
-| You could spot {hero.him} from far off by {hero.his} {colour=colours} {wear=clothes}. {hero.He} {trait.habit}.
-| {hero} wore {colour=colours.a} {wear=clothes} in every kind of weather, and {hero.he} {trait.habit}.
+[{hero.He} {trait.habit}, and {hero.he} [was never seen without|never went out without|even slept in|owned nothing
+but] {colour=colours.a} {wear=clothes}.
+| You [could spot|knew|could tell|would know] {hero.him} [from far off|anywhere|in any crowd|even at night] by
+{hero.his} {colour=colours} {wear=clothes}. {hero.He} {trait.habit}.
+| {hero} wore {colour=colours.a} {wear=clothes} [in every kind of weather|summer and winter|to school and to bed|on
+land and in the bath], and {hero.he} {trait.habit}.
 | {hero} had {_=features} and {colour=colours.a} {wear=clothes}, and {hero.he} {trait.habit}.
 ]
 [{hero.He} loved two things: {fun=fun} and {meal=meals}.
@@ -55,11 +59,13 @@ RULES = {
     # The last lines; `who` is somebody who was there.
     "end": """
 [#ending
- 3*That evening there {meal.was} {meal} for everybody, and {who} ate [three bowls|four plates|two helpings|more than anyone].
+ 3*That evening there {meal.was} {meal} for everybody, and {who} ate [three bowls|four plates|two helpings|more than
+anyone].
 | 3*And from that day on, {hero} {trait.later}.
 | 2*"{trait.praise}," said {who}<how>[|, and {hero} had to agree|, and {hero} blushed].
 | 2*{hero} and {who} are still friends. You can see them {_=place/spots}, {fun}.
-| 2*Then {hero} went home, hung up the {colour} {wear}, and slept [until noon|like a stone|without a single dream|very well].
+| 2*Then {hero} went home, hung up the {colour} {wear}, and slept [until noon|like a stone|without a single
+dream|very well].
 | They laughed about it all the way home, and once more over the {meal}.
 | And if you ask the {place.folk}, they will tell you it is true.
 | They still tell this story in {place}, over {meal}.
