@@ -179,3 +179,8 @@ def test_config_without_weights_is_half_written(tmp_path):
 def test_finding_a_checkpoint_imports_no_torch():
     code = "import sys, tiny_transformer.generation.find; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_run_without_a_best_is_told_of_its_last(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", last=200)
+    assert refusal(run / "best").remedy == f"this run has {run / 'last'}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.generation.engine import check_prompts
 from tiny_transformer.generation.find import find_checkpoint
 from tiny_transformer.generation.sampling import SamplingConfig
-from tiny_transformer.generation.text import complete, encode_prompt, stream
+from tiny_transformer.generation.text import encode_prompt, write
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models import load_model
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
@@ -58,20 +57,22 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     vocab_size = config.vocab_size or tokenizer.vocab_size
     check_prompts([prompt_ids], vocab_size=vocab_size, context_length=config.max_position_embeddings)
     notes.print(f"[dim]{sentence}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
-    write = sys.stdout.write
+    rows = [""] * options.num_samples
     if options.stream:
-        for sample in range(options.num_samples):
-            _separate(sample, write)
-            write(options.prompt)
-            for piece in stream(model, tokenizer, options.prompt, _of_sample(settings, sample)):
-                write(piece)
-                sys.stdout.flush()
-            write("\n")
-        return
-    texts = complete(model, tokenizer, [options.prompt] * options.num_samples, settings)
-    for sample, text in enumerate(texts):
-        _separate(sample, write)
-        write(f"{options.prompt}{text}\n")
+        _show(options.prompt)
+    for row, piece in write(model, tokenizer, [options.prompt] * options.num_samples, settings):
+        if options.stream and row == 0:  # the other rows are written beside it and shown after it
+            _show(piece)
+        else:
+            rows[row] += piece
+    for row, text in enumerate(rows):
+        head = "" if options.stream and row == 0 else options.prompt
+        _show(("\n---\n\n" if row else "") + head + text + "\n")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def checkpoint_tokenizer(checkpoint: Path, name: str = "auto") -> Tokenizer:
@@ -91,12 +92,3 @@ def checkpoint_tokenizer(checkpoint: Path, name: str = "auto") -> Tokenizer:
             remedy="leave --tokenizer away: the checkpoint has its own",
         )
     return own
-
-
-def _of_sample(settings: SamplingConfig, sample: int) -> SamplingConfig:
-    return replace(settings, seed=settings.seed + sample)
-
-
-def _separate(sample: int, write: Callable[[str], object]) -> None:
-    if sample:
-        write("\n---\n\n")

@@ -37,7 +37,9 @@ def find_checkpoint(path: Path | None = None, runs_dir: Path = RUNS_DIR) -> tupl
         return _linked(path)
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist"
-        raise UserError(f"{path} {what}", remedy=_suggestion(runs_dir))
+        beside = [path.parent / name for name in LINKS if (path.parent / name).is_symlink()]
+        remedy = f"this run has {beside[0]}" if beside else _suggestion(runs_dir)
+        raise UserError(f"{path} {what}", remedy=remedy)
     if _is_run(path):
         return _of_run(path)
     if not any((path / name).is_file() for name in (CONFIG, MANIFEST)):

@@ -1,0 +1,79 @@
+"""`generate`: the same texts streamed or not, and only with the checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tiny_transformer.config.model import Qwen3Config
+from tiny_transformer.errors import UserError
+from tiny_transformer.generation.command import GenerateOptions, checkpoint_tokenizer, run_generate
+from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.models import build_model, save_model
+from tiny_transformer.tokenizers import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = make_tokenizer("byte")
+    config = Qwen3Config(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
+    save_model(build_model(config, seed=0), directory, eos_token_id=tokenizer.end_id)
+    tokenizer.save(directory)
+    return directory
+
+
+def written(checkpoint: Path, capsys: pytest.CaptureFixture[str], **options: object) -> str:
+    settings = SamplingConfig(max_new_tokens=12, seed=5)
+    run_generate(
+        GenerateOptions("Once", checkpoint, device="cpu", **options),  # ty: ignore[invalid-argument-type]
+        settings,
+        Console(file=io.StringIO()),
+    )
+    return capsys.readouterr().out
+
+
+def test_streaming_shows_the_same_texts(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = written(checkpoint, capsys, num_samples=3)
+    assert plain == written(checkpoint, capsys, num_samples=3, stream=True)
+    texts = plain.rstrip("\n").split("\n\n---\n\n")
+    assert len(set(texts)) == 3
+    assert all(text.startswith("Once") for text in texts)
+
+
+def test_the_first_sample_does_not_depend_on_how_many_follow(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert written(checkpoint, capsys, num_samples=2).startswith(
+        written(checkpoint, capsys, num_samples=1).rstrip("\n")
+    )
+
+
+def test_a_name_for_the_same_tokenizer_is_accepted_and_another_refused(checkpoint: Path) -> None:
+    assert checkpoint_tokenizer(checkpoint, "byte").fingerprint == checkpoint_tokenizer(checkpoint).fingerprint
+    with pytest.raises(UserError, match="has its own"):
+        checkpoint_tokenizer(checkpoint, str(other_tokenizer(checkpoint.parent)))
+
+
+def other_tokenizer(directory: Path) -> Path:
+    other = directory / "other"
+    other.mkdir()
+    make_tokenizer("char", texts=["abc"]).save(other)
+    return other
+
+
+def test_no_samples_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="num_samples = 0"):
+        written(checkpoint, capsys, num_samples=0)
