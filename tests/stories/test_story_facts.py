@@ -35,6 +35,7 @@ def test_sums_told_in_words_are_right(texts):
         "king": rf"a king with {n} .* gave her {n}, .* that left {n}",
         "walk": rf"packed {n} .* and gave (?:him|her) {n} [a-z ]+. that left {n}",
     }
+    same = rf"that was {NUMBER} too few, because .* and got {NUMBER} coins"  # earned is what was missing
     seen = Counter()
     for text in texts:
         for name, pattern in (plus | minus).items():
@@ -42,6 +43,7 @@ def test_sums_told_in_words_are_right(texts):
                 first, second, result = (VALUE[word] for word in words)
                 assert result == (first + second if name in plus else first - second), (words, text)
                 seen[name] += 1
+        assert all(missing == got for missing, got in re.findall(same.replace(".*", r"[^#]*?"), text.lower())), text
     assert set(seen) == {*plus, *minus}, seen
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 RULES = {
     "guests": """
-{hero} got up early one <when> and baked {total=more_numbers} {cake=cakes.many}, all for {hero.himself}. {hero.He}
+{hero} got up early one <date> morning and baked {total=more_numbers} {cake=cakes.many}, all for {hero.himself}.
+{hero.He}
 [put them on a plate|set them by the window|counted them twice|sang to them] and tied on the {colour} {wear} like a
 napkin.
 

@@ -12,10 +12,10 @@ said so|There was much talk about it].
 
 "<oh>It {r2=rumours-r1}," said {n2=friend_names-n1} the {_=looks} {k2=friend_kinds-k1}<how>.
 
-"And it {r3=rumours-r1-r2}," said {elder=elders}, who had [heard it from|been told so by|read it to] {_=looks.a}
+"And it {r3=rumours-r1-r2}," said {elder=elders}, who had [heard it from|been told so by] {_=looks.a}
 {_=friend_kinds}.
 
-{hero} {_=fears}. [But it is hard to be new|But somebody had to say hello|But what if it was hungry]. So {hero.he}
+{hero} {_=fears}. [But it is hard to be new.|But somebody had to say hello.|But what if it was hungry?] So {hero.he}
 [packed|cooked|took] {dish=meals-meal}, buttoned up the {colour} {wear}, and went.<aside>
 
 There stood {new=friend_names-n1-n2}, {_=looks.a} little {k=friend_kinds-k1-k2} with {_=features}. "<oh>[A
@@ -36,7 +36,7 @@ visitor|For me|You are the first]!" said {new}<how>. "[Come in|Mind the boxes|Pl
 [They shared the {dish} and were {fun} until {n1} came to look for {hero}, with {_=tools.a}. "<oh>[Are you still
 alive|Has it eaten you|Is that {dish}]?" called {n1}<how>.
 |So {hero} ran to fetch {n1}, {n2} and {elder}. They {_=fears}, but only until they saw the {_=cakes.many}.
-|The next day {hero} walked through {place} with {new} and said to everybody, "This is {new}." It took
+|The next day {hero} walked all over {place} with {new} and said to everybody, "This is {new}." It took
 {_=few_numbers} hours to shake all the hands.]
 
 [#ending "You told me that it {r1@ordering}," {hero} said to {n1}. "Did I?" said {n1}<how>. "I must have meant

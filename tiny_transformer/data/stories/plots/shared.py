@@ -24,7 +24,8 @@ RULES = {
 ]
 [{hero.He} {trait.habit}, and {hero.he} [was never seen without|never went out without|even slept in|owned nothing
 but] {colour=colours.a} {wear=clothes}.
-| You [could spot|knew|could tell|would know] {hero.him} [from far off|anywhere|in any crowd|even at night] by
+| You [could spot|would know|could not miss|could tell] {hero.him} [from far off|anywhere|in any crowd|even at night]
+by
 {hero.his} {colour=colours} {wear=clothes}. {hero.He} {trait.habit}.
 | {hero} wore {colour=colours.a} {wear=clothes} [in every kind of weather|summer and winter|to school and to bed|on
 land and in the bath], and {hero.he} {trait.habit}.
@@ -36,10 +37,11 @@ land and in the bath], and {hero.he} {trait.habit}.
 | A good day, thought {hero}, was a day of {fun=fun} with {meal=meals} at the end.
 ]
 """,
-    "when": """
-[{_=winter} [December|January|February]|{_=spring} [March|April|May]|{_=summer} [June|July|August]
-|{_=autumn} [September|October|November]] [morning|afternoon|evening|day]
+    "date": """
+[{_=winter} [December|January|February]|{_=spring} [March|April|May]
+|{_=summer} [June|July|August]|{_=autumn} [September|October|November]]
 """,
+    "when": "<date> [morning|afternoon|evening|day]",
     # Something else that happens; each option but the first starts with the space before it.
     "aside": "[4*|2* {_=asides}"
     "| {_=looks.A} {_=friend_kinds} was {_=fun} {_=place/spots}."
@@ -68,7 +70,7 @@ anyone].
 dream|very well].
 | They laughed about it all the way home, and once more over the {meal}.
 | And if you ask the {place.folk}, they will tell you it is true.
-| They still tell this story in {place}, over {meal}.
+| They still tell this story {place.in}, over {meal}.
 | And {hero}? {hero.He} {_=joys}, and then there {meal.was} {meal}.
 | The next day {hero} was {fun} again, as if nothing had happened.
 ]

@@ -37,15 +37,15 @@ lantern|with a candle on a hat], singing {_=looks.a} song.
 bigger than anything|It was a bit {_=shapes}], and nobody spoke for {_=more_numbers} minutes.
 |When they came there, {n1@ordering}, {n2@ordering}, {n3@ordering} and {hero}, there was only fog, as thick as
 {_=meals-meal}. They [told jokes|sang|played cards] until [they forgot why they had come|the fog had enough]. Then it
-lifted, and there was {wonder}, [a little {_=shapes}|shining|just as it should be].
+lifted, and there was {wonder}, [shining|waiting for them|just as it should be].
 |In the morning they were there. "{wonder.Cap}?" said {_=looks.a} woman. "That is what people here say about {place}.
 They walk for days to see it." {n1@ordering} began to laugh, then {n2@ordering}, then {n3@ordering}.]
 
 [#ending On the way home there was nothing left to eat, not one of the {food} {bun.many}. But the walk back was only
 half as long, as it always is with three friends.
 |"Was it worth it?" asked {_=elders} when {hero} was home again. "The best thing was the way there," said {hero}<how>.
-|{hero} still has three pictures on the wall: {n1@ordering}, {n2@ordering} and {n3@ordering}. Of {wonder} there is no
-picture. {hero.He} did not need one.
+|{hero} still has three pictures on the wall: {n1@ordering}, {n2@ordering} and {n3@ordering}. There is no picture of
+{wonder}. {hero.He} did not need one.
 |<end who=n3>]
 """,
 }

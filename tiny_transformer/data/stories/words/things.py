@@ -40,7 +40,7 @@ JUNK = phrases(
     a puddle
     a beetle in a hurry
     a grumpy toad
-    three blades of grass
+    a blade of grass
     a button nobody wanted
     some dust and a spider
     a soggy newspaper
