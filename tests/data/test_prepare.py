@@ -165,7 +165,7 @@ def rows(path: Path, texts: list[str]) -> Path:
 
 
 def test_validation_does_not_move_when_data_is_added(tmp_path):
-    few, many = make_documents(200), make_documents(200) + make_documents(300, seed=1)
+    few, many = make_documents(200), make_documents(300, seed=1) + make_documents(200)
     for name, texts in (("few", few), ("many", many)):
         prepare(rows(tmp_path / f"{name}.jsonl", texts), out_dir=tmp_path / name, **SMALL)
     train, val = texts_of(tmp_path / "few")
