@@ -180,6 +180,19 @@ def test_dropout_acts_in_training_only_and_on_every_branch(config, input_ids):
         dropout.p = 0.0
 
 
+@pytest.mark.parametrize("silenced", ["o_proj", "down_proj"])
+def test_block_dropout_acts_on_each_residual_branch(config, input_ids, silenced):
+    model = build_model(config, seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if silenced in name:
+                parameter.zero_()
+    expected = logits_of(model, input_ids)
+    for block in model.model.layers:
+        block.dropout.p = 0.5
+    assert not torch.equal(logits_of(model.train(), input_ids), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama-layernorm", "qwen3-late-window"])
 def test_the_model_compiles_as_one_graph(shake, all_configs, input_ids, name):

@@ -118,6 +118,7 @@ def test_absent_keys_take_hugging_face_defaults_not_ours():
     )
     assert config_from_hf({"model_type": "mistral"}, "x").sliding_window == 4096
     qwen = config_from_hf({"model_type": "qwen3"}, "x")
+    assert config_from_hf({"model_type": "qwen3", "hidden_size": 64}, "x").head_dim == 128  # not 64 / 32
     assert (qwen.head_dim, qwen.num_key_value_heads, qwen.sliding_window, qwen.rope_theta) == (128, 32, None, 10_000.0)
     stablelm = config_from_hf({"model_type": "stablelm", "partial_rotary_factor": 1.0}, "x")
     assert (stablelm.norm_type, stablelm.rms_norm_eps, stablelm.head_dim) == ("layernorm", 1e-5, 80)

@@ -167,7 +167,6 @@ class LlamaConfig(_DecoderConfig):
         config = self._shared_hf(dtype, token_ids)
         if self.norm_type == "layernorm":
             config = {k: v for k, v in config.items() if k not in ("rms_norm_eps", "head_dim", "attention_bias")}
-            config["rope_parameters"]["partial_rotary_factor"] = 1.0
             extra = {
                 "layer_norm_eps": self.rms_norm_eps,
                 "partial_rotary_factor": 1.0,
