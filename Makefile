@@ -35,7 +35,8 @@ test-fast: $(STAMP)  ## the fast suite only, under three minutes
 $(OLD_TRANSFORMERS)/.installed: $(STAMP)
 	@echo "installing transformers 4.57 beside the other, for the compatibility tests"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLD_TRANSFORMERS) \
-	    'transformers==4.57.6' 'tokenizers==0.22.2' 'huggingface-hub==0.36.0'
+	    'transformers==4.57.6' 'tokenizers==0.22.2' 'huggingface-hub==0.36.0' \
+	    requests==2.34.2 urllib3==2.8.0 idna==3.20 certifi==2026.10.18 charset-normalizer==3.5.2
 	@touch $@
 
 lint: $(STAMP)  ## ruff: style, imports, known mistakes

@@ -241,9 +241,9 @@ def runs(
     ] = None,
 ) -> None:
     """A table of runs and checkpoints: step, epoch, losses, size, age."""
-    from tiny_transformer.inspection.runs import list_runs, runs_table
+    from tiny_transformer.inspection.runs import list_runs, print_runs
 
-    Console().print(runs_table(list_runs(*(paths or [Path("runs"), *sorted(Path().glob("runs_*"))]))))
+    print_runs(Console(), list_runs(*(paths or [Path("runs"), *sorted(Path().glob("runs_*"))])))
 
 
 @app.command(context_settings=_SETTINGS)

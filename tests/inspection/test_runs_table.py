@@ -12,7 +12,7 @@ import made_up_run as made
 import pytest
 from rich.console import Console
 
-from tiny_transformer.inspection.runs import RunSummary, list_runs, runs_table
+from tiny_transformer.inspection.runs import RunSummary, list_runs, print_runs
 from tiny_transformer.storage import RunDirectory
 
 SAVED = 1_795_257_000  # 2026-11-21T10:30:00Z, the `saved_at` of every made-up checkpoint
@@ -22,7 +22,7 @@ def printed(runs: list[RunSummary], now: float = SAVED + 180, width: int = 110) 
     """The printed table, line by line, runs of spaces shortened."""
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
-        console.print(runs_table(runs, now))
+        print_runs(console, runs, now)
     lines = [" ".join(line.split()) for line in capture.get().splitlines() if line.strip()]
     return lines[1:] if runs else lines  # the first line of the two-line heading tells nothing new
 
@@ -114,7 +114,7 @@ def test_checkpoint_that_is_not_whole_is_shown_with_the_reason_and_the_doctor(tm
     lines = printed(list_runs(tmp_path))
     assert lines[1].startswith("my run stopped 1,000")
     assert lines[2].endswith("not whole")
-    assert " ".join(lines[3:]) == f"to see what is not whole: tiny-transformer doctor '{run}'"
+    assert lines[3:] == [f"to see what is not whole: tiny-transformer doctor '{run}'"]
     assert [c.problem for c in list_runs(run)[0].checkpoints] == [None, reason]
 
 
@@ -169,9 +169,9 @@ def test_table_fits_a_terminal_of_eighty_columns(tmp_path: Path) -> None:
 def test_listing_and_reporting_import_no_torch(tmp_path: Path) -> None:
     made.make_run(tmp_path, "demo")
     code = (
-        "import sys, json; from pathlib import Path\n"
-        "from tiny_transformer.inspection.runs import list_runs, runs_table\n"
-        f"runs_table(list_runs(Path({str(tmp_path)!r})))\n"
+        "import io, sys, json; from pathlib import Path; from rich.console import Console\n"
+        "from tiny_transformer.inspection.runs import list_runs, print_runs\n"
+        f"print_runs(Console(file=io.StringIO()), list_runs(Path({str(tmp_path)!r})))\n"
         "print(json.dumps([m for m in ('torch', 'numpy', 'plotly', 'yaml') if m in sys.modules]))\n"
         "from tiny_transformer.inspection.report import write_report\n"
         f"write_report(Path({str(tmp_path / 'demo')!r}))\n"

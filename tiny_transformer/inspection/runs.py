@@ -16,7 +16,7 @@ from tiny_transformer.inspection.run_files import Checkpoint, is_run_directory, 
 from tiny_transformer.inspection.words import NOTHING, ago, count, loss, plain, size
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
 
 NOT_WHOLE = "not whole"
 
@@ -61,21 +61,21 @@ def _summary(path: Path) -> RunSummary:
     return RunSummary(path, state_of(path, checkpoints), checkpoints)
 
 
-def runs_table(summaries: list[RunSummary], now: float | None = None) -> Table:
+def print_runs(console: Console, summaries: list[RunSummary], now: float | None = None) -> None:
     """One row per checkpoint, grouped by run; `now` is in seconds since the epoch.
 
-    Below it stands what to do about checkpoints that do not count. Without any run the table is one helpful sentence.
+    Below it stands what to do about checkpoints that do not count, each command unbroken on a line of its own, to be
+    copied. Without any run there is one helpful sentence.
     """
     from rich.table import Table
     from rich.text import Text
 
     if not summaries:
-        empty = Table(box=None, show_header=False, padding=0)
-        empty.add_row("No runs here yet: `tiny-transformer train` makes one, and `make demo` a small one in minutes.")
-        return empty
+        console.print("No runs here yet: `tiny-transformer train` makes one, and `make demo` a small one in minutes.")
+        return
 
     now = time.time() if now is None else now
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", caption_justify="left")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("run", vertical="top", overflow="fold")
     table.add_column("state")
     for heading in ("step", "epoch", "train\nloss", "val\nloss", "bits/\nbyte", "size", "saved"):
@@ -87,10 +87,11 @@ def runs_table(summaries: list[RunSummary], now: float | None = None) -> Table:
             head = [plain(run.name), run.state] if index == 0 else ["", ""]
             style = "dim" if row[-1] == NOT_WHOLE else ""
             table.add_row(*(Text(cell) for cell in head), *(Text(cell, style) for cell in row))
+    console.print(table)
     hints = [_hint(run) for run in summaries if any(c.problem for c in run.checkpoints)]
     if hints:
-        table.caption = Text("\n".join(["", *hints]), style="yellow", overflow="fold")
-    return table
+        console.print()
+        console.print(Text("\n".join(hints), style="yellow"), soft_wrap=True)
 
 
 def _row(checkpoint: Checkpoint, now: float) -> list[str]:
