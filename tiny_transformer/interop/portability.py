@@ -1,0 +1,93 @@
+"""Which other programs open a model of a given shape, and why not otherwise: told before it is trained.
+
+No torch: a config is enough. The rules are what these programs' sources demand, not their documentation: transformers
+5.23 and 4.57, vLLM's model files, llama.cpp as in llama-cpp-python 0.3.36, mlx-lm 0.32. The tests open each kind of
+shape in those of them that are installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+
+AnyConfig = LlamaConfig | Qwen3Config
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one program makes of a shape.
+
+    Attributes:
+        reader: the program.
+        reason: why it does not open the shape or computes something else; None when it does what we do.
+        route: what is handed to it.
+    """
+
+    reader: str
+    reason: str | None
+    route: str
+
+    @property
+    def opens(self) -> bool:
+        return self.reason is None
+
+    def __str__(self) -> str:
+        return f"{self.reader}: {'yes, ' + self.route if self.opens else 'no: ' + str(self.reason)}"
+
+
+def portability(config: AnyConfig) -> list[Verdict]:
+    """Which of transformers, vLLM, llama.cpp and mlx-lm open this shape and compute the same; see `Verdict`."""
+    directory = "the checkpoint directory as it is"
+    # A shape that no Hugging Face architecture computes is refused when its config is read, so this one always opens.
+    verdicts = [Verdict("transformers", None, directory)]
+    readers: list[tuple[str, Callable[[AnyConfig], str | None], str]] = [
+        ("vLLM", vllm_refusal, directory),
+        ("llama.cpp", llama_cpp_refusal, "a file from `tiny-transformer export`"),
+        ("mlx-lm", mlx_refusal, directory),
+    ]
+    return verdicts + [Verdict(reader, refusal(config), route) for reader, refusal, route in readers]
+
+
+def vllm_refusal(config: AnyConfig) -> str | None:
+    """Why vLLM does not compute this shape, or None."""
+    if config.head_dim % 8:
+        return f"its attention kernels need a head_dim that is a multiple of 8, not {config.head_dim}"
+    if isinstance(config, Qwen3Config):
+        return _qwen3_refusal(config, "vLLM's")
+    return None
+
+
+def llama_cpp_refusal(config: AnyConfig) -> str | None:
+    """Why llama.cpp does not compute this shape, or None. Its tokenizers are another matter: see `gguf_tokenizer`."""
+    if isinstance(config, Qwen3Config):
+        return _qwen3_refusal(config, "llama.cpp's")
+    return _window_refusal(config, "llama.cpp's llama")
+
+
+def mlx_refusal(config: AnyConfig) -> str | None:
+    """Why mlx-lm does not compute this shape, or None."""
+    if isinstance(config, Qwen3Config):
+        return _qwen3_refusal(config, "mlx-lm's")
+    if config.norm_type == "layernorm" and config.tie_word_embeddings:
+        return "its stablelm (what LayerNorm is saved as) always has a head of its own; set tie_word_embeddings false"
+    return _window_refusal(config, "mlx-lm's llama")
+
+
+def _qwen3_refusal(config: Qwen3Config, whose: str) -> str | None:
+    if config.attention_bias:
+        return f"{whose} qwen3 has no bias on o_proj; set attention_bias false"
+    if "sliding_attention" in config.layer_types:
+        return _window_refusal(config, f"{whose} qwen3")
+    return None
+
+
+def _window_refusal(config: AnyConfig, whose: str) -> str | None:
+    """A window as long as the context never cuts anything; a shorter one would be passed over without a word."""
+    if config.sliding_window is None or config.sliding_window >= config.max_position_embeddings:
+        return None
+    return (
+        f"{whose} lets every token see all before it; sliding_window {config.sliding_window} is shorter than "
+        f"max_position_embeddings {config.max_position_embeddings}"
+    )
