@@ -266,6 +266,33 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run direct
     typer.echo(write_report(run))
 
 
+@app.command(context_settings=_SETTINGS)
+def export(
+    ckpt_dir: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="A checkpoint or run directory. Default: the newest best under runs/."),
+    ] = None,
+    gguf: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="f32 (exact), f16 (half the size), q8_0 (8.5 bits a weight) or q4_0 (4.5 bits, a little worse).",
+        ),
+    ] = "f16",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: RUN-TYPE.gguf in the current directory.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
+) -> None:
+    """Write a model, its tokenizer included, as one GGUF file for llama.cpp, Ollama, LM Studio and the like.
+
+    transformers, vLLM and mlx-lm need no export: they open the checkpoint directory as it is.
+    """
+    from tiny_transformer.interop.command import run_export
+
+    run_export(ckpt_dir, kind=gguf, out=out, overwrite=overwrite, console=Console())
+
+
 for _name, _command in {"sample": generate, "infer": generate, "list": runs}.items():
     app.command(_name, hidden=True, context_settings=_SETTINGS)(_command)
 
