@@ -58,13 +58,18 @@ def evaluate_split(model: nn.Module, batches: Iterable[Batch], *, num_bytes: int
     model.eval()
     loss_sum, num_tokens = torch.zeros((), dtype=torch.float64), 0
     for batch in batches:
-        batch = batch.to(hardware.device)
-        with hardware.autocast():
-            logits = model(batch.input_ids, positions=batch.positions, doc_ids=batch.doc_ids)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-        )
-        loss_sum += losses.double().cpu()
+        loss_sum += token_losses(model, batch, hardware).double().sum().cpu()
         num_tokens += batch.num_tokens
     model.train(was_training)
     return SplitLoss(loss_sum.item(), num_tokens, num_bytes)
+
+
+def token_losses(model: nn.Module, batch: Batch, hardware: Hardware) -> torch.Tensor:
+    """Nats lost on each target of a batch: (B, T) float32, 0 where there is no target."""
+    batch = batch.to(hardware.device)
+    with hardware.autocast():
+        logits = model(batch.input_ids, positions=batch.positions, doc_ids=batch.doc_ids)
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    return losses.view_as(batch.labels)
