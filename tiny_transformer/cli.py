@@ -234,6 +234,40 @@ def generate(
 
 
 @app.command(context_settings=_SETTINGS)
+def evaluate(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CKPT]", help="A checkpoint or run directory. Default: the newest best (else last) under runs/."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data_dir", metavar="DIR", help="Prepared data. Default: what the run learnt from.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="val or train. Default: val; with --skills fresh stories, never seen before.")
+    ] = None,
+    max_batches: Annotated[
+        int | None, typer.Option("--max_batches", help="Score so many batches of 16 sequences. Default: all.")
+    ] = None,
+    skills: Annotated[
+        bool, typer.Option("--skills", help="What is lost by skill and by place in the story (story corpus only).")
+    ] = False,
+    num_stories: Annotated[int, typer.Option("--num_stories", help="How many stories --skills reads.")] = 500,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """How well a model predicts: loss, perplexity, bits per byte, beside the best possible where that is known.
+
+    A loss below the best possible is no success but a mistake somewhere, and is told as a warning.
+    """
+    from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
+
+    options = EvaluateOptions(checkpoint, data_dir, split, max_batches, skills, num_stories, device, as_json)
+    run_evaluate(options, Console(), Console(stderr=True))
+
+
+@app.command(context_settings=_SETTINGS)
 def runs(
     paths: Annotated[
         list[Path] | None,
@@ -244,6 +278,25 @@ def runs(
     from tiny_transformer.inspection.runs import list_runs, print_runs
 
     print_runs(Console(), list_runs(*(paths or [Path("runs"), *sorted(Path().glob("runs_*"))])))
+
+
+@app.command(context_settings=_SETTINGS)
+def inspect(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of prepared data.")] = Path("data"),
+    split: Annotated[str, typer.Option(help="train or val.")] = "train",
+    index: Annotated[int, typer.Option(help="The first sequence shown, in the order of the file.")] = 0,
+    count: Annotated[int, typer.Option(help="How many sequences.")] = 2,
+    seq_len: Annotated[
+        int | None, typer.Option("--seq_len", help="Tokens in a sequence. Default: what the data was prepared for.")
+    ] = None,
+    packing: Annotated[
+        str, typer.Option(help="concat joins documents and cuts; documents packs whole ones, as a run would.")
+    ] = "concat",
+) -> None:
+    """Look at what a model reads: sequences of prepared data with the borders of tokens and documents."""
+    from tiny_transformer.inspection.tokens import InspectOptions, inspect_data
+
+    inspect_data(target, InspectOptions(split, index, count, seq_len, packing), Console())
 
 
 @app.command(context_settings=_SETTINGS)
