@@ -1,0 +1,208 @@
+"""`evaluate`: the right data for a checkpoint, the same loss as in training, tables that line up, JSON, refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from small_corpus import MANY
+
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.data.prepare import prepare
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.evaluation import loss as loss_module
+from tiny_transformer.evaluation import stories as stories_module
+from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
+from tiny_transformer.training.pretrain import Outcome, pretrain
+from tiny_transformer.training.setup import Request
+
+SMALL = {
+    "model": {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 48,
+        "max_position_embeddings": 128,
+    },
+    "data": {"source": "stories", "max_bytes": 60_000, "val_fraction": 0.1, "tokenizer": "byte", "seq_len": 64},
+    "training": {"device": "cpu", "precision": "fp32", "steps": 3, "micro_batch_size": 4, "eval_steps": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory as a person has it after training on stories, the data found by its default name."""
+    directory = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        trained({"out_dir": "runs/small"}, "small")
+        text = "\n<|endoftext|>\n".join(f"Line {i} says {i * i} and {i % 7}." for i in range(300))
+        Path("lines.txt").write_text(text, encoding="utf-8")
+        prepare("lines.txt", out_dir="data/lines", tokenizer="byte", seq_len=64, val_fraction=0.2)
+        prepare("lines.txt", out_dir="data/other", tokenizer="char", seq_len=64, val_fraction=0.2)
+    return directory
+
+
+def trained(changes: dict[str, Any], name: str) -> Outcome:
+    tree: dict[str, Any] = {**SMALL, **changes}
+    return pretrain(Request(load_run_config(tree), name), Console(file=io.StringIO()))
+
+
+class Screen:
+    """Runs `evaluate` in a directory; what it shows, and what it notes."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+        self.notes = ""
+
+    def __call__(self, checkpoint: Path | None = None, **options: Any) -> str:
+        shown, notes = io.StringIO(), io.StringIO()
+        given = EvaluateOptions(checkpoint, device="cpu", **options)
+        run_evaluate(given, Console(file=shown, width=100), Console(file=notes, width=1000))
+        self.notes = notes.getvalue()
+        return shown.getvalue() + self.capsys.readouterr().out
+
+
+@pytest.fixture
+def evaluate(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Screen:
+    monkeypatch.chdir(home)
+    return Screen(capsys)
+
+
+def test_the_loss_is_the_one_training_saw(evaluate: Screen) -> None:
+    result = json.loads(evaluate(as_json=True))
+    info = json.loads(Path("runs/small/best/run_info.json").read_text(encoding="utf-8"))
+    assert result["nats_per_token"] == pytest.approx(info["val_loss"], rel=1e-6)
+    assert result["bits_per_byte"] == pytest.approx(info["val_bits_per_byte"], rel=1e-6)
+    assert result["perplexity"] == pytest.approx(info["val_perplexity"], rel=1e-5)
+    assert result["floor"] == info["floor"]
+    assert result["data_dir"] == "data/small"
+    assert result["beats_the_floor"] is False
+    assert "runs/small/best" in evaluate.notes and "warning" not in evaluate.notes
+
+
+def test_the_table_lines_up_and_shows_the_floor(evaluate: Screen) -> None:
+    shown = evaluate(Path("runs/small"))
+    rows = [re.search(rf"^{name}(.*)$", shown, re.M) for name in ("this model", "best possible", "still to learn")]
+    figures = [[float(word) for word in row[1].split()] for row in rows if row]
+    for column in range(2):  # nats per token, bits per byte
+        assert figures[0][column] - figures[1][column] == pytest.approx(figures[2][column], abs=2e-4)
+    ends = [[match.end() for match in re.finditer(r"\.\d{4}", row[0])] for row in rows if row]
+    assert ends[0] == ends[1] == ends[2]
+
+
+def test_other_data_of_the_same_tokenizer_has_no_floor(evaluate: Screen) -> None:
+    shown = evaluate(data_dir=Path("data/lines"))
+    assert "this model" in shown and "best possible" not in shown
+    result = json.loads(evaluate(data_dir=Path("data/lines"), as_json=True))
+    assert result["floor"] is None and result["beats_the_floor"] is None
+
+
+def test_a_part_of_a_split_and_the_other_split(evaluate: Screen) -> None:
+    whole = json.loads(evaluate(split="train", as_json=True))
+    part = json.loads(evaluate(split="train", max_batches=1, as_json=True))
+    assert part["num_tokens"] == 16 * 64 < whole["num_tokens"]
+    assert part["bits_per_byte"] == pytest.approx(part["nats_per_token"] / 0.6931, rel=2e-3)  # a byte is a token
+    assert part["nats_per_token"] == pytest.approx(whole["nats_per_token"], rel=0.05)
+
+
+def test_skills_of_fresh_stories_and_of_the_split(evaluate: Screen) -> None:
+    shown = evaluate(skills=True, num_stories=6)
+    for words in ("pronoun", "ordering", "things told once more", "stop", "90-100 %", "6 stories; the model pays"):
+        assert words in shown
+    fresh = json.loads(evaluate(skills=True, num_stories=6, as_json=True))
+    assert fresh["stories"] == "fresh stories"
+    lost = [row["lost"] for row in fresh["skills"]]
+    assert lost == sorted(lost, reverse=True)
+    assert sum(lost) == pytest.approx(fresh["lost_per_text"])
+    assert sum(row["lost"] for row in fresh["parts"]) == pytest.approx(fresh["lost_per_text"])
+    of_split = json.loads(evaluate(skills=True, num_stories=2, split="val", as_json=True))
+    assert of_split["num_texts"] == 2 and of_split["exact_per_text"] != fresh["exact_per_text"]
+
+
+def test_a_loss_below_the_floor_is_told_as_a_mistake(evaluate: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nearly_nothing(model, batch, hardware):
+        return torch.full_like(batch.labels, 0.001, dtype=torch.float32) * (batch.labels >= 0)
+
+    monkeypatch.setattr(loss_module, "token_losses", nearly_nothing)
+    monkeypatch.setattr(stories_module, "token_losses", nearly_nothing)
+    for options in ({}, {"skills": True, "num_stories": 5}):
+        evaluate(**options)
+        assert "too good to be true" in evaluate.notes
+        assert "(3) the model was trained on these very texts" in evaluate.notes
+    evaluate(split="train")  # may be known by heart
+    assert "warning" not in evaluate.notes
+
+
+def test_packed_documents_are_measured_as_they_were_trained(evaluate: Screen) -> None:
+    data = {**SMALL["data"], "packing": "documents", "data_dir": "data/small"}
+    outcome = trained({"out_dir": "runs_packed/p", "data": data}, "packed")
+    result = json.loads(evaluate(Path("runs_packed/p"), as_json=True))
+    assert result["nats_per_token"] == pytest.approx(outcome.state.metrics["val_loss"], rel=1e-6)
+    assert result["beats_the_floor"] is False
+    report = json.loads(evaluate(Path("runs_packed/p"), skills=True, num_stories=4, as_json=True))
+    assert report["num_texts"] == 4 and report["lost_per_text"] > 0
+
+
+# --- refusals
+# ------------------------------------------------------------------------------------------------------------
+
+
+def refusal(evaluate: Screen, checkpoint: Path | None = None, **options: Any) -> UserError:
+    with pytest.raises(UserError) as error:
+        evaluate(checkpoint, **options)
+    lines = error.value.lines()
+    assert len(lines) <= 3 and lines[-1].startswith("  try: ")
+    return error.value
+
+
+def test_skills_need_stories(evaluate: Screen) -> None:
+    error = refusal(evaluate, skills=True, data_dir=Path("data/lines"))
+    assert "--skills needs the story corpus" in error.what and "lines.txt" in error.what
+
+
+def test_data_of_another_tokenizer_is_refused(evaluate: Screen) -> None:
+    assert "another tokenizer (char) than the model's (byte)" in refusal(evaluate, data_dir=Path("data/other")).what
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"split": "test"}, "no split 'test'"),
+        ({"max_batches": 0}, "max_batches = 0"),
+        ({"skills": True, "num_stories": 0}, "num_stories = 0"),
+        ({"data_dir": Path("nowhere")}, "nowhere is not prepared data"),
+        ({"checkpoint": Path("data")}, "not a checkpoint"),
+    ],
+)
+def test_what_cannot_be_is_told(evaluate: Screen, options: dict[str, Any], words: str) -> None:
+    assert words in refusal(evaluate, **options).what
+
+
+def test_a_checkpoint_alone_needs_to_be_told_its_data(evaluate: Screen, tmp_path: Path) -> None:
+    alone = tmp_path / "model"
+    shutil.copytree(Path("runs/small/best").resolve(), alone)
+    assert "does not say what it was trained on" in refusal(evaluate, alone).what
+    result = json.loads(evaluate(alone, data_dir=Path("data/small"), as_json=True))
+    assert result["nats_per_token"] == pytest.approx(json.loads(evaluate(as_json=True))["nats_per_token"], rel=1e-6)
+
+
+def test_data_that_is_gone_is_told(evaluate: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Path("runs/small").resolve()
+    monkeypatch.chdir(tmp_path)
+    assert "is not in data/ any more" in refusal(evaluate, run).what
+
+
+def test_stories_of_another_grammar_are_told_from_ours(evaluate: Screen, tmp_path: Path) -> None:
+    MANY.prepare(tmp_path / "bags", count=100)
+    error = refusal(evaluate, skills=True, split="val", data_dir=tmp_path / "bags")
+    assert "is not a story that this version tells" in error.what
+    assert error.exit_code == ExitCode.BAD_DATA
