@@ -95,7 +95,7 @@ def test_preparing_twice_gives_the_same_bytes(corpus, tmp_path):
 def test_same_request_again_does_no_work(corpus, tmp_path, monkeypatch):
     first = prepare(corpus, out_dir=tmp_path / "data", **SMALL)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
-    monkeypatch.setattr(prepare_module, "gather", None)
+    monkeypatch.setattr(prepare_module, "Gathering", None)
     assert prepare(corpus, out_dir=tmp_path / "data", **SMALL) == first
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()} == before
 

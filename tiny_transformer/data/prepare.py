@@ -4,32 +4,37 @@ The directory changes hands in one instant. Everything is written and verified i
 (through `storage.publish`); then meta.json, which says where the files stand, is replaced; only then are the files
 moved up to their own names. A reader looks into the hidden directory first, so a `prepare` that dies between two of
 these steps leaves either the old data or the new data, and the next `prepare` moves what is left.
+
+Before all that, files grow in another hidden directory, which outlives a killed `prepare`: the next one with the same
+request goes on from there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tiny_transformer.data.encode import encode_splits
-from tiny_transformer.data.gather import Gathered, gather
+from tiny_transformer.data.gather import Documents, Gathering, Split, Spool
 from tiny_transformer.data.meta import META_FILE, Meta, read_meta
 from tiny_transformer.data.shards import STAGED_PREFIX, staging_dir
 from tiny_transformer.data.sources import Source, open_source
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunLock, atomic_write, publish
 from tiny_transformer.storage.commit import LEFTOVER_PREFIX, remove_tree
-from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, make_tokenizer
+from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, load_tokenizer, make_tokenizer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+WORK_PREFIX = ".work-"
+TOKEN_FILES = ("train.bin", "train.docs", "val.bin", "val.docs")
 TRAINING_SAMPLE_BYTES = 64 * 2**20  # of text a BPE is trained on at most; more hardly changes its merges
 Progress = Callable[[int, int | None], None]
 
@@ -67,13 +72,14 @@ def prepare(
     max_bytes: int | None = None,
     val_fraction: float = 0.02,
     text_field: str = "text",
+    workers: int | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Meta:
     """Turn text into token files in `out_dir`; returns what meta.json says about them.
 
-    When `out_dir` holds the same already (same source, unchanged, and same settings), nothing is done. Other files in
-    `out_dir` are left alone.
+    When `out_dir` holds the same already (same source, unchanged, and same settings), nothing is done; when an earlier
+    call was killed, this one goes on where that was, to the same bytes. Other files in `out_dir` are left alone.
 
     Args:
         source: a name or path as `open_source` takes it, or an open source (`max_bytes` and `text_field` are then its).
@@ -84,8 +90,10 @@ def prepare(
         max_bytes: stop after so many bytes of text.
         val_fraction: share of the documents kept for validation, chosen by a hash of each.
         text_field: the field of jsonl, parquet and hub rows that holds the text.
+        workers: threads that encode, by default one per core; the result does not depend on it.
         overwrite: replace other prepared data; a training that reads it keeps what it has open.
-        on_progress: called with (bytes done, bytes in all or None); every byte counts twice, read and encoded.
+        on_progress: called with (bytes done, bytes in all or None); every byte counts twice, read and encoded, where a
+            tokenizer is made from the text.
 
     Raises:
         UserError: see `open_source` and `make_tokenizer`; other data is there already (usage); a split is empty or
@@ -93,6 +101,8 @@ def prepare(
     """
     settings = Settings(tokenizer, vocab_size, seq_len, max_bytes, val_fraction, text_field)
     settings.check()
+    if workers is not None and workers < 1:
+        raise UserError(f"workers {workers} is not a positive number", remedy="leave it out for one per core")
     if not isinstance(source, Source):
         source = open_source(source, text_field=text_field, max_bytes=max_bytes)
     request = {"source": source.name, "source_fingerprint": _hash(source.fingerprint), **asdict(settings)}
@@ -103,15 +113,27 @@ def prepare(
     if (there := _already_there(out_dir, request, overwrite)) is not None:
         return there
     with RunLock(out_dir):
-        _finish_or_remove(out_dir)
+        staged = staging_dir(out_dir, request)
+        work_dir = out_dir / staged.name.replace(STAGED_PREFIX, WORK_PREFIX)
+        _finish_or_remove(out_dir, request, work_dir)
         if (there := _already_there(out_dir, request, overwrite)) is not None:
             return there
-        staged = staging_dir(out_dir, request)
+        work_dir.mkdir(exist_ok=True)
+        try:
+            work = _Work(source, settings, work_dir, workers or len(os.sched_getaffinity(0)), on_progress)
+            meta, made_with = work.run(fixed, request)
+        except UserError as error:
+            if error.exit_code != ExitCode.IO:  # a full disk or a lost network may come back, a wrong request may not
+                remove_tree(work_dir)
+            raise
         with publish(staged) as staging:
-            meta = _Work(source, settings, staging.path, on_progress).run(fixed, request)
+            for name in TOKEN_FILES:
+                (work_dir / name).replace(staging / name)
+            made_with.save(staging.path)
             staging.write(META_FILE, meta.to_json())
         atomic_write(out_dir / META_FILE, meta.to_json())  # from here on the new data is what this directory holds
         _move_up(staged, out_dir)
+        remove_tree(work_dir)
     return meta
 
 
@@ -131,25 +153,29 @@ def prepare_with_progress(source: str | Path, *, console: Console, out_dir: str 
 
 
 class _Work:
-    """One run from documents to token files in a directory that nobody reads yet."""
+    """The way from documents to token files in a directory that nobody reads yet, or the rest of that way."""
 
-    def __init__(self, source: Source, settings: Settings, directory: Path, on_progress: Progress | None) -> None:
-        self.source, self.settings, self.directory = source, settings, directory
+    def __init__(
+        self, source: Source, settings: Settings, directory: Path, workers: int, on_progress: Progress | None
+    ) -> None:
+        self.source, self.settings, self.directory, self.workers = source, settings, directory, workers
         self._on_progress = on_progress
         self._num_done = 0
-        self._num_total = None if source.total_bytes is None else 2 * source.total_bytes
+        self._num_total = source.total_bytes
 
-    def run(self, fixed: Tokenizer | None, request: dict[str, Any]) -> Meta:
-        """Gather, split, make the tokenizer, encode; the gathered texts are removed at the end."""
-        texts = self.directory / "texts"
-        gathered = gather(self.source, texts, self._advance)
-        self._num_total = self._num_done + int(gathered.num_bytes.sum())
-        in_validation = gathered.in_validation(self.settings.val_fraction)
-        self._check_documents(gathered)
-        tokenizer = fixed or self._trained_tokenizer(gathered, in_validation)
-        train, val, num_used_ids = encode_splits(gathered, in_validation, tokenizer, self.directory, self._advance)
-        texts.unlink()
-        tokenizer.save(self.directory)
+    def run(self, fixed: Tokenizer | None, request: dict[str, Any]) -> tuple[Meta, Tokenizer]:
+        """Read, split and encode; with a `fixed` tokenizer in one go, else after one has been made from the text."""
+        split = Split(self.settings.val_fraction)
+        documents: Documents = Gathering(self.source)
+        tokenizer = fixed
+        if tokenizer is None:
+            if self._num_total is not None:
+                self._num_total *= 2
+            documents = self._spooled(documents)
+            tokenizer = self._trained_tokenizer(documents, split)
+        train, val, num_used_ids = encode_splits(
+            documents, tokenizer, self.directory, split=split, workers=self.workers, on_bytes=self._advance
+        )
         meta = Meta(
             dtype="uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
             vocab_size=tokenizer.vocab_size,
@@ -159,13 +185,16 @@ class _Work:
             tokenizer_fingerprint=tokenizer.fingerprint,
             source=self.source.name,
             licence=self.source.licence,
-            num_duplicates=gathered.num_duplicates,
+            num_duplicates=documents.num_duplicates,
             request=request,
             train=train,
             val=val,
         )
+        self._check_documents(meta)
         self._check_lengths(meta)
-        return meta
+        self._num_total = self._num_done
+        self._advance(0)
+        return meta, tokenizer
 
     def _advance(self, num_bytes: int) -> None:
         self._num_done += num_bytes
@@ -173,25 +202,43 @@ class _Work:
             total = self._num_total
             self._on_progress(self._num_done, None if total is None else max(total, self._num_done))
 
-    def _trained_tokenizer(self, gathered: Gathered, in_validation: np.ndarray) -> Tokenizer:
-        """A BPE from (a sample of) the training documents; characters from all, so that none lacks one."""
-        name = self.settings.tokenizer
-        if name == "char":
-            return make_tokenizer(name, texts=gathered.texts(), vocab_size=self.settings.vocab_size)
-        text_bytes = int(gathered.num_bytes[~in_validation].sum())
-        keep = ~in_validation
-        if text_bytes > TRAINING_SAMPLE_BYTES:
-            # The low bits of the hash: the high ones have chosen the validation documents.
-            share = TRAINING_SAMPLE_BYTES / text_bytes
-            keep &= (gathered.hashes & np.uint64(0xFFFF)) < np.uint64(max(1, round(share * 2**16)))
-        return make_tokenizer(
-            name, texts=gathered.texts(keep), vocab_size=self.settings.vocab_size, text_bytes=text_bytes
-        )
+    def _spooled(self, documents: Documents) -> Spool:
+        path = self.directory / "texts"
+        spool = Spool(path) if path.is_file() else Spool.fill(path, documents, self._advance)
+        self._num_total = self._num_done + spool.num_bytes
+        return spool
 
-    def _check_documents(self, gathered: Gathered) -> None:
-        if len(gathered) > 1:
+    def _trained_tokenizer(self, documents: Spool, split: Split) -> Tokenizer:
+        """The tokenizer an earlier process has left here, or a new one."""
+        directory = self.directory / "tokenizer"
+        with suppress(UserError):  # none there, or half of one
+            return load_tokenizer(directory, name=self.settings.tokenizer)
+        tokenizer = self._train_tokenizer(documents, split)
+        tokenizer.save(directory)
+        return tokenizer
+
+    def _train_tokenizer(self, documents: Spool, split: Split) -> Tokenizer:
+        """A BPE from (a sample of) the training documents; characters from all, so that none lacks one."""
+        name, vocab_size = self.settings.tokenizer, self.settings.vocab_size
+        if name == "char":
+            return make_tokenizer(name, texts=(d.text for d in documents), vocab_size=vocab_size)
+
+        def in_training(document_hash: int) -> bool:
+            return not split.is_validation(document_hash, lowest=documents.lowest, highest=documents.highest)
+
+        text_bytes = sum(document.num_bytes for document in documents.chosen(in_training))
+        # The low bits of the hash: the high ones have chosen the validation documents.
+        share = max(1, round(min(1.0, TRAINING_SAMPLE_BYTES / max(text_bytes, 1)) * 2**16))
+        sample = documents.chosen(lambda h: in_training(h) and h % 2**16 < share)
+        texts = (document.text for document in sample)
+        return make_tokenizer(name, texts=texts, vocab_size=vocab_size, text_bytes=text_bytes)
+
+    def _check_documents(self, meta: Meta) -> None:
+        num_documents = meta.train.num_documents + meta.val.num_documents
+        if num_documents > 1:
             return
-        found = "no text" if len(gathered) == 0 else f"one document of {int(gathered.num_bytes[0]):,} bytes"
+        num_bytes = meta.train.num_bytes + meta.val.num_bytes
+        found = "no text" if num_documents == 0 else f"one document of {num_bytes:,} bytes"
         raise UserError(
             f"{self.source.name} holds {found}: training and validation need at least one document each",
             remedy="give more text; in a .txt, a line <|endoftext|> ends a document, and 16 KiB at a blank line do too",
@@ -233,21 +280,36 @@ def _already_there(out_dir: Path, request: dict[str, Any], overwrite: bool) -> M
     )
 
 
-def _finish_or_remove(out_dir: Path) -> None:
-    """Finish or remove what a killed `prepare` left behind."""
+def _finish_or_remove(out_dir: Path, request: dict[str, Any], work_dir: Path) -> None:
+    """Finish or remove what a killed `prepare` left behind, all but the work that this request can go on with."""
     if is_prepared(out_dir):
         try:
-            _move_up(staging_dir(out_dir, read_meta(out_dir).request), out_dir)
+            there = read_meta(out_dir).request
         except UserError as error:
             if error.exit_code != ExitCode.BAD_DATA:
                 raise
+        else:
+            _move_up(staging_dir(out_dir, there), out_dir)
+            if there == request:
+                remove_tree(work_dir)
     for path in _left_behind(out_dir):
-        remove_tree(path)
+        if path != work_dir:
+            _take_back(path, work_dir)
+            remove_tree(path)
+
+
+def _take_back(staged: Path, work_dir: Path) -> None:
+    """Move the token files of a publication that did not come about back to the work they came from."""
+    digest = work_dir.name.removeprefix(WORK_PREFIX)
+    if work_dir.is_dir() and staged.name.removeprefix(LEFTOVER_PREFIX).startswith(STAGED_PREFIX + digest):
+        for name in TOKEN_FILES:
+            if (staged / name).is_file():
+                (staged / name).replace(work_dir / name)
 
 
 def _left_behind(out_dir: Path) -> Iterator[Path]:
     """Directories and files that only a `prepare` makes here, and only for as long as it runs."""
-    ours = (STAGED_PREFIX, LEFTOVER_PREFIX + STAGED_PREFIX, LEFTOVER_PREFIX + META_FILE)
+    ours = (STAGED_PREFIX, WORK_PREFIX, LEFTOVER_PREFIX + STAGED_PREFIX, LEFTOVER_PREFIX + META_FILE)
     yield from sorted(path for path in out_dir.iterdir() if path.name.startswith(ours))
 
 

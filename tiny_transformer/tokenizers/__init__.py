@@ -4,6 +4,7 @@ Every kind is one class, `Tokenizer`, whose content is a Hugging Face `tokenizer
 programs open. `make_tokenizer` builds one by name, `load_tokenizer` reads the one a directory holds.
 """
 
+from tiny_transformer.tokenizers.documents import DocumentEncoder, EncodedDocuments
 from tiny_transformer.tokenizers.load import load_tokenizer
 from tiny_transformer.tokenizers.make import TRAINED_KINDS, choose_vocab_size, make_tokenizer
 from tiny_transformer.tokenizers.streaming import StreamDecoder
@@ -12,6 +13,8 @@ from tiny_transformer.tokenizers.tokenizer import END_TOKEN, Tokenizer
 __all__ = [
     "END_TOKEN",
     "TRAINED_KINDS",
+    "DocumentEncoder",
+    "EncodedDocuments",
     "StreamDecoder",
     "Tokenizer",
     "choose_vocab_size",

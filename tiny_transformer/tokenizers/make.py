@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.tokenizers.load import byte_level_content, load_tokenizer, tokenizer_content
-from tiny_transformer.tokenizers.patterns import QWEN2_PATTERN
+from tiny_transformer.tokenizers.patterns import QWEN2_PATTERN, byte_characters
 from tiny_transformer.tokenizers.published import PUBLISHED, download_tokenizer
 from tiny_transformer.tokenizers.tokenizer import END_TOKEN, Tokenizer
 
@@ -125,16 +125,6 @@ def choose_vocab_size(text_bytes: int) -> int:
     """
     exponent = round(math.log2(max(text_bytes, 1)) / 2)
     return 2 ** min(max(exponent, 9), 15)
-
-
-def byte_characters() -> list[str]:
-    """The printable character that stands for each byte in a byte-level BPE, by byte value (GPT-2's table).
-
-    Bytes that print as Latin-1 stand for themselves; the others are numbered from U+0100 in order.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 def _bpe_from(texts: Iterable[str], vocab_size: int | None, text_bytes: int | None) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""The split expressions we know: what cuts a text into words before a byte-level BPE sees it.
+"""What byte-level BPEs share: the expressions that cut a text into words, and the characters that stand for bytes.
 
 An expression in a downloaded file may be written so that matching it takes exponential time, so only these are run.
 Each is the published one, character for character; other programs name them by the model they came with.
@@ -24,3 +24,13 @@ KNOWN_PATTERNS = frozenset(
         r" {2,}",
     }
 )
+
+
+def byte_characters() -> list[str]:
+    """The printable character that stands for each byte in a byte-level BPE, by byte value (GPT-2's table).
+
+    Bytes that print as Latin-1 stand for themselves; the others are numbered from U+0100 in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

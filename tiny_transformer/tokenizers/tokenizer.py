@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.tokenizers.documents import DocumentEncoder, plain_encoder
+from tiny_transformer.tokenizers.fast import fast_encoder
 from tiny_transformer.tokenizers.streaming import StreamDecoder
 
 if TYPE_CHECKING:
@@ -75,6 +77,16 @@ class Tokenizer:
         for text in texts:
             self._check_characters(text)
         return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def document_encoder(self) -> DocumentEncoder:
+        """What turns many documents into ids at once, begin and end tokens in place; several threads may call it.
+
+        It is tiktoken where that is installed and gives the same ids, else the `tokenizers` library.
+        """
+        slow = plain_encoder(self)
+        if self.begin_id is not None:
+            return slow
+        return fast_encoder(self.content, self._backend, end_id=self.end_id, slow=slow) or slow
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`. Bytes that are not UTF-8 become U+FFFD; control tokens are left out unless asked for."""
