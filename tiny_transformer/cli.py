@@ -93,6 +93,7 @@ def prepare(
     text_field: Annotated[
         str, typer.Option("--text_field", help="The field with the text in .jsonl, .parquet and hub rows.")
     ] = "text",
+    workers: Annotated[int | None, typer.Option(help="Threads that encode. Default: one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other prepared data in out_dir.")] = False,
 ) -> None:
     """Turn text into token files that training reads: train.bin, val.bin, meta.json.
@@ -112,6 +113,7 @@ def prepare(
         max_bytes=max_bytes,
         val_fraction=val_fraction,
         text_field=text_field,
+        workers=workers,
         overwrite=overwrite,
     )
     console.print(f"\nnext: tiny-transformer train --config configs/demo.yaml --data_dir {out_dir}", highlight=False)
