@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+sys.path.insert(0, str(Path(__file__).parent))
+
+from exact_delta_rule import exact_chunk_rule, replacements
+
+from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.models import build_model
 
 TINY = {
@@ -17,6 +24,23 @@ TINY = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
     "rope_theta": 5000.0,
+}
+
+# Widths that differ wherever two could be confused; a hybrid with one attention layer in the middle.
+NEXT = {
+    **TINY,
+    "head_dim": 16,
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 28,
 }
 
 CONFIGS = {
@@ -31,10 +55,16 @@ CONFIGS = {
     "qwen3-untied": Qwen3Config(**TINY, tie_word_embeddings=False),
     "qwen3-head-dim": Qwen3Config(**TINY, head_dim=12, attention_bias=True),
     "qwen3-late-window": Qwen3Config(**TINY, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "next-sparse": Qwen3NextConfig(**NEXT, **EXPERTS),
+    "next-mixed": Qwen3NextConfig(
+        **NEXT, **EXPERTS, mlp_only_layers=(1,), tie_word_embeddings=False, partial_rotary_factor=0.5
+    ),
+    "next-second-head": Qwen3NextConfig(**NEXT, **EXPERTS, num_nextn_predict_layers=1, attention_bias=True),
+    "next-dense": Qwen3NextConfig(**NEXT, num_experts=0, num_nextn_predict_layers=1),
 }
 
 
-def shaken_model(config: LlamaConfig | Qwen3Config, *, seed: int = 0, **arguments):
+def shaken_model(config: ModelConfig, *, seed: int = 0, **arguments):
     """A model of which every parameter, norms and biases too, has left its initial value; logits are of size one."""
     model = build_model(config, seed=seed, **arguments)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -45,7 +75,7 @@ def shaken_model(config: LlamaConfig | Qwen3Config, *, seed: int = 0, **argument
 
 
 @pytest.fixture(scope="session")
-def all_configs() -> dict[str, LlamaConfig | Qwen3Config]:
+def all_configs() -> dict[str, ModelConfig]:
     """The whole table by name."""
     return CONFIGS
 
@@ -57,7 +87,7 @@ def shake():
 
 
 @pytest.fixture(params=CONFIGS)
-def config(request: pytest.FixtureRequest) -> LlamaConfig | Qwen3Config:
+def config(request: pytest.FixtureRequest) -> ModelConfig:
     """Each model and variant in turn."""
     return CONFIGS[request.param]
 
@@ -66,6 +96,17 @@ def config(request: pytest.FixtureRequest) -> LlamaConfig | Qwen3Config:
 def model(config):
     """Each model and variant in turn, shaken, in evaluation mode."""
     return shaken_model(config)
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    """transformers 5, without its progress bars, with an exact delta rule."""
+    module = pytest.importorskip("transformers")
+    module.utils.logging.disable_progress_bar()
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in replacements(module):
+            patch.setattr(owner, name, exact_chunk_rule)
+        yield module
 
 
 @pytest.fixture

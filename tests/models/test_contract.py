@@ -13,6 +13,11 @@ from tiny_transformer.models import build_model, load_model, save_model
 CLOSE = {"rtol": 0, "atol": 2e-5}  # logits are of size one
 
 
+def same(model) -> dict[str, float]:
+    """Equal to the bit; but a matrix product over an expert's tokens rounds by how many there are."""
+    return {"rtol": 0, "atol": 3e-6 if getattr(model.config, "num_experts", 0) else 0}
+
+
 def logits_of(model, *arguments, **keywords) -> torch.Tensor:
     with torch.no_grad():
         return model(*arguments, **keywords)
@@ -23,7 +28,7 @@ def test_a_later_token_does_not_change_earlier_logits(model, input_ids):
     changed = input_ids.clone()
     changed[:, 9] = (changed[:, 9] + 1) % model.config.vocab_size
     after = logits_of(model, changed)
-    torch.testing.assert_close(after[:, :9], before[:, :9], rtol=0, atol=0)
+    torch.testing.assert_close(after[:, :9], before[:, :9], **same(model))
     assert (after[:, 9] - before[:, 9]).abs().amax(-1).min() > 1e-3
 
 
@@ -32,7 +37,7 @@ def test_a_window_hides_what_lies_before_it(model, input_ids):
     windowed = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     reach = (
         config.num_hidden_layers * (config.sliding_window - 1)
-        if config.sliding_window and set(windowed) == {"sliding_attention"}
+        if getattr(config, "sliding_window", None) and set(windowed) == {"sliding_attention"}
         else input_ids.shape[1]
     )
     changed = input_ids.clone()
@@ -76,7 +81,7 @@ def test_batch_rows_are_independent(model, input_ids):
     together = logits_of(model, input_ids)
     changed = input_ids.clone()
     changed[0] = 0
-    torch.testing.assert_close(logits_of(model, changed)[1:], together[1:], rtol=0, atol=0)
+    torch.testing.assert_close(logits_of(model, changed)[1:], together[1:], **same(model))
     alone = torch.cat([logits_of(model, row[None]) for row in input_ids])
     torch.testing.assert_close(alone, together, **CLOSE)
 
@@ -137,8 +142,18 @@ def test_tied_weights_stay_tied(model, input_ids, tmp_path):
     assert moved or not model.config.tie_word_embeddings
 
 
+def every_output(model, input_ids, **keywords) -> torch.Tensor:
+    """Logits, and those of the second head where there is one."""
+    logits = model(input_ids, **keywords)
+    if getattr(model, "mtp", None) is None:
+        return logits
+    hidden, _ = model.backbone(input_ids, **keywords)
+    drafted, _ = model.draft(hidden=hidden, next_ids=input_ids.roll(-1, dims=1), **keywords)
+    return torch.cat((logits, model.lm_head(drafted)), dim=1)
+
+
 def test_a_gradient_reaches_every_parameter(model, input_ids):
-    model(input_ids).square().mean().backward()
+    every_output(model, input_ids).square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
@@ -153,13 +168,14 @@ def test_slow_attention_equals_fast_attention(model, input_ids, length, packed, 
         if slow:
             monkeypatch.setattr(sys.modules[type(model).__module__], "attend", attend_slowly)
         model.zero_grad()
-        logits = model(input_ids, doc_ids=doc_ids)
+        logits = every_output(model, input_ids, doc_ids=doc_ids)
         logits.square().mean().backward()
         found.append((logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
     (fast, fast_grads), (slow, slow_grads) = found
     torch.testing.assert_close(fast, slow, **CLOSE)
     for name, grad in fast_grads.items():
-        torch.testing.assert_close(grad, slow_grads[name], rtol=1e-4, atol=1e-5, msg=name)
+        atol = max(1e-5, 1e-4 * grad.abs().max().item())
+        torch.testing.assert_close(grad, slow_grads[name], rtol=1e-4, atol=atol, msg=name)
 
 
 def test_dropout_acts_in_training_only_and_on_every_branch(config, input_ids):
@@ -173,19 +189,23 @@ def test_dropout_acts_in_training_only_and_on_every_branch(config, input_ids):
             assert old == 0.5
     assert torch.equal(logits_of(model, input_ids), logits_of(plain, input_ids))
     dropouts = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
-    assert len(dropouts) == 1 + 2 * config.num_hidden_layers
+    attention = sum(kind != "linear_attention" for kind in getattr(config, "layer_types", [""] * 3))
+    second_head = 2 * getattr(config, "num_nextn_predict_layers", 0)
+    assert len(dropouts) == 1 + config.num_hidden_layers + attention + second_head
     for name, dropout in dropouts.items():
+        if name.startswith("mtp."):
+            continue
         dropout.p = 0.5
         assert not torch.equal(logits_of(model, input_ids), logits_of(plain, input_ids)), name
         dropout.p = 0.0
 
 
-@pytest.mark.parametrize("silenced", ["o_proj", "down_proj"])
+@pytest.mark.parametrize("silenced", [("o_proj.", "out_proj."), ("down_proj.",)])
 def test_block_dropout_acts_on_each_residual_branch(config, input_ids, silenced):
     model = build_model(config, seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if silenced in name:
+            if any(part in name for part in silenced):
                 parameter.zero_()
     expected = logits_of(model, input_ids)
     for block in model.model.layers:

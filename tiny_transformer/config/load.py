@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tiny_transformer.config.aliases import ALIASES, translate
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig
 from tiny_transformer.errors import ExitCode, UserError
@@ -26,7 +26,11 @@ from tiny_transformer.errors import ExitCode, UserError
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 # YAML 1.1 reads 1e-3 as text; in a config of numbers it is a number.
 _NUMBER = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)[eE][-+]?\d+")
-_MODELS: dict[str, type[BaseModel]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+_MODELS: dict[str, type[BaseModel]] = {
+    "llama": LlamaConfig,
+    "qwen3": Qwen3Config,
+    "qwen3_next": Qwen3NextConfig,
+}
 _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "model": tuple(_MODELS.values()),
     "data": (DataConfig,),

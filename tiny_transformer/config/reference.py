@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.aliases import ALIASES
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.decoder import DecoderConfig
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig
 
@@ -28,18 +29,16 @@ typo, a wrong type or an impossible combination is refused before anything start
 
 def reference_markdown() -> str:
     """The whole page."""
-    special = set(Qwen3Config.model_fields) - set(LlamaConfig.model_fields)
     parts = [HEAD.format(presets=", ".join(f"`{name}`" for name in PRESETS))]
-    sections: list[tuple[str, str, type[BaseModel], set[str]]] = [
-        ("`training`", "training", TrainingConfig, set()),
-        ("`data`", "data", DataConfig, set()),
-        ("`model`, both architectures", "model", Qwen3Config, {*special, "model_type", "sliding_window"}),
+    sections: list[tuple[str, str, type[BaseModel]]] = [
+        ("`training`", "training", TrainingConfig),
+        ("`data`", "data", DataConfig),
+        ("`model`, all architectures", "model", DecoderConfig),
     ]
-    for title, section, model, left_out in sections:
-        parts.append(_table(title, section, model, [name for name in model.model_fields if name not in left_out]))
-    for model in (Qwen3Config, LlamaConfig):
-        other = LlamaConfig if model is Qwen3Config else Qwen3Config
-        names = [n for n in model.model_fields if n not in other.model_fields or n in ("model_type", "sliding_window")]
+    for title, section, model in sections:
+        parts.append(_table(title, section, model, list(model.model_fields)))
+    for model in (Qwen3Config, Qwen3NextConfig, LlamaConfig):
+        names = [name for name in model.model_fields if name not in DecoderConfig.model_fields]
         title = f"`model` with `model_type: {model.model_fields['model_type'].default}`"
         parts.append(_table(title, "model", model, names))
     parts.append(_table("Top level", "", RunConfig, ["out_dir"]))

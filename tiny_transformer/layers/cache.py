@@ -1,6 +1,7 @@
 """What a model remembers of the tokens it has read, so that the next token costs one token.
 
-Shapes: B batch, T new tokens, S all tokens so far, G key/value heads, D head_dim.
+Shapes: B batch, T new tokens, S all tokens so far, G key/value heads, D head_dim; of a recurrent layer H value heads,
+Dk and Dv width of a key and a value, C convolved channels, K taps.
 
 A cache is made by `model.make_cache`, owned by the caller, passed to each call and changed by it in place. Every kind
 of layer cache has the same four members (`length`, `append`, `snapshot`, `rollback`); only `append`'s arguments depend
@@ -11,8 +12,12 @@ last token: it can only return to a copy and read the kept tokens again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+
+from tiny_transformer.layers.convolution import next_window
+from tiny_transformer.layers.delta_rule import gated_delta_rule
 
 
 class KeyValueCache:
@@ -78,7 +83,82 @@ class KeyValueCache:
         self.length = self._snapshot_length + n
 
 
-class ModelCache(Sequence[KeyValueCache]):
+class DeltaInputs(NamedTuple):
+    """What T tokens bring to a recurrent layer: `channels` (B, T, C) before the convolution, the rest as
+    `layers.delta_rule.gated_delta_rule` takes it."""
+
+    channels: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    log_decay: torch.Tensor
+    beta: torch.Tensor
+    segments: torch.Tensor | None
+
+    def first(self, n: int) -> DeltaInputs:
+        """The first `n` of the tokens, or all if there are fewer."""
+        segments = None if self.segments is None else self.segments[:, :n]
+        return DeltaInputs(*(x[:, :n] for x in self[:-1] if x is not None), segments)
+
+
+class RecurrentCache:
+    """The memory of one layer with a delta rule: the same size after any number of tokens.
+
+    After a `snapshot` the inputs of the tokens are kept too, until the next snapshot: `rollback` reads them again.
+
+    Attributes:
+        window: (B, K - 1, C) the last inputs of the convolution, zeros where another document stood.
+        state: (B, H, Dk, Dv) float32.
+        length: tokens read.
+    """
+
+    def __init__(self, window: torch.Tensor, state: torch.Tensor) -> None:
+        self.window, self.state, self.length = window, state, 0
+        self._snapshot: tuple[torch.Tensor, torch.Tensor, int] | None = None
+        self._since: list[DeltaInputs] = []
+
+    def append(self, inputs: DeltaInputs, *, state: torch.Tensor) -> None:
+        """Take in T new tokens, and the state they lead to.
+
+        Raises:
+            ValueError: gradients are wanted.
+        """
+        if state.requires_grad:
+            raise ValueError("a cache carries no gradients: call the model under torch.no_grad() or inference_mode()")
+        if self._snapshot is not None:
+            self._since.append(inputs)
+        self.window = next_window(inputs.channels, window=self.window, segments=inputs.segments)
+        self.state = state
+        self.length += inputs.channels.shape[1]
+
+    def snapshot(self) -> None:
+        """Remember the present state for `rollback`; an earlier snapshot is forgotten."""
+        self._snapshot, self._since = (self.window, self.state, self.length), []
+
+    def rollback(self, n: int) -> None:
+        """Keep the first `n` tokens read since `snapshot`, forget the rest. See `KeyValueCache.rollback`."""
+        if self._snapshot is None:
+            raise ValueError("rollback needs a snapshot() first")
+        window, state, length = self._snapshot
+        if not 0 <= n <= self.length - length:
+            raise ValueError(f"cannot keep {n} tokens: {self.length - length} have been read since the snapshot")
+        again, self._since = self._since, []
+        self.window, self.state, self.length = window, state, length
+        for inputs in again:
+            kept = inputs.first(n - (self.length - length))
+            if kept.channels.shape[1]:
+                _, state = gated_delta_rule(
+                    query=kept.key,
+                    key=kept.key,
+                    value=kept.value,
+                    log_decay=kept.log_decay,
+                    beta=kept.beta,
+                    state=self.state,
+                    segments=kept.segments,
+                )
+                self.append(kept, state=state)
+
+
+class ModelCache(Sequence[Any]):
     """The caches of all layers of a model, and which document each token belongs to. Indexing gives a layer's cache.
 
     Args:
@@ -88,7 +168,14 @@ class ModelCache(Sequence[KeyValueCache]):
         device: of the document ids.
     """
 
-    def __init__(self, layers: Sequence[KeyValueCache], *, batch_size: int, max_len: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        layers: Sequence[KeyValueCache | RecurrentCache],
+        *,
+        batch_size: int,
+        max_len: int,
+        device: torch.device,
+    ) -> None:
         self._layers = tuple(layers)
         self._doc_ids: torch.Tensor | None = None  # (B, max_len), made when a caller first gives some
         self._device = device

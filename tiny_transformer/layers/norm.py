@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 
 class RMSNorm(nn.Module):
@@ -31,6 +32,36 @@ class RMSNorm(nn.Module):
         wide = hidden.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * normed.to(hidden.dtype)
+
+
+class ZeroCentredRMSNorm(nn.Module):
+    """(1 + weight) * x / sqrt(mean(x^2) + eps), over the last axis; the weight starts at zero.
+
+    Everything is float32 until the last cast, unlike in `RMSNorm`. Source: Qwen3-Next as transformers computes it.
+
+    Args:
+        size: C, the length of the last axis.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., C) to (..., C), same dtype."""
+        wide = hidden.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (normed * (1.0 + self.weight.float())).to(hidden.dtype)
+
+
+class GatedRMSNorm(RMSNorm):
+    """RMSNorm, then times silu(gate) in float32. Arguments of `RMSNorm`; source as in `ZeroCentredRMSNorm`."""
+
+    def forward(self, hidden: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:  # ty: ignore[incompatible-method-override]
+        """(..., C) and gate (..., C) to (..., C), in the dtype of `hidden`."""
+        return (super().forward(hidden) * functional.silu(gate.float())).to(hidden.dtype)
 
 
 class LayerNorm(nn.LayerNorm):

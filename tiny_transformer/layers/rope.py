@@ -44,3 +44,17 @@ def apply_rope(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tor
     """
     first, second = heads.chunk(2, dim=-1)  # (B, T, H, D/2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def apply_partial_rope(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the first R features of each head, in pairs (x_j, x_{j + R/2}); the others pass unchanged.
+
+    Args:
+        heads: (B, T, H, D) queries or keys.
+        cos, sin: (B or 1, T, 1, R/2) from `rope_cos_sin` with R as head_dim.
+
+    Returns:
+        (B, T, H, D).
+    """
+    turning, still = heads.split((2 * cos.shape[-1], heads.shape[-1] - 2 * cos.shape[-1]), dim=-1)
+    return torch.cat((apply_rope(turning, cos, sin), still), dim=-1)

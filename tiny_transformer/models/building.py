@@ -9,21 +9,24 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.model import ModelConfig
+from tiny_transformer.layers.norm import ZeroCentredRMSNorm
 
 if TYPE_CHECKING:
     from tiny_transformer.models.llama.model import LlamaForCausalLM
     from tiny_transformer.models.qwen3.model import Qwen3ForCausalLM
+    from tiny_transformer.models.qwen3_next.model import Qwen3NextForCausalLM
 
-    AnyModel = LlamaForCausalLM | Qwen3ForCausalLM
+    AnyModel = LlamaForCausalLM | Qwen3ForCausalLM | Qwen3NextForCausalLM
 
 # model_type of our config -> the class, imported when it is first asked for
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-_RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_next": "Qwen3NextForCausalLM"}
+_RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "out_proj.weight")
+_DECAY_RATES = (0.01, 16.0)  # of the delta rule's memories at the start; a rate of 0 would have no logarithm
 
 
 def empty_model(
-    config: LlamaConfig | Qwen3Config,
+    config: ModelConfig,
     *,
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
@@ -36,7 +39,7 @@ def empty_model(
 
 
 def build_model(
-    config: LlamaConfig | Qwen3Config,
+    config: ModelConfig,
     *,
     seed: int,
     dropout: float = 0.0,
@@ -44,7 +47,7 @@ def build_model(
     device: torch.device | str = "cpu",
     zero_residual: bool = False,
 ) -> AnyModel:
-    """A model with fresh weights: matrices N(0, initializer_range), norm weights 1, biases 0.
+    """A model with fresh weights: matrices N(0, initializer_range), scales 1, biases 0, decay rates uniform.
 
     The weights are drawn on the CPU in float32 from a generator of their own: they depend on the seed and the config,
     not on the device, the dtype or the global random state, which is left alone.
@@ -54,12 +57,16 @@ def build_model(
         seed: of the initial weights.
         dropout: see the model class.
         dtype, device: of the weights.
-        zero_residual: start `o_proj` and `down_proj` at zero, so that each block begins as the identity.
+        zero_residual: start the last matrix of each residual branch at zero, so that each block begins as the identity.
     """
     model = empty_model(config, dropout=dropout, dtype=dtype, device=device)
     generator = torch.Generator().manual_seed(seed)
+    zero_centred = {module.weight for module in model.modules() if isinstance(module, ZeroCentredRMSNorm)}
     for name, parameter in model.named_parameters():
-        initialise(name, parameter, std=config.initializer_range, generator=generator, zero_residual=zero_residual)
+        if parameter in zero_centred:
+            nn.init.zeros_(parameter)
+        else:
+            initialise(name, parameter, std=config.initializer_range, generator=generator, zero_residual=zero_residual)
     return model
 
 
@@ -78,8 +85,10 @@ def initialise(
     name: str, parameter: nn.Parameter, *, std: float, generator: torch.Generator, zero_residual: bool
 ) -> None:
     """Set one parameter's initial value in place; see `build_model`."""
-    if parameter.ndim == 1:
-        parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    if name.endswith("A_log"):
+        parameter.copy_(torch.empty(parameter.shape).uniform_(*_DECAY_RATES, generator=generator).log())
+    elif parameter.ndim == 1:
+        parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
     elif zero_residual and name.endswith(_RESIDUAL_OUTPUTS):
         parameter.zero_()
     else:

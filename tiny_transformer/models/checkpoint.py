@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tiny_transformer.config.model import TOKEN_IDS
+from tiny_transformer.config.decoder import TOKEN_IDS
+from tiny_transformer.config.model import ModelConfig, Qwen3NextConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.building import empty_model
 from tiny_transformer.models.config_file import load_config, read_json
@@ -48,6 +49,7 @@ def load_model(
     directory = Path(directory)
     config = load_config(directory)
     with _Weights(directory) as weights:
+        config = weights.second_head(config)
         weights.check(empty_model(config, device="meta"))
         model = empty_model(config, dtype=dtype or weights.widest_dtype(), device=device)
         weights.copy_into(model)
@@ -114,6 +116,13 @@ class _Weights:
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+
+    def second_head(self, config: ModelConfig) -> ModelConfig:
+        """The config with a second head if the files hold one: programs drop one of the two and say nothing."""
+        if not isinstance(config, Qwen3NextConfig):
+            return config
+        there = any(name.startswith("mtp.") for name in self._files)
+        return config.model_copy(update={"num_nextn_predict_layers": int(there)})
 
     def check(self, model: AnyModel) -> None:
         """Compare the files' headers with what the model needs."""

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.model import ModelConfig
 from tiny_transformer.errors import ExitCode, UserError
 
 MAX_JSON_BYTES = 64 * 2**20  # the index of the largest published checkpoints is below 1 MiB
 
 
-def load_config(directory: Path | str) -> LlamaConfig | Qwen3Config:
+def load_config(directory: Path | str) -> ModelConfig:
     """The shape of the model in a Hugging Face directory.
 
     Raises:
