@@ -334,10 +334,11 @@ class Qwen3NextForCausalLM(nn.Module):
     def make_cache(self, batch_size: int, max_len: int) -> ModelCache:
         """An empty cache for `batch_size` rows of `max_len` tokens; only the attention layers' part grows with them."""
         weight, config = self.model.embed_tokens.weight, self.config
-        sizes = {"batch_size": batch_size, "max_len": max_len, "device": weight.device}
-        heads = {"num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_dim, "dtype": weight.dtype}
+        sizes: dict[str, Any] = {"batch_size": batch_size, "max_len": max_len, "device": weight.device}
+        heads: Any = {"num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_dim}
         blocks: Any = self.model.layers
         layers = [
-            b.linear_attn.make_cache(batch_size) if b.is_linear else KeyValueCache(**sizes, **heads) for b in blocks
+            b.linear_attn.make_cache(batch_size) if b.is_linear else KeyValueCache(dtype=weight.dtype, **sizes, **heads)
+            for b in blocks
         ]
         return ModelCache(layers, **sizes)
