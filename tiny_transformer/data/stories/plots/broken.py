@@ -19,7 +19,7 @@ into a puzzle], in {pieces=more_numbers} pieces.
 "{f1.Cap@ordering}?" asked {elder}.
 
 "And {f2@ordering}," said {hero}<how>, "and {f3=lie_parts-f1-f2}." [With every word it grew|Now it was too late to
-stop|It was a good lie, and it tasted of soap].<aside>
+stop|It was a good lie, and it tasted of soap].
 
 {hero} could not eat any {meal}. [Whenever {hero.he} closed both eyes|All night long|In every dream|Behind every
 door], there was {liar.the}, with {f1@ordering}, {f2@ordering} and {f3@ordering}, and it said<how>, "I did not do it."

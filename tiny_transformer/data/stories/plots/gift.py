@@ -14,7 +14,7 @@ too few, because the {gift} cost {price=have+short}.
 
 "<oh>[Is there any work|Can I help you|What needs doing|Do you need a hand]?" {hero} asked the {job}<how>. So {hero}
 {job.work} [all morning|until both arms hurt|from breakfast to supper|for {_=few_numbers} days|while the others were
-{_=fun-fun}] and got {short@arithmetic} coins.<aside>
+{_=fun-fun}] and got {short@arithmetic} coins.
 
 "{have.Cap} and {short} make {price@arithmetic}," said {hero}<how>. {hero.He} {_=joys}.
 

@@ -13,7 +13,7 @@ on Sundays].
 [But one|One] <when>, [it was gone|there was no {toy} anywhere|{hero} reached for it, and it was not there].
 <sadly> <friend_comes>
 
-"<oh>[Why so sad|What is the matter|Who stole your smile|Did you lose something|You look like {_=meals-meal}]?" asked
+"<oh>[Why so sad|What is the matter|Who stole your smile|Did you lose something|Is there a fly in your {_=meals-meal}]?" asked
 {friend}<how>.
 
 "My {toy}!" said {hero}. "First I was {spot1=place/spots}, then {spot2=place/spots-spot1}, and after that

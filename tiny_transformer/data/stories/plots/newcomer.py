@@ -33,7 +33,7 @@ visitor|For me|You are the first]!" said {new}<how>. "[Come in|Mind the boxes|Pl
 <newcomer_end>
 """,
     "newcomer_end": """
-[They shared the {dish} and were {fun} until {n1} came to look for {hero}, with {_=tools.a}. "<oh>[Are you still
+[They shared the {dish} and spent the day {fun}, until {n1} came to look for {hero}, with {_=tools.a}. "<oh>[Are you still
 alive|Has it eaten you|Is that {dish}]?" called {n1}<how>.
 |So {hero} ran to fetch {n1}, {n2} and {elder}. They {_=fears}, but only until they saw the {_=cakes.many}.
 |The next day {hero} walked all over {place} with {new} and said to everybody, "This is {new}." It took

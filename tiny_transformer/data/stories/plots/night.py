@@ -4,7 +4,7 @@ from __future__ import annotations
 
 RULES = {
     "night": """
-[In the middle of|Late in|Just before the end of] a {_=months} night, {hero} woke up. {noise=sounds.Cap}, it went,
+[In the middle of|Late|Just before the end of] one {_=months} night, {hero} woke up. {noise=sounds.Cap}, it went,
 {_=place/spots}. {noise.Cap}, {noise}, {noise}.
 
 "It is {m1=monsters}," thought {hero}, and {_=fears}. "It is {m2=monsters-m1}, at least."

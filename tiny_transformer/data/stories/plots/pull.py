@@ -7,7 +7,7 @@ RULES = {
 [In {_=months} {hero}|Last {_=months} {hero}|On the first day of {_=months}, {hero}] planted {veg=vegetables.a}
 {_=place/spots}. Every day {hero.he} [watered it|sang to it|read it the newspaper|told it jokes|tucked it in with the
 {wear}|fed it {_=meals-meal}], and it grew.
-It grew as big as {s1=sizes}, and then as big as {s2=sizes-s1}. "<oh>[Time to pull it out|That is enough|Tomorrow we
+It grew as big as {_=sizes}, and then as big as {_=large_sizes}. "<oh>[Time to pull it out|That is enough|Tomorrow we
 eat it|It is looking at me]," said {hero}<how>.
 
 {hero} pulled [and pulled|with both hands|until the {wear} split]. The {veg} [did not move|did not even notice|only

@@ -22,8 +22,8 @@ RULES = {
 | Everybody {place=places.in} knew <hero>.
 | Long before you were born, {place=places.in}, there was <hero>.
 ]
-[{hero.He} {trait.habit}, and {hero.he} [was never seen without|never went out without|even slept in|owned nothing
-but] {colour=colours.a} {wear=clothes}.
+[{hero.He} {trait.habit}, and {hero.he} [was never seen without|never went out without|even slept in|was very
+proud of] {colour=colours.a} {wear=clothes}.
 | You [could spot|would know|could not miss|could tell] {hero.him} [from far off|anywhere|in any crowd|even at night]
 by
 {hero.his} {colour=colours} {wear=clothes}. {hero.He} {trait.habit}.
@@ -49,7 +49,7 @@ land and in the bath], and {hero.he} {trait.habit}.
     "| It smelled of {_=meals} and [wet leaves|old boots|rain|adventure|trouble]."
     "| Somebody had left {_=shapes.a} {_=things} {_=place/spots}, and nobody knew why.]",
     # What the hero did when things went wrong.
-    "sadly": "[{hero}|Poor {hero}|For a moment {hero}] {_=sorrows}.",
+    "sadly": "[{hero}|Poor {hero}|Then {hero}] {_=sorrows}.",
     "friend": "{friend=friend_names} the {_=looks} {animal=friend_kinds}",
     "friend_comes": """
 [Just then <friend> came by|Along came <friend>|Over the fence looked <friend>|Who should pass by then but <friend>],

@@ -19,7 +19,7 @@ and listen]," said {elder}<how>.
 <tale_mountain>]
 """,
     "tale_giant": """
-"who was as big as {_=sizes}, as {_=looks} as {_=friend_kinds.a}, and afraid of nothing but {small=creepers.many}.
+"who was as big as {_=large_sizes}, as {_=looks} as {_=friend_kinds.a}, and afraid of nothing but {small=creepers.many}.
 Whenever he saw {small.a}, he climbed up a tree, and the tree broke. That made {trees=more_numbers} trees a week."
 
 "[What a silly giant|I know somebody like that|Poor trees|I like {small.many}]," said {hero}<how>.
@@ -71,8 +71,8 @@ they had come to say thank you.
 [dancing|laughing|{_=fun}]."
 
 The next day {hero} had {_=meals-meal} for lunch, and [on the same bench|across the table|under the next tree] sat
-{friend=friend_names} the {_=looks} {animal=friend_kinds}, who had nothing. {hero} thought of the king, and shared
-it. It was [a little hard|harder than it looks|not easy, the middle part was the best].<aside>
+{friend=friend_names} the {_=looks} {animal=friend_kinds}, who had nothing. {hero} thought of the king, and gave
+away half. It was [a little hard|harder than it looks|not easy: the middle part was the best].<aside>
 
 [#ending The day after that, {friend} brought {_=fruit.a} and broke it in two. It has gone on like this ever since.
 |"And what did you get for it?" asked {elder}. "Somebody to eat it with," said {hero}<how>.
@@ -93,7 +93,7 @@ The next day {hero} had to clean up the shed. There lay {t1=things.a}, {t2=thing
 behind them a mountain of other things. {hero} {_=sorrows}. Then {hero.he} laughed and took out the {t1@ordering}.
 After it came the {t2@ordering}, and after that the {t3@ordering}.<aside>
 
-[#ending By evening the floor could be seen, and at the very back they found {_=treasures.a} that {elder} had been
+[#ending By evening the floor could be seen, and at the very back was {_=treasures.a} that {elder} had been
 looking for since {elder.he} was small.
 |"How did you do it?" asked {elder}. "Like the {who}," said {hero}<how>. "But my mountain had {t2.a@ordering} in it."
 |When the shed was empty, there was a window in the back wall. You could see all of {place} from there.

@@ -15,7 +15,7 @@ Then came {n2=friend_names-n1} the {_=looks} {k2=friend_kinds-k1}, who [had a th
 wheel|was afraid of {_=creepers.a}|had been left behind]. {hero} helped and gave {n2.him} {b=two_or_three}
 {bun.many}. Now {left2=left1-b} {left2.was} left.
 Last came {n3=friend_names-n1-n2} the {_=looks} {k3=friend_kinds-k1-k2}, who wanted [to hear a story|somebody to talk
-to|a birthday song]. {hero} [did it gladly|had time|did not mind], and they ate what was left.<aside>
+to|a birthday song]. {hero} [did it gladly|had time|did not mind], and they ate what was left.
 
 But <walk_trouble>
 
@@ -27,9 +27,9 @@ But <walk_trouble>
 |then came a wood so thick that {hero} could not see one step. "<oh>I know the way," said a voice<how>. It was
 {n1@ordering}, who had followed {hero.him}.]
 [Behind it stood a gate with a big lock. Then {n2@ordering} came running, with a key made of {_=tools.a}.
-|Behind it was a cliff. {hero} {_=sorrows}. Then a rope came down, and at the top stood {n2@ordering}, pulling.]
+|Behind it was a cliff. Then a rope came down, and at the top stood {n2@ordering}, pulling.]
 And when night fell, and {hero} {_=fears}, there came a [small|warm|dancing] light: {n3@ordering}, [with a
-lantern|with a candle on a hat], singing {_=looks.a} song.
+lantern|with a candle on a hat|with a firefly on each ear].
 """,
     "walk_sight": """
 [[So four of them stood there in the morning|And in the morning four of them stood there]: {n1@ordering},
@@ -41,8 +41,8 @@ lifted, and there was {wonder}, [shining|waiting for them|just as it should be].
 |In the morning they were there. "{wonder.Cap}?" said {_=looks.a} woman. "That is what people here say about {place}.
 They walk for days to see it." {n1@ordering} began to laugh, then {n2@ordering}, then {n3@ordering}.]
 
-[#ending On the way home there was nothing left to eat, not one of the {food} {bun.many}. But the walk back was only
-half as long, as it always is with three friends.
+[#ending Not one of the {food} {bun.many} was left for the way home. But with three friends the way was only half as
+long.
 |"Was it worth it?" asked {_=elders} when {hero} was home again. "The best thing was the way there," said {hero}<how>.
 |{hero} still has three pictures on the wall: {n1@ordering}, {n2@ordering} and {n3@ordering}. There is no picture of
 {wonder}. {hero.He} did not need one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 RULES = {
     "wishes": """
 {hero} was out walking one <when>, and there was {helper=helpers.a}, [caught|stuck|shivering|crying] {_=place/spots}.
-"<oh>[Please let me out|Will you help me|Do not just stand there]," it said<how>.
+"<oh>[Please let me out|Help me, please|Do not just stand there]," it said<how>.
 {hero} [untangled it with {_=tools.a}|lifted it up in the {wear}|pulled, gently, until it was free|fed it
 {_=meals-meal}].
 
@@ -37,8 +37,8 @@ was, and the {gift} was {_=colours}.
 said {hero}<how>. The {helper} [had never been given a wish before|did not know what to say|turned {_=colours}]. Then
 it cried, and with the first tear everything was as before.]
 
-[#ending The {helper} still comes by now and then, and {hero} asks it for nothing at all. They are just {fun}
-together.
+[#ending The {helper} still comes by now and then, and {hero} asks it for nothing at all. At this very moment they are
+{fun} together.
 |"What did you learn?" asked {friend}. "Never to wish before breakfast," said {hero}<how>.
 |But one thing was forgotten. If you look {_=place/spots}, you can still see a bit of it: {w1.short@ordering}, only
 very small.

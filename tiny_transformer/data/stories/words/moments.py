@@ -78,9 +78,9 @@ FEARS = phrases(
 )
 CRIES = words(
     """oh dear, goodness me, bless my buttons, well now, my whiskers, good heavens, hm, dear me, good grief, fancy that,
-    thunder and jam, oh my, upon my word, by my boots, great puddles, snails and cabbage, hello there, my word, aha, oho,
-    well I never, pickles and pepper, ding dong, good gracious, listen, wait a moment, look here, oh bother, hush, my ears,
-    sugar and salt, hup"""
+    thunder and jam, oh my, upon my word, by my boots, great puddles, snails and cabbage, great onions, my word, aha, oho,
+    well I never, pickles and pepper, my stars, good gracious, mercy me, wait a moment, look here, oh bother, hush, my ears,
+    sugar and salt, goodness"""
 )
 MANNERS = phrases(
     """

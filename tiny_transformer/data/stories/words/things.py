@@ -82,17 +82,27 @@ VEGETABLES = nouns("turnip, pumpkin, carrot, radish=radishes, cabbage, potato=po
 SIZES = phrases(
     """
     a bathtub
+    two pigs
+    a wardrobe
+    a barrel of apples
+    the baker after lunch
+    an armchair
+    a big drum
+    a calf
+    """
+)
+LARGE_SIZES = phrases(
+    """
     a cow
     a rowing boat
     a church bell
     a haystack
-    two pigs
     a small shed
-    a wardrobe
     a cart horse
     a piano
-    a barrel of apples
-    the baker after lunch
+    a hay wagon
+    a garden wall
+    a merry-go-round
     """
 )
 MONSTERS = phrases(
