@@ -6,14 +6,18 @@ import hashlib
 import io
 import json
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tiny_transformer.data import encode as encode_module
 from tiny_transformer.data import prepare as prepare_module
 from tiny_transformer.data.batches import Batches
+from tiny_transformer.data.gather import Gathering, Split
 from tiny_transformer.data.meta import read_meta
 from tiny_transformer.data.prepare import is_prepared, prepare, prepare_with_progress
 from tiny_transformer.data.shards import open_dataset
@@ -92,6 +96,24 @@ def test_preparing_twice_gives_the_same_bytes(corpus, tmp_path):
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe"])
+def test_any_number_of_workers_gives_the_same_bytes(corpus, tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(encode_module, "CHUNK_BYTES", 1_000)  # so that each worker has many
+    monkeypatch.setattr(encode_module, "SAVE_BYTES", 20_000)
+    options = {**SMALL, "tokenizer": tokenizer}
+    for workers in (1, 2, 4, None):
+        prepare(corpus, out_dir=tmp_path / str(workers), workers=workers, **options)
+        assert digests(tmp_path / str(workers)) == digests(tmp_path / "1")
+
+
+def test_same_bytes_without_tiktoken(corpus, tmp_path, monkeypatch):
+    pytest.importorskip("tiktoken")
+    prepare(corpus, out_dir=tmp_path / "fast", seq_len=16, val_fraction=0.2)
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    prepare(corpus, out_dir=tmp_path / "slow", seq_len=16, val_fraction=0.2)
+    assert digests(tmp_path / "fast") == digests(tmp_path / "slow")
+
+
 def test_same_request_again_does_no_work(corpus, tmp_path, monkeypatch):
     first = prepare(corpus, out_dir=tmp_path / "data", **SMALL)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
@@ -156,6 +178,33 @@ def test_training_that_runs_keeps_its_data_when_it_is_overwritten(corpus, tmp_pa
     assert seen == before
 
 
+def test_process_that_has_the_tokens_mapped_keeps_them_when_they_are_overwritten(corpus, tmp_path):
+    data = tmp_path / "data"
+    prepare(corpus, out_dir=data, **SMALL)
+    before = hashlib.sha256((data / "train.bin").read_bytes()).hexdigest()
+    code = (
+        "import hashlib, sys, numpy as np\n"
+        f"tokens = np.memmap({str(data / 'train.bin')!r}, dtype='uint16', mode='r')\n"
+        "for line in sys.stdin: print(hashlib.sha256(tokens.tobytes()).hexdigest(), flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+
+        def seen() -> str:
+            reader.stdin.write("look\n")
+            reader.stdin.flush()
+            return reader.stdout.readline().strip()
+
+        assert seen() == before
+        for fraction in (0.3, 0.4):
+            meta = prepare(corpus, out_dir=data, **{**SMALL, "val_fraction": fraction}, overwrite=True)
+            assert meta.train.sha256 != before
+            assert seen() == before
+        reader.stdin.close()
+        assert reader.wait() == 0
+
+
 # --- the split ---
 
 
@@ -190,6 +239,23 @@ def test_repeated_documents_are_dropped_and_counted(tmp_path):
     train, val = texts_of(tmp_path / "data")
     assert meta.num_duplicates == 32
     assert sorted(train + val) == sorted(texts)
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe"])
+@pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.999])
+def test_which_document_goes_where_depends_on_the_hashes_alone(tmp_path, monkeypatch, tokenizer, fraction):
+    monkeypatch.setattr(encode_module, "CHUNK_BYTES", 700)
+    split = Split(fraction)
+    for seed in range(6):
+        texts = make_documents(2 + 3 * seed, seed=seed)
+        hashes = {d.text: d.hash for d in Gathering(scored_source(texts))}
+        bounds = {"lowest": min(hashes.values()), "highest": max(hashes.values())}
+        prepare(
+            scored_source(texts), out_dir=tmp_path / str(seed), tokenizer=tokenizer, seq_len=16, val_fraction=fraction
+        )
+        train, val = texts_of(tmp_path / str(seed))
+        assert set(val) == {text for text in texts if split.is_validation(hashes[text], **bounds)}
+        assert sorted(train + val) == sorted(texts)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -343,8 +409,8 @@ def test_too_little_text_names_the_numbers(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"val_fraction": 0}, {"val_fraction": 1}, {"val_fraction": float("nan")}, {"seq_len": 0}, {"max_bytes": 0},
-     {"tokenizer": "nonsense"}, {"vocab_size": 10}, {"tokenizer": "byte", "vocab_size": 300}],
+    [{"workers": 0}, {"val_fraction": 0}, {"val_fraction": 1}, {"val_fraction": float("nan")}, {"seq_len": 0},
+     {"max_bytes": 0}, {"tokenizer": "nonsense"}, {"vocab_size": 10}, {"tokenizer": "byte", "vocab_size": 300}],
 )  # fmt: skip
 def test_bad_values_are_refused_and_nothing_is_left(corpus, tmp_path, options):
     with pytest.raises(UserError):
@@ -369,9 +435,6 @@ def test_source_that_breaks_half_way_leaves_the_old_data(corpus, tmp_path):
 
 
 def test_directory_in_use_is_locked(corpus, tmp_path):
-    import subprocess
-    import sys
-
     code = (
         "import sys, time; from tiny_transformer.storage import RunLock\n"
         f"with RunLock({str(tmp_path / 'data')!r}): print('mine', flush=True); time.sleep(60)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -11,9 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from tiny_transformer.data import encode as encode_module
 from tiny_transformer.data import prepare as prepare_module
 from tiny_transformer.data.prepare import is_prepared, prepare
 from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.data.sources import Document, Source
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.tokenizers import Tokenizer
+
+from .conftest import make_documents
 
 OPTIONS = {"tokenizer": "byte", "seq_len": 16, "val_fraction": 0.2}
 NEW = {**OPTIONS, "seq_len": 8, "val_fraction": 0.4}
@@ -150,3 +157,163 @@ def test_reader_finds_the_new_data_when_prepare_dies_before_moving_it(corpus, tm
     assert state(data) == expected["new state"]
     prepare(corpus, out_dir=data, **NEW)  # asked for again: nothing to do but to move what is left
     assert state(data) == expected["new state"]
+
+
+# --- a killed prepare goes on where it was
+
+
+class Counting:
+    """Counts what is read, trained and encoded in this process, through the functions that do it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.encoded = self.trained = 0
+        document_encoder, make = Tokenizer.document_encoder, prepare_module.make_tokenizer
+
+        def encoder(tokenizer):
+            encode = document_encoder(tokenizer)
+
+            def counted(texts):
+                self.encoded += len(texts)
+                return encode(texts)
+
+            return counted
+
+        def maker(name, **options):
+            self.trained += "texts" in options
+            return make(name, **options)
+
+        patch.setattr(Tokenizer, "document_encoder", encoder)
+        patch.setattr(prepare_module, "make_tokenizer", maker)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(encode_module, "CHUNK_BYTES", 1_000)
+    monkeypatch.setattr(encode_module, "SAVE_BYTES", 8_000)
+
+
+def die_after_save(number: int) -> None:
+    """Kill this process right after it has noted its progress for the `number`th time."""
+    save, done = encode_module.Splitter.save, 0
+
+    def watched(splitter):
+        nonlocal done
+        save(splitter)
+        done += 1
+        if done == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    encode_module.Splitter.save = watched
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe"])
+def test_killed_prepare_goes_on_where_it_was(corpus, tmp_path, monkeypatch, small_chunks, tokenizer, workers):
+    options = {**OPTIONS, "tokenizer": tokenizer}
+    prepare(corpus, out_dir=tmp_path / "whole", workers=1, **options)
+
+    def work():
+        die_after_save(4)
+        prepare(corpus, out_dir=tmp_path / "data", workers=workers, **options)
+
+    assert os.WIFSIGNALED(in_child(work))
+    assert not is_prepared(tmp_path / "data")
+    counting = Counting(monkeypatch)
+    prepare(corpus, out_dir=tmp_path / "data", workers=workers, **options)
+    assert digests(tmp_path / "data") == digests(tmp_path / "whole")
+    assert 0 < counting.encoded < 300 - 4 * 20  # some 22 documents in 8,000 bytes
+    assert counting.trained == 0
+
+
+def test_killed_after_the_last_token_nothing_is_encoded_again(corpus, tmp_path, monkeypatch):
+    prepare(corpus, out_dir=tmp_path / "whole", **OPTIONS)
+
+    def work():
+        prepare_module.atomic_write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+
+    assert os.WIFSIGNALED(in_child(work))
+    counting = Counting(monkeypatch)
+    prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+    assert digests(tmp_path / "data") == digests(tmp_path / "whole")
+    assert counting.encoded == 0
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.docs", "val.bin"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damaged_work_is_done_again(corpus, tmp_path, small_chunks, name, damage):
+    prepare(corpus, out_dir=tmp_path / "whole", **OPTIONS)
+
+    def work():
+        die_after_save(3)
+        prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+
+    in_child(work)
+    (path,) = (tmp_path / "data").glob(f".work-*/{name}")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 0x80
+    path.write_bytes(data if damage == "flip" else data[: len(data) // 4])
+    if damage == "gone":
+        path.unlink()
+    prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+    assert digests(tmp_path / "data") == digests(tmp_path / "whole")
+
+
+def test_source_that_is_another_than_it_says_is_read_anew(tmp_path, small_chunks):
+    def source(seed: int) -> Source:
+        return Source("s", "none", "1", None, None, lambda: (Document(t) for t in make_documents(200, seed=seed)))
+
+    def work():
+        die_after_save(3)
+        prepare(source(0), out_dir=tmp_path / "data", **OPTIONS)
+
+    in_child(work)
+    prepare(source(1), out_dir=tmp_path / "data", **OPTIONS)
+    prepare(source(1), out_dir=tmp_path / "whole", **OPTIONS)
+    assert digests(tmp_path / "data") == digests(tmp_path / "whole")
+
+
+def test_work_of_another_request_is_removed(corpus, tmp_path, small_chunks):
+    def work():
+        die_after_save(2)
+        prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+
+    in_child(work)
+    assert list((tmp_path / "data").glob(".work-*"))
+    prepare(corpus, out_dir=tmp_path / "data", **NEW)
+    assert not list((tmp_path / "data").glob(".work-*"))
+    assert state(tmp_path / "data")
+
+
+def test_interrupted_prepare_keeps_its_work_and_a_wrong_source_does_not(corpus, tmp_path, small_chunks):
+    def broken(error):
+        def texts():
+            yield from (Document(text) for text in make_documents(100))
+            raise error
+
+        return Source("s", "none", "1", None, None, texts)
+
+    for error, kept in ((KeyboardInterrupt(), True), (UserError("bad", exit_code=ExitCode.BAD_DATA), False)):
+        directory = tmp_path / type(error).__name__
+        with pytest.raises(type(error)):
+            prepare(broken(error), out_dir=directory, **OPTIONS)
+        assert bool(list(directory.glob(".work-*"))) == kept
+
+
+def test_full_disk_is_told_and_what_is_there_is_used_later(corpus, tmp_path, monkeypatch, small_chunks):
+    prepare(corpus, out_dir=tmp_path / "whole", **OPTIONS)
+
+    def refuse(splitter):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save = encode_module.Splitter.save
+    calls = iter([save, save, refuse])
+    with monkeypatch.context() as patch:
+        patch.setattr(encode_module.Splitter, "save", lambda splitter: next(calls)(splitter))
+        with pytest.raises(UserError, match="No space left") as caught:
+            prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+    assert caught.value.exit_code == ExitCode.IO
+    counting = Counting(monkeypatch)
+    prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+    assert digests(tmp_path / "data") == digests(tmp_path / "whole")
+    assert counting.encoded < 300

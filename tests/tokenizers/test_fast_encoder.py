@@ -20,7 +20,7 @@ from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, LLAMA3_PATTERN, Q
 
 pytest.importorskip("tiktoken")
 
-ODD = "a  b\n\n c \t\td\r\n\r\n  1234 \u00a0 x\u3000\u3000y  'S 'ſ\u2028\u2028z  \x85 é e\u0301 \u1100\u1161 Å 你 ١ 😀  "
+ODD = "a  b\n\n c \t\td\r\n\r\n  1234 \u00a0 x\u3000\u3000y  'S 'ſ\u2028z  \x85 é e\u0301 \u1100\u1161 Å 你 ١ 😀  "
 LEARNT_FROM = [ODD * 3, "The little cat sat on the mat, didn't it?  \n\n\tSo it was.  " * 20]
 NFC = {"type": "NFC"}
 LIKE_GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}

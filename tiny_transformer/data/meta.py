@@ -118,6 +118,11 @@ def read_meta(data_dir: Path) -> Meta:
     return Meta(**body)
 
 
+def token_dtype(vocab_size: int) -> str:
+    """The narrowest type that holds every id below `vocab_size`."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
 def damaged(file: Path, problem: str, *, offset: int | None = None) -> UserError:
     """The error for a file of prepared data that is not what was written; `offset` in bytes."""
     return UserError(

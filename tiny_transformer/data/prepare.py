@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from tiny_transformer.data.encode import encode_splits
 from tiny_transformer.data.gather import Documents, Gathering, Split, Spool
-from tiny_transformer.data.meta import META_FILE, Meta, read_meta
+from tiny_transformer.data.meta import META_FILE, Meta, read_meta, token_dtype
 from tiny_transformer.data.shards import STAGED_PREFIX, staging_dir
 from tiny_transformer.data.sources import Source, open_source
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunLock, atomic_write, publish
 from tiny_transformer.storage.commit import LEFTOVER_PREFIX, remove_tree
+from tiny_transformer.storage.fs import refusals
 from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, load_tokenizer, make_tokenizer
 
 if TYPE_CHECKING:
@@ -118,23 +119,8 @@ def prepare(
         _finish_or_remove(out_dir, request, work_dir)
         if (there := _already_there(out_dir, request, overwrite)) is not None:
             return there
-        work_dir.mkdir(exist_ok=True)
-        try:
-            work = _Work(source, settings, work_dir, workers or len(os.sched_getaffinity(0)), on_progress)
-            meta, made_with = work.run(fixed, request)
-        except UserError as error:
-            if error.exit_code != ExitCode.IO:  # a full disk or a lost network may come back, a wrong request may not
-                remove_tree(work_dir)
-            raise
-        with publish(staged) as staging:
-            for name in TOKEN_FILES:
-                (work_dir / name).replace(staging / name)
-            made_with.save(staging.path)
-            staging.write(META_FILE, meta.to_json())
-        atomic_write(out_dir / META_FILE, meta.to_json())  # from here on the new data is what this directory holds
-        _move_up(staged, out_dir)
-        remove_tree(work_dir)
-    return meta
+        work = _Work(source, settings, work_dir, workers or os.cpu_count() or 1, on_progress)
+        return _publish(*work.run(fixed, request), work_dir=work_dir, staged=staged, out_dir=out_dir)
 
 
 def is_prepared(data_dir: str | Path) -> bool:
@@ -165,6 +151,16 @@ class _Work:
 
     def run(self, fixed: Tokenizer | None, request: dict[str, Any]) -> tuple[Meta, Tokenizer]:
         """Read, split and encode; with a `fixed` tokenizer in one go, else after one has been made from the text."""
+        try:
+            with refusals("prepare", self.directory):
+                self.directory.mkdir(exist_ok=True)
+                return self._run(fixed, request)
+        except UserError as error:
+            if error.exit_code != ExitCode.IO:  # a full disk or a lost network may come back, a wrong request may not
+                remove_tree(self.directory)
+            raise
+
+    def _run(self, fixed: Tokenizer | None, request: dict[str, Any]) -> tuple[Meta, Tokenizer]:
         split = Split(self.settings.val_fraction)
         documents: Documents = Gathering(self.source)
         tokenizer = fixed
@@ -177,7 +173,7 @@ class _Work:
             documents, tokenizer, self.directory, split=split, workers=self.workers, on_bytes=self._advance
         )
         meta = Meta(
-            dtype="uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
+            dtype=token_dtype(tokenizer.vocab_size),
             vocab_size=tokenizer.vocab_size,
             seq_len=self.settings.seq_len,
             num_used_ids=num_used_ids,
@@ -256,6 +252,19 @@ class _Work:
                     f"(now {self.settings.val_fraction})",
                     exit_code=ExitCode.BAD_DATA,
                 )
+
+
+def _publish(meta: Meta, tokenizer: Tokenizer, *, work_dir: Path, staged: Path, out_dir: Path) -> Meta:
+    """Let finished work become what `out_dir` holds."""
+    with publish(staged) as staging:
+        for name in TOKEN_FILES:
+            (work_dir / name).replace(staging / name)
+        tokenizer.save(staging.path)
+        staging.write(META_FILE, meta.to_json())
+    atomic_write(out_dir / META_FILE, meta.to_json())  # from here on the new data is what this directory holds
+    _move_up(staged, out_dir)
+    remove_tree(work_dir)
+    return meta
 
 
 def _already_there(out_dir: Path, request: dict[str, Any], overwrite: bool) -> Meta | None:

@@ -118,7 +118,7 @@ def _stories(max_bytes: int, seed: int) -> Source:
 
 
 def _from_hub(name: str, hub_set: hub.HubSet, max_bytes: int | None) -> Source:
-    hub.require_hub(hub_set)
+    hub.require_hub(hub_set, max_bytes)
     return Source(
         name=name,
         licence=hub_set.licence,
