@@ -206,3 +206,7 @@ def test_stories_of_another_grammar_are_told_from_ours(evaluate: Screen, tmp_pat
     error = refusal(evaluate, skills=True, split="val", data_dir=tmp_path / "bags")
     assert "is not a story that this version tells" in error.what
     assert error.exit_code == ExitCode.BAD_DATA
+    evaluate(skills=True, num_stories=2, data_dir=tmp_path / "bags")
+    assert "an earlier version of the grammar" in evaluate.notes
+    evaluate(skills=True, num_stories=2)
+    assert "an earlier version" not in evaluate.notes

@@ -24,7 +24,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.floor import FloorCheck, check_split
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport, measure_skills
-from tiny_transformer.evaluation.stories import Reading, fresh_stories, split_stories
+from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_stories, split_stories
 from tiny_transformer.generation.command import checkpoint_tokenizer
 from tiny_transformer.generation.find import find_checkpoint
 from tiny_transformer.hardware import Hardware, choose_hardware
@@ -98,7 +98,7 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
     notes.print(f"[dim]{sentence}; data in {data_dir}[/]", highlight=False, soft_wrap=True)
     facts = {"checkpoint": str(checkpoint), "data_dir": str(data_dir), "device": subject.hardware.describe()}
     if options.skills:
-        report = _skill_report(subject, options)
+        report = measure_skills(subject.model, _stories(subject, options, notes), _reading(subject))
         check: FloorCheck | None = report.check
         if options.as_json:
             told = options.split or "fresh stories"
@@ -131,19 +131,25 @@ def _split_loss(subject: _Subject, split: str, max_batches: int | None) -> tuple
     return loss, check_split(loss.loss_sum, loss.num_tokens, meta, subject.model.config.vocab_size)
 
 
-def _skill_report(subject: _Subject, options: EvaluateOptions) -> SkillReport:
+def _stories(subject: _Subject, options: EvaluateOptions, notes: Console) -> list[ToldStory]:
+    """The stories to read; says so when fresh ones come from another grammar than the model's."""
+    dataset = subject.dataset
+    if options.split is not None:
+        return split_stories(_tokens(dataset, options.split), dataset.tokenizer, options.num_stories)
+    try:
+        split_stories(dataset.val, dataset.tokenizer, 50)
+    except UserError:
+        notes.print(
+            "the data was told by an earlier version of the grammar: what is new in the fresh stories counts as lost",
+            highlight=False,
+        )
+    return fresh_stories(options.num_stories)
+
+
+def _reading(subject: _Subject) -> Reading:
     tokenizer = subject.dataset.tokenizer
-    reading = Reading(
-        tokenizer,
-        subject.seq_len,
-        predicts_first=subject.packing == "concat" or tokenizer.begin_id is not None,
-        hardware=subject.hardware,
-    )
-    if options.split is None:
-        told = fresh_stories(options.num_stories)
-    else:
-        told = split_stories(_tokens(subject.dataset, options.split), tokenizer, options.num_stories)
-    return measure_skills(subject.model, told, reading)
+    has_first = subject.packing == "concat" or tokenizer.begin_id is not None
+    return Reading(tokenizer, subject.seq_len, predicts_first=has_first, hardware=subject.hardware)
 
 
 # --- what is evaluated
