@@ -61,7 +61,7 @@ class Job:
         optimizers: they own the weights' updates.
         schedule: learning rate and number of steps.
         batches: training data.
-        loss_function: `(model, batch) -> (loss_sum in nats, num_tokens, metrics)`.
+        loss_function: `(model, batch) -> (loss_sum in nats, num_tokens, further figures as sums)`.
         evaluate: the validation loss of the model as it stands, or None.
         save: publishes a checkpoint: `save(state, status, is_best)`.
         log: takes one record per logged step.
@@ -103,8 +103,9 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
     mark_time, mark_tokens = started, state.num_tokens
     status = "finished" if state.step >= total_steps else "running"
     while status == "running":
+        figures: dict[str, float] = {}
         loss, grad_norm, num_tokens = compute_gradient(
-            job.model, job.batches, state.step, config, job.hardware, job.loss_function
+            job.model, job.batches, state.step, config, job.hardware, job.loss_function, figures
         )
         refuse_non_finite(state.step + 1, loss=loss, grad_norm=grad_norm)
         factor = job.schedule.factor(state.step)
@@ -112,7 +113,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
 
         state.step += 1
         state.num_tokens += num_tokens
-        state.metrics = {**state.metrics, "loss": loss, "grad_norm": grad_norm}
+        state.metrics = {**state.metrics, "loss": loss, "grad_norm": grad_norm, **figures}
         updated = time.monotonic()
         is_last = state.step >= total_steps
         evaluated = job.evaluate is not None and (is_last or state.step % (config.eval_steps or total_steps) == 0)
@@ -138,8 +139,11 @@ def compute_gradient(
     config: TrainingConfig,
     hardware: Hardware,
     loss_function: LossFunction,
+    figures: dict[str, float] | None = None,
 ) -> tuple[float, float, int]:
     """Fill the weights' gradients for the batch of one step and clip them.
+
+    `figures` is given the loss function's further figures, as means over the targets of the batch.
 
     Returns:
         The batch's mean loss in nats per token, the norm of its gradient before clipping, and its number of targets.
@@ -149,10 +153,13 @@ def compute_gradient(
     mean_loss = 0.0
     for batch in micro_batches:
         with hardware.autocast():
-            loss_sum, _, _ = loss_function(model, batch.to(hardware.device))
+            loss_sum, _, sums = loss_function(model, batch.to(hardware.device))
         loss = loss_sum / num_tokens
         loss.backward()
         mean_loss += loss.item()
+        if figures is not None:
+            for name, value in sums.items():
+                figures[name] = figures.get(name, 0.0) + value / num_tokens
     max_norm = math.inf if config.grad_clip is None else config.grad_clip
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return mean_loss, grad_norm.item(), num_tokens
@@ -192,9 +199,9 @@ def _take_evaluation(job: Job, state: TrainState) -> bool:
 
 def _record(job: Job, state: TrainState, factor: float, tokens_per_second: float, evaluated: bool) -> dict[str, Any]:
     """One line of log.jsonl. All but the two clock readings are the same in a resumed run, bit for bit."""
-    shown = (
-        ("loss", "grad_norm", "val_loss", "val_perplexity", "val_bits_per_byte") if evaluated else ("loss", "grad_norm")
-    )
+    further = sorted(n for n in state.metrics if n not in ("loss", "grad_norm") and not n.startswith("val_"))
+    validation = ("val_loss", "val_perplexity", "val_bits_per_byte") if evaluated else ()
+    shown = ("loss", "grad_norm", *further, *validation)
     return {
         "step": state.step,
         "epoch": round(job.batches.epoch(state.step), 6),

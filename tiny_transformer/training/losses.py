@@ -3,24 +3,61 @@ whole batch."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tiny_transformer.data.batches import IGNORE_INDEX, Batch
 
 
-def language_modelling_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
-    """Cross-entropy of each next token.
+def language_modelling_loss(model: Any, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
+    """Cross-entropy of each next token, and what else the model wants to be trained on.
+
+    That is its auxiliary loss, times the number of targets, and, with a second head, `mtp_loss_coef` times the
+    cross-entropy of each token after the next. The auxiliary loss is computed from one micro-batch: it alone depends on
+    how a batch is cut.
 
     Args:
-        model: `model(input_ids (B, T), positions=, doc_ids=)` gives logits (B, T, V).
+        model: `backbone`, `lm_head` and perhaps `mtp` and `draft` of the models' contract.
         batch: `input_ids` and `labels` (B, T); labels equal to `IGNORE_INDEX` do not count.
 
     Returns:
-        The summed loss in nats (a scalar with a graph), the number of targets, and no further metrics.
+        The summed loss in nats (a scalar with a graph); the number of targets; further figures as sums over the
+        targets: none for a model that is trained on next tokens alone.
     """
-    logits = model(batch.input_ids, positions=batch.positions, doc_ids=batch.doc_ids)  # (B, T, V)
-    loss_sum = F.cross_entropy(
-        logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    hidden, auxiliary = model.backbone(batch.input_ids, batch.positions, batch.doc_ids)  # (B, T, C)
+    next_token = _cross_entropy(model.lm_head(hidden), batch.labels)
+    loss_sum, figures = next_token + auxiliary * batch.num_tokens, {}
+    if getattr(model, "mtp", None) is not None:
+        second_token, its_auxiliary = _second_token_loss(model, hidden, batch)
+        auxiliary = auxiliary + its_auxiliary
+        loss_sum = loss_sum + model.config.mtp_loss_coef * second_token + its_auxiliary * batch.num_tokens
+        figures["second_token_loss"] = second_token.item()
+    load = getattr(model, "expert_load", None)  # (layers, E)
+    if load is not None:
+        figures["auxiliary_loss"] = auxiliary.item() * batch.num_tokens
+        figures["busiest_expert_load"] = load.max().item() * load.shape[1] * batch.num_tokens
+        figures["idlest_expert_load"] = load.min().item() * load.shape[1] * batch.num_tokens
+    if figures:
+        figures["next_token_loss"] = next_token.item()
+    return loss_sum, batch.num_tokens, figures
+
+
+def _second_token_loss(model: Any, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy of the tokens t + 2, and the second head's auxiliary loss."""
+    positions = None if batch.positions is None else batch.positions[:, :-1]
+    doc_ids, labels = None, batch.labels[:, 1:]
+    if batch.doc_ids is not None:  # a text's last token says nothing about the next text's second
+        doc_ids = batch.doc_ids[:, :-1]
+        labels = torch.where(doc_ids == batch.doc_ids[:, 1:], labels, IGNORE_INDEX)
+    drafted, auxiliary = model.draft(
+        hidden=hidden[:, :-1], next_ids=batch.input_ids[:, 1:], positions=positions, doc_ids=doc_ids
     )
-    return loss_sum, batch.num_tokens, {}
+    return _cross_entropy(model.lm_head(drafted), labels), auxiliary
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed over labels (B, T), of logits (B, T, V), in float32."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")

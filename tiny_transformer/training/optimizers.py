@@ -16,14 +16,18 @@ class Optimizers:
     """The optimizers of one model behind one `step`.
 
     Weight decay acts on matrices only: norms and biases are scales and offsets, not directions to be shrunk.
-    Muon takes the two-dimensional weights inside the blocks; embeddings, the output head, norms and biases always go to
-    AdamW (Loshchilov and Hutter, 2019).
+    Muon takes the two-dimensional weights inside the blocks; embeddings, the output head, routers and other gates,
+    convolutions, norms and biases always go to AdamW (Loshchilov and Hutter, 2019).
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         hidden = (
-            [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+            [
+                p
+                for n, p in model.named_parameters()
+                if p.ndim == 2 and ".layers." in n and not n.endswith("gate.weight")
+            ]
             if config.optimizer == "muon"
             else []
         )

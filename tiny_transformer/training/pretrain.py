@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,11 @@ class _Start:
         )
 
     def _compiled(self, model: nn.Module) -> nn.Module:
-        return torch.compile(model) if self.config.training.compile else model  # ty: ignore[invalid-explicit-return]
+        if not self.config.training.compile:
+            return model
+        compiled = copy(model)  # the same weights; evaluation and generation go on with the plain model
+        compiled.backbone = torch.compile(compiled.backbone)  # ty: ignore[no-matching-overload]
+        return compiled
 
     def _validation_batches(self) -> Iterator[Batch]:
         data, training = self.config.data, self.config.training
