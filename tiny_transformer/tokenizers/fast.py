@@ -56,8 +56,8 @@ def fast_encoder(
         import tiktoken
     except ImportError:
         return None
-    pattern = _pattern_of(content)
-    ranks = _ranks_of(content, backend)
+    pattern = pattern_of(content)
+    ranks = ranks_of(content, backend)
     if pattern is None or ranks is None or content.get("normalizer") not in (None, _NFC):
         return None
     cut_id = max(max(ranks.values()), end_id) + 1
@@ -141,7 +141,7 @@ def _changed_by_nfc() -> np.ndarray:
     return changed
 
 
-def _pattern_of(content: dict[str, Any]) -> str | None:
+def pattern_of(content: dict[str, Any]) -> str | None:
     """The expression that cuts a text into words, when it is one we know to take apart."""
     pre = content.get("pre_tokenizer") or {}
     if pre.get("type") == "ByteLevel" and pre.get("use_regex", True) and not pre.get("add_prefix_space", True):
@@ -157,7 +157,7 @@ def _pattern_of(content: dict[str, Any]) -> str | None:
     return pattern if is_split and is_bytes and not byte_level.get("use_regex", True) and pattern in known else None
 
 
-def _ranks_of(content: dict[str, Any], backend: tokenizers.Tokenizer) -> dict[bytes, int] | None:
+def ranks_of(content: dict[str, Any], backend: tokenizers.Tokenizer) -> dict[bytes, int] | None:
     """The id of each byte string, when joining by lowest id is the same as joining by the list of merges.
 
     It is when every merge joins tokens known before it and makes a new one, ids rise with the merges, and each token,
