@@ -348,6 +348,29 @@ def export(
     run_export(ckpt_dir, kind=gguf, out=out, overwrite=overwrite, console=Console())
 
 
+@app.command("import", context_settings=_SETTINGS)
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A Hugging Face directory, a llama2.c .bin, or token files.")
+    ],
+    out_dir: Annotated[
+        Path, typer.Option("--out_dir", metavar="DIR", help="Where it goes; a directory that does not exist yet.")
+    ],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="For a llama2.c model its tokenizer.bin; for train.bin and val.bin a name such as gpt2."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of token files, which do not say: uint16 or uint32.")] = "uint16",
+) -> None:
+    """Bring in a model or token files of another program: checked, in one piece, readable by every verb here.
+
+    Pickled files (.pt, .pth, .ckpt, .pkl) are never read: loading one can run any program.
+    """
+    from tiny_transformer.interop.command import run_import
+
+    run_import(source, out_dir=out_dir, tokenizer=tokenizer, dtype=dtype, console=Console())
+
+
 for _name, _command in {"sample": generate, "infer": generate, "list": runs}.items():
     app.command(_name, hidden=True, context_settings=_SETTINGS)(_command)
 

@@ -87,6 +87,7 @@ _HARMLESS = {
     *("attention_dropout", "hidden_dropout", "is_encoder_decoder", "is_llama_config", "transformers.js_config"),
     *("output_router_logits", "mamba_ssm_dtype"),
 }
+_MOST_ENTRIES = 4096  # of a list; each wrong one would be told at length
 # Keys that `_rope` judges.
 _ROPE = {"rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor"}
 
@@ -114,6 +115,9 @@ def config_from_hf(hf: dict[str, Any], where: str) -> ModelConfig:
             raise _bad_config(
                 f"{key} {short(hf[key])} is not supported", where, f"for {model_type} only {key} {value!r}"
             )
+    for key, value in hf.items():
+        if isinstance(value, list) and len(value) > _MOST_ENTRIES and key not in _HARMLESS:
+            raise _bad_config(f"{key[:40]} has {len(value):,} entries", where, f"at most {_MOST_ENTRIES:,}")
     defaults = _HF_DEFAULTS[model_type]
     if unknown := hf.keys() - defaults - _ONLY[model_type].keys() - _ROPE - _HARMLESS:
         raise _bad_config(
@@ -121,6 +125,8 @@ def config_from_hf(hf: dict[str, Any], where: str) -> ModelConfig:
         )
     values = {key: hf.get(key, default) for key, default in defaults.items()}
     values["rope_theta"], factor = _rope(hf, where)
+    if values["vocab_size"] is None:
+        raise _bad_config("vocab_size is null", where, "the number of rows of model.embed_tokens.weight")
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
     if model_type == "stablelm":

@@ -14,7 +14,7 @@ from tiny_transformer.generation.find import find_checkpoint
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import encode_prompt, write
 from tiny_transformer.hardware import choose_hardware
-from tiny_transformer.models import load_model
+from tiny_transformer.models import end_token_ids, load_model
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 
 
@@ -60,7 +60,8 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     rows = [""] * options.num_samples
     if options.stream:
         _show(options.prompt)
-    for row, piece in write(model, tokenizer, [options.prompt] * options.num_samples, settings):
+    prompts = [options.prompt] * options.num_samples
+    for row, piece in write(model, tokenizer, prompts, settings, end_token_ids(checkpoint)):
         if options.stream and row == 0:  # the other rows are written beside it and shown after it
             _show(piece)
         else:

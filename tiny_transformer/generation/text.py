@@ -14,7 +14,13 @@ from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.tokenizers import Tokenizer
 
 
-def complete(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], settings: SamplingConfig) -> list[str]:
+def complete(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    settings: SamplingConfig,
+    end_ids: Sequence[int] = (),
+) -> list[str]:
     """How the model continues each prompt, written side by side; the same prompt twice gives two texts (unless greedy).
 
     Args:
@@ -22,6 +28,7 @@ def complete(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str],
         tokenizer: the one the model was trained with.
         prompts: texts, which may be empty and of different lengths.
         settings: how the next token is chosen, and when to stop.
+        end_ids: tokens that end a text, besides the tokenizer's own: `models.end_token_ids` of the checkpoint.
 
     Returns:
         The continuations, without the prompts and without the stop strings.
@@ -30,7 +37,7 @@ def complete(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str],
         UserError: the tokenizer does not fit the model, or a prompt cannot be encoded or is longer than the context.
     """
     texts = [""] * len(prompts)
-    for row, piece in write(model, tokenizer, prompts, settings):
+    for row, piece in write(model, tokenizer, prompts, settings, end_ids):
         texts[row] += piece
     return texts
 
@@ -42,7 +49,11 @@ def stream(model: LanguageModel, tokenizer: Tokenizer, prompt: str, settings: Sa
 
 
 def write(
-    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], settings: SamplingConfig
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    settings: SamplingConfig,
+    end_ids: Sequence[int] = (),
 ) -> Iterator[tuple[int, str]]:
     """Pieces of all continuations as they are written: (row, text that is not empty). Arguments as in `complete`."""
     vocab_size = model.config.vocab_size
@@ -55,11 +66,13 @@ def write(
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     rows = [TextRow(tokenizer, ids, settings.stop) for ids in encoded]
     # Where the tokenizer marks beginnings, a text also ends where the next one begins.
-    end_ids = [token for token in (tokenizer.end_id, tokenizer.begin_id) if token is not None]
+    own_ends = [token for token in (tokenizer.end_id, tokenizer.begin_id) if token is not None]
     was_training = model.training
     model.train(False)
     try:
-        generation = Generation(model, encoded, settings, end_ids=end_ids, num_tokens=tokenizer.vocab_size)
+        generation = Generation(
+            model, encoded, settings, end_ids={*own_ends, *end_ids}, num_tokens=tokenizer.vocab_size
+        )
         for ids in generation:
             for index, (row, token) in enumerate(zip(rows, ids, strict=True)):
                 if token is not None and (piece := row.push(token)):

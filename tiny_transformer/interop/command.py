@@ -1,4 +1,4 @@
-"""What `tiny-transformer export` does: find the checkpoint, write the file, say what can be done with it."""
+"""What `tiny-transformer export` and `import` do: find out what is meant, write it, say what can be done with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tiny_transformer.errors import UserError
 from tiny_transformer.generation.find import find_checkpoint
+from tiny_transformer.interop.foreign import kind_of
 
 
 def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrite: bool, console: Console) -> Path:
@@ -33,3 +35,40 @@ def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrit
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return written.path
+
+
+def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str, console: Console) -> None:
+    """Read a model or token files of another program and write them as ours, all or nothing.
+
+    Args:
+        source: a Hugging Face directory, a directory of token files, or a llama2.c model.
+        out_dir: a directory that does not exist yet.
+        tokenizer: for token files a name or directory, for llama2.c the tokenizer's file; a Hugging Face directory has
+            its own.
+        dtype: of token files.
+
+    Raises:
+        UserError: not one of these, a pickle, or what the import itself refuses.
+    """
+    kind = kind_of(source)
+    if kind == "hf":
+        if tokenizer is not None:
+            raise UserError("a Hugging Face directory has its own tokenizer", remedy="leave --tokenizer out")
+        from tiny_transformer.interop.hf import import_hf
+
+        import_hf(source, out_dir)
+        next_step = f'generate --ckpt_dir {out_dir} --prompt "Once upon a time"'
+    elif tokenizer is None:
+        remedy = "--tokenizer gpt2 (or a directory)" if kind == "token_bins" else "--tokenizer tokenizer.bin"
+        raise UserError(f"{source} does not say which tokenizer it was made with", remedy=f"name it: {remedy}")
+    elif kind == "token_bins":
+        from tiny_transformer.interop.token_bins import import_token_bins
+
+        import_token_bins(source, out_dir, tokenizer=tokenizer, dtype=dtype)
+        next_step = f"train --config configs/demo.yaml --data_dir {out_dir}"
+    else:
+        from tiny_transformer.interop.llama2c import import_llama2c
+
+        import_llama2c(source, tokenizer, out_dir)
+        next_step = f'generate --ckpt_dir {out_dir} --prompt "Once upon a time"'
+    console.print(f"wrote {out_dir}\nnext: tiny-transformer {next_step}", highlight=False, markup=False, soft_wrap=True)

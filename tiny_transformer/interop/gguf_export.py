@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tiny_transformer.config.model import ModelConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
-from tiny_transformer.interop.portability import AnyConfig, llama_cpp_refusal
+from tiny_transformer.interop.portability import llama_cpp_refusal
 from tiny_transformer.models import load_config, load_model
 from tiny_transformer.storage.commit import exists, leftover_path, make_directories
 from tiny_transformer.storage.fs import REAL, refusals
@@ -93,7 +94,7 @@ def export_gguf(checkpoint: Path | str, out: Path | str, *, kind: str = "f16", o
     config = load_config(checkpoint)
     if reason := llama_cpp_refusal(config):
         raise UserError(
-            f"llama.cpp cannot run this shape: {reason}",
+            f"no GGUF file of this shape: {reason}",
             where=str(checkpoint),
             remedy="train a shape that it runs, or use the directory itself in transformers",
             exit_code=ExitCode.BAD_DATA,
@@ -138,7 +139,7 @@ def _package() -> Any:
     return gguf
 
 
-def _add_keys(writer: GGUFWriter, config: AnyConfig, tokenizer: GgufTokenizer, *, kind: str, name: str) -> None:
+def _add_keys(writer: GGUFWriter, config: ModelConfig, tokenizer: GgufTokenizer, *, kind: str, name: str) -> None:
     """Everything but the tensors. The order is that of the file."""
     import gguf
 
@@ -175,7 +176,7 @@ def _add_keys(writer: GGUFWriter, config: AnyConfig, tokenizer: GgufTokenizer, *
 
 
 def _write_tensors(
-    writer: GGUFWriter, architecture: _Architecture, tensors: Any, config: AnyConfig, *, kind: str
+    writer: GGUFWriter, architecture: _Architecture, tensors: Any, config: ModelConfig, *, kind: str
 ) -> tuple[str, ...]:
     """Write the header, then one tensor after the other; the names of those that could not be quantized."""
     import gguf
@@ -228,11 +229,11 @@ def _quantized(name: str, tensor: torch.Tensor, dtype: GGMLQuantizationType) -> 
     return gguf.quantize(array, dtype)
 
 
-def _as_they_are(config: AnyConfig, tensors: Tensors) -> Tensors:
+def _as_they_are(config: ModelConfig, tensors: Tensors) -> Tensors:
     return tensors
 
 
-def _llama_tensors(config: AnyConfig, tensors: Tensors) -> Tensors:
+def _llama_tensors(config: ModelConfig, tensors: Tensors) -> Tensors:
     for name, tensor in tensors:
         rotated = ".q_proj." in name or ".k_proj." in name
         yield name, interleaved(tensor, config.head_dim) if rotated else tensor

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 HEADER = struct.Struct("<7i")
 BEGIN_ID, END_ID = 1, 2
+MAX_EXPANSION = 100  # of a packed model; trained weights shrink by a tenth, zeros by a factor of 7,000
+MAX_PIECES, MAX_PIECE_BYTES = 2**18, 512
 SKIPPED = None  # an array of the file that Hugging Face computes instead of storing
 
 
@@ -65,11 +67,9 @@ def import_llama2c(model_path: Path | str, tokenizer_path: Path | str, out_dir: 
 
 def _read_header(file: IO[bytes], path: Path) -> LlamaConfig:
     """The shape, once it has been compared with the file's size; leaves the file after the header."""
-    size = file.seek(0, 2)  # of a packed file: unpacked once, in small pieces
-    file.seek(0)
     head = file.read(HEADER.size)
     if len(head) < HEADER.size:
-        raise _bad(path, f"{size} bytes are too few for a header of {HEADER.size}")
+        raise _bad(path, f"{len(head)} bytes are too few for a header of {HEADER.size}")
     hidden_size, intermediate_size, layers, heads, groups, vocab_size, context_length = HEADER.unpack(head)
     try:
         config = LlamaConfig(
@@ -88,8 +88,14 @@ def _read_header(file: IO[bytes], path: Path) -> LlamaConfig:
         problem = error.errors()[0]
         raise _bad(path, f"impossible header {HEADER.unpack(head)}: {problem['msg']}") from None
     expected = HEADER.size + sum(4 * math.prod(shape) for _, shape in _layout(config))
+    on_disk = path.stat().st_size
+    if path.suffix == ".xz" and expected > MAX_EXPANSION * on_disk:
+        raise _bad(path, f"{on_disk:,} packed bytes are too few for the {expected:,} that its header describes")
+    # A packed file is unpacked once to find its end, in small pieces and no further than it should reach.
+    size = file.seek(expected + 1) if path.suffix == ".xz" else on_disk
     if size != expected:
         raise _bad(path, f"{size:,} bytes, but its header describes {expected:,}")
+    file.seek(HEADER.size)
     return config
 
 
@@ -143,7 +149,9 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer; a packed one is unpacked beside the system's temporary files first."""
     with _open(path) as file, tempfile.TemporaryDirectory() as folder:
         unpacked = Path(folder) / "tokenizer.bin"
-        unpacked.write_bytes(file.read(MAX_FILE_BYTES))
+        data = file.read(MAX_FILE_BYTES)
+        _check_pieces(data, path)
+        unpacked.write_bytes(data)
         try:
             return load_llama2c_tokenizer(unpacked, name=path.name)
         except UserError as error:
@@ -151,9 +159,24 @@ def _read_tokenizer(path: Path) -> Tokenizer:
             raise
 
 
+def _check_pieces(data: bytes, path: Path) -> None:
+    """Refuse what would take for ever: each way to cut each piece in two is looked at."""
+    offset, count = 4, 0
+    while offset + 8 <= len(data):
+        length = struct.unpack_from("<i", data, offset + 4)[0]
+        offset, count = offset + 8 + max(length, 0), count + 1
+        if MAX_PIECE_BYTES < length <= len(data) or count > MAX_PIECES:
+            what = f"a piece of {length:,} bytes" if length > MAX_PIECE_BYTES else f"more than {MAX_PIECES:,} pieces"
+            raise _bad(
+                path, f"{what}; pieces have at most {MAX_PIECE_BYTES} bytes, and there are at most {MAX_PIECES:,}"
+            )
+
+
 @contextmanager
 def _open(path: Path) -> Generator[IO[bytes]]:
     """The bytes of a file, unpacked if its name ends in .xz."""
+    if path.exists() and not path.is_file():
+        raise _bad(path, "no such file (it is a directory or a device)", ExitCode.USAGE)
     try:
         with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
             yield file

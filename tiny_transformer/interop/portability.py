@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
-
-AnyConfig = LlamaConfig | Qwen3Config
+from tiny_transformer.config.model import ModelConfig, Qwen3Config, Qwen3NextConfig
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,12 @@ class Verdict:
         return f"{self.reader}: {'yes, ' + self.route if self.opens else 'no: ' + str(self.reason)}"
 
 
-def portability(config: AnyConfig) -> list[Verdict]:
+def portability(config: ModelConfig) -> list[Verdict]:
     """Which of transformers, vLLM, llama.cpp and mlx-lm open this shape and compute the same; see `Verdict`."""
     directory = "the checkpoint directory as it is"
     # A shape that no Hugging Face architecture computes is refused when its config is read, so this one always opens.
     verdicts = [Verdict("transformers", None, directory)]
-    readers: list[tuple[str, Callable[[AnyConfig], str | None], str]] = [
+    readers: list[tuple[str, Callable[[ModelConfig], str | None], str]] = [
         ("vLLM", vllm_refusal, directory),
         ("llama.cpp", llama_cpp_refusal, "a file from `tiny-transformer export`"),
         ("mlx-lm", mlx_refusal, directory),
@@ -50,44 +48,59 @@ def portability(config: AnyConfig) -> list[Verdict]:
     return verdicts + [Verdict(reader, refusal(config), route) for reader, refusal, route in readers]
 
 
-def vllm_refusal(config: AnyConfig) -> str | None:
+def vllm_refusal(config: ModelConfig) -> str | None:
     """Why vLLM does not compute this shape, or None."""
     if config.head_dim % 8:
         return f"its attention kernels need a head_dim that is a multiple of 8, not {config.head_dim}"
+    if isinstance(config, Qwen3NextConfig) and config.attention_bias:
+        return "its qwen3_next has no bias on the attention projections; set attention_bias false"
     if isinstance(config, Qwen3Config):
         return _qwen3_refusal(config, "vLLM's")
     return None
 
 
-def llama_cpp_refusal(config: AnyConfig) -> str | None:
+def llama_cpp_refusal(config: ModelConfig) -> str | None:
     """Why llama.cpp does not compute this shape, or None. Its tokenizers are another matter: see `gguf_tokenizer`."""
+    if isinstance(config, Qwen3NextConfig):
+        return "Qwen3-Next is not written as GGUF here yet; the directory itself opens in transformers"
     if isinstance(config, Qwen3Config):
         return _qwen3_refusal(config, "llama.cpp's")
-    return _window_refusal(config, "llama.cpp's llama")
+    return _window_refusal(config, config.sliding_window, "llama.cpp's llama")
 
 
-def mlx_refusal(config: AnyConfig) -> str | None:
+def mlx_refusal(config: ModelConfig) -> str | None:
     """Why mlx-lm does not compute this shape, or None."""
+    if isinstance(config, Qwen3NextConfig):
+        return _mlx_next_refusal(config)
     if isinstance(config, Qwen3Config):
         return _qwen3_refusal(config, "mlx-lm's")
     if config.norm_type == "layernorm" and config.tie_word_embeddings:
         return "its stablelm (what LayerNorm is saved as) always has a head of its own; set tie_word_embeddings false"
-    return _window_refusal(config, "mlx-lm's llama")
+    return _window_refusal(config, config.sliding_window, "mlx-lm's llama")
+
+
+def _mlx_next_refusal(config: Qwen3NextConfig) -> str | None:
+    if not config.num_experts:
+        return "it has no model type qwen3_5_text, which a hybrid without experts is saved as"
+    step = config.full_attention_interval
+    if any((kind == "full_attention") != ((i + 1) % step == 0) for i, kind in enumerate(config.layer_types)):
+        return f"it reads full_attention_interval {step} and not layer_types, and here they differ"
+    return None
 
 
 def _qwen3_refusal(config: Qwen3Config, whose: str) -> str | None:
     if config.attention_bias:
         return f"{whose} qwen3 has no bias on o_proj; set attention_bias false"
     if "sliding_attention" in config.layer_types:
-        return _window_refusal(config, f"{whose} qwen3")
+        return _window_refusal(config, config.sliding_window, f"{whose} qwen3")
     return None
 
 
-def _window_refusal(config: AnyConfig, whose: str) -> str | None:
+def _window_refusal(config: ModelConfig, window: int | None, whose: str) -> str | None:
     """A window as long as the context never cuts anything; a shorter one would be passed over without a word."""
-    if config.sliding_window is None or config.sliding_window >= config.max_position_embeddings:
+    if window is None or window >= config.max_position_embeddings:
         return None
     return (
-        f"{whose} lets every token see all before it; sliding_window {config.sliding_window} is shorter than "
+        f"{whose} lets every token see all before it; sliding_window {window} is shorter than "
         f"max_position_embeddings {config.max_position_embeddings}"
     )

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tiny_transformer.models.building import build_model, empty_model
     from tiny_transformer.models.checkpoint import load_model, load_weights, save_model
-    from tiny_transformer.models.config_file import load_config
+    from tiny_transformer.models.config_file import end_token_ids, load_config
 
 _HOMES = {
     "build_model": "building",
     "empty_model": "building",
+    "end_token_ids": "config_file",
     "load_config": "config_file",
     "load_model": "checkpoint",
     "load_weights": "checkpoint",
     "save_model": "checkpoint",
 }
 
-__all__ = ["build_model", "empty_model", "load_config", "load_model", "load_weights", "save_model"]
+__all__ = ["build_model", "empty_model", "end_token_ids", "load_config", "load_model", "load_weights", "save_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,9 +6,11 @@ Everything is judged from the files' headers before memory is allocated: names, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +21,8 @@ from tiny_transformer.config.decoder import TOKEN_IDS
 from tiny_transformer.config.model import ModelConfig, Qwen3NextConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.building import empty_model
-from tiny_transformer.models.config_file import load_config, read_json
+from tiny_transformer.models.config_file import MAX_INDEX_BYTES, load_config, read_json
+from tiny_transformer.models.safetensors_header import check_header
 
 if TYPE_CHECKING:
     from tiny_transformer.models.building import AnyModel
@@ -30,6 +33,8 @@ WEIGHTS, INDEX, HEAD, EMBEDDING = (
     "lm_head.weight",
     "model.embed_tokens.weight",
 )
+# A shard is named by a file beside the index and by nothing else: no path, no odd character.
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -50,6 +55,7 @@ def load_model(
     config = load_config(directory)
     with _Weights(directory) as weights:
         config = weights.second_head(config)
+        weights.check_count(config)
         weights.check(empty_model(config, device="meta"))
         model = empty_model(config, dtype=dtype or weights.widest_dtype(), device=device)
         weights.copy_into(model)
@@ -124,6 +130,15 @@ class _Weights:
         there = any(name.startswith("mtp.") for name in self._files)
         return config.model_copy(update={"num_nextn_predict_layers": int(there)})
 
+    def check_count(self, config: ModelConfig) -> None:
+        """Refuse more layers and experts than there can be before they are built, which takes a while for each."""
+        layers, experts = config.num_hidden_layers, 0
+        if isinstance(config, Qwen3NextConfig):
+            experts = config.num_experts * sum(map(config.is_sparse, range(layers)))
+        if layers + experts > len(self._files):
+            asked = f"{layers} layers" + (f" and {experts} experts" if experts else "")
+            raise _bad(self.directory, f"config.json asks for {asked}, but there are {len(self._files)} tensors")
+
     def check(self, model: AnyModel) -> None:
         """Compare the files' headers with what the model needs."""
         expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -170,33 +185,36 @@ def _weight_files(directory: Path) -> Mapping[str, set[str] | None]:
         return {WEIGHTS: None}
     index = directory / INDEX
     if not index.is_file():
+        if pickled := sorted(path.name for path in directory.glob("pytorch_model*.bin")):
+            raise UserError(
+                f"its weights are pickled ({pickled[0]}), and pickles are never read here: they can run any program",
+                where=str(directory),
+                remedy="where you trust it, open it in transformers and save_pretrained it: that writes safetensors",
+                exit_code=ExitCode.BAD_DATA,
+            )
         raise _bad(directory, f"no {WEIGHTS} and no {INDEX}: no checkpoint, or a half-written one")
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _bad(index, "weight_map is not a mapping from tensor names to file names")
     files: dict[str, set[str]] = {}
     for name, file_name in weight_map.items():
-        # A name is a key, never a path: nothing outside the directory is opened.
-        if (
-            not isinstance(file_name, str)
-            or not file_name.endswith(".safetensors")
-            or Path(file_name).name != file_name
-        ):
-            raise _bad(index, f"weight_map names {file_name!r}, which is not a plain .safetensors file name")
+        if not isinstance(file_name, str) or not _SHARD_NAME.fullmatch(file_name):
+            raise _bad(index, f"weight_map names {short(file_name)}, which is not a plain .safetensors file name")
         files.setdefault(file_name, set()).add(name)
     return files
 
 
 def _open(path: Path) -> Any:
     try:
+        check_header(path)
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise _bad(path, f"cannot read {path.name}: {error}") from None
 
 
 def _some(names: set[str]) -> str:
     first = sorted(names)[:3]
-    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(name[:80] for name in first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _bad(where: Path, what: str) -> UserError:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.config.model import ModelConfig
 from tiny_transformer.errors import ExitCode, UserError
 
-MAX_JSON_BYTES = 64 * 2**20  # the index of the largest published checkpoints is below 1 MiB
+MAX_CONFIG_BYTES = 2**20
+MAX_GROUPS = 10_000  # an empty list is two bytes in the file and dozens in memory
+MAX_END_IDS = 100
+MAX_INDEX_BYTES = 16 * 2**20  # the largest published checkpoint's has 9 MB
 
 
 def load_config(directory: Path | str) -> ModelConfig:
@@ -30,16 +35,42 @@ def load_config(directory: Path | str) -> ModelConfig:
     return config_from_hf(read_json(path), str(path))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def end_token_ids(directory: Path | str) -> list[int]:
+    """The ids at which a text ends, as generation_config.json says or else config.json; none where neither does.
+
+    Raises:
+        UserError: a damaged file, or an `eos_token_id` that is neither an id nor a list of ids.
+    """
+    for name in ("generation_config.json", "config.json"):
+        path = Path(directory) / name
+        value = read_json(path).get("eos_token_id") if path.is_file() else None
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if len(ids) > MAX_END_IDS or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
+            raise UserError(
+                f"eos_token_id {short(value)} is neither a token's id nor a list of at most {MAX_END_IDS} ids",
+                where=str(path),
+                remedy="write the ids of the tokens that end a text",
+                exit_code=ExitCode.BAD_DATA,
+            )
+        return ids
+    return []
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """The JSON object in a small file.
 
     Raises:
         UserError: unreadable, oversized, not JSON, a repeated key, or not an object.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        if path.stat().st_size > max_bytes:
+            raise ValueError(f"larger than {max_bytes:,} bytes")
+        raw = path.read_bytes()
+        if raw.count(b"[") + raw.count(b"{") > MAX_GROUPS:
+            raise ValueError(f"more than {MAX_GROUPS:,} lists and objects")
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
@@ -56,5 +87,5 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+        raise ValueError(f"key {short(Counter(names).most_common(1)[0][0])} appears twice")
     return value

@@ -1,0 +1,387 @@
+"""Small hostile files, each by name with the words of the message it must end in.
+
+`python tests/attacks/make_attacks.py DIR` writes them all for a look at; the test writes them into a temporary folder.
+Every attack starts from a good directory (or file) and spoils one thing in it. Nothing here is larger than a few
+hundred kilobytes; what would be huge is only declared.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from good_files import (
+    INDEX,
+    LLAMA2C,
+    SHAPE,
+    WEIGHTS,
+    byte_tokenizer,
+    entries,
+    llama2c_numbers,
+    pieces,
+    safetensors,
+    tensors_of,
+    write_good,
+)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One hostile file.
+
+    Attributes:
+        target: what is opened: `model`, `tokenizer`, `generation`, `llama2c`, `import`, `manifest` or `data`.
+        spoil: gets the good directory and spoils it.
+        words: each must be in the message.
+    """
+
+    target: str
+    spoil: Callable[[Path], object]
+    words: tuple[str, ...]
+
+
+def write(name: str, data: bytes | str) -> Callable[[Path], object]:
+    """Replace one file."""
+    return lambda d: (d / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def change(name: str, **values: Any) -> Callable[[Path], object]:
+    """Change keys of one JSON file, `a__b` for a key inside another; None stays null."""
+
+    def spoil(directory: Path) -> None:
+        content = json.loads((directory / name).read_text())
+        for path, value in values.items():
+            inner = content
+            *parents, last = path.split("__")
+            for key in parents:
+                inner = inner[int(key) if isinstance(inner, list) else key]
+            inner[int(last) if isinstance(inner, list) else last] = value
+        (directory / name).write_text(json.dumps(content))
+
+    return spoil
+
+
+def header(edit: Callable[[dict[str, Any]], object], **size: int) -> Callable[[Path], object]:
+    """Change the header of the weights; the bytes that follow stay as many as the good file's."""
+
+    def spoil(directory: Path) -> None:
+        good = entries(tensors_of(SHAPE))
+        num_bytes = max(entry["data_offsets"][1] for entry in good.values())
+        edit(good)
+        (directory / WEIGHTS).write_bytes(safetensors(good, **{"num_bytes": num_bytes, **size}))
+
+    return spoil
+
+
+def index(weight_map: Any, raw: str | None = None) -> Callable[[Path], object]:
+    """An index in place of the one file."""
+
+    def spoil(directory: Path) -> None:
+        (directory / WEIGHTS).unlink()
+        (directory / INDEX).write_text(raw or json.dumps({"weight_map": weight_map}))
+
+    return spoil
+
+
+def replaced_by(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Something else than a regular file of this name."""
+
+    def spoil(directory: Path) -> None:
+        (directory / name).unlink()
+        make(directory / name)
+
+    return spoil
+
+
+def shard_that_is_a_pipe(directory: Path) -> None:
+    index({"model.norm.weight": "a.safetensors"})(directory)
+    os.mkfifo(directory / "a.safetensors")
+
+
+def model_bin(header: tuple[int, ...], rest: bytes = b"") -> Callable[[Path], object]:
+    return write("model.bin", struct.pack("<7i", *header) + rest)
+
+
+def packed_model(directory: Path) -> None:
+    """Three hundred megabytes of zeros in fifty kilobytes, as its header says."""
+    shape = (1024, 4096, 4, 2, 2, 8192, 8)
+    packer = lzma.LZMACompressor(preset=0)
+    with (directory / "model.bin.xz").open("wb") as file:
+        file.write(packer.compress(struct.pack("<7i", *shape)))
+        for _ in range(16):
+            file.write(packer.compress(bytes(2**20)))
+        file.write(packer.flush())
+
+
+NESTED = '{"a":' * 100_000
+NORM = "model.norm.weight"
+ATTACKS = {
+    # config.json
+    "config-empty": Attack("model", write("config.json", ""), ("cannot read config.json",)),
+    "config-half": Attack("model", write("config.json", '{"model_type": "qwen3", '), ("cannot read config.json",)),
+    "config-list": Attack("model", write("config.json", "[1, 2]"), ("not a JSON object",)),
+    "config-nested": Attack("model", write("config.json", NESTED), ("lists and objects",)),
+    "config-nested-less": Attack("model", write("config.json", '{"a":' * 9_000), ("cannot read config.json",)),
+    "config-million-lists": Attack("model", write("config.json", f'{{"a": [{"[]," * 200_000}[]]}}'), ("lists and",)),
+    "config-too-large": Attack("model", write("config.json", b" " * (2**20 + 1)), ("1,048,576 bytes",)),
+    "config-key-twice": Attack(
+        "model", write("config.json", '{"model_type": "qwen3", "model_type": "llama"}'), ("'model_type' appears twice",)
+    ),
+    "config-latin1": Attack("model", write("config.json", b'{"model_type": "\xe9"}'), ("cannot read config.json",)),
+    "config-remote-code": Attack(
+        "model", change("config.json", auto_map={"AutoModel": "evil.Model"}), ("auto_map is not supported",)
+    ),
+    "config-quantized": Attack("model", change("config.json", quantization_config={}), ("quantization_config",)),
+    "config-unknown-type": Attack("model", change("config.json", model_type="../../etc/passwd"), ("not supported",)),
+    "config-type-is-a-list": Attack("model", change("config.json", model_type=["qwen3"]), ("not supported",)),
+    "config-type-null": Attack("model", change("config.json", model_type=None), ("not supported",)),
+    "config-negative-layers": Attack("model", change("config.json", num_hidden_layers=-1), ("num_hidden_layers -1",)),
+    "config-billion-layers": Attack("model", change("config.json", num_hidden_layers=10**9), ("num_hidden_layers",)),
+    "config-thousand-layers": Attack(
+        "model", change("config.json", num_hidden_layers=1024), ("1024 layers", "24 tensors")
+    ),
+    "config-petabyte-embedding": Attack(
+        "model", change("config.json", vocab_size=2**24, hidden_size=2**17), ("model.embed_tokens.weight",)
+    ),
+    "config-zero-heads": Attack("model", change("config.json", num_attention_heads=0), ("num_attention_heads 0",)),
+    "config-heads-do-not-divide": Attack(
+        "model", change("config.json", num_attention_heads=3, num_key_value_heads=2), ("num_key_value_heads 2",)
+    ),
+    "config-infinite-theta": Attack(
+        "model", write("config.json", json.dumps(SHAPE).replace("10000.0", "1e999")), ("rope_theta",)
+    ),
+    "config-nan-epsilon": Attack("model", change("config.json", rms_norm_eps=float("nan")), ("rms_norm_eps",)),
+    "config-huge-integer": Attack("model", change("config.json", hidden_size=10**4000), ("hidden_size",)),
+    "config-digits-without-end": Attack(
+        "model", write("config.json", f'{{"hidden_size": {"9" * 5000}}}'), ("cannot read config.json",)
+    ),
+    "config-rope-scaling": Attack(
+        "model", change("config.json", rope_scaling={"type": "yarn", "factor": 4}), ("rope_type 'yarn'",)
+    ),
+    "config-two-thetas": Attack(
+        "model", change("config.json", rope_parameters={"rope_theta": 5.0}), ("rope_theta", "disagree")
+    ),
+    "config-rope-is-text": Attack("model", change("config.json", rope_parameters="default"), ("not a mapping",)),
+    "config-layer-types-without-end": Attack(
+        "model", change("config.json", layer_types=[1] * 200_000), ("layer_types has 200,000 entries",)
+    ),
+    "config-is-a-directory": Attack("model", replaced_by("config.json", Path.mkdir), ("no config.json",)),
+    "config-is-a-pipe": Attack("model", replaced_by("config.json", os.mkfifo), ("no config.json",)),
+    # safetensors
+    "weights-empty": Attack("model", write(WEIGHTS, b""), ("0 bytes, too few",)),
+    "weights-seven-bytes": Attack("model", write(WEIGHTS, b"\0" * 7), ("7 bytes, too few",)),
+    "weights-header-beyond-the-file": Attack("model", write(WEIGHTS, safetensors({}, length=2**40)), ("too few",)),
+    "weights-header-length-all-ones": Attack("model", write(WEIGHTS, b"\xff" * 64), ("too few",)),
+    "weights-header-too-long": Attack(
+        "model", lambda d: os.truncate(d / WEIGHTS, 0) or sparse(d / WEIGHTS), ("at most 16,777,216",)
+    ),
+    "weights-header-not-json": Attack("model", write(WEIGHTS, safetensors(b"\x80\x04pickle", 0)), ("not UTF-8",)),
+    "weights-header-not-an-object": Attack("model", write(WEIGHTS, safetensors(b"[]", 0)), ("not a JSON object",)),
+    "weights-header-half": Attack("model", write(WEIGHTS, safetensors(b'{"a":', 0)), ("not JSON",)),
+    "weights-header-nested": Attack("model", write(WEIGHTS, safetensors(b"[" * 100_000, 0)), ("nested too deeply",)),
+    "weights-header-of-lists": Attack(
+        "model", write(WEIGHTS, safetensors(b'{"a":[' + b"[]," * 300_000 + b"[]]}", 0)), ("more than 100,000",)
+    ),
+    "weights-tensor-twice": Attack(
+        "model", write(WEIGHTS, safetensors(b'{"a":{"dtype":"F32"},"a":{"dtype":"F32"}}', 0)), ("key twice",)
+    ),
+    "weights-unknown-dtype": Attack("model", header(lambda h: h[NORM].update(dtype="F31")), ("dtype: 'F31'",)),
+    "weights-dtype-is-a-list": Attack("model", header(lambda h: h[NORM].update(dtype=["F32"])), ("unknown dtype",)),
+    "weights-negative-shape": Attack("model", header(lambda h: h[NORM].update(shape=[-16])), ("impossible shape",)),
+    "weights-shape-overflows": Attack(
+        "model", header(lambda h: h[NORM].update(shape=[2**61, 2**61, 16])), ("its shape and dtype ask for",)
+    ),
+    "weights-nine-dimensions": Attack("model", header(lambda h: h[NORM].update(shape=[1] * 9)), ("impossible shape",)),
+    "weights-shape-of-booleans": Attack("model", header(lambda h: h[NORM].update(shape=[True])), ("impossible shape",)),
+    "weights-offsets-backwards": Attack(
+        "model", header(lambda h: h[NORM].update(data_offsets=[64, 0])), ("takes -64 bytes",)
+    ),
+    "weights-offsets-overlap": Attack(
+        "model", header(lambda h: h[NORM].update(data_offsets=[0, 64])), ("do not begin where",)
+    ),
+    "weights-offset-beyond": Attack(
+        "model", header(lambda h: h[NORM].update(data_offsets=[2**40, 2**40 + 64])), ("do not begin where",)
+    ),
+    "weights-three-offsets": Attack("model", header(lambda h: h[NORM].update(data_offsets=[0, 1, 2])), ("positions",)),
+    "weights-one-byte-short": Attack("model", header(lambda h: None, num_bytes=1), ("follow the header",)),
+    "weights-surplus-bytes": Attack("model", header(lambda h: None, num_bytes=10**5), ("follow the header",)),
+    "weights-extra-key": Attack("model", header(lambda h: h[NORM].update(code="x")), ("not exactly dtype",)),
+    "weights-metadata-is-a-list": Attack("model", header(lambda h: h.update(__metadata__=[1])), ("__metadata__",)),
+    "weights-integers": Attack("model", header(lambda h: h[NORM].update(dtype="I32")), ("dtype I32",)),
+    "weights-other-shape": Attack("model", header(lambda h: h[NORM].update(shape=[4, 4])), ("[4, 4]", "[16]")),
+    "weights-missing-tensor": Attack(
+        "model",
+        lambda d: write(WEIGHTS, safetensors(entries({k: s for k, s in tensors_of(SHAPE).items() if k != NORM})))(d),
+        ("missing tensors: model.norm.weight",),
+    ),
+    "weights-name-without-end": Attack(
+        "model",
+        lambda d: write(WEIGHTS, safetensors(entries({**tensors_of(SHAPE), "x" * 100_000: (1,)})))(d),
+        ("does not have: xxx",),
+    ),
+    "weights-are-a-pipe": Attack("model", replaced_by(WEIGHTS, os.mkfifo), ("no model.safetensors",)),
+    "weights-link-to-a-device": Attack(
+        "model", replaced_by(WEIGHTS, lambda p: p.symlink_to("/dev/zero")), ("no model.safetensors",)
+    ),
+    "weights-link-to-passwd": Attack(
+        "model", replaced_by(WEIGHTS, lambda p: p.symlink_to("/etc/passwd")), ("cannot read model.safetensors",)
+    ),
+    "weights-pickled": Attack(
+        "model", lambda d: (d / WEIGHTS).rename(d / "pytorch_model.bin"), ("pickled", "never read")
+    ),
+    # the index of sharded weights
+    "index-climbs-out": Attack("model", index({NORM: "../secret.safetensors"}), ("not a plain",)),
+    "index-absolute": Attack("model", index({NORM: "/etc/x.safetensors"}), ("not a plain",)),
+    "index-folder": Attack("model", index({NORM: "a/b.safetensors"}), ("not a plain",)),
+    "index-backslash": Attack("model", index({NORM: "..\\b.safetensors"}), ("not a plain",)),
+    "index-zero-byte": Attack("model", index({NORM: "a\0b.safetensors"}), ("not a plain",)),
+    "index-name-without-end": Attack("model", index({NORM: "a" * 10_000 + ".safetensors"}), ("not a plain",)),
+    "index-hidden": Attack("model", index({NORM: ".safetensors"}), ("not a plain",)),
+    "index-look-alike-dots": Attack("model", index({NORM: "‥／x.safetensors"}), ("not a plain",)),
+    "index-pickle": Attack("model", index({NORM: "pytorch_model.bin"}), ("not a plain",)),
+    "index-number": Attack("model", index({NORM: 5}), ("not a plain",)),
+    "index-itself": Attack("model", index({NORM: INDEX}), ("not a plain",)),
+    "index-empty-map": Attack("model", index({}), ("weight_map",)),
+    "index-list": Attack("model", index([NORM]), ("weight_map",)),
+    "index-no-map": Attack("model", index(None, raw='{"metadata": {}}'), ("weight_map",)),
+    "index-not-json": Attack("model", index(None, raw="weight_map"), ("cannot read model.safetensors.index.json",)),
+    "index-missing-shard": Attack("model", index({NORM: "a.safetensors"}), ("no such file",)),
+    "index-shard-is-a-pipe": Attack("model", shard_that_is_a_pipe, ("not a regular file",)),
+    # the ids that end a text
+    "eos-text": Attack("generation", change("generation_config.json", eos_token_id="2"), ("eos_token_id '2'",)),
+    "eos-negative": Attack("generation", change("generation_config.json", eos_token_id=[-1]), ("eos_token_id [-1]",)),
+    "eos-true": Attack("generation", change("generation_config.json", eos_token_id=True), ("eos_token_id True",)),
+    "eos-many": Attack("generation", change("generation_config.json", eos_token_id=[1] * 5000), ("at most 100",)),
+    "eos-nested": Attack("generation", change("generation_config.json", eos_token_id=[[1]]), ("eos_token_id [[1]]",)),
+    "generation-not-json": Attack("generation", write("generation_config.json", "{"), ("generation_config.json",)),
+    # tokenizer.json
+    "tokenizer-empty": Attack("tokenizer", write("tokenizer.json", ""), ("not JSON",)),
+    "tokenizer-list": Attack("tokenizer", write("tokenizer.json", "[]"), ("not a JSON object",)),
+    "tokenizer-nested": Attack("tokenizer", write("tokenizer.json", NESTED), ("not JSON",)),
+    "tokenizer-latin1": Attack("tokenizer", write("tokenizer.json", b"\xe9"), ("invalid UTF-8",)),
+    "tokenizer-no-model": Attack("tokenizer", write("tokenizer.json", "{}"), ("no model with a vocabulary",)),
+    "tokenizer-id-far-beyond": Attack("tokenizer", change("tokenizer.json", model__vocab__he=2**31), ("ids run",)),
+    "tokenizer-negative-id": Attack("tokenizer", change("tokenizer.json", model__vocab__he=-1), ("ids run",)),
+    "tokenizer-id-twice": Attack("tokenizer", change("tokenizer.json", model__vocab__he=5), ("share an id",)),
+    "tokenizer-id-is-text": Attack("tokenizer", change("tokenizer.json", model__vocab__he="5"), ("whole number",)),
+    "tokenizer-unknown-model": Attack(
+        "tokenizer", change("tokenizer.json", model__type="Oracle"), ("cannot be built",)
+    ),
+    "tokenizer-merge-of-nothing": Attack(
+        "tokenizer", change("tokenizer.json", model__merges=[["q?", "z!"]]), ("cannot be built",)
+    ),
+    "tokenizer-merge-is-no-pair": Attack(
+        "tokenizer", change("tokenizer.json", model__merges=[["h"]]), ("cannot be built",)
+    ),
+    "tokenizer-endless-expression": Attack(
+        "tokenizer",
+        change(
+            "tokenizer.json", pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed"}
+        ),
+        ("do not know to be safe",),
+    ),
+    "tokenizer-endless-normalizer": Attack(
+        "tokenizer",
+        change("tokenizer.json", normalizer={"type": "Replace", "pattern": {"Regex": "(a|aa)+b"}, "content": ""}),
+        ("do not know to be safe",),
+    ),
+    "tokenizer-half-a-surrogate": Attack(
+        "tokenizer", write("tokenizer.json", json.dumps(byte_tokenizer()).replace('"he"', '"\\ud800"')), ("",)
+    ),
+    "tokenizer-no-end": Attack(
+        "tokenizer",
+        lambda d: (
+            write("tokenizer_config.json", "{}")(d),
+            write("tokenizer.json", json.dumps(byte_tokenizer()).replace("<|endoftext|>", "<|other|>"))(d),
+        ),
+        ("no token that ends",),
+    ),
+    "tokenizer-eos-is-a-list": Attack(
+        "tokenizer",
+        lambda d: (
+            write("tokenizer_config.json", '{"eos_token": [1]}')(d),
+            write("tokenizer.json", json.dumps(byte_tokenizer()).replace("<|endoftext|>", "<|other|>"))(d),
+        ),
+        ("no token that ends",),
+    ),
+    "tokenizer-added-without-id": Attack(
+        "tokenizer", change("tokenizer.json", added_tokens=[{"content": "x"}]), ("added_tokens",)
+    ),
+    "tokenizer-added-far-beyond": Attack(
+        "tokenizer", change("tokenizer.json", added_tokens__0__id=2**40), ("ids run",)
+    ),
+    "tokenizer-is-a-pipe": Attack("tokenizer", replaced_by("tokenizer.json", os.mkfifo), ("no tokenizer in",)),
+    # llama2.c
+    "llama2c-empty": Attack("llama2c", write("model.bin", b""), ("0 bytes are too few",)),
+    "llama2c-half-a-header": Attack("llama2c", write("model.bin", b"\1" * 27), ("27 bytes are too few",)),
+    "llama2c-header-alone": Attack("llama2c", model_bin(LLAMA2C), ("but its header describes",)),
+    "llama2c-negative-width": Attack("llama2c", model_bin((-16, *LLAMA2C[1:])), ("impossible header",)),
+    "llama2c-zero-heads": Attack("llama2c", model_bin((16, 24, 2, 0, 1, 263, 8)), ("impossible header",)),
+    "llama2c-all-ones": Attack("llama2c", write("model.bin", b"\xff" * 28), ("impossible header",)),
+    "llama2c-largest-numbers": Attack("llama2c", model_bin((2**31 - 1,) * 7), ("impossible header",)),
+    "llama2c-petabytes": Attack("llama2c", model_bin((2**17, 2**20, 1024, 16, 2, 2**24, 2**24)), ("describes",)),
+    "llama2c-packed-zeros": Attack("llama2c", packed_model, ("packed bytes are too few",)),
+    "llama2c-other-vocabulary": Attack(
+        "llama2c",
+        model_bin((16, 24, 2, 2, 1, 264, 8), bytes(4 * llama2c_numbers((16, 24, 2, 2, 1, 264, 8)))),
+        ("263 tokens", "264"),
+    ),
+    "llama2c-tokenizer-empty": Attack("llama2c", write("tok.bin", b""), ("not a llama2.c tokenizer",)),
+    "llama2c-piece-beyond": Attack(
+        "llama2c", write("tok.bin", struct.pack("<ifi", 6, 0.0, 2**31 - 1)), ("longer than the file",)
+    ),
+    "llama2c-piece-negative": Attack(
+        "llama2c", write("tok.bin", struct.pack("<ifi", 6, 0.0, -5) + b"abcdefgh"), ("longer than the file",)
+    ),
+    "llama2c-piece-without-end": Attack(
+        "llama2c",
+        write("tok.bin", struct.pack("<i", 6) + b"".join(pieces()) + struct.pack("<fi", 0.0, 10**6) + b"ab" * 500_000),
+        ("1,000,000 bytes",),
+    ),
+    "llama2c-piece-not-utf8": Attack(
+        "llama2c", write("tok.bin", struct.pack("<ifi", 6, 0.0, 2) + b"\xff\xfe"), ("not a llama2.c tokenizer",)
+    ),
+    # what is handed to `import`
+    "import-gguf": Attack("import", write("model.bin", b"GGUF\3\0\0\0" + b"\xff" * 16), ("a GGUF file",)),
+    "import-gguf-cut": Attack("import", write("model.bin", b"GGUF"), ("a GGUF file",)),
+    "import-ggml": Attack("import", write("model.bin", b"ggjt" + b"\0" * 60), ("a GGML file",)),
+    "import-zip-pickle": Attack("import", write("model.bin", b"PK\3\4" + b"\0" * 60), ("pickled", "never read")),
+    "import-bare-pickle": Attack("import", write("model.bin", b"\x80\4cos\nsystem\n"), ("pickled", "never read")),
+    "import-llama2c-version-1": Attack("import", write("model.bin", b"ak42" + b"\0" * 60), ("version 1 or 2",)),
+    "import-hdf5": Attack("import", write("model.bin", b"\x89HDF\r\n\x1a\n"), ("HDF5",)),
+    "import-pipe": Attack("import", replaced_by("model.bin", os.mkfifo), ("not a regular file",)),
+    # what we wrote ourselves
+    "manifest-empty": Attack("manifest", write("manifest.json", ""), ("manifest.json",)),
+    "manifest-not-ours": Attack("manifest", write("manifest.json", '{"files": {"../x": 1}}'), ("manifest.json",)),
+    "manifest-nested": Attack("manifest", write("manifest.json", NESTED), ("manifest.json",)),
+    "meta-empty": Attack("data", write("meta.json", ""), ("not JSON",)),
+    "meta-nested": Attack("data", write("meta.json", NESTED), ("not JSON",)),
+    "meta-other-hash": Attack("data", write("meta.json", '{"format_version": 1, "meta_sha256": "0"}'), ("own hash",)),
+}
+
+
+def sparse(path: Path) -> None:
+    """A header that claims 32 MiB, in a file that is as large but takes no room on the disk."""
+    with path.open("wb") as file:
+        file.write((2**25).to_bytes(8, "little"))
+        file.truncate(2**25 + 8)
+
+
+def write_attack(name: str, directory: Path) -> Attack:
+    """Write a good directory and spoil it."""
+    write_good(directory)
+    ATTACKS[name].spoil(directory)
+    return ATTACKS[name]
+
+
+if __name__ == "__main__":
+    for attack_name in ATTACKS:
+        write_attack(attack_name, Path(sys.argv[1]) / attack_name)
+    print(f"{len(ATTACKS)} attacks in {sys.argv[1]}")

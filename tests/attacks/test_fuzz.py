@@ -1,0 +1,196 @@
+"""Ten thousand spoilt files of every kind we read: each is opened or refused with a `UserError`, quickly."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import resource
+import shutil
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from good_files import LLAMA2C, SHAPE, WEIGHTS, entries, pieces, safetensors, tensors_of, write_good
+
+from tiny_transformer.data.meta import read_meta
+from tiny_transformer.errors import UserError
+from tiny_transformer.interop.foreign import kind_of
+from tiny_transformer.interop.llama2c import import_llama2c
+from tiny_transformer.models import end_token_ids, load_model
+from tiny_transformer.storage import verify
+from tiny_transformer.tokenizers import load_tokenizer
+
+EACH = 1000
+ODD_BYTES = [
+    b"",
+    b"\0",
+    b"\xff" * 8,
+    b'"',
+    b"null",
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"[",
+    b"{",
+    b"true",
+    b"\x80",
+    b"\xed\xa0\x80",
+]
+ODD_VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    2**31,
+    2**63,
+    10**30,
+    1e308,
+    float("nan"),
+    "",
+    "x",
+    "../x",
+    "\0",
+    "\ud800",
+    [],
+    {},
+    [[]],
+]
+
+
+def spoilt_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Cut, change, repeat or remove bytes at random places."""
+    damaged = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 8])):
+        start = rng.randrange(len(damaged) + 1)
+        stop = min(len(damaged), start + rng.choice([0, 1, 1, 4, 30]))
+        kind = rng.random()
+        if kind < 0.15:
+            del damaged[start:]
+        elif kind < 0.3:
+            damaged[start:stop] = damaged[start:stop] * rng.choice([2, 50])
+        else:
+            damaged[start:stop] = rng.choice(
+                [*ODD_BYTES, rng.randbytes(4), struct.pack("<q", rng.choice([-1, 2**40, 0]))]
+            )
+    return bytes(damaged)
+
+
+def spoilt_json(value: Any, rng: random.Random) -> bytes:
+    """Replace, remove or swap values anywhere inside."""
+    value = json.loads(json.dumps(value))
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        inner: Any = value
+        while isinstance(inner, dict | list) and inner:
+            key = rng.choice(list(inner)) if isinstance(inner, dict) else rng.randrange(len(inner))
+            if not isinstance(inner[key], dict | list) or not inner[key] or rng.random() < 0.3:
+                if rng.random() < 0.2:
+                    del inner[key]
+                else:
+                    inner[key] = copy.deepcopy(rng.choice(ODD_VALUES))
+                break
+            inner = inner[key]
+    return json.dumps(value).encode()
+
+
+def spoilt(data: bytes, rng: random.Random) -> bytes:
+    """Half of the time as bytes, half as JSON, where it is JSON."""
+    if data[:1] == b"{" and rng.random() < 0.6:
+        return spoilt_json(json.loads(data), rng)
+    return spoilt_bytes(data, rng)
+
+
+def weights(rng: random.Random) -> bytes:
+    """The header spoilt, and mostly with a length that fits it again: most spoilt lengths end at the first check."""
+    good = entries(tensors_of(SHAPE))
+    raw = spoilt(json.dumps(good).encode(), rng)
+    end = max(entry["data_offsets"][1] for entry in good.values())
+    return safetensors(raw, end, length=len(raw) if rng.random() < 0.9 else rng.choice([0, 7, 2**30, 2**63, 2**64 - 1]))
+
+
+def index(directory: Path, rng: random.Random) -> None:
+    if (directory / WEIGHTS).exists():
+        (directory / WEIGHTS).rename(directory / "a.safetensors")
+    good = {"weight_map": dict.fromkeys(tensors_of(SHAPE), "a.safetensors")}
+    (directory / f"{WEIGHTS}.index.json").write_bytes(spoilt(json.dumps(good).encode(), rng))
+
+
+def file(name: str) -> Callable[[Path, random.Random], object]:
+    """Spoil one file, each time anew from the good one."""
+
+    def spoil(directory: Path, rng: random.Random) -> None:
+        (directory / name).write_bytes(spoilt((directory.parent / "good" / name).read_bytes(), rng))
+
+    return spoil
+
+
+def llama2c_header(directory: Path, rng: random.Random) -> None:
+    numbers = [rng.choice([n, n, n, -n, 0, n + 1, 2**31 - 1, rng.randrange(2**31)]) for n in LLAMA2C]
+    good = (directory.parent / "good" / "model.bin").read_bytes()
+    (directory / "model.bin").write_bytes(struct.pack("<7i", *numbers) + good[28 : rng.choice([28, 1000, len(good)])])
+
+
+def llama2c_tokenizer(directory: Path, rng: random.Random) -> None:
+    (directory / "tok.bin").write_bytes(spoilt_bytes(struct.pack("<i", 6) + b"".join(pieces()), rng))
+
+
+def open_llama2c(directory: Path) -> None:
+    shutil.rmtree(directory / "out", ignore_errors=True)
+    import_llama2c(directory / "model.bin", directory / "tok.bin", directory / "out")
+
+
+def first_bytes(directory: Path, rng: random.Random) -> None:
+    heads = [b"GGUF", b"PK\3\4", b"\x80\4", b"ak42", b"\x89HDF", b""]
+    name = rng.choice(["model.bin", "a.pt", "a.gguf", "a.safetensors", "a", "a.bin.xz"])
+    (directory / name).write_bytes(spoilt_bytes(rng.choice(heads) + rng.randbytes(20), rng))
+    (directory / "name").write_text(name)
+
+
+TARGETS: dict[str, tuple[Callable[[Path, random.Random], object], Callable[[Path], object]]] = {
+    "config.json": (file("config.json"), load_model),
+    "safetensors": (lambda d, rng: (d / WEIGHTS).write_bytes(weights(rng)), load_model),
+    "index": (index, load_model),
+    "generation_config.json": (file("generation_config.json"), end_token_ids),
+    "tokenizer.json": (file("tokenizer.json"), lambda d: load_tokenizer(d).encode("the cat ✓ he")),
+    "tokenizer_config.json": (file("tokenizer_config.json"), load_tokenizer),
+    "llama2c model": (llama2c_header, open_llama2c),
+    "llama2c tokenizer": (llama2c_tokenizer, open_llama2c),
+    "import": (first_bytes, lambda d: kind_of(d / (d / "name").read_text())),
+    "manifest.json, meta.json": (
+        lambda d, rng: (
+            file("config.json")(d, rng)
+            or shutil.copy(d / "config.json", d / rng.choice(["manifest.json", "meta.json"]))
+        ),
+        lambda d: read_meta(d) if (d / "meta.json").exists() else verify(d),
+    ),
+}
+# An id that is a list or an object escapes `tokenizers.load.check_content` as a TypeError; to be mended there.
+AWAITED = {"tokenizer.json": pytest.mark.xfail(reason="an unhashable id in the vocabulary is not refused yet")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [pytest.param(name, marks=AWAITED.get(name, ())) for name in TARGETS])
+def test_a_thousand_spoilt_files_are_opened_or_refused(target, tmp_path):
+    spoil, opened = TARGETS[target]
+    write_good(tmp_path / "good")
+    write_good(tmp_path / "it")
+    opened_ids, refused, slowest = 0, 0, 0.0
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for seed in range(EACH):
+        spoil(tmp_path / "it", random.Random(f"{target} {seed}"))
+        started = time.process_time()
+        try:
+            opened(tmp_path / "it")
+            opened_ids += 1
+        except UserError as error:
+            assert len(error.lines()) <= 3, f"seed {seed}"
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"{target}, seed {seed}: {type(error).__name__} escaped") from error
+        slowest = max(slowest, time.process_time() - started)
+    assert refused > EACH // 4, (opened_ids, refused)
+    assert slowest < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 128 * 1024  # KiB

@@ -1,0 +1,195 @@
+"""What other programs wrote comes in whole or is refused: model directories, token files, and nothing pickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tiny_transformer.cli import run
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.errors import UserError
+from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.generation.text import complete
+from tiny_transformer.interop.hf import import_hf
+from tiny_transformer.interop.token_bins import import_token_bins
+from tiny_transformer.models import build_model, end_token_ids, load_model, save_model
+from tiny_transformer.storage import verify
+from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
+
+SHAPE = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE),
+    "mistral": LlamaConfig(**SHAPE, sliding_window=7, tie_word_embeddings=False),
+    "stablelm": LlamaConfig(**SHAPE, norm_type="layernorm"),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=16),
+}
+# What config.json of released models holds, size aside: each must be read as it is.
+RELEASED = {
+    "LlamaConfig": {"rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": [2, 3], "tie_word_embeddings": True},
+    "MistralConfig": {"rms_norm_eps": 1e-5, "sliding_window": None, "head_dim": 8},
+    "Qwen3Config": {"head_dim": 16, "max_window_layers": 2, "sliding_window": None, "eos_token_id": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def transformers():
+    module = pytest.importorskip("transformers")
+    module.utils.logging.disable_progress_bar()
+    return module
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_import_of_our_own_export_is_the_same_to_the_byte(name, dtype, tmp_path):
+    (tmp_path / "ours").mkdir()
+    save_model(build_model(CONFIGS[name], seed=1, dtype=dtype), tmp_path / "ours", eos_token_id=256, bos_token_id=7)
+    make_tokenizer("byte").save(tmp_path / "ours")
+    import_hf(tmp_path / "ours", tmp_path / "again")
+    names = {path.name for path in (tmp_path / "ours").iterdir()}
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {*names, "manifest.json"}
+    for file in names:
+        assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
+    verify(tmp_path / "again")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_sharded_directory_of_theirs_comes_in_with_the_same_tensors(transformers, name, dtype, tmp_path):
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**SHAPE, **RELEASED[name], dtype=dtype)
+    theirs = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="15KB")
+    make_tokenizer("byte").save(tmp_path / "theirs")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
+    import_hf(tmp_path / "theirs", tmp_path / "ours")
+    expected = {
+        n: t for n, t in theirs.state_dict().items() if not (n == "lm_head.weight" and config.tie_word_embeddings)
+    }
+    found = load_file(tmp_path / "ours" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[n], t) and t.dtype == dtype for n, t in expected.items())
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        logits = load_model(tmp_path / "ours", dtype=torch.float32)(ids)
+        torch.testing.assert_close(logits, theirs.float()(ids).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("auto_map", {"AutoModelForCausalLM": "modeling.Mine"}, "auto_map"),
+        ("quantization_config", {"bits": 4}, "quantization_config"),
+        ("num_experts", 4, "num_experts"),
+        ("mlp_bias", True, "mlp_bias"),
+        ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "rope_type 'llama3'"),
+        ("model_type", "gpt2", "'gpt2'"),
+        ("some_new_key", 1, "some_new_key"),
+    ],
+)
+def test_what_is_not_computed_here_is_refused_with_the_reason(key, value, words, tmp_path):
+    (tmp_path / "m").mkdir()
+    save_model(build_model(CONFIGS["qwen3"], seed=0), tmp_path / "m")
+    make_tokenizer("byte").save(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UserError, match=words):
+        import_hf(tmp_path / "m", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_id_that_ends_a_text_is_kept_and_ends_it(tmp_path):
+    (tmp_path / "m").mkdir()
+    model = build_model(CONFIGS["qwen3"], seed=0)
+    save_model(model, tmp_path / "m")
+    make_tokenizer("byte").save(tmp_path / "m")
+    assert end_token_ids(tmp_path / "m") == []
+    tokenizer = load_tokenizer(tmp_path / "m")
+    settings = SamplingConfig(temperature=0, max_new_tokens=12)
+    text = complete(model, tokenizer, ["ab"], settings)[0]
+    # Each byte of the model's own text, named as an end, must end the text where it first stands.
+    ids = tokenizer.encode(text)
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, ids[3]]}))
+    ends = end_token_ids(tmp_path / "m")
+    assert ends == [256, ids[3]]
+    shorter = complete(model, tokenizer, ["ab"], settings, ends)[0]
+    assert tokenizer.encode(shorter) == ids[: ids.index(ids[3])]
+    import_hf(tmp_path / "m", tmp_path / "out")
+    assert end_token_ids(tmp_path / "out") == [256, ids[3]]
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "generation_config.json").unlink()
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "eos_token_id": 9}))
+    assert end_token_ids(tmp_path / "m") == [9]
+
+
+def write_bins(directory: Path, train: list[int], val: list[int], dtype: str = "<u2") -> Path:
+    directory.mkdir()
+    np.array(train, dtype).tofile(directory / "train.bin")
+    np.array(val, dtype).tofile(directory / "val.bin")
+    return directory
+
+
+def test_token_files_become_prepared_data(tmp_path):
+    train = [*b"hello there", 256, *"Zoë".encode(), 256, *b"no end"]
+    source = write_bins(tmp_path / "bins", train, [*b"other words", 256])
+    (source / "meta.pkl").write_bytes(b"\x80\4not read")
+    meta = import_token_bins(source, tmp_path / "data", tokenizer="byte", seq_len=4)
+    assert (meta.train.num_tokens, meta.train.num_documents, meta.train.longest_document) == (len(train), 3, 12)
+    assert (meta.train.num_bytes, meta.val.num_bytes) == (11 + 4 + 6, 11)
+    assert meta.num_used_ids == len({*train, *b"other words"})
+    dataset = open_dataset(tmp_path / "data")
+    assert dataset.train[: len(train)].tolist() == train
+    assert dataset.train.documents().tolist() == [0, 12, 17]
+    assert (tmp_path / "data" / "train.bin").read_bytes() == (source / "train.bin").read_bytes()
+    assert not (tmp_path / "data" / "meta.pkl").exists()
+
+
+def test_wide_token_files_and_their_faults(tmp_path):
+    source = write_bins(tmp_path / "wide", [*b"abcdef", 256], [*b"abcdef", 256], "<u4")
+    import_token_bins(source, tmp_path / "data", tokenizer="byte", dtype="uint32", seq_len=4)
+    assert (tmp_path / "data" / "train.bin").stat().st_size == 14  # 257 ids fit into two bytes
+    bad = write_bins(tmp_path / "bad", [*b"abcdef", 9999], [*b"abcdef", 256])
+    for options, words in (({"seq_len": 4}, "id 9999"), ({"seq_len": 90}, "7 tokens"), ({"dtype": "int8"}, "int8")):
+        with pytest.raises(UserError, match=words):
+            import_token_bins(bad, tmp_path / "out", tokenizer="byte", **options)
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_verb_finds_out_what_it_is(tmp_path, capsys, shared_data):
+    stories = shared_data / "models" / "stories260K"
+    source = [str(stories / "stories260K.bin.xz"), "--tokenizer", str(stories / "tok512.bin.xz")]
+    assert run(["import", *source, "--out_dir", str(tmp_path / "stories")]) == 0
+    assert "next: tiny-transformer generate" in capsys.readouterr().out
+    assert run(["import", str(tmp_path / "stories"), "--out_dir", str(tmp_path / "again")]) == 0
+    for path in (tmp_path / "stories").iterdir():
+        assert path.name == "manifest.json" or path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    bins = write_bins(tmp_path / "bins", [97] * 600, [98] * 600)
+    assert run(["import", str(bins), "--out_dir", str(tmp_path / "data")]) == 2
+    assert "name it: --tokenizer gpt2" in capsys.readouterr().err
+    assert run(["import", str(bins), "--tokenizer", "byte", "--out_dir", str(tmp_path / "data")]) == 0
+    assert "--data_dir" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.pth", "weights.ckpt", "meta.pkl", "pytorch_model.bin"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_pickles_are_refused_and_the_way_out_is_told(name, inside, tmp_path, capsys):
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / name).write_bytes(b"\x80\4cos\nsystem\n(S'touch pwned'\ntR.")
+    source = tmp_path / "dir" if inside else tmp_path / "dir" / name
+    assert run(["import", str(source), "--out_dir", str(tmp_path / "out")]) == 65
+    message = capsys.readouterr().err
+    assert "never read" in message and "save_pretrained" in message and len(message.splitlines()) == 3
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,79 @@
+"""What a file or directory from elsewhere is, told by looking at it: never by opening it with a library that runs code.
+
+Pickles (`.pt`, `.pth`, `.ckpt`, `.pkl`, `pytorch_model.bin`) are programs: loading one does whatever its author wrote.
+They are never read here; the message says how to convert one outside, where it is trusted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tiny_transformer.errors import ExitCode, UserError
+
+Kind = Literal["hf", "token_bins", "llama2c"]
+
+_PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npz")
+# The first bytes: a zip archive (torch.save since 1.6), a pickle of protocol 2 and later.
+_PICKLED_MAGIC = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
+_OTHERS = {
+    b"GGUF": ("a GGUF file", "take the Hugging Face directory it was made from"),
+    b"ggjt": ("a GGML file, older than GGUF", "take the Hugging Face directory it was made from"),
+    b"ak42": ("a llama2.c file of version 1 or 2", "export version 0 with llama2.c's export.py"),
+    b"\x89HDF": ("an HDF5 file (Keras)", "save it as a Hugging Face directory with safetensors"),
+}
+
+
+def kind_of(source: Path) -> Kind:
+    """`hf`: a Hugging Face model directory; `token_bins`: a directory with train.bin; `llama2c`: a .bin or .bin.xz.
+
+    Raises:
+        UserError: nothing there, a pickle, or something that cannot be imported; says what it is and what to do.
+    """
+    if source.is_dir():
+        if (source / "config.json").is_file():
+            return "hf"
+        if (source / "train.bin").is_file():
+            return "token_bins"
+        for path in sorted(source.iterdir()):
+            if path.suffix in _PICKLED_SUFFIXES or path.name == "pytorch_model.bin":
+                raise _pickled(path)
+        raise _unknown(source, "a directory with neither config.json nor train.bin")
+    if not source.exists():
+        raise UserError(f"{source} does not exist", remedy="name a file or a directory")
+    if not source.is_file():
+        raise _unknown(source, "not a regular file")
+    try:
+        with source.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise UserError(f"cannot read {source}: {error.strerror}", exit_code=ExitCode.IO) from None
+    if head.startswith(_PICKLED_MAGIC) or source.suffix in _PICKLED_SUFFIXES:
+        raise _pickled(source)
+    if head in _OTHERS:
+        what, remedy = _OTHERS[head]
+        raise UserError(f"{what} cannot be imported", where=str(source), remedy=remedy, exit_code=ExitCode.BAD_DATA)
+    if source.suffix == ".safetensors":
+        raise _unknown(source, "a file of weights without its config.json")
+    if source.suffixes[-2:] == [".bin", ".xz"] or source.suffix == ".bin":
+        return "llama2c"
+    raise _unknown(source, "a file of a kind that is not known here")
+
+
+def _pickled(path: Path) -> UserError:
+    return UserError(
+        f"{path.name} is pickled, and pickles are never read here: loading one can run any program",
+        where=str(path),
+        remedy="where you trust it: load it with torch (weights_only=True), write it with safetensors.torch."
+        "save_file; for Hugging Face models, from_pretrained(...).save_pretrained(...)",
+        exit_code=ExitCode.BAD_DATA,
+    )
+
+
+def _unknown(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{what} cannot be imported",
+        where=str(path),
+        remedy="give a Hugging Face directory, a directory with train.bin and val.bin, or a llama2.c .bin",
+        exit_code=ExitCode.BAD_DATA,
+    )
