@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
 from dataclasses import dataclass
 from functools import cache
 
@@ -83,3 +85,19 @@ def has_fast_bf16(device: torch.device) -> bool:
         return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that tensors hand back, for the next tensors.
+
+    glibc takes each large block from the system and returns it when it is freed; a training step does so hundreds of
+    times, and the system has to fill every page with zeros again (about a tenth of a step on a CPU). Elsewhere than on
+    Linux with glibc this does nothing. The parameters are those of mallopt(3).
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+    libc = ctypes.CDLL(None)
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_top_pad, 64 * 2**20)

@@ -36,10 +36,12 @@ def run_training(
         source = _own_config(load_run_config(None, overrides).out_dir)
     checked = load_run_config(source, overrides)
 
+    from tiny_transformer.hardware import keep_freed_memory
     from tiny_transformer.training.finish import finish
     from tiny_transformer.training.pretrain import pretrain
     from tiny_transformer.training.setup import Request
 
+    keep_freed_memory()
     name = config_name(config)
     outcome = pretrain(Request(checked, name, resume=resume, overwrite=overwrite), console)
     finish(outcome, console)
