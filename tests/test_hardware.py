@@ -33,6 +33,6 @@ def test_freed_memory_is_kept_for_the_next_tensor():
         )
         for how in ("returned", "kept")
     }
-    # Huge pages may make both small; kept memory is never faulted in twice.
-    assert faults["kept"] < 1000
-    assert faults["kept"] <= faults["returned"]
+    if faults["returned"] < 20 * 1000:
+        pytest.skip("this system's pages are huge: there is little to save")
+    assert faults["kept"] < 0.6 * faults["returned"]
