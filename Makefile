@@ -8,7 +8,7 @@ STAMP   := $(VENV)/.installed
 # A second, older transformers that tests open our checkpoints with, beside the one in .venv.
 OLD_TRANSFORMERS := .cache/transformers-4.57
 
-.PHONY: help install demo test test-fast lint types format clean
+.PHONY: help install demo test test-fast mlx llama-cpp lint types format clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,14 @@ $(OLD_TRANSFORMERS)/.installed: $(STAMP)
 	    'transformers==4.57.6' 'tokenizers==0.22.2' 'huggingface-hub==0.36.0' \
 	    requests==2.34.2 urllib3==2.8.0 idna==3.20 certifi==2026.10.18 charset-normalizer==3.5.2
 	@touch $@
+
+mlx: $(STAMP)  ## optional: mlx-lm beside the environment; a test then opens our models in it
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .cache/mlx \
+	    mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2
+
+llama-cpp: $(STAMP)  ## optional: build llama.cpp (cmake, g++, about seven minutes); a test then writes with it
+	@nice $(BIN)/python -m pip install --disable-pip-version-check --no-deps --target .cache/llama-cpp \
+	    --no-binary llama-cpp-python 'llama-cpp-python==0.3.36' 'diskcache==5.6.3'
 
 lint: $(STAMP)  ## ruff: style, imports, known mistakes
 	$(BIN)/ruff check .

@@ -1,0 +1,101 @@
+"""A few steps under Lightning: the same loss and gradients as ours, and the loss falls, in the precision there is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tiny_transformer.config.model import Qwen3Config
+from tiny_transformer.data.batches import Batch
+from tiny_transformer.models import build_model
+from tiny_transformer.training.losses import language_modelling_loss
+
+pytestmark = pytest.mark.slow
+
+CONFIG = Qwen3Config(
+    vocab_size=50,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=32,
+)
+
+
+def batches(count: int) -> DataLoader:
+    """The same four rows again and again: something that can be learnt by heart."""
+    tokens = torch.randint(0, 50, (4, 17), generator=torch.Generator().manual_seed(0))
+    rows = [Batch(tokens[:, :-1], tokens[:, 1:], 64, torch.arange(4)) for _ in range(count)]
+    return DataLoader(rows, batch_size=None)
+
+
+@pytest.fixture(scope="module")
+def lightning():
+    return pytest.importorskip("lightning")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["32-true", "mixed"])
+def test_it_fits_on_what_there_is(lightning, precision, tmp_path):
+    from tiny_transformer.interop.lightning import LitLanguageModel
+
+    if precision == "mixed":
+        precision = "16-mixed" if torch.cuda.is_available() else "bf16-mixed"
+    model = build_model(CONFIG, seed=0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    module = LitLanguageModel(model, learning_rate=3e-3, warmup_steps=2)
+    trainer = lightning.Trainer(
+        accelerator="auto",
+        devices=1,
+        precision=precision,
+        max_steps=30,
+        limit_val_batches=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.validate(module, batches(1), verbose=False)
+    first = float(trainer.callback_metrics["val_loss"])
+    trainer.fit(module, batches(30), batches(1))
+    last = float(trainer.callback_metrics["val_loss"])
+    assert first > 3.5 and last < 0.5 * first
+    assert trainer.global_step == 30
+    assert all(not torch.equal(before[name], p.cpu()) for name, p in module.model.named_parameters())
+    rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+    assert rates == pytest.approx([3e-3, 3e-3])
+    assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.1, 0.0]
+
+
+def test_loss_and_gradients_are_ours(lightning):
+    from tiny_transformer.interop.lightning import LitLanguageModel
+
+    ours, theirs = build_model(CONFIG, seed=0), build_model(CONFIG, seed=0)
+    batch = next(iter(batches(1)))
+    loss_sum, num_tokens, _ = language_modelling_loss(ours, batch)
+    (loss_sum / num_tokens).backward()
+    module = LitLanguageModel(theirs)
+    module.log = lambda *_, **__: None
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    assert torch.equal(loss, loss_sum / num_tokens)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine.grad, other.grad)
+    assert torch.equal(module(batch.input_ids), theirs(batch.input_ids))
+
+
+def test_without_the_package_the_message_names_the_extra():
+    code = (
+        "import sys; sys.modules['lightning'] = None\n"
+        "from tiny_transformer.errors import UserError\n"
+        "try:\n    import tiny_transformer.interop.lightning\n"
+        "except UserError as error:\n    print(error.remedy)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "pip install 'tiny-transformer[lightning]'"

@@ -1,0 +1,134 @@
+"""What is said about other programs is true of them: each shape is opened in mlx-lm where it is installed, logits too.
+
+transformers has its own tests (models/test_parity.py), llama.cpp too (test_llama_cpp.py). vLLM needs more than a small
+machine; its rules are read from its sources.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.interop.portability import portability
+from tiny_transformer.models import build_model, save_model
+
+SHAPE = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rope_theta": 5000.0,
+}
+WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+NEXT = {
+    **SHAPE,
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "num_experts": 4,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
+DENSE = {k: v for k, v in NEXT.items() if "expert" not in k and "moe" not in k}
+# shape -> the programs that do not open it, each with a word of the reason
+TABLE = {
+    "llama": (LlamaConfig(**SHAPE), {}),
+    "llama untied bias": (LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True), {}),
+    "llama wide heads": (LlamaConfig(**SHAPE, head_dim=16), {}),
+    "llama odd heads": (LlamaConfig(**SHAPE, head_dim=12), {"vLLM": "12"}),
+    "llama window": (LlamaConfig(**SHAPE, sliding_window=5), {"llama.cpp": "sliding_window 5", "mlx-lm": "5"}),
+    "llama idle window": (LlamaConfig(**SHAPE, sliding_window=64), {}),
+    "layernorm": (LlamaConfig(**SHAPE, norm_type="layernorm"), {"mlx-lm": "head of its own"}),
+    "layernorm untied": (LlamaConfig(**SHAPE, norm_type="layernorm", tie_word_embeddings=False), {}),
+    "qwen3": (Qwen3Config(**SHAPE), {}),
+    "qwen3 untied heads": (Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=False), {}),
+    "qwen3 bias": (
+        Qwen3Config(**SHAPE, attention_bias=True),
+        {"vLLM": "o_proj", "llama.cpp": "o_proj", "mlx-lm": "o_proj"},
+    ),
+    "qwen3 window": (
+        Qwen3Config(**SHAPE, **WINDOW),
+        {"vLLM": "sliding_window 4", "llama.cpp": "sliding_window 4", "mlx-lm": "sliding_window 4"},
+    ),
+    "next": (Qwen3NextConfig(**NEXT), {"llama.cpp": "not written as GGUF"}),
+    "next other pattern": (
+        Qwen3NextConfig(**NEXT, layer_types=("full_attention", *["linear_attention"] * 3)),
+        {"llama.cpp": "not written as GGUF", "mlx-lm": "not layer_types"},
+    ),
+    "next dense": (
+        Qwen3NextConfig(**DENSE, num_experts=0),
+        {"llama.cpp": "not written as GGUF", "mlx-lm": "qwen3_5_text"},
+    ),
+}
+
+OPEN_ALL = """
+import sys, json, numpy, mlx.core as mx
+from pathlib import Path
+from mlx_lm.utils import load_model
+from safetensors.numpy import load_file, save_file
+root = Path(sys.argv[1])
+ids = mx.array(load_file(root / "ids.safetensors")["ids"])
+logits, refused = {}, {}
+for directory in sorted(p for p in root.iterdir() if p.is_dir()):
+    try:
+        logits[directory.name] = numpy.array(load_model(directory)[0](ids).astype(mx.float32))
+    except Exception as error:
+        refused[directory.name] = repr(error)[:200]
+save_file(logits, root / "logits.safetensors")
+(root / "refused.json").write_text(json.dumps(refused))
+"""
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_each_program_is_named_with_its_reason(name):
+    config, expected = TABLE[name]
+    verdicts = {verdict.reader: verdict for verdict in portability(config)}
+    assert list(verdicts) == ["transformers", "vLLM", "llama.cpp", "mlx-lm"]
+    assert {reader for reader, verdict in verdicts.items() if not verdict.opens} == expected.keys()
+    for reader, verdict in verdicts.items():
+        assert expected.get(reader, "") in str(verdict.reason)
+        assert str(verdict).startswith(f"{reader}: yes, " if verdict.opens else f"{reader}: no: ")
+
+
+@pytest.mark.slow
+def test_mlx_opens_what_is_said_and_computes_something_else_or_nothing_otherwise(repository: Path, tmp_path: Path):
+    mlx = repository / ".cache" / "mlx"
+    if not (mlx / "mlx_lm").is_dir():
+        pytest.skip("mlx-lm is not installed beside the environment (make mlx does it)")
+    ids = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(9))
+    save_file({"ids": ids}, tmp_path / "ids.safetensors")
+    expected = {}
+    for name, (config, _) in TABLE.items():
+        model = build_model(config, seed=0).eval()
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.empty(parameter.shape).normal_(0, 0.1, generator=generator))
+            expected[name] = model(ids)
+        (tmp_path / name).mkdir()
+        save_model(model, tmp_path / name, eos_token_id=3)
+    environment = {**os.environ, "PYTHONPATH": str(mlx), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", OPEN_ALL, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    logits, refused = load_file(tmp_path / "logits.safetensors"), json.loads((tmp_path / "refused.json").read_text())
+    for name, (_, reasons) in TABLE.items():
+        if "mlx-lm" in reasons:
+            assert name in refused or (logits[name] - expected[name]).abs().max() > 1e-2, name
+        else:
+            assert name in logits, (name, refused.get(name))
+            torch.testing.assert_close(
+                logits[name], expected[name], rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n} {m}"
+            )
