@@ -240,7 +240,7 @@ def test_killed_after_the_last_token_nothing_is_encoded_again(corpus, tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.docs", "val.bin"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "longer"])
 def test_damaged_work_is_done_again(corpus, tmp_path, small_chunks, name, damage):
     prepare(corpus, out_dir=tmp_path / "whole", **OPTIONS)
 
@@ -250,11 +250,14 @@ def test_damaged_work_is_done_again(corpus, tmp_path, small_chunks, name, damage
 
     in_child(work)
     (path,) = (tmp_path / "data").glob(f".work-*/{name}")
-    data = bytearray(path.read_bytes())
+    good = path.read_bytes()
+    data = bytearray(good)
     data[len(data) // 4] ^= 0x80
     path.write_bytes(data if damage == "flip" else data[: len(data) // 4])
     if damage == "gone":
         path.unlink()
+    if damage == "longer":  # as a process leaves it that dies between two notes
+        path.write_bytes(good + bytes(2**20))
     prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
     assert digests(tmp_path / "data") == digests(tmp_path / "whole")
 

@@ -179,7 +179,7 @@ def ranks_of(content: dict[str, Any], backend: tokenizers.Tokenizer) -> dict[byt
     for merge in model["merges"]:
         first, second = merge.split(" ") if isinstance(merge, str) else merge
         token = first + second
-        if first not in known or second not in known or token in known or vocab[token] <= last_id:
+        if first not in known or second not in known or vocab[token] <= last_id:
             return None
         known.add(token)
         made.append(token)
