@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -166,6 +168,38 @@ def test_half_precision_inputs_are_summed_in_float32():
         out, state = gated_delta_rule(**inputs, segments=None)
     assert out.dtype == state.dtype == torch.float32
     torch.testing.assert_close(out, delta_rule_in_chunks(**wide, segments=None)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
+def test_the_kernels_are_given_documents_as_one_row_with_bounds(with_documents, monkeypatch):
+    """In the kernels' place a function with their arguments, which computes each sequence alone."""
+
+    def sequences(q, k, v, g, beta, *, scale, initial_state, output_final_state, cu_seqlens):
+        assert scale == 1.0 and output_final_state and q.shape[:3] == k.shape[:3] == v.shape[:3] == g.shape
+        inputs = dict(zip(NAMES, (q, k, v, g, beta), strict=False))
+        if cu_seqlens is None:
+            return delta_rule_recurrently(**inputs, state=initial_state, segments=None)
+        assert cu_seqlens[0] == 0 and cu_seqlens[-1] == q.shape[1] and len(initial_state) == len(cu_seqlens) - 1
+        found = []
+        for n, (a, b) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
+            part = {name: tensor[:, a:b] for name, tensor in inputs.items()}
+            found.append(delta_rule_recurrently(**part, state=initial_state[n : n + 1], segments=None))
+        outs, states = zip(*found, strict=True)
+        return torch.cat(outs, dim=1), torch.cat(states)
+
+    fake = types.ModuleType("fla.ops.gated_delta_rule")
+    fake.chunk_gated_delta_rule = sequences
+    for name in ("fla", "fla.ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "fla.ops.gated_delta_rule", fake)
+    inputs, segments = made_up(60, dtype=torch.float64), None
+    if with_documents:
+        segments = documents(60)
+        segments[1] += 1 - segments[1, 0]  # the second row begins with a document, the first goes on with its state
+        segments[0] -= segments[0, 0].clone()
+    slow = run(delta_rule_recurrently, inputs, segments)
+    for one, two in zip(slow, run(delta_rule.delta_rule_by_kernels, inputs, segments), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
