@@ -147,7 +147,6 @@ def test_rope(qwen3: ModuleType) -> None:
 def test_visible(qwen3: ModuleType) -> None:
     for window in (2, T):
         expected = attention_mask(T, T, window=window, doc_ids=tensor(DOC_IDS)[None], device=torch.device("cpu"))
-        assert expected is not None
         assert np.array_equal(qwen3.visible(DOC_IDS, window), expected[0, 0].numpy())
 
 
