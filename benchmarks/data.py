@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -50,9 +51,12 @@ def main() -> None:
         results = {"machine": machine(), **measure(options, Path(scratch))}
     print(json.dumps(results, indent=1))
     if not options.quick:
-        cpu = "-".join(results["machine"]["cpu"].split()[:3])
-        name = f"data-{results['machine']['date'][:10]}-{cpu}.json"
-        (Path(__file__).parent / "results" / name).write_text(json.dumps(results, indent=1) + "\n")
+        results["machine"]["load_at_the_end"] = [round(value, 2) for value in os.getloadavg()]
+        cpu = re.sub(r"\(\w+\)|[^\w-]+", " ", results["machine"]["cpu"]).split()
+        folder = Path(__file__).parent / "results"
+        folder.mkdir(exist_ok=True)
+        name = f"data-{results['machine']['date'][:10]}-{'-'.join(cpu[:3])}.json"
+        (folder / name).write_text(json.dumps(results, indent=1) + "\n")
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
