@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.training.plan import make_plan, plan_for_minutes
-from tiny_transformer.training.schedules import Schedule
+from tiny_transformer.training.plan import Pace, Plan, Speed, make_plan, plan_for_counts, plan_for_minutes, read_plan
+from tiny_transformer.training.schedules import Leg, Schedule
 from tiny_transformer.training.state import TrainState
 
 
 def test_warm_up_rises_to_the_peak_in_equal_steps() -> None:
-    schedule = Schedule("cosine", total_steps=100, warmup_steps=4)
+    schedule = Schedule("cosine", legs=(Leg(0, 0.0, 100),), warmup_steps=4)
     assert [schedule.factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
 def test_the_last_step_uses_the_final_fraction(shape: str) -> None:
-    schedule = Schedule(shape, total_steps=100, warmup_steps=10, final_fraction=0.1)
+    schedule = Schedule(shape, legs=(Leg(0, 0.0, 100),), warmup_steps=10, final_fraction=0.1)
     assert schedule.factor(99) == pytest.approx(0.1)
     assert schedule.factor(54) == pytest.approx(0.55)  # half-way down
     factors = [schedule.factor(step) for step in range(9, 100)]
@@ -25,44 +29,109 @@ def test_the_last_step_uses_the_final_fraction(shape: str) -> None:
 
 
 def test_decay_fraction_keeps_the_peak_before_the_decay() -> None:
-    schedule = Schedule("linear", total_steps=110, warmup_steps=10, decay_fraction=0.5, final_fraction=0.0)
-    assert schedule.factor(59) == 1.0
+    schedule = Schedule("linear", legs=(Leg(0, 0.0, 110),), warmup_steps=10, decay_fraction=0.5, final_fraction=0.0)
+    assert schedule.factor(59) == pytest.approx(1.0)
     assert schedule.factor(60) == pytest.approx(0.98)
-    assert schedule.factor(109) == 0.0
+    assert schedule.factor(109) == pytest.approx(0.0)
 
 
 def test_constant_stays_at_the_peak() -> None:
-    schedule = Schedule("constant", total_steps=10, warmup_steps=0)
+    schedule = Schedule("constant", legs=(Leg(0, 0.0, 10),), warmup_steps=0)
     assert {schedule.factor(step) for step in range(10)} == {1.0}
+
+
+def test_wsd_stays_at_the_peak_and_decays_at_the_end() -> None:
+    schedule = plan_for_counts(config := TrainingConfig(steps=100, schedule="wsd", warmup_steps=0), 64).schedule(config)
+    assert [schedule.factor(step) for step in (0, 50, 79)] == [1.0, 1.0, pytest.approx(1.0)]
+    assert schedule.factor(89) == pytest.approx(0.55)
+    assert schedule.factor(99) == pytest.approx(0.1)
+
+
+def test_a_revised_schedule_goes_on_from_where_it_was_and_ends_decayed() -> None:
+    plan = make_plan(TrainingConfig(warmup_steps=10), 100, "")
+    longer = plan.ending_at(300, seen_from=30, reason="", is_fixed=True)
+    before, after = (p.schedule(TrainingConfig(final_rate_fraction=0.0)) for p in (plan, longer))
+    assert [before.factor(step) for step in range(30)] == [after.factor(step) for step in range(30)]
+    factors = [after.factor(step) for step in range(10, 300)]
+    assert all(0 <= one - two < 0.03 for one, two in pairwise(factors))  # no jump where the plan changed
+    assert factors[-1] == pytest.approx(0.0)
 
 
 def test_a_plan_for_minutes_fits_steps_evaluations_and_saves() -> None:
     config = TrainingConfig(max_train_minutes=2, eval_steps=10, save_steps=None, warmup_fraction=0.1)
-    plan = plan_for_minutes(config, TrainState(), step_seconds=0.5, eval_seconds=3.0)
+    plan = plan_for_minutes(config, 64, TrainState(), Speed(0.5, 3.0, 2.0))
     # 120 s - a last evaluation of 3 s - a last save of 2 s; each step costs 0.5 s and a tenth of an evaluation and its
     # save
     assert plan.total_steps == 115
     assert plan.warmup_steps == 12  # 11.5, rounded to even
-    assert "115 steps of 0.50 s fit 2 minutes" in plan.reason
+    assert "115 steps of 0.5 s fit 2 minutes" in plan.reason
 
 
 def test_warm_up_is_never_longer_than_the_run() -> None:
     assert make_plan(TrainingConfig(warmup_steps=50), 10, "").warmup_steps == 10
 
 
-def test_steps_and_minutes_together_take_the_shorter() -> None:
-    config = TrainingConfig(max_train_minutes=2, steps=7)
-    assert plan_for_minutes(config, TrainState(), step_seconds=0.5, eval_seconds=0.0).total_steps == 7
+def test_of_steps_tokens_and_minutes_the_shortest_counts() -> None:
+    def length(**asked: float) -> int:
+        config = TrainingConfig(**asked, save_steps=None)  # ty: ignore[invalid-argument-type]
+        return plan_for_minutes(config, 64, TrainState(), Speed(0.5, 0.0, 0.0)).total_steps
+
+    assert length(max_train_minutes=2) == 240
+    assert length(max_train_minutes=2, steps=7) == 7
+    assert length(max_train_minutes=2, steps=70, max_tokens=65) == 2  # rounded up to a whole step
+    assert length(max_train_minutes=2, steps=999, max_tokens=10**9) == 240
 
 
 def test_a_resumed_run_counts_the_minutes_it_has_used() -> None:
     config = TrainingConfig(max_train_minutes=2, save_steps=None)
-    plan = plan_for_minutes(config, TrainState(step=50, elapsed_seconds=60.0), step_seconds=1.0, eval_seconds=0.0)
+    plan = plan_for_minutes(config, 64, TrainState(step=50, elapsed_seconds=60.0), Speed(1.0, 0.0, 2.0))
     assert plan.total_steps == 50 + 58
 
 
-def test_a_plan_holds_while_the_same_is_asked() -> None:
-    plan = make_plan(TrainingConfig(steps=10), 10, "")
-    assert plan.answers(TrainingConfig(steps=10, seed=5))
-    assert not plan.answers(TrainingConfig(steps=11))
-    assert not plan.answers(TrainingConfig(steps=10, max_train_minutes=1))
+def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
+    plan = make_plan(TrainingConfig(max_train_minutes=2), 100, "because", is_fixed=False)
+    plan = plan.ending_at(90, seen_from=33, reason="slower", is_fixed=True)
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    assert read_plan(tmp_path) == plan
+
+
+class Run:
+    """A run on a made-up clock: each step takes `seconds[i]`."""
+
+    def __init__(self, pace: Pace, step_seconds: Callable[[int], float]) -> None:
+        self.pace, self.step_seconds, self.state, self.factors = pace, step_seconds, TrainState(), []
+
+    def go(self, until: int | None = None) -> None:
+        while self.state.step < (until or self.pace.total_steps):
+            self.pace.revise(self.state)
+            self.factors.append(self.pace.factor(self.state.step))
+            seconds = self.step_seconds(self.state.step)
+            self.state.step += 1
+            self.state.spend("steps", seconds)
+            self.state.elapsed_seconds += seconds
+
+
+def made_pace(config: TrainingConfig, estimate: Speed, written: list[Plan]) -> Pace:
+    return Pace(plan_for_minutes(config, 64, TrainState(), estimate), config, estimate, written.append)
+
+
+@pytest.mark.parametrize("real", [0.05, 0.1, 0.2])
+def test_a_wrong_first_guess_of_the_speed_is_corrected_in_the_first_third(real: float) -> None:
+    config, written = TrainingConfig(max_train_minutes=2, save_steps=None), []
+    run = Run(made_pace(config, Speed(0.1, 0.0, 0.0), written), lambda step: real if step else 5.0)
+    run.go()
+    assert run.state.elapsed_seconds == pytest.approx(120, rel=0.03)
+    assert run.factors[-1] == pytest.approx(0.1)  # fully decayed
+    assert [plan.is_fixed for plan in written] == [False, False, False, True]
+    assert written[-1].legs[-1].step < 0.4 * run.pace.total_steps
+
+
+def test_a_resumed_run_follows_the_plan_of_the_first_one() -> None:
+    config, written = TrainingConfig(max_train_minutes=2, save_steps=None), []
+    first = Run(made_pace(config, Speed(0.1, 0.0, 0.0), written), lambda step: 0.15)
+    first.go()
+    for checkpoint in (0, 20, 100, 300):  # before, between and after the revisions
+        again = Run(Pace(written[-1], config, None, lambda plan: None), lambda step: 0.01)
+        again.state.step = checkpoint
+        again.go()
+        assert again.factors == first.factors[checkpoint:]

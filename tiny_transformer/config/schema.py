@@ -67,10 +67,15 @@ class TrainingConfig(Section):
     """How the weights are found. A *step* is one update of the weights."""
 
     steps: int | None = setting(None, "allow", ge=1)
-    """Updates in the whole run. With `max_train_minutes` too, whichever ends first; with neither, 1000."""
+    """Updates in the whole run. Of `steps`, `max_tokens` and `max_train_minutes`, whichever ends first; with none of
+    them, 1000."""
+
+    max_tokens: int | None = setting(None, "allow", ge=1)
+    """Train on this many tokens, rounded up to a whole step."""
 
     max_train_minutes: float | None = setting(None, "allow", gt=0)
-    """Fit the run to this wall-clock time: speed is measured first, then steps, warm-up and decay are fixed."""
+    """Fit the run to this wall-clock time. Speed is measured first and checked in the first third of the run; steps,
+    warm-up and decay follow from it, and from then on nothing depends on the clock."""
 
     micro_batch_size: int = setting(16, "allow", ge=1)
     """Sequences in one forward and backward pass. Changes memory and speed; with `grad_accum_steps` it makes the batch
@@ -101,8 +106,9 @@ class TrainingConfig(Section):
     grad_clip: float | None = setting(1.0, "allow", gt=0)
     """Largest norm of the whole gradient; longer ones are shortened to it. `null`: never."""
 
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "allow")
-    """Shape of the learning rate after warm-up."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = setting("cosine", "allow")
+    """Shape of the learning rate after warm-up. `wsd` (warm-up, stable, decay) is `linear` with a `decay_fraction` of
+    0.2."""
 
     warmup_steps: int | None = setting(None, "allow", ge=0)
     """Steps over which the rate rises from zero. Default: `warmup_fraction` of all steps."""
@@ -110,8 +116,9 @@ class TrainingConfig(Section):
     warmup_fraction: float = setting(0.05, "allow", ge=0, lt=1)
     """Share of all steps used for warm-up when `warmup_steps` is not given."""
 
-    decay_fraction: float = setting(1.0, "allow", gt=0, le=1)
-    """Share of the steps after warm-up over which the rate falls; before that it stays at its peak."""
+    decay_fraction: float | None = setting(None, "allow", gt=0, le=1)
+    """Share of the steps after warm-up over which the rate falls; before that it stays at its peak. Default: 1, and 0.2
+    for `wsd`."""
 
     final_rate_fraction: float = setting(0.1, "allow", ge=0, le=1)
     """The last learning rate as a share of the peak."""

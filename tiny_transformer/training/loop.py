@@ -22,7 +22,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.schedules import Schedule
+from tiny_transformer.training.plan import Pace
 from tiny_transformer.training.state import TrainState
 
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, int, dict[str, float]]]
@@ -47,8 +47,8 @@ class Watcher(Protocol):
         """One more update has been made."""
         ...
 
-    def note(self, text: str) -> None:
-        """Something worth a line."""
+    def length(self, total_steps: int) -> None:
+        """The run will have this many steps."""
         ...
 
 
@@ -59,7 +59,7 @@ class Job:
     Attributes:
         model: called by `loss_function` only (it may be compiled).
         optimizers: they own the weights' updates.
-        schedule: learning rate and number of steps.
+        pace: learning rate and number of steps.
         batches: training data.
         loss_function: `(model, batch) -> (loss_sum in nats, num_tokens, further figures as sums)`.
         evaluate: the validation loss of the model as it stands, or None.
@@ -72,7 +72,7 @@ class Job:
 
     model: nn.Module
     optimizers: Optimizers
-    schedule: Schedule
+    pace: Pace
     batches: BatchSource
     loss_function: LossFunction
     evaluate: Callable[[], SplitLoss] | None
@@ -97,28 +97,34 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
     Raises:
         UserError: the loss or the gradient is not a finite number (found before the update, nothing is saved).
     """
-    config, total_steps = job.config, job.schedule.total_steps
+    config = job.config
     job.model.train()
     started, elapsed_before = time.monotonic(), state.elapsed_seconds
     mark_time, mark_tokens = started, state.num_tokens
-    status = "finished" if state.step >= total_steps else "running"
+    status = "finished" if state.step >= job.pace.total_steps else "running"
     while status == "running":
+        if job.pace.revise(state):
+            job.watcher.length(job.pace.total_steps)
+        total_steps, begun = job.pace.total_steps, time.monotonic()
         figures: dict[str, float] = {}
         loss, grad_norm, num_tokens = compute_gradient(
             job.model, job.batches, state.step, config, job.hardware, job.loss_function, figures
         )
         refuse_non_finite(state.step + 1, loss=loss, grad_norm=grad_norm)
-        factor = job.schedule.factor(state.step)
+        factor = job.pace.factor(state.step)
         job.optimizers.step(factor)
 
         state.step += 1
         state.num_tokens += num_tokens
         state.metrics = {**state.metrics, "loss": loss, "grad_norm": grad_norm, **figures}
         updated = time.monotonic()
+        state.spend("steps", updated - begun)
         is_last = state.step >= total_steps
         evaluated = job.evaluate is not None and (is_last or state.step % (config.eval_steps or total_steps) == 0)
         is_best = evaluated and _take_evaluation(job, state)
         now = time.monotonic()
+        if evaluated:
+            state.spend("evaluations", now - updated)
         state.elapsed_seconds = elapsed_before + now - started
         tokens_per_second = (state.num_tokens - mark_tokens) / max(updated - mark_time, 1e-9)
         if evaluated or is_last or state.step % config.log_steps == 0:
@@ -129,6 +135,8 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         status = _status(config, state, is_last, stop_requested())
         if is_best or status != "running" or state.step % (config.save_steps or total_steps) == 0:
             job.save(state, status, is_best)
+            state.spend("saves", time.monotonic() - now)
+            state.elapsed_seconds = elapsed_before + time.monotonic() - started
     return status
 
 

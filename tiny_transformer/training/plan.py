@@ -1,8 +1,9 @@
-"""How many steps a run takes: as asked, or as many as fit a wall-clock budget.
+"""How many steps a run takes: as asked, or as many as fit a number of tokens or a wall-clock budget.
 
-A budget is turned into a number of steps *before* the first update, by timing real steps on a copy of the model. From
-then on nothing depends on the clock: warm-up and decay fit the plan, the plan is written into the run directory, and a
-resumed run follows it.
+A budget of minutes becomes a number of steps by timing real steps on a copy of the model before the first update. It is
+corrected from the run's own speed while the first third goes by; from then on nothing depends on the clock. Warm-up and
+decay fit the plan. Each revision is written into the run directory before it is used, with the step it begins at, so
+that a resumed run follows the same plan from whichever checkpoint it starts.
 """
 
 from __future__ import annotations
@@ -11,18 +12,34 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.training.schedules import Schedule
+from tiny_transformer.training.schedules import Leg, Schedule
 from tiny_transformer.training.state import TrainState, random_state, set_random_state
 
 FILE = "plan.json"
 DEFAULT_STEPS = 1000
-SAVE_SECONDS = 2.0  # one checkpoint of a laptop-sized model, hashed, synced and read back
+REVISIONS = (0.03, 0.1, 0.3)  # progress at which a budget's number of steps is fitted anew; fixed after the last
+WSD_DECAY_FRACTION = 0.2
+SAVE_SECONDS = 2.0  # until it is measured: one checkpoint of a laptop-sized model, hashed, synced and read back
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the config says about the length of a run; a resumed run that asks for the same keeps its plan."""
+
+    steps: int | None
+    minutes: float | None
+    tokens: int | None
+
+    @classmethod
+    def by(cls, config: TrainingConfig) -> Asked:
+        """What `config` asks for."""
+        return cls(config.steps, config.max_train_minutes, config.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -30,72 +47,155 @@ class Plan:
     """The length of a run.
 
     Attributes:
-        total_steps: updates in the whole run.
-        warmup_steps: of these, spent raising the learning rate.
+        legs: the stretches it consists of, see `Schedule`.
+        warmup_steps: of these steps, spent raising the learning rate.
         reason: where the number comes from, in words.
-        asked_steps, asked_minutes: what the config asked for; a resumed run that asks for the same keeps its plan.
+        asked: what the config asked for.
+        is_fixed: whether the number of steps is final.
     """
 
-    total_steps: int
+    legs: tuple[Leg, ...]
     warmup_steps: int
     reason: str
-    asked_steps: int | None
-    asked_minutes: float | None
+    asked: Asked
+    is_fixed: bool
 
-    def answers(self, config: TrainingConfig) -> bool:
-        """Whether the config still asks for what this plan was made for."""
-        return (self.asked_steps, self.asked_minutes) == (config.steps, config.max_train_minutes)
+    @property
+    def total_steps(self) -> int:
+        """Updates in the whole run."""
+        return self.legs[-1].total_steps
 
     def schedule(self, config: TrainingConfig) -> Schedule:
         """The learning rate over this plan."""
-        return Schedule(
-            config.schedule, self.total_steps, self.warmup_steps, config.decay_fraction, config.final_rate_fraction
-        )
+        decay = config.decay_fraction or (WSD_DECAY_FRACTION if config.schedule == "wsd" else 1.0)
+        return Schedule(config.schedule, self.legs, self.warmup_steps, decay, config.final_rate_fraction)
+
+    def ending_at(self, total_steps: int, *, seen_from: int, reason: str, is_fixed: bool) -> Plan:
+        """The same plan up to step `seen_from`, and from there to another end."""
+        done = self.schedule(TrainingConfig()).progress(seen_from)
+        return replace(self, legs=(*self.legs, Leg(seen_from, done, total_steps)), reason=reason, is_fixed=is_fixed)
 
     def to_json(self) -> str:
         """For plan.json."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return json.dumps({"total_steps": self.total_steps, **asdict(self)}, indent=2) + "\n"
 
 
-def plan_for_steps(config: TrainingConfig) -> Plan:
-    """As many steps as the config asks for."""
-    steps = config.steps or DEFAULT_STEPS
-    return make_plan(config, steps, f"{steps:,} steps" + (" as asked" if config.steps else ""))
-
-
-def make_plan(config: TrainingConfig, total_steps: int, reason: str) -> Plan:
+def make_plan(config: TrainingConfig, total_steps: int, reason: str, *, is_fixed: bool = True) -> Plan:
     """A plan of `total_steps`, with the warm-up the config asks for."""
     warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_fraction * total_steps)
-    return Plan(total_steps, min(warmup, total_steps), reason, config.steps, config.max_train_minutes)
+    return Plan((Leg(0, 0.0, total_steps),), min(warmup, total_steps), reason, Asked.by(config), is_fixed)
 
 
-def plan_for_minutes(config: TrainingConfig, state: TrainState, *, step_seconds: float, eval_seconds: float) -> Plan:
-    """As many steps as fit `max_train_minutes`, with their evaluations and saves, but no more than `steps`.
+def plan_for_counts(config: TrainingConfig, tokens_per_step: int) -> Plan:
+    """As many steps as `steps` and `max_tokens` ask for, whichever ends first."""
+    choices = []
+    if config.steps is not None:
+        choices.append((config.steps, f"{config.steps:,} steps as asked"))
+    if config.max_tokens is not None:
+        steps = -(-config.max_tokens // tokens_per_step)
+        choices.append((steps, f"{steps:,} steps make {config.max_tokens:,} tokens"))
+    steps, reason = min(choices, default=(DEFAULT_STEPS, f"{DEFAULT_STEPS:,} steps"))
+    return make_plan(config, steps, reason)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long things take, in seconds: an update, an evaluation (0 without one), a save."""
+
+    step: float
+    evaluation: float
+    save: float
+
+    def steps_in(self, seconds: float, config: TrainingConfig) -> int:
+        """How many updates fit, with their evaluations and saves, and the last ones of both."""
+        per_step = self.step
+        per_step += (self.evaluation + self.save) / config.eval_steps if config.eval_steps else 0.0
+        per_step += self.save / config.save_steps if config.save_steps else 0.0
+        return max(1, int((seconds - self.evaluation - self.save) / per_step))
+
+
+def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainState, speed: Speed) -> Plan:
+    """As many steps as fit `max_train_minutes`, but no more than `steps` and `max_tokens` ask for.
+
+    The minutes are those of the whole run: `state` tells how many are used up.
+    """
+    counted = plan_for_counts(config, tokens_per_step) if config.steps or config.max_tokens else None
+    minutes = config.max_train_minutes or 0.0
+    steps = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, config)
+    if counted is not None and counted.total_steps <= steps:
+        return counted
+    return make_plan(config, steps, f"{steps:,} steps of {speed.step:.2g} s fit {minutes:g} minutes", is_fixed=False)
+
+
+class Pace:
+    """The plan in force. While it is not fixed, a budget's number of steps is fitted to the run's own speed.
 
     Args:
-        config: `max_train_minutes`, `steps`, `eval_steps`, `save_steps`.
-        state: where the run stands; the minutes are those of the whole run.
-        step_seconds: measured time of one update.
-        eval_seconds: measured time of one evaluation; 0 without evaluation.
+        plan: where to start.
+        config: the budget, and how often there are evaluations and saves.
+        estimate: for whatever this run has not timed yet.
+        write: keeps a plan for a resumed run; called before the plan is used.
     """
-    budget = 60 * (config.max_train_minutes or 0) - state.elapsed_seconds - eval_seconds - SAVE_SECONDS
-    per_step = step_seconds
-    per_step += (eval_seconds + SAVE_SECONDS) / config.eval_steps if config.eval_steps else 0.0
-    per_step += SAVE_SECONDS / config.save_steps if config.save_steps else 0.0
-    steps = max(1, state.step + int(budget / per_step))
-    if config.steps is not None and config.steps <= steps:
-        return plan_for_steps(config)
-    return make_plan(config, steps, f"{steps:,} steps of {step_seconds:.2f} s fit {config.max_train_minutes:g} minutes")
+
+    def __init__(self, plan: Plan, config: TrainingConfig, estimate: Speed | None, write: Callable[[Plan], None]):
+        self._config, self._estimate, self._write = config, estimate, write
+        self._started: tuple[int, float] | None = None  # the step and seconds from which this process is timed
+        self._adopt(plan)
+
+    @property
+    def plan(self) -> Plan:
+        """As it stands."""
+        return self._plan
+
+    @property
+    def total_steps(self) -> int:
+        """Updates in the whole run, as far as is known."""
+        return self._plan.total_steps
+
+    def factor(self, step: int) -> float:
+        """The share of the peak learning rate used by the update number `step`."""
+        return self._schedule.factor(step)
+
+    def revise(self, state: TrainState) -> bool:
+        """Fit the number of steps to the speed so far, if it is time to; true when the plan changed."""
+        if self._plan.is_fixed or self._estimate is None:
+            return False
+        if self._started is None:
+            if state.seconds.get("steps", 0.0) > 0.0:  # the first step is slower than the others
+                self._started = (state.step, state.seconds["steps"])
+            return False
+        steps = state.step - self._started[0]
+        if steps < 3 or self._schedule.progress(state.step) < self._next_revision:
+            return False
+        speed = Speed(
+            (state.seconds["steps"] - self._started[1]) / steps,
+            state.mean_seconds("evaluations") or self._estimate.evaluation,
+            state.mean_seconds("saves") or self._estimate.save,
+        )
+        minutes = self._config.max_train_minutes or 0.0
+        total = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, self._config)
+        reason = f"{total:,} steps of {speed.step:.2g} s fit {minutes:g} minutes"
+        is_fixed = self._next_revision == REVISIONS[-1]
+        self._adopt(self._plan.ending_at(total, seen_from=state.step, reason=reason, is_fixed=is_fixed))
+        return True
+
+    def _adopt(self, plan: Plan) -> None:
+        self._write(plan)
+        self._plan, self._schedule = plan, plan.schedule(self._config)
+        self._next_revision = next((at for at in REVISIONS if at > plan.legs[-1].progress), REVISIONS[-1])
 
 
 def read_plan(run_dir: Path) -> Plan | None:
     """The plan a run was started with, or None when it has none yet."""
     path = run_dir / FILE
     try:
-        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        del raw["total_steps"]
+        legs = tuple(Leg(*leg) for leg in raw.pop("legs"))
+        return Plan(legs=legs, asked=Asked(**raw.pop("asked")), **raw)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"the plan is damaged: {error}", where=str(path), exit_code=ExitCode.BAD_DATA) from None
 
 

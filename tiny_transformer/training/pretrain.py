@@ -119,12 +119,12 @@ class _Start:
         stack.callback(log.close)
         log.truncate_after(self.state.step)
         write_config(self.run.path, self.config, self.request.command)
-        plan = self._plan()
-        self._announce(plan)
-        progress = TrainingProgress(self.console, plan.total_steps, self.state.step)
+        pace = self._pace()
+        self._announce(pace.plan)
+        progress = TrainingProgress(self.console, pace.total_steps, self.state.step)
         stop = stack.enter_context(StopSignals())
         with progress:
-            status = train(self._job(plan, log, progress), self.state, stop)
+            status = train(self._job(pace, log, progress), self.state, stop)
         return Outcome(self.run.path, status, self.state, self.dataset, self.config, self.hardware)
 
     def _load_newest(self) -> None:
@@ -143,18 +143,26 @@ class _Start:
     # --- the plan
     # --------------------------------------------------------------------------------------------------------
 
-    def _plan(self) -> planning.Plan:
+    def _pace(self) -> planning.Pace:
         """The plan of an earlier start, or a new one."""
         training = self.config.training
         plan = planning.read_plan(self.run.path) if self.request.resume else None
-        if plan is None or not plan.answers(training):
-            if training.max_train_minutes is None:
-                plan = planning.plan_for_steps(training)
-            else:
-                seconds = {"step_seconds": self._step_seconds(), "eval_seconds": self._eval_seconds()}
-                plan = planning.plan_for_minutes(training, self.state, **seconds)
-        atomic_write(self.run.path / planning.FILE, plan.to_json())
-        return plan
+        if plan is not None and plan.asked != planning.Asked.by(training):
+            plan = None
+        speed = None
+        if training.max_train_minutes is not None and (plan is None or not plan.is_fixed):
+            speed = planning.Speed(self._step_seconds(), self._eval_seconds(), planning.SAVE_SECONDS)
+        if plan is None and speed is not None:
+            plan = planning.plan_for_minutes(training, self._tokens_per_step, self.state, speed)
+        elif plan is None:
+            plan = planning.plan_for_counts(training, self._tokens_per_step)
+        path = self.run.path / planning.FILE
+        return planning.Pace(plan, training, speed, lambda plan: atomic_write(path, plan.to_json()))
+
+    @property
+    def _tokens_per_step(self) -> int:
+        training = self.config.training
+        return training.micro_batch_size * training.grad_accum_steps * self.config.data.seq_len
 
     def _step_seconds(self) -> float:
         def work(model: nn.Module) -> Callable[[], None]:
@@ -182,17 +190,17 @@ class _Start:
     # --- the parts of the job
     # --------------------------------------------------------------------------------------------
 
-    def _job(self, plan: planning.Plan, log: StepLog, progress: TrainingProgress) -> Job:
+    def _job(self, pace: planning.Pace, log: StepLog, progress: TrainingProgress) -> Job:
         return Job(
             model=self._compiled(self.model),
             optimizers=self.optimizers,
-            schedule=plan.schedule(self.config.training),
+            pace=pace,
             batches=self.batches,
             loss_function=language_modelling_loss,
             evaluate=None
             if self.config.training.eval_steps is None
             else lambda: self._split_loss(self._validation_batches()),
-            save=self._writer(plan, log),
+            save=self._writer(pace, log),
             log=log.append,
             config=self.config.training,
             hardware=self.hardware,
@@ -215,11 +223,10 @@ class _Start:
     def _split_loss(self, batches: Iterable[Batch]) -> SplitLoss:
         return evaluate_split(self.model, batches, num_bytes=self.dataset.meta.val.num_bytes, hardware=self.hardware)
 
-    def _writer(self, plan: planning.Plan, log: StepLog) -> CheckpointWriter:
+    def _writer(self, pace: planning.Pace, log: StepLog) -> CheckpointWriter:
         meta, tokenizer = self.dataset.meta, self.dataset.tokenizer
         facts = {
             "run": self.run.path.name,
-            "total_steps": plan.total_steps,
             "steps_per_epoch": self.batches.steps_per_epoch,
             "floor": meta.val.floor,
             "num_parameters": sum(p.numel() for p in self.model.parameters()),
@@ -242,7 +249,7 @@ class _Start:
             self.optimizers,
             tokenizer,
             self.identity,
-            facts,
+            lambda: {"total_steps": pace.total_steps, **facts},
             self.config.training.keep_checkpoints,
         )
 
@@ -250,7 +257,7 @@ class _Start:
         """Say what is about to happen."""
         model, training, meta = self.config.model, self.config.training, self.dataset.meta
         parameters = sum(p.numel() for p in self.model.parameters())
-        tokens = training.micro_batch_size * training.grad_accum_steps * self.config.data.seq_len
+        tokens = self._tokens_per_step
         seen = plan.total_steps * tokens / meta.train.num_tokens
         rows = {
             "model": f"{model.model_type}, {parameters / 1e6:.2f} M parameters: {model.num_hidden_layers} layers of "

@@ -65,6 +65,7 @@ class TrainingProgress:
             eta = str(timedelta(seconds=round(left)))
             self._console.print(f"step {state.step}/{self._total}  {figures}  ETA {eta}", highlight=False)
 
-    def note(self, text: str) -> None:
-        """A line above the bar."""
-        self._console.print(text, highlight=False)
+    def length(self, total_steps: int) -> None:
+        """The run will have this many steps."""
+        self._total = total_steps
+        self._bar.update(self._task, total=total_steps)

@@ -11,6 +11,7 @@ import json
 import platform
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,7 +51,7 @@ class CheckpointWriter:
     optimizers: Optimizers
     tokenizer: Tokenizer
     identity: dict[str, Any]
-    facts: dict[str, Any]
+    facts: Callable[[], dict[str, Any]]
     keep: int
 
     def __call__(self, state: TrainState, status: str, is_best: bool) -> None:
@@ -62,7 +63,7 @@ class CheckpointWriter:
                 save_model(self.model, directory, eos_token_id=self.tokenizer.end_id)
                 self.tokenizer.save(directory)
                 save_state(directory, state, self.optimizers, self.identity)
-                info = json.dumps(run_info(state, status, self.facts), indent=2)
+                info = json.dumps(run_info(state, status, self.facts()), indent=2)
                 (directory / "run_info.json").write_text(info + "\n", encoding="utf-8")
         self.run.point("last", state.step)
         if is_best:

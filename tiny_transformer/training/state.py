@@ -33,6 +33,8 @@ class TrainState:
         best_val_loss: the lowest validation loss so far, in nats per token.
         evaluations_without_gain: evaluations in a row that did not lower it.
         metrics: the last training loss, gradient norm and validation figures.
+        seconds: where the time went: `steps`, `evaluations` and `saves`, over all starts.
+        counts: how many evaluations and saves that were.
     """
 
     step: int = 0
@@ -41,6 +43,17 @@ class TrainState:
     best_val_loss: float | None = None
     evaluations_without_gain: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def spend(self, kind: str, seconds: float) -> None:
+        """Note time spent on `steps`, `evaluations` or `saves`."""
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    def mean_seconds(self, kind: str) -> float | None:
+        """How long one of them takes; None before the first."""
+        return self.seconds[kind] / self.counts[kind] if kind in self.seconds else None
 
 
 def save_state(directory: Path, state: TrainState, optimizers: Optimizers, identity: dict[str, Any]) -> None:
