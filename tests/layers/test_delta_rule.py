@@ -138,6 +138,7 @@ def test_beginnings_are_counted_from_the_tokens_read_before():
     assert count_beginnings(doc_ids, 0).tolist() == [[0, 0, 1, 1, 2, 2, 3], [0] * 7]
     assert count_beginnings(doc_ids, 4).tolist() == [[1, 1, 2], [0, 0, 0]]
     assert count_beginnings(doc_ids, 3).tolist() == [[0, 1, 1, 2], [0] * 4]
+    assert count_beginnings(torch.tensor([[4, 4, 2, -1, -1]]), 0).tolist() == [[0, 0, 1, 2, 2]]  # ids need not rise
     assert count_beginnings(doc_ids[:, :1], 0).tolist() == [[0], [0]]
 
 
