@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config
+from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.errors import ExitCode, UserError
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
@@ -32,6 +32,13 @@ LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "nu
         (Qwen3Config, {"layer_types": ["full_attention"]}, ["layer_types has 1 entries", "num_hidden_layers 6"]),
         (Qwen3Config, {"layer_types": ["sliding_attention"] * 6}, ["sliding_attention", "use_sliding_window true"]),
         (Qwen3Config, {"layer_types": ["linear_attention"]}, ["layer_types.0", "full_attention"]),
+        (Qwen3NextConfig, {"layer_types": ["full_attention"]}, ["layer_types has 1 entries", "num_hidden_layers 6"]),
+        (Qwen3NextConfig, {"linear_num_key_heads": 3}, ["linear_num_value_heads 4", "linear_num_key_heads 3"]),
+        (Qwen3NextConfig, {"partial_rotary_factor": 0.1}, ["partial_rotary_factor 0.1", "head_dim 32", "3 turning"]),
+        (Qwen3NextConfig, {"mlp_only_layers": [6]}, ["mlp_only_layers [6]", "0 to 5"]),
+        (Qwen3NextConfig, {"num_experts": 1}, ["num_experts_per_tok 2", "num_experts 1"]),
+        (Qwen3NextConfig, {"num_experts": 0, "moe_intermediate_size": 8}, ["moe_intermediate_size 8", "num_experts 0"]),
+        (Qwen3NextConfig, {"num_nextn_predict_layers": 2}, ["num_nextn_predict_layers"]),
         (LlamaConfig, {"hidden_sise": 64}, ["hidden_sise", "Extra inputs"]),
         (LlamaConfig, {"num_hidden_layers": 10**9}, ["num_hidden_layers", "1024"]),
         (LlamaConfig, {"rope_theta": float("nan")}, ["rope_theta"]),
@@ -76,7 +83,7 @@ def test_model_type_chooses_the_architecture_and_its_keys():
 
 
 def test_every_key_is_documented():
-    for config_class in (LlamaConfig, Qwen3Config):
+    for config_class in (LlamaConfig, Qwen3Config, Qwen3NextConfig):
         for name, field in config_class.model_fields.items():
             assert field.description and field.description.endswith("."), name
 
@@ -89,6 +96,10 @@ def test_a_config_survives_config_json(config):
 def test_both_generations_of_readers_find_their_keys(config):
     hf = config.to_hf(dtype="bfloat16", eos_token_id=5)
     assert hf["rope_theta"] == hf["rope_parameters"]["rope_theta"] == 5000.0
+    if isinstance(config, Qwen3NextConfig):
+        factors = hf["partial_rotary_factor"], hf["rope_parameters"]["partial_rotary_factor"]
+        assert factors == (config.partial_rotary_factor,) * 2
+        assert hf["layer_types"] and hf["full_attention_interval"] == 2
     assert hf["dtype"] == hf["torch_dtype"] == "bfloat16"
     assert (hf["bos_token_id"], hf["eos_token_id"], hf["pad_token_id"]) == (None, 5, None)
     assert hf["vocab_size"] == 61 and len(hf["architectures"]) == 1
@@ -128,7 +139,7 @@ def test_absent_keys_take_hugging_face_defaults_not_ours():
 
 def test_defaults_are_those_of_the_installed_transformers():
     transformers = pytest.importorskip("transformers")
-    for name in ("LlamaConfig", "MistralConfig", "Qwen3Config"):
+    for name in ("LlamaConfig", "MistralConfig", "Qwen3Config", "Qwen3NextConfig", "Qwen3_5TextConfig"):
         theirs = getattr(transformers, name)()
         assert config_from_hf({"model_type": theirs.model_type}, "x") == config_from_hf(theirs.to_dict(), "x")
     theirs = transformers.StableLmConfig(partial_rotary_factor=1.0)
@@ -212,6 +223,7 @@ def test_a_config_json_we_do_not_compute_is_refused(change, words):
 
 KEYS = [
     *Qwen3Config.model_fields,
+    *(name for name in Qwen3NextConfig.model_fields if name not in Qwen3Config.model_fields),
     "norm_type",
     "rope_parameters",
     "rope_scaling",
@@ -225,7 +237,7 @@ VALUES = st.one_of(
     st.integers(),
     st.floats(),
     st.text(max_size=5),
-    st.lists(st.sampled_from(["full_attention", "sliding_attention", 1]), max_size=3),
+    st.lists(st.sampled_from(["full_attention", "sliding_attention", "linear_attention", 1]), max_size=3),
     st.dictionaries(
         st.sampled_from(["rope_type", "type", "rope_theta", "factor"]), st.none() | st.floats() | st.text(max_size=3)
     ),
@@ -234,7 +246,7 @@ VALUES = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(
-    model_type=st.sampled_from(["llama", "mistral", "stablelm", "qwen3"]),
+    model_type=st.sampled_from(["llama", "mistral", "stablelm", "qwen3", "qwen3_next", "qwen3_5_text"]),
     changes=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4),
 )
 def test_any_config_json_is_read_or_refused_and_never_breaks(model_type, changes):
