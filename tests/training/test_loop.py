@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import os
+import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -225,3 +227,16 @@ def test_measuring_the_speed_does_not_change_the_run(
 def test_batches_of_the_tiny_data_cover_an_epoch(tiny_data: Path) -> None:
     batches = Batches(open_dataset(tiny_data).train, seq_len=32, global_batch_size=4, seed=0)
     assert batches.epoch(round(batches.steps_per_epoch)) == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_saved_config_leads_back_to_the_data(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_data, tmp_path / "data/tiny")
+    request = tiny_request(Path("unused"), Path("r"), steps=4)
+    data = request.config.data.model_copy(update={"data_dir": None})
+    stage.pretrain(
+        replace(request, config=request.config.model_copy(update={"data": data})), Console(file=io.StringIO())
+    )
+    assert load_run_config("r/config.yaml").data.data_dir == Path("data/tiny")

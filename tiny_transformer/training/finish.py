@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from tiny_transformer.errors import UserError
+from tiny_transformer.evaluation.floor import check_split
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.inspection.report import write_report
@@ -57,6 +58,12 @@ def show_figures(outcome: Outcome, console: Console) -> None:
         table.add_row("still to learn", f"{loss - best:.3f}", f"{bits - best_bits:.3f}", "")
     console.print()
     console.print(table)
+    meta = outcome.dataset.meta.val
+    unscored = 1 if outcome.config.data.packing == "concat" else meta.num_documents  # nothing predicts a first token
+    num_scored = meta.num_tokens - unscored
+    check = check_split(loss * num_scored, num_scored, meta, outcome.dataset.tokenizer.vocab_size)
+    if check is not None and check.rings:
+        console.print(f"[bold yellow]warning[/]: {check.warning()}", highlight=False)
     minutes = outcome.state.elapsed_seconds / 60
     console.print(
         f"{outcome.state.step:,} steps, {outcome.state.num_tokens:,} tokens, {minutes:.1f} minutes of training",

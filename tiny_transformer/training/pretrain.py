@@ -35,7 +35,14 @@ from tiny_transformer.training.run_files import (
     refuse_changes,
     write_config,
 )
-from tiny_transformer.training.setup import Request, choose_run_dir, clear_run, fit_vocabulary, open_training_data
+from tiny_transformer.training.setup import (
+    Request,
+    choose_run_dir,
+    clear_run,
+    fit_vocabulary,
+    open_training_data,
+    settle_data_dir,
+)
 from tiny_transformer.training.state import TrainState, load_identity, load_state
 from tiny_transformer.training.stop import StopSignals
 
@@ -71,8 +78,9 @@ def pretrain(request: Request, console: Console) -> Outcome:
     hardware = choose_hardware(request.config.training.device, request.config.training.precision)
     if hardware.note:
         console.print(hardware.note, highlight=False)
-    dataset = open_training_data(request.config, request.name, console)
-    config = fit_vocabulary(request.config, dataset, console)
+    config = settle_data_dir(request)
+    dataset = open_training_data(config, console)
+    config = fit_vocabulary(config, dataset, console)
     run = RunDirectory(run_dir)
     with ExitStack() as stack:
         stack.enter_context(run.lock())

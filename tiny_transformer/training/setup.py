@@ -71,10 +71,17 @@ def choose_run_dir(request: Request) -> Path:
     return base.with_name(f"{base.name}-{number}")
 
 
-def open_training_data(config: RunConfig, name: str, console: Console) -> Dataset:
+def settle_data_dir(request: Request) -> RunConfig:
+    """The config with `data.data_dir` filled in, so that the saved one leads back to the data from any start."""
+    data = request.config.data
+    data = data.model_copy(update={"data_dir": data.data_dir or Path("data") / request.name})
+    return request.config.model_copy(update={"data": data})
+
+
+def open_training_data(config: RunConfig, console: Console) -> Dataset:
     """The prepared token files; made from `data.source` when they are missing."""
-    data = config.data
-    data_dir = data.data_dir or Path("data") / name
+    data, data_dir = config.data, config.data.data_dir
+    assert data_dir is not None  # settle_data_dir filled it in
     if not is_prepared(data_dir):
         console.print(f"preparing [bold]{data.source}[/] in {data_dir}", highlight=False)
         prepare_with_progress(
