@@ -1,0 +1,165 @@
+"""llama.cpp itself opens what we export: the same logits, the same greedy tokens, the same ids for the same text.
+
+It is built once, beside the environment, by `make llama-cpp`, and runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.interop.gguf_export import export_gguf
+from tiny_transformer.models import build_model, load_model, save_model
+from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
+
+pytestmark = pytest.mark.slow
+
+TEXT = "Once upon a time there was a little cat who sat on 12 mats. It's 'fine', she'LL say! " * 30
+STRINGS = [
+    "Once upon a time",
+    "  two  spaces\n\n\tand a tab \r\n end ",
+    "It's she'LL don't 'quoted'",
+    "12345 3.14 a1b2",
+    "Zoë said: 你好! 🦊 naïve",
+    "<|endoftext|> is text here",
+    "!?... --- ___ ((x))",
+]
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rope_theta": 5000.0,
+}
+# shape, tokenizer
+MODELS = {
+    "llama": (LlamaConfig(**SHAPE), "bpe"),
+    "llama-untied-bias-wide": (
+        LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True, head_dim=32),
+        "bpe",
+    ),
+    "llama-layernorm": (LlamaConfig(**SHAPE, norm_type="layernorm"), "bpe"),
+    "llama-idle-window": (LlamaConfig(**SHAPE, sliding_window=128), "bpe"),
+    "qwen3": (Qwen3Config(**SHAPE), "bpe"),
+    "qwen3-untied-wide": (Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=False), "byte"),
+}
+KINDS = ("f32", "f16", "q8_0", "q4_0")
+NUM_GREEDY = 40
+
+RUN_ALL = """
+import json, sys, numpy
+from pathlib import Path
+from llama_cpp import Llama
+from safetensors.numpy import save_file
+root = Path(sys.argv[1])
+job = json.loads((root / "job.json").read_text())
+logits, ids = {}, {}
+for path in sorted(root.glob("*.gguf")):
+    exact = {"type_k": 0, "type_v": 0, "n_threads": 1, "n_threads_batch": 1}  # type 0: keys and values in f32
+    llama = Llama(str(path), n_ctx=128, logits_all=True, verbose=False, **exact)
+    llama.eval(job["ids"])
+    logits[path.stem] = llama.scores[: len(job["ids"])].copy()
+    llama.reset()
+    llama.eval(job["ids"][:5])
+    greedy = []
+    for _ in range(job["num_greedy"]):
+        greedy.append(int(llama.scores[llama.n_tokens - 1].argmax()))
+        llama.eval(greedy[-1:])
+    texts = [llama.tokenize(text.encode(), add_bos=False, special=False) for text in job["strings"]]
+    ids[path.stem] = {"greedy": greedy, "texts": texts, "end": llama.token_eos()}
+save_file(logits, root / "logits.safetensors")
+(root / "ids.json").write_text(json.dumps(ids))
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, dict]:
+    """Every model in every kind, run by llama.cpp: the folder, its logits, its ids."""
+    library = repository / ".cache" / "llama-cpp"
+    if not (library / "llama_cpp").is_dir():
+        pytest.skip("llama.cpp is not built beside the environment (make llama-cpp does it)")
+    root = tmp_path_factory.mktemp("gguf")
+    for name, (config, tokenizer) in MODELS.items():
+        directory = root / name
+        directory.mkdir()
+        model = build_model(config, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.empty(parameter.shape).normal_(0, 0.15, generator=generator))
+        save_model(model, directory)
+        size = {"vocab_size": 290} if tokenizer == "bpe" else {}
+        make_tokenizer(tokenizer, texts=[TEXT], **size).save(directory)
+        for kind in KINDS:
+            export_gguf(directory, root / f"{name}-{kind}.gguf", kind=kind)
+    ids = torch.randint(0, 250, (60,), generator=torch.Generator().manual_seed(2)).tolist()
+    job = {"ids": ids, "num_greedy": NUM_GREEDY, "strings": STRINGS}
+    (root / "job.json").write_text(json.dumps(job))
+    environment = {**os.environ, "PYTHONPATH": str(library), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUN_ALL, str(root)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root, load_file(root / "logits.safetensors"), json.loads((root / "ids.json").read_text())
+
+
+def ours(root: Path, name: str, kind: str):
+    """Our model, its matrices rounded to what the file holds."""
+    model = load_model(root / name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if kind == "f16" and parameter.ndim == 2:
+                parameter.copy_(parameter.half().float())
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_in_f32_are_ours(ran, name):
+    root, logits, _ = ran
+    ids = torch.tensor([json.loads((root / "job.json").read_text())["ids"]])
+    expected = ours(root, name, "f32")(ids)[0].numpy()
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(logits[f"{name}-f32"], expected, rtol=0, atol=2e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_tokens_are_ours(ran, name, kind):
+    root, _, ids = ran
+    model = ours(root, name, kind)
+    written = json.loads((root / "job.json").read_text())["ids"][:5]
+    for _ in range(NUM_GREEDY):
+        written.append(int(model(torch.tensor([written]))[0, -1].argmax()))
+    assert ids[f"{name}-{kind}"]["greedy"] == written[5:]
+    assert len(set(written[5:])) > 5
+
+
+@pytest.mark.parametrize(("kind", "share"), [("f16", 0.01), ("q8_0", 0.04), ("q4_0", 0.5)])
+@pytest.mark.parametrize("name", MODELS)
+def test_fewer_bits_stay_near(ran, name, kind, share):
+    _, logits, _ = ran
+    exact = logits[f"{name}-f32"]
+    error = np.sqrt(np.mean((logits[f"{name}-{kind}"] - exact) ** 2))
+    assert 0 < error < share * exact.std()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_texts_get_our_ids(ran, name):
+    root, _, ids = ran
+    tokenizer = load_tokenizer(root / name)
+    for text, found in zip(STRINGS, ids[f"{name}-f32"]["texts"], strict=True):
+        assert found == tokenizer.encode(text), text
+    assert ids[f"{name}-f32"]["end"] == tokenizer.end_id
