@@ -1,1 +1,1 @@
-"""Models of other programs: files of theirs read into Hugging Face directories."""
+"""Models of other programs read into ours, ours written for other programs, and which program opens what."""
