@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from math_pages import Block, Page, load
 
-PAGES = ("qwen3_page",)
+PAGES = ("qwen3_page", "next_page")
 
 
 @pytest.fixture(params=PAGES)
