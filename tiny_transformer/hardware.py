@@ -29,8 +29,8 @@ class Hardware:
 
     @property
     def precision(self) -> str:
-        """`fp32` or `bf16`."""
-        return "fp32" if self.autocast_dtype is None else "bf16"
+        """`fp32`, `bf16` or `fp16`."""
+        return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.autocast_dtype]
 
     def autocast(self) -> torch.autocast:
         """A context in which matrix products run in the chosen precision."""
@@ -50,20 +50,24 @@ def choose_hardware(device: str = "auto", precision: str = "auto") -> Hardware:
 
     Args:
         device: `auto`, `cpu`, `cuda` or `mps`.
-        precision: `fp32`; `bf16` where the device multiplies it in hardware; `auto` takes bf16 on such a device, else
-            fp32.
+        precision: `fp32`; `bf16` or `fp16` where the device multiplies it in hardware; `auto` takes bf16 on such a
+            device if its products pass a check against float64, else fp32.
 
     Raises:
         UserError: the device asked for is not there.
     """
     chosen = _choose_device(device)
-    if precision == "fp32" or (precision == "auto" and not has_fast_bf16(chosen)):
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(chosen) and agrees_with_float64(chosen, torch.bfloat16) else "fp32"
+    if precision == "fp32":
         return Hardware(chosen, None)
-    if not has_fast_bf16(chosen):
+    if not (has_fast_bf16 if precision == "bf16" else has_fast_fp16)(chosen):
         return Hardware(
-            chosen, None, f"this {chosen.type} has no bf16 arithmetic in hardware (it would be slower): using fp32"
+            chosen,
+            None,
+            f"this {chosen.type} has no {precision} arithmetic in hardware (it would be slower): using fp32",
         )
-    return Hardware(chosen, torch.bfloat16)
+    return Hardware(chosen, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def _choose_device(name: str) -> torch.device:
@@ -85,6 +89,25 @@ def has_fast_bf16(device: torch.device) -> bool:
         return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@cache
+def has_fast_fp16(device: torch.device) -> bool:
+    """Whether the device multiplies fp16 matrices in hardware (on a CPU: AVX512-FP16 or AMX instructions)."""
+    capabilities = torch.cpu.get_capabilities()
+    return device.type in ("cuda", "mps") or bool(capabilities.get("avx512_fp16") or capabilities.get("amx_fp16"))
+
+
+@cache
+def agrees_with_float64(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a matrix product in `dtype` is as near to the one in float64 as its rounding allows: a device that is
+    fast and wrong would spoil a run without a word."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(256, 256, generator=generator, dtype=torch.float64) for _ in range(2))
+    left, right = left.to(dtype).double(), right.to(dtype).double()  # the rounding of the inputs is not in question
+    exact = left @ right
+    product = (left.to(device, dtype) @ right.to(device, dtype)).cpu().double()
+    return bool((product - exact).norm() <= torch.finfo(dtype).eps * exact.norm())
 
 
 def keep_freed_memory() -> None:

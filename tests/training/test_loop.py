@@ -58,9 +58,9 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut() -> None:
     for micro_batch_size in (8, 4, 1):
         model = small_model(torch.float64)
         config = TrainingConfig(micro_batch_size=micro_batch_size, grad_clip=None)
-        loss, norm, num_tokens = compute_gradient(model, Ragged(), 0, config, CPU, language_modelling_loss)
-        gradients.append((loss, norm, [parameter.grad.clone() for parameter in model.parameters()]))
-        assert num_tokens == sum(range(2, 10))
+        found = compute_gradient(model, Ragged(), 0, config, CPU, language_modelling_loss)
+        gradients.append((found.loss, found.norm, [parameter.grad.clone() for parameter in model.parameters()]))
+        assert found.num_tokens == sum(range(2, 10))
     for loss, norm, other in gradients[1:]:
         assert loss == pytest.approx(gradients[0][0], rel=1e-6)
         assert norm == pytest.approx(gradients[0][1], rel=1e-6)
@@ -84,7 +84,7 @@ def test_the_loss_is_the_mean_over_targets() -> None:
 
 def test_clipping_shortens_the_gradient_to_its_limit() -> None:
     model = small_model()
-    _, norm, _ = compute_gradient(model, Ragged(), 0, TrainingConfig(grad_clip=0.01), CPU, language_modelling_loss)
+    norm = compute_gradient(model, Ragged(), 0, TrainingConfig(grad_clip=0.01), CPU, language_modelling_loss).norm
     clipped = math.sqrt(sum(parameter.grad.square().sum().item() for parameter in model.parameters()))
     assert norm > 0.01
     assert clipped == pytest.approx(0.01, rel=1e-3)
@@ -96,8 +96,7 @@ def test_one_batch_can_be_learned_by_heart() -> None:
     optimizers = Optimizers(model, config)
     losses = []
     for _ in range(120):
-        loss, _, _ = compute_gradient(model, Ragged(), 0, config, CPU, language_modelling_loss)
-        losses.append(loss)
+        losses.append(compute_gradient(model, Ragged(), 0, config, CPU, language_modelling_loss).loss)
         optimizers.step(1.0)
     assert losses[0] > 5
     assert losses[-1] < 0.05

@@ -53,7 +53,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 # our key -> other spellings of its values
 VALUES: dict[str, dict[Any, Any]] = {
     "training.precision": {
-        "16-mixed": "auto",
+        "16-mixed": "fp16",
+        "float16": "fp16",
+        "torch.float16": "fp16",
         "bf16-mixed": "bf16",
         "bfloat16": "bf16",
         "torch.bfloat16": "bf16",
@@ -64,7 +66,7 @@ VALUES: dict[str, dict[Any, Any]] = {
         32: "fp32",
     },
     "training.device": {"gpu": "cuda"},
-    "training.schedule": {"cosine_with_warmup": "cosine"},
+    "training.schedule": {"cosine_with_warmup": "cosine", "warmup_stable_decay": "wsd"},
     "model.sliding_window": {0: None},
     "data.source": {
         "roneneldan/TinyStories": "tinystories",

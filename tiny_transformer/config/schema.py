@@ -126,13 +126,21 @@ class TrainingConfig(Section):
     dropout: float = setting(0.0, ge=0, lt=1)
     """Share of activations set to zero while training."""
 
+    final_dropout: float | None = setting(None, "allow", ge=0, lt=1)
+    """Let dropout go from `dropout` at the first step to this at the last, in a straight line. Default: it stays."""
+
     zero_residual: bool = setting(False)
     """Start the output projection of each attention and feed-forward block at zero, so that each block begins as the
     identity."""
 
-    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "allow")
-    """Arithmetic of the matrix products; weights are always kept in fp32. `bf16` is used where the device has it in
-    hardware; `auto` decides."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "allow")
+    """Arithmetic of the matrix products; weights are always kept in fp32. `bf16` and `fp16` (with a loss scale that
+    follows the gradient) are used where the device has them in hardware; `auto` takes bf16 there if it passes a check
+    against float64, else fp32."""
+
+    gradient_checkpointing: bool = setting(False, "allow")
+    """Keep only the input of each block and compute the rest again in the backward pass: a third more time for much
+    less memory, the same gradients."""
 
     compile: bool = setting(False, "allow")
     """Compile the model first (torch.compile; on a CPU this needs a C++ compiler and takes about 40 s)."""
@@ -159,6 +167,9 @@ class TrainingConfig(Section):
     log_steps: int = setting(10, "allow", ge=1)
     """Write a line to log.jsonl every this many steps."""
 
+    loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting((), "allow")
+    """Send the same figures to these programs too, each installed by you (`pip install wandb`)."""
+
     sample_prompts: tuple[str, ...] = setting(("Once upon a time",) * 3, "allow", max_length=16)
     """Prompts continued at the end of the run, for the terminal and the report."""
 
@@ -166,9 +177,11 @@ class TrainingConfig(Section):
     """Longest continuation of each of them."""
 
     @model_validator(mode="after")
-    def _patience_needs_evaluation(self) -> TrainingConfig:
+    def _settings_fit_each_other(self) -> TrainingConfig:
         if self.early_stopping_patience is not None and self.eval_steps is None:
             raise ValueError("early_stopping_patience needs eval_steps: without evaluation nothing can stop early")
+        if self.final_dropout is not None and self.compile:
+            raise ValueError("final_dropout and compile exclude each other: each new rate would be compiled anew")
         return self
 
 

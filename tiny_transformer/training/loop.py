@@ -21,6 +21,8 @@ from tiny_transformer.data.batches import Batch
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.training.loss_scale import count_step_at_loss_scale, lower_loss_scale
+from tiny_transformer.training.modifiers import set_dropout
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.plan import Pace
 from tiny_transformer.training.state import TrainState
@@ -106,17 +108,21 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         if job.pace.revise(state):
             job.watcher.length(job.pace.total_steps)
         total_steps, begun = job.pace.total_steps, time.monotonic()
-        figures: dict[str, float] = {}
-        loss, grad_norm, num_tokens = compute_gradient(
-            job.model, job.batches, state.step, config, job.hardware, job.loss_function, figures
-        )
-        refuse_non_finite(state.step + 1, loss=loss, grad_norm=grad_norm)
+        if config.final_dropout is not None:
+            progress = job.pace.progress(state.step)
+            set_dropout(job.model, config.dropout + (config.final_dropout - config.dropout) * progress)
+        gradient = _gradient(job, state)
+        while not math.isfinite(gradient.norm) and lower_loss_scale(state):
+            job.optimizers.zero_grad()
+            gradient = _gradient(job, state)
+        refuse_non_finite(state.step + 1, loss=gradient.loss, grad_norm=gradient.norm)
+        count_step_at_loss_scale(state)
         factor = job.pace.factor(state.step)
         job.optimizers.step(factor)
 
         state.step += 1
-        state.num_tokens += num_tokens
-        state.metrics = {**state.metrics, "loss": loss, "grad_norm": grad_norm, **figures}
+        state.num_tokens += gradient.num_tokens
+        state.metrics = {**state.metrics, "loss": gradient.loss, "grad_norm": gradient.norm, **gradient.figures}
         updated = time.monotonic()
         state.spend("steps", updated - begun)
         is_last = state.step >= total_steps
@@ -140,6 +146,23 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
     return status
 
 
+@dataclass(frozen=True)
+class Gradient:
+    """What a batch gave; the gradient itself is in the weights' `grad`.
+
+    Attributes:
+        loss: mean loss in nats per token.
+        norm: of the gradient before clipping.
+        num_tokens: targets in the batch.
+        figures: the loss function's further figures, as means over the targets.
+    """
+
+    loss: float
+    norm: float
+    num_tokens: int
+    figures: dict[str, float]
+
+
 def compute_gradient(
     model: nn.Module,
     batches: BatchSource,
@@ -147,30 +170,33 @@ def compute_gradient(
     config: TrainingConfig,
     hardware: Hardware,
     loss_function: LossFunction,
-    figures: dict[str, float] | None = None,
-) -> tuple[float, float, int]:
-    """Fill the weights' gradients for the batch of one step and clip them.
-
-    `figures` is given the loss function's further figures, as means over the targets of the batch.
-
-    Returns:
-        The batch's mean loss in nats per token, the norm of its gradient before clipping, and its number of targets.
-    """
+    loss_scale: float = 1.0,
+) -> Gradient:
+    """Fill the weights' gradients for the batch of one step and clip them."""
     micro_batches = list(batches.micro_batches(step, config.micro_batch_size))
     num_tokens = sum(batch.num_tokens for batch in micro_batches)
-    mean_loss = 0.0
+    mean_loss, figures = 0.0, dict[str, float]()
     for batch in micro_batches:
         with hardware.autocast():
             loss_sum, _, sums = loss_function(model, batch.to(hardware.device))
         loss = loss_sum / num_tokens
-        loss.backward()
+        (loss * loss_scale).backward()
         mean_loss += loss.item()
-        if figures is not None:
-            for name, value in sums.items():
-                figures[name] = figures.get(name, 0.0) + value / num_tokens
+        for name, value in sums.items():
+            figures[name] = figures.get(name, 0.0) + value / num_tokens
+    if loss_scale != 1.0:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= loss_scale
     max_norm = math.inf if config.grad_clip is None else config.grad_clip
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    return mean_loss, grad_norm.item(), num_tokens
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    return Gradient(mean_loss, norm.item(), num_tokens, figures)
+
+
+def _gradient(job: Job, state: TrainState) -> Gradient:
+    return compute_gradient(
+        job.model, job.batches, state.step, job.config, job.hardware, job.loss_function, state.loss_scale
+    )
 
 
 def refuse_non_finite(step: int, **values: float) -> None:

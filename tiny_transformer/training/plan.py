@@ -156,6 +156,10 @@ class Pace:
         """The share of the peak learning rate used by the update number `step`."""
         return self._schedule.factor(step)
 
+    def progress(self, step: int) -> float:
+        """How much of the run is done after `step` steps: 0 to 1."""
+        return self._schedule.progress(step)
+
     def revise(self, state: TrainState) -> bool:
         """Fit the number of steps to the speed so far, if it is time to; true when the plan changed."""
         if self._plan.is_fixed or self._estimate is None:

@@ -23,8 +23,11 @@ from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import build_model, load_weights
 from tiny_transformer.storage import RunDirectory, StepLog, atomic_write
 from tiny_transformer.training import plan as planning
+from tiny_transformer.training.loggers import Loggers
 from tiny_transformer.training.loop import Job, compute_gradient, train
+from tiny_transformer.training.loss_scale import first_loss_scale
 from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.run_files import (
@@ -108,6 +111,8 @@ class _Start:
             device=str(hardware.device),
             zero_residual=training.zero_residual,
         )
+        if training.gradient_checkpointing:
+            checkpoint_gradients(self.model)
         self.optimizers = Optimizers(self.model, training)
         self.batches = Batches(
             dataset.train,
@@ -117,7 +122,7 @@ class _Start:
             packing=self.config.data.packing,
         )
         self.identity = identity_of(self.config, dataset.meta.fingerprint, dataset.tokenizer.fingerprint)
-        self.state = TrainState()
+        self.state = TrainState(loss_scale=first_loss_scale(hardware.precision))
 
     def go(self, stack: ExitStack) -> Outcome:
         """Resume if asked, plan, train."""
@@ -127,12 +132,15 @@ class _Start:
         stack.callback(log.close)
         log.truncate_after(self.state.step)
         write_config(self.run.path, self.config, self.request.command)
+        settings = self.config.model_dump(mode="json")
+        loggers = Loggers(self.config.training.loggers, self.run.path, settings, self.state.step)
+        stack.callback(loggers.close)
         pace = self._pace()
         self._announce(pace.plan)
         progress = TrainingProgress(self.console, pace.total_steps, self.state.step)
         stop = stack.enter_context(StopSignals())
         with progress:
-            status = train(self._job(pace, log, progress), self.state, stop)
+            status = train(self._job(pace, log, loggers, progress), self.state, stop)
         return Outcome(self.run.path, status, self.state, self.dataset, self.config, self.hardware)
 
     def _load_newest(self) -> None:
@@ -146,6 +154,8 @@ class _Start:
         refuse_changes(load_identity(checkpoint.path), self.identity, checkpoint.path)
         load_weights(self.model, checkpoint.path)
         self.state = load_state(checkpoint.path, self.model, self.optimizers)
+        if self.hardware.precision != "fp16":
+            self.state.loss_scale = 1.0
         self.console.print(f"resuming from step {self.state.step:,} ({checkpoint.path})", highlight=False)
 
     # --- the plan
@@ -198,7 +208,11 @@ class _Start:
     # --- the parts of the job
     # --------------------------------------------------------------------------------------------
 
-    def _job(self, pace: planning.Pace, log: StepLog, progress: TrainingProgress) -> Job:
+    def _job(self, pace: planning.Pace, log: StepLog, loggers: Loggers, progress: TrainingProgress) -> Job:
+        def keep(record: dict[str, Any]) -> None:
+            log.append(record)
+            loggers(record)
+
         return Job(
             model=self._compiled(self.model),
             optimizers=self.optimizers,
@@ -209,7 +223,7 @@ class _Start:
             if self.config.training.eval_steps is None
             else lambda: self._split_loss(self._validation_batches()),
             save=self._writer(pace, log),
-            log=log.append,
+            log=keep,
             config=self.config.training,
             hardware=self.hardware,
             watcher=progress,

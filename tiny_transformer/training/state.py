@@ -32,6 +32,8 @@ class TrainState:
         elapsed_seconds: wall-clock time spent training, over all starts.
         best_val_loss: the lowest validation loss so far, in nats per token.
         evaluations_without_gain: evaluations in a row that did not lower it.
+        loss_scale: see `loss_scale`; 1 but in fp16.
+        steps_at_loss_scale: steps without overflow since it changed.
         metrics: the last training loss, gradient norm and validation figures.
         seconds: where the time went: `steps`, `evaluations` and `saves`, over all starts.
         counts: how many evaluations and saves that were.
@@ -42,6 +44,8 @@ class TrainState:
     elapsed_seconds: float = 0.0
     best_val_loss: float | None = None
     evaluations_without_gain: int = 0
+    loss_scale: float = 1.0
+    steps_at_loss_scale: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)

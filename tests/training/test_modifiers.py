@@ -1,0 +1,148 @@
+"""Loss scale, gradient checkpointing, fading dropout, loggers: each seen from outside."""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_helpers import TINY, fingerprint, log_without_clock, run_tiny
+from torch import nn
+
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.data.batches import Batch, Batches
+from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.errors import UserError
+from tiny_transformer.hardware import Hardware, agrees_with_float64, choose_hardware
+from tiny_transformer.models import build_model
+from tiny_transformer.training import loss_scale, modifiers
+from tiny_transformer.training import pretrain as stage
+from tiny_transformer.training.loop import compute_gradient
+from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.state import TrainState
+
+
+def test_checkpointed_gradients_train_the_same_weights(tiny_data: Path, tmp_path: Path) -> None:
+    run_tiny(tiny_data, tmp_path / "plain", steps=6)
+    run_tiny(tiny_data, tmp_path / "checkpointed", steps=6, gradient_checkpointing=True)
+    assert fingerprint(tmp_path / "plain") == fingerprint(tmp_path / "checkpointed")
+
+
+def numbers_kept(forward: Callable[[torch.Tensor], torch.Tensor]) -> int:
+    sizes: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward(torch.ones(256, 64, requires_grad=True))
+    return sum(sizes)
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
+    kept: dict[bool, int] = {}
+    for on in (False, True):
+        block = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU())
+        model = types.SimpleNamespace(model=types.SimpleNamespace(layers=[block]))
+        if on:
+            modifiers.checkpoint_gradients(model)
+        kept[on] = numbers_kept(model.model.layers[0].forward)
+    assert kept[True] < kept[False] / 3
+
+
+def test_dropout_fades_in_a_straight_line(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def watched(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int, dict[str, float]]:
+        seen.extend({module.p for module in model.modules() if isinstance(module, nn.Dropout)})
+        return language_modelling_loss(model, batch)
+
+    monkeypatch.setattr(stage, "language_modelling_loss", watched)
+    run_tiny(tiny_data, tmp_path / "r", steps=10, dropout=0.5, final_dropout=0.0)
+    assert seen == pytest.approx([0.05 * (10 - step) for step in range(10)])
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_quiet_steps() -> None:
+    state = TrainState(loss_scale=4.0)
+    assert loss_scale.lower_loss_scale(state)
+    assert state.loss_scale == 2.0
+    for _ in range(loss_scale.STEPS_UNTIL_DOUBLED):
+        loss_scale.count_step_at_loss_scale(state)
+    assert state.loss_scale == 4.0
+    assert [loss_scale.lower_loss_scale(state) for _ in range(3)] == [True, True, False]
+    assert state.loss_scale == 1.0
+
+
+def test_a_gradient_that_overflows_is_computed_again_at_half_the_scale(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "choose_hardware", lambda *asked: Hardware(torch.device("cpu"), torch.float16))
+    monkeypatch.setattr(stage, "first_loss_scale", lambda precision: 2.0**60)
+    outcome = run_tiny(tiny_data, tmp_path / "half", steps=3, dropout=0.0)
+    assert 1.0 < outcome.state.loss_scale < 2.0**60
+    monkeypatch.undo()
+    run_tiny(tiny_data, tmp_path / "full", steps=3, dropout=0.0)
+    losses = [[line["loss"] for line in log_without_clock(tmp_path / name)] for name in ("half", "full")]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert losses[0] != losses[1]  # it was fp16
+
+
+def test_scaling_by_a_power_of_two_changes_no_bit_of_the_gradient(tiny_data: Path) -> None:
+    config = load_run_config(TINY)
+    batches = Batches(open_dataset(tiny_data).train, seq_len=32, global_batch_size=4, seed=0)
+    gradients = []
+    for scale in (1.0, 2.0**16):
+        model = build_model(config.model.model_copy(update={"vocab_size": 257}), seed=1)
+        cpu = Hardware(torch.device("cpu"), None)
+        compute_gradient(model, batches, 0, config.training, cpu, language_modelling_loss, scale)
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, two in zip(*gradients, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_of_this_machine_agree_with_float64(dtype: torch.dtype) -> None:
+    assert agrees_with_float64(torch.device("cpu"), dtype)
+
+
+def test_auto_takes_bf16_only_if_its_products_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiny_transformer.hardware.has_fast_bf16", lambda device: True)
+    assert choose_hardware("cpu").precision == "bf16"
+    monkeypatch.setattr("tiny_transformer.hardware.agrees_with_float64", lambda device, dtype: False)
+    assert choose_hardware("cpu").precision == "fp32"
+
+
+def test_loggers_get_the_numbers_of_every_logged_step(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, dict[str, Any]]] = []
+    ended: list[str] = []
+    fake = types.ModuleType("trackio")
+    fake.__dict__.update(
+        init=lambda **options: told.append((0, options)),
+        log=lambda numbers, step: told.append((step, numbers)),
+        finish=lambda: ended.append("finish"),
+    )
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    run_tiny(tiny_data, tmp_path / "r", steps=4, eval_steps=4, loggers=["trackio"])
+    assert told[0][1]["config"]["training"]["steps"] == 4
+    assert [step for step, _ in told[1:]] == [1, 2, 3, 4]
+    assert math.isfinite(told[-1][1]["val_loss"])
+    assert ended == ["finish"]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_a_logger_that_is_not_installed_is_named_before_training(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=f"asks for {name}") as caught:
+        run_tiny(tiny_data, tmp_path / "r", loggers=[name])
+    assert f"pip install {name}" in (caught.value.remedy or "")
+    assert not list((tmp_path / "r").glob("step-*"))

@@ -1,0 +1,97 @@
+"""The figures of log.jsonl, sent on to TensorBoard, Weights & Biases or Trackio when a run asks for it.
+
+None of them is needed: log.jsonl is the record, and the report is drawn from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tiny_transformer.errors import UserError
+
+PROJECT = "tiny-transformer"
+Record = dict[str, Any]
+
+
+class Loggers:
+    """Every logger a run asked for, behind one call.
+
+    Args:
+        names: of `tensorboard`, `wandb`, `trackio`.
+        run_dir: gives the run its name; TensorBoard writes into its folder `tensorboard`.
+        settings: the resolved config, shown beside the curves.
+        first_step: the step a resumed run continues from.
+
+    Raises:
+        UserError: one of them is not installed.
+    """
+
+    def __init__(self, names: Iterable[str], run_dir: Path, settings: Record, first_step: int) -> None:
+        self._send: list[Callable[[Record, int], Any]] = []
+        self._close: list[Callable[[], Any]] = []
+        for name in names:
+            open_logger = {"tensorboard": self._tensorboard, "wandb": self._wandb, "trackio": self._trackio}[name]
+            open_logger(run_dir, settings, first_step)
+
+    def __call__(self, record: Record) -> None:
+        """Send the numbers of one line of log.jsonl."""
+        numbers = {key: value for key, value in record.items() if key != "step" and isinstance(value, (int, float))}
+        for send in self._send:
+            send(numbers, record["step"])
+
+    def close(self) -> None:
+        """Let each write what it still holds."""
+        for close in self._close:
+            close()
+
+    def _tensorboard(self, run_dir: Path, settings: Record, first_step: int) -> None:
+        needs("tensorboard")
+        writer = import_module("torch.utils.tensorboard").SummaryWriter(
+            str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
+
+        def send(numbers: Record, step: int) -> None:
+            for key, value in numbers.items():
+                writer.add_scalar(key, value, step)
+
+        self._send.append(send)
+        self._close.append(writer.close)
+
+    def _wandb(self, run_dir: Path, settings: Record, first_step: int) -> None:
+        where = str(run_dir.resolve())
+        run = needs("wandb").init(
+            project=PROJECT,
+            name=run_dir.name,
+            id=f"{run_dir.name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}",
+            dir=where,
+            config=settings,
+            resume="allow",
+        )
+        self._send.append(lambda numbers, step: run.log(numbers, step=step))
+        self._close.append(run.finish)
+
+    def _trackio(self, run_dir: Path, settings: Record, first_step: int) -> None:
+        trackio = needs("trackio")
+        trackio.init(project=PROJECT, name=run_dir.name, config=settings, resume="allow")
+        self._send.append(lambda numbers, step: trackio.log(numbers, step=step))
+        self._close.append(trackio.finish)
+
+
+def needs(name: str) -> ModuleType:
+    """The package of a logger.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UserError(
+            f"training.loggers asks for {name}, which is not installed",
+            remedy=f"pip install {name}, or leave it out: log.jsonl and the report have the same figures",
+        ) from None
