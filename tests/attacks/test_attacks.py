@@ -53,11 +53,7 @@ def test_there_are_enough_attacks():
     assert len(ATTACKS) >= 60
 
 
-# An eos_token that is a list escapes `Tokenizer` as a TypeError; to be mended there.
-AWAITED = {"tokenizer-eos-is-a-list": pytest.mark.xfail(reason="an unhashable eos_token is not refused yet")}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=AWAITED.get(name, ())) for name in ATTACKS])
+@pytest.mark.parametrize("name", ATTACKS)
 def test_each_attack_ends_in_its_message(name, tmp_path):
     attack = write_attack(name, tmp_path / "it")
     size = sum(path.lstat().st_size for path in (tmp_path / "it").iterdir())

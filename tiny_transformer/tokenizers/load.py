@@ -107,8 +107,7 @@ def check_content(content: Any, where: Path) -> None:
         added = content.get("added_tokens") or []
         if not isinstance(added, list) or not all(isinstance(t, dict) and isinstance(t.get("id"), int) for t in added):
             raise _bad(where, "its added_tokens are not a list of tokens with an id")
-        ids = set(vocab.values())
-        if not all(type(i) is int for i in ids) or len(ids) != len(vocab):
+        if not all(type(i) is int for i in vocab.values()) or len(ids := set(vocab.values())) != len(vocab):
             raise _bad(where, "two tokens share an id, or an id is not a whole number")
         ids.update(token["id"] for token in added)
         if min(ids) < 0 or max(ids) >= 2 * len(ids):

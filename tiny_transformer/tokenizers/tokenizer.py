@@ -140,7 +140,7 @@ class Tokenizer:
         declared = self._config.get("eos_token")
         declared = declared.get("content") if isinstance(declared, dict) else declared
         for token in (END_TOKEN, declared, *OTHER_END_TOKENS):
-            if token in self._ids:
+            if isinstance(token, str) and token in self._ids:
                 return self._ids[token]
         raise UserError(
             f"the tokenizer {self.name} has no token that ends a document",
