@@ -50,6 +50,11 @@ def test_formulas_stand_only_in_blocks_that_run(page: Page) -> None:
     assert not re.findall(r"`[^`\n]* [-+] [^`\n]*`", prose), "a sum or difference that no test would see"
 
 
+def test_files_named_on_the_page_exist(repository: Path, page: Page) -> None:
+    named = re.findall(r"`([\w/]+\.py)`", page.text)
+    assert named and all((repository / "tiny_transformer" / name).is_file() for name in named)
+
+
 @pytest.mark.slow
 def test_a_turned_sign_is_noticed(repository: Path, page: Page) -> None:
     """Turn each sign and operator of each block around, one at a time: the block's test must fail."""

@@ -261,6 +261,19 @@ def added(first: dict, second: dict) -> dict:
     return {k: added(a, second[k]) if isinstance(a, dict) else a + second[k] for k, a in first.items()}
 
 
+def test_clip(qwen3: ModuleType) -> None:
+    for size, max_norm in ((1.0, 0.5), (1.0, 100.0), (1e-5, 1e-6)):  # the last so short that the summand shows
+        gradients = [draw(3, 2, seed=1, scale=size), draw(4, seed=2, scale=size)]
+        parameters = [nn.Parameter(torch.zeros(g.shape, dtype=torch.float64)) for g in gradients]
+        for parameter, g in zip(parameters, gradients, strict=True):
+            parameter.grad = tensor(g)
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm)  # what the loop calls
+        clipped, our_norm = qwen3.clip(gradients, max_norm)
+        near(our_norm, norm.item(), FORWARD, "norm")
+        for ours, parameter in zip(clipped, parameters, strict=True):
+            near(ours / size, parameter.grad.numpy() / size, FORWARD, "clipped gradient")
+
+
 def test_adamw(qwen3: ModuleType) -> None:
     config = TrainingConfig(learning_rate=0.05, weight_decay=0.3, beta1=0.8, beta2=0.9)
     model = nn.ParameterDict({"matrix": nn.Parameter(tensor(draw(3, 2, seed=1))), "scale": tensor(draw(4, seed=2))})

@@ -128,6 +128,7 @@ def test_router(qwen3_next: ModuleType) -> None:
 
     check(
         forward=lambda z: qwen3_next.route(z, 2)[::2],
+        change=lambda z_dot, z: qwen3_next.route_change(z_dot, z, 2),
         backward=lambda dp, dweights, z: qwen3_next.route_backward(dp, dweights, z, 2),
         product=product,
         inputs=[z],
@@ -225,6 +226,7 @@ def test_gates(qwen3_next: ModuleType) -> None:
     a[0, 0], a[0, 1] = 800.0, -800.0  # exp(800) is infinite
     check(
         forward=qwen3_next.gates,
+        change=qwen3_next.gates_change,
         backward=qwen3_next.gates_backward,
         product=product,
         inputs=[draw(T, Nv, seed=1), a, draw(Nv, seed=3), draw(Nv, seed=4)],
