@@ -302,6 +302,21 @@ def inspect(
 
 
 @app.command(context_settings=_SETTINGS)
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    step: Annotated[int, typer.Option("--step", help="Which update; the first is 1.")],
+) -> None:
+    """Make one step of a run again and look at it: its batch, its loss, each block's gradient.
+
+    Starts from the newest checkpoint before the step and writes nothing. For a loss that is not a number, or one that
+    jumped.
+    """
+    from tiny_transformer.training.replay import replay as make_again
+
+    make_again(run, step, Console())
+
+
+@app.command(context_settings=_SETTINGS)
 def doctor(run: Annotated[Path, typer.Argument(metavar="DIR", help="A run, checkpoint or data directory.")]) -> None:
     """Check every byte of a run: which checkpoints are whole, where last and best lead, what is left over."""
     from tiny_transformer.storage.doctor import examine

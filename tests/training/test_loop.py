@@ -30,6 +30,7 @@ from tiny_transformer.training import pretrain as stage
 from tiny_transformer.training.loop import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.replay import replay
 from tiny_transformer.training.stop import StopSignals
 
 CPU = Hardware(torch.device("cpu"), None)
@@ -140,8 +141,49 @@ def test_a_loss_that_is_no_number_ends_the_run_before_the_update(
     with pytest.raises(UserError) as caught:
         run_tiny(tiny_data, tmp_path / "r")
     assert f"loss is {bad} at step 6" in caught.value.what
+    assert "first bad tensor: the gradient of model.embed_tokens.weight" in caught.value.what
+    batch = Batches(open_dataset(tiny_data).train, seq_len=32, global_batch_size=4, seed=0).micro_batches(5, 4)
+    examples = ", ".join(str(example) for piece in batch for example in piece.sample_ids.tolist())
+    assert caught.value.where == f"the batch of step 6, examples {examples}"
     assert caught.value.exit_code == ExitCode.BAD_DATA
     assert [checkpoint.step for checkpoint in RunDirectory(tmp_path / "r").checkpoints()] == [4, 5]
+
+
+@pytest.mark.parametrize("spoil", ["momentum_buffer", "exp_avg_sq"])
+def test_an_update_that_is_no_number_is_never_saved(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
+) -> None:
+    steps, step = [], Optimizers.step
+
+    def spoiling(optimizers: Optimizers, factor: float) -> None:
+        steps.append(1)
+        if len(steps) == 6:
+            state = optimizers.state()
+            next(tensor for name, tensor in state.items() if name.endswith(spoil)).view(-1)[0] = math.nan
+        step(optimizers, factor)
+
+    monkeypatch.setattr(Optimizers, "step", spoiling)
+    with pytest.raises(UserError) as caught:
+        run_tiny(tiny_data, tmp_path / "r")
+    assert "the update is not finite at step 6" in caught.value.what
+    assert f"/{spoil}" in caught.value.what
+    assert [checkpoint.step for checkpoint in RunDirectory(tmp_path / "r").checkpoints()] == [4, 5]
+
+
+def test_replay_makes_the_same_step_again(tiny_data: Path, tmp_path: Path) -> None:
+    run_tiny(tiny_data, tmp_path / "r")
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "r").rglob("*"))
+    logged = {record["step"]: record for record in log_without_clock(tmp_path / "r")}
+    for number in (1, 5, 6, 12):  # without a checkpoint before it, right after one, later, the last
+        screen = io.StringIO()
+        gradient = replay(tmp_path / "r", number, Console(file=screen, width=120))
+        assert (gradient.loss, gradient.norm) == (logged[number]["loss"], logged[number]["grad_norm"])
+        assert f"step {number}: loss" in screen.getvalue()
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "r").rglob("*")) == before
+    with pytest.raises(UserError, match="not one of the run's steps, 1 to 12"):
+        replay(tmp_path / "r", 13, Console(file=io.StringIO()))
+    with pytest.raises(UserError, match="not a training run"):
+        replay(tmp_path, 1, Console(file=io.StringIO()))
 
 
 def test_saves_evaluations_and_links_follow_the_config(tiny_data: Path, tmp_path: Path) -> None:
@@ -167,7 +209,7 @@ def test_patience_ends_the_run_after_so_many_evaluations_without_gain(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr(stage._Start, "_split_loss", lambda start, batches: SplitLoss(next(losses), 1, 1))
+    monkeypatch.setattr(stage.Start, "_split_loss", lambda start, batches: SplitLoss(next(losses), 1, 1))
     outcome = run_tiny(tiny_data, tmp_path / "r", eval_steps=2, early_stopping_patience=2)
     assert (outcome.status, outcome.state.step) == ("stopped_early", 8)
     best = RunDirectory(tmp_path / "r").resolve("best")

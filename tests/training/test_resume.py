@@ -73,7 +73,7 @@ def test_forgetting_a_counter_is_noticed(
 ) -> None:
     # a validation loss that is best at step 4 and grows from there
     monkeypatch.setattr(
-        pretrain._Start, "_split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 4), 1, 1)
+        pretrain.Start, "_split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 4), 1, 1)
     )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_tiny(tiny_data, whole, eval_steps=2)

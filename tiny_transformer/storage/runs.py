@@ -60,10 +60,11 @@ class RunDirectory:
                     raise
         return found
 
-    def newest_whole(self) -> tuple[Checkpoint | None, list[UserError]]:
-        """The newest checkpoint of which every byte is as saved, and what is wrong with each newer one."""
+    def newest_whole(self, before: int | None = None) -> tuple[Checkpoint | None, list[UserError]]:
+        """The newest checkpoint (of a step below `before`) of which every byte is as saved, and what is wrong with each
+        newer one."""
         damaged = []
-        for step in reversed(self._steps()):
+        for step in reversed([step for step in self._steps() if before is None or step < before]):
             try:
                 return Checkpoint(step, self.step_path(step), verify(self.step_path(step), self._fs)), damaged
             except UserError as error:

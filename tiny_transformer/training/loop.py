@@ -18,15 +18,17 @@ from torch import Tensor, nn
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.batches import Batch
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.training.diagnosis import all_finite, first_bad_tensor, named_tensors, not_finite
 from tiny_transformer.training.loss_scale import count_step_at_loss_scale, lower_loss_scale
 from tiny_transformer.training.modifiers import set_dropout
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.plan import Pace
 from tiny_transformer.training.state import TrainState
 
+Save = Callable[[TrainState, str, bool], None]
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, int, dict[str, float]]]
 
 
@@ -78,7 +80,7 @@ class Job:
     batches: BatchSource
     loss_function: LossFunction
     evaluate: Callable[[], SplitLoss] | None
-    save: Callable[[TrainState, str, bool], None]
+    save: Save
     log: Callable[[dict[str, Any]], None]
     config: TrainingConfig
     hardware: Hardware
@@ -97,7 +99,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         `finished`, `stopped` or `stopped_early`.
 
     Raises:
-        UserError: the loss or the gradient is not a finite number (found before the update, nothing is saved).
+        UserError: the loss, the gradient or the update is not finite; the step is not counted and nothing is saved.
     """
     config = job.config
     job.model.train()
@@ -115,10 +117,15 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         while not math.isfinite(gradient.norm) and lower_loss_scale(state):
             job.optimizers.zero_grad()
             gradient = _gradient(job, state)
-        refuse_non_finite(state.step + 1, loss=gradient.loss, grad_norm=gradient.norm)
+        for name, value in (("loss", gradient.loss), ("grad_norm", gradient.norm)):
+            if not math.isfinite(value):
+                raise _not_finite(job, state, f"{name} is {value}", first_bad_tensor(named_tensors(job.model)))
         count_step_at_loss_scale(state)
         factor = job.pace.factor(state.step)
         job.optimizers.step(factor)
+        if not all_finite(job.model.parameters()):
+            culprit = first_bad_tensor((f"the optimizer's {name}", t) for name, t in job.optimizers.state().items())
+            raise _not_finite(job, state, "the update is not finite", culprit)
 
         state.step += 1
         state.num_tokens += gradient.num_tokens
@@ -199,19 +206,8 @@ def _gradient(job: Job, state: TrainState) -> Gradient:
     )
 
 
-def refuse_non_finite(step: int, **values: float) -> None:
-    """End the run before a step that would poison the weights.
-
-    Raises:
-        UserError: naming the step and the value.
-    """
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise UserError(
-                f"{name} is {value} at step {step}; the update was not made and nothing was saved",
-                remedy="resume from the last checkpoint with a lower learning rate, or with precision=fp32",
-                exit_code=ExitCode.BAD_DATA,
-            )
+def _not_finite(job: Job, state: TrainState, what: str, culprit: str | None) -> UserError:
+    return not_finite(state.step + 1, what, culprit, job.batches.micro_batches(state.step, job.config.micro_batch_size))
 
 
 def _take_evaluation(job: Job, state: TrainState) -> bool:

@@ -18,13 +18,14 @@ from torch import nn
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import Batch, Batches, evaluation_batches
 from tiny_transformer.data.shards import Dataset
+from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import build_model, load_weights
-from tiny_transformer.storage import RunDirectory, StepLog, atomic_write
+from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.loggers import Loggers
-from tiny_transformer.training.loop import Job, compute_gradient, train
+from tiny_transformer.training.loop import Job, Save, Watcher, compute_gradient, train
 from tiny_transformer.training.loss_scale import first_loss_scale
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.modifiers import checkpoint_gradients
@@ -90,11 +91,11 @@ def pretrain(request: Request, console: Console) -> Outcome:
         if request.overwrite and holds_a_run(run_dir):
             clear_run(run_dir)
         run.clean_leftovers()
-        start = _Start(replace(request, config=config), run, dataset, hardware, console)
+        start = Start(replace(request, config=config), run, dataset, hardware, console)
         return start.go(stack)
 
 
-class _Start:
+class Start:
     """One start of a run: from an open data set and a locked directory to the end of training."""
 
     def __init__(
@@ -127,7 +128,7 @@ class _Start:
     def go(self, stack: ExitStack) -> Outcome:
         """Resume if asked, plan, train."""
         if self.request.resume:
-            self._load_newest()
+            self.load(self.run.newest_whole())
         log = StepLog(self.run.path / "log.jsonl")
         stack.callback(log.close)
         log.truncate_after(self.state.step)
@@ -135,17 +136,23 @@ class _Start:
         settings = self.config.model_dump(mode="json")
         loggers = Loggers(self.config.training.loggers, self.run.path, settings, self.state.step)
         stack.callback(loggers.close)
+
+        def keep(record: dict[str, Any]) -> None:
+            log.append(record)
+            loggers(record)
+
         pace = self._pace()
         self._announce(pace.plan)
         progress = TrainingProgress(self.console, pace.total_steps, self.state.step)
         stop = stack.enter_context(StopSignals())
         with progress:
-            status = train(self._job(pace, log, loggers, progress), self.state, stop)
+            job = self.job(pace, save=self._writer(pace, log), log=keep, watcher=progress)
+            status = train(job, self.state, stop)
         return Outcome(self.run.path, status, self.state, self.dataset, self.config, self.hardware)
 
-    def _load_newest(self) -> None:
-        """Take up the newest whole checkpoint; without one, start from the beginning."""
-        checkpoint, damaged = self.run.newest_whole()
+    def load(self, found: tuple[Checkpoint | None, list[UserError]]) -> None:
+        """Take up a checkpoint; without one, start from the beginning. Damaged ones that were passed over are named."""
+        checkpoint, damaged = found
         for problem in damaged:
             self.console.print(f"skipping a damaged checkpoint: {problem.what} ({problem.where})", highlight=False)
         if checkpoint is None:
@@ -208,25 +215,21 @@ class _Start:
     # --- the parts of the job
     # --------------------------------------------------------------------------------------------
 
-    def _job(self, pace: planning.Pace, log: StepLog, loggers: Loggers, progress: TrainingProgress) -> Job:
-        def keep(record: dict[str, Any]) -> None:
-            log.append(record)
-            loggers(record)
-
+    def job(self, pace: planning.Pace, *, save: Save, log: Callable[[dict[str, Any]], None], watcher: Watcher) -> Job:
+        """What the loop is handed."""
+        evaluates = self.config.training.eval_steps is not None
         return Job(
             model=self._compiled(self.model),
             optimizers=self.optimizers,
             pace=pace,
             batches=self.batches,
             loss_function=language_modelling_loss,
-            evaluate=None
-            if self.config.training.eval_steps is None
-            else lambda: self._split_loss(self._validation_batches()),
-            save=self._writer(pace, log),
-            log=keep,
+            evaluate=(lambda: self._split_loss(self._validation_batches())) if evaluates else None,
+            save=save,
+            log=log,
             config=self.config.training,
             hardware=self.hardware,
-            watcher=progress,
+            watcher=watcher,
         )
 
     def _compiled(self, model: nn.Module) -> nn.Module:

@@ -1,0 +1,58 @@
+"""When a number stops being one: which tensor was first, which examples were in the batch, and how to see it again.
+
+A step that is not finite is never saved, so the newest checkpoint is from before it, and the order of the examples is a
+function of the step: `tiny-transformer replay RUN --step N` makes the same step again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from tiny_transformer.data.batches import Batch
+from tiny_transformer.errors import ExitCode, UserError
+
+SHOWN_EXAMPLES = 8
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor holds a nan or an infinity; one pass over the memory."""
+    norms = torch._foreach_norm([tensor.detach() for tensor in tensors], torch.inf)
+    return bool(torch.stack(norms).isfinite().all())
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights, then their gradients, in the order in which a batch meets them."""
+    for name, parameter in model.named_parameters():
+        yield f"the weight {name}", parameter
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            yield f"the gradient of {name}", parameter.grad
+
+
+def first_bad_tensor(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that is not finite."""
+    return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
+
+
+def not_finite(step: int, what: str, culprit: str | None, batches: Iterable[Batch]) -> UserError:
+    """The error that ends a run.
+
+    Args:
+        step: the update that would have been made, counted from 1.
+        what: which figure is not finite, and what it is.
+        culprit: the first tensor that is not finite; None when all are.
+        batches: of this step.
+    """
+    examples = [str(example) for batch in batches for example in batch.sample_ids.tolist()]
+    shown = ", ".join(examples[:SHOWN_EXAMPLES]) + (", ..." if len(examples) > SHOWN_EXAMPLES else "")
+    first = f"; first bad tensor: {culprit}" if culprit else ""
+    return UserError(
+        f"{what} at step {step}; the step was not saved{first}",
+        where=f"the batch of step {step}, examples {shown}",
+        remedy=f"tiny-transformer replay RUN --step {step} shows it again; resume with a lower learning rate, "
+        "or with precision=fp32",
+        exit_code=ExitCode.BAD_DATA,
+    )

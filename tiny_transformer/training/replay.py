@@ -1,0 +1,114 @@
+"""Make one step of a run again: from the newest checkpoint before it, over the same batches, and look at it.
+
+Nothing is written. It shows what the log has no room for: which examples were in the batch and how their text begins,
+and the gradient of each block. After a loss that is no number it names the first tensor that went bad.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.data.batches import Batch
+from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.hardware import choose_hardware
+from tiny_transformer.storage import RunDirectory
+from tiny_transformer.training import plan as planning
+from tiny_transformer.training.diagnosis import first_bad_tensor, named_tensors
+from tiny_transformer.training.loop import Gradient, Job, compute_gradient, train
+from tiny_transformer.training.pretrain import Start
+from tiny_transformer.training.progress import TrainingProgress
+from tiny_transformer.training.run_files import CONFIG_FILE, holds_a_run
+from tiny_transformer.training.setup import Request
+from tiny_transformer.training.state import TrainState
+
+SHOWN_CHARACTERS = 60
+
+
+def replay(run_dir: Path, step: int, console: Console) -> Gradient:
+    """Make update number `step` (the first is 1) of a run again, up to its gradient, and show it.
+
+    Raises:
+        UserError: there is no such run or step, or what it was trained on is gone or has changed.
+    """
+    if not holds_a_run(run_dir):
+        raise UserError("this is not a training run", where=str(run_dir), remedy="tiny-transformer runs lists them")
+    config = load_run_config(str(run_dir / CONFIG_FILE))
+    plan, data_dir = planning.read_plan(run_dir), config.data.data_dir
+    if data_dir is None or plan is None:
+        raise UserError("this run was never started", where=str(run_dir), exit_code=ExitCode.BAD_DATA)
+    if not 1 <= step <= plan.total_steps:
+        raise UserError(f"--step {step} is not one of the run's steps, 1 to {plan.total_steps:,}", where=str(run_dir))
+    quiet = config.training.model_copy(update={"eval_steps": None, "early_stopping_patience": None, "loggers": ()})
+    config = config.model_copy(update={"training": quiet})
+    hardware = choose_hardware(quiet.device, quiet.precision)
+    run, dataset = RunDirectory(run_dir), open_dataset(data_dir)
+    start = Start(Request(config, run_dir.name, resume=True), run, dataset, hardware, console)
+    start.load(run.newest_whole(before=step))
+    pace = planning.Pace(replace(plan, is_fixed=True), quiet, None, lambda plan: None)
+    with TrainingProgress(console, step, start.state.step) as progress:
+        job = start.job(pace, save=_save_nothing, log=lambda record: None, watcher=progress)
+        if start.state.step < step - 1:
+            train(job, start.state, lambda: start.state.step >= step - 1)
+    job.model.train()
+    arguments = (job.model, job.batches, step - 1, quiet, hardware, job.loss_function, start.state.loss_scale)
+    gradient = compute_gradient(*arguments)
+    _show(job, start, gradient, console)
+    return gradient
+
+
+def _save_nothing(state: TrainState, status: str, is_best: bool) -> None:
+    """A replay leaves the run as it is."""
+
+
+def _show(job: Job, start: Start, gradient: Gradient, console: Console) -> None:
+    step = start.state.step
+    console.print(
+        f"\nstep {step + 1:,}: loss {gradient.loss:.6g}, gradient norm {gradient.norm:.6g}, learning rate "
+        f"{job.config.learning_rate * job.pace.factor(step):.3g}, {gradient.num_tokens:,} targets",
+        highlight=False,
+    )
+    if not math.isfinite(gradient.loss) or not math.isfinite(gradient.norm):
+        culprit = first_bad_tensor(named_tensors(job.model))
+        console.print(f"[bold red]not finite[/]: first bad tensor {culprit or 'none: only the loss'}", highlight=False)
+    batches = list(job.batches.micro_batches(step, job.config.micro_batch_size))
+    console.print(_gradients(job.model))
+    console.print(_examples(batches, start))
+
+
+def _gradients(model: nn.Module) -> Table:
+    """Norm of each block's gradient, after clipping, beside the norm of its weights."""
+    table = Table(title="gradients", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("part")
+    table.add_column("weights", justify="right")
+    table.add_column("gradient", justify="right")
+    squares: dict[str, list[float]] = {}
+    for name, parameter in model.named_parameters():
+        pieces = name.split(".")
+        part = ".".join(pieces[:3]) if "layers" in pieces else name
+        sums = squares.setdefault(part, [0.0, 0.0])
+        sums[0] += parameter.detach().double().square().sum().item()
+        sums[1] += 0.0 if parameter.grad is None else parameter.grad.double().square().sum().item()
+    for part, (weights, gradient) in squares.items():
+        table.add_row(part, f"{math.sqrt(weights):.4g}", f"{math.sqrt(gradient):.4g}")
+    return table
+
+
+def _examples(batches: list[Batch], start: Start) -> Table:
+    """Each row of the batch: its number in the epoch and how its text begins."""
+    table = Table(title="examples", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("number", justify="right")
+    table.add_column("text", overflow="ellipsis", no_wrap=True)
+    for batch in batches:
+        for sample, ids in zip(batch.sample_ids.tolist(), batch.input_ids.tolist(), strict=True):
+            text = start.dataset.tokenizer.decode(ids[:SHOWN_CHARACTERS]).replace("\n", " ")
+            table.add_row(f"{sample:,}", Text(text[:SHOWN_CHARACTERS]))
+    return table
