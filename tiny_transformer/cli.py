@@ -184,6 +184,32 @@ def train(
         raise typer.Exit(ExitCode.STOPPED)
 
 
+@app.command(context_settings=_OPEN_SETTINGS)
+def profile(
+    context: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE|PRESET]",
+            help="A .yaml, .json or .toml file, or a preset: tiny, small, medium, large, gpt2. Default: the defaults.",
+        ),
+    ] = None,
+    named: Annotated[str | None, typer.Option("--config", hidden=True)] = None,  # as in train
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """What a config will cost, before anything runs: parameters, arithmetic, memory, time, and who can open the model.
+
+    Any key of the config can be set, as in train: --model.hidden_size 512, training.micro_batch_size=4. Parameters and
+    the memory of tensors are exact; time is an estimate from half a second of measuring this machine.
+    """
+    if config is not None and (config.startswith("-") or "=" in config):  # an override stands first: no file was named
+        context.args.insert(0, config)
+        config = None
+    from tiny_transformer.inspection.profile import run_profile
+
+    run_profile(config or named, _overrides(context), as_json=as_json, console=Console())
+
+
 @app.command(context_settings=_SETTINGS)
 def generate(
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "Once upon a time",
