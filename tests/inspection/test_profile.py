@@ -272,6 +272,21 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["seconds"] == pytest.approx(7 * answer["step_seconds"])
 
 
+def test_overrides_are_read_with_and_without_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "tiny_transformer.inspection.profile.run_profile",
+        lambda config, overrides, **_: asked.append((config, overrides)),
+    )
+    for words in ("--model.vocab_size 96 steps=7", "tiny vocab_size=96 --steps 7", "--config tiny --hidden-size 40"):
+        assert run(["profile", *words.split()]) == 0
+    assert asked == [
+        (None, ["model.vocab_size=96", "steps=7"]),
+        ("tiny", ["vocab_size=96", "steps=7"]),
+        ("tiny", ["hidden_size=40"]),
+    ]
+
+
 def test_a_wrong_config_is_told_before_torch_is_imported() -> None:
     code = (
         "import sys; from tiny_transformer.cli import run; code = run(['profile', 'tiny', 'hiden_size=3']); "
