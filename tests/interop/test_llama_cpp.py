@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.interop.gguf_export import export_gguf
 from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
@@ -43,6 +43,9 @@ SHAPE = {
     "max_position_embeddings": 128,
     "rope_theta": 5000.0,
 }
+NEXT = {**SHAPE, "num_hidden_layers": 4, "head_dim": 32, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
+EXPERTS = {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
+PATTERN = ("full_attention", "linear_attention", "linear_attention", "full_attention")
 # shape, tokenizer
 MODELS = {
     "llama": (LlamaConfig(**SHAPE), "bpe"),
@@ -54,6 +57,12 @@ MODELS = {
     "llama-idle-window": (LlamaConfig(**SHAPE, sliding_window=128), "bpe"),
     "qwen3": (Qwen3Config(**SHAPE), "bpe"),
     "qwen3-untied-wide": (Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=False), "byte"),
+    "next": (Qwen3NextConfig(**NEXT, **EXPERTS, linear_num_value_heads=6, num_nextn_predict_layers=1), "bpe"),
+    "next-pattern-untied": (
+        Qwen3NextConfig(**NEXT, **EXPERTS, layer_types=PATTERN, partial_rotary_factor=0.5, tie_word_embeddings=False),
+        "bpe",
+    ),
+    "next-dense": (Qwen3NextConfig(**NEXT, num_experts=0, linear_num_value_heads=6), "bpe"),
 }
 KINDS = ("f32", "f16", "q8_0", "q4_0")
 NUM_GREEDY = 40
@@ -118,8 +127,8 @@ def ours(root: Path, name: str, kind: str):
     """Our model, its matrices rounded to what the file holds."""
     model = load_model(root / name)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if kind == "f16" and parameter.ndim == 2:
+        for part, parameter in model.named_parameters():
+            if kind == "f16" and parameter.ndim == 2 and ".mlp.gate." not in part and "expert_gate" not in part:
                 parameter.copy_(parameter.half().float())
     return model
 

@@ -4,14 +4,15 @@ Shapes: H query heads, G key/value heads, D head_dim, C hidden_size.
 
 The `gguf` package writes the file and quantizes; what is decided here is what goes into it. llama.cpp's `llama` turns
 neighbouring features (2j, 2j + 1) in RoPE, Hugging Face's turns (j, j + D/2), so the rows of its query and key
-projections are put into that order; its `qwen3` and `stablelm` turn like Hugging Face's.
+projections are put into that order; its `qwen3` and `stablelm` turn like Hugging Face's. What Qwen3-Next and Qwen3.5
+need is in `gguf_next`.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tiny_transformer.config.model import ModelConfig
+from tiny_transformer.config.model import ModelConfig, Qwen3NextConfig
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.interop.gguf_next import Tensors, add_next_keys, next_tensors
 from tiny_transformer.interop.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from tiny_transformer.interop.portability import llama_cpp_refusal
 from tiny_transformer.models import load_config, load_model
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 TYPES = ("f32", "f16", "q8_0", "q4_0")
 # The tables of words: the part that suffers most from four bits, so q4_0 files give them eight.
 _WORDS = ("token_embd.weight", "output.weight")
-
-Tensors = Iterator[tuple[str, torch.Tensor]]
+# llama.cpp convolves in f32 alone; a router decides by small differences, and is small itself.
+_EXACT = (".ssm_conv1d.weight", ".ffn_gate_inp.weight")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class GgufFile:
 def export_gguf(checkpoint: Path | str, out: Path | str, *, kind: str = "f16", overwrite: bool = False) -> GgufFile:
     """Write the model and the tokenizer of a checkpoint directory as a GGUF file, whole or not at all.
 
-    The same checkpoint gives the same bytes. Norms and biases stay f32 in every kind.
+    The same checkpoint gives the same bytes. Norms, biases, convolutions and routers stay f32 in every kind; a second
+    head (multi-token prediction) is left out.
 
     Args:
         checkpoint: a Hugging Face directory that `load_model` opens.
@@ -157,13 +160,16 @@ def _add_keys(writer: GGUFWriter, config: ModelConfig, tokenizer: GgufTokenizer,
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
+    is_next = isinstance(config, Qwen3NextConfig)
+    writer.add_rope_dimension_count(config.rotary_dim if is_next else config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     if config.to_hf()["model_type"] == "stablelm":
         writer.add_layer_norm_eps(config.rms_norm_eps)
         writer.add_parallel_residual(False)
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if is_next:
+        add_next_keys(writer, config)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(tokenizer.pre)
     writer.add_token_list(tokenizer.tokens)
@@ -207,7 +213,7 @@ def _write_tensors(
 def _type_of(name: str, tensor: torch.Tensor, kind: str) -> GGMLQuantizationType:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    if tensor.ndim == 1:
+    if tensor.ndim == 1 or name.endswith(_EXACT):
         return GGMLQuantizationType.F32
     dtype = GGMLQuantizationType["Q8_0" if kind == "q4_0" and name in _WORDS else kind.upper()]
     return GGMLQuantizationType.F16 if tensor.shape[-1] % GGML_QUANT_SIZES[dtype][0] else dtype
@@ -251,6 +257,8 @@ _ARCHITECTURES = {
     "mistral": _Architecture("llama", _llama_tensors),
     "stablelm": _Architecture("stablelm", _as_they_are, copies_tied_head=True),
     "qwen3": _Architecture("qwen3", _as_they_are),
+    "qwen3_next": _Architecture("qwen3next", next_tensors),
+    "qwen3_5_text": _Architecture("qwen35", next_tensors),
 }
 
 

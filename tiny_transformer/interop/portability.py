@@ -61,11 +61,43 @@ def vllm_refusal(config: ModelConfig) -> str | None:
 
 def llama_cpp_refusal(config: ModelConfig) -> str | None:
     """Why llama.cpp does not compute this shape, or None. Its tokenizers are another matter: see `gguf_tokenizer`."""
+    if config.num_hidden_layers > 512:
+        return f"it has room for 512 layers, not {config.num_hidden_layers}"
     if isinstance(config, Qwen3NextConfig):
-        return "Qwen3-Next is not written as GGUF here yet; the directory itself opens in transformers"
+        return _llama_cpp_next_refusal(config)
     if isinstance(config, Qwen3Config):
         return _qwen3_refusal(config, "llama.cpp's")
     return _window_refusal(config, config.sliding_window, "llama.cpp's llama")
+
+
+def _llama_cpp_next_refusal(config: Qwen3NextConfig) -> str | None:
+    keys, values = config.linear_key_head_dim, config.linear_value_head_dim
+    if keys != values:
+        return (
+            "it has one width for keys and values of the delta rule; "
+            f"linear_key_head_dim is {keys} and linear_value_head_dim {values}"
+        )
+    if len(set(config.layer_types)) == 1:
+        return f"its memory needs layers of both kinds, and here all are {config.layer_types[0]}"
+    if config.rms_norm_eps != 1e-6:
+        return (
+            f"it adds rms_norm_eps to the length of keys too, where 1e-6 belongs, and here it is {config.rms_norm_eps}"
+        )
+    if config.attention_bias:
+        return "its qwen3next and qwen35 have no bias on o_proj; set attention_bias false"
+    return _llama_cpp_experts_refusal(config) if config.num_experts else None
+
+
+def _llama_cpp_experts_refusal(config: Qwen3NextConfig) -> str | None:
+    if config.num_experts > 1024:
+        return f"it has room for 1024 experts, not {config.num_experts}"
+    if dense := [i for i in range(config.num_hidden_layers) if not config.is_sparse(i)]:
+        return (
+            f"its qwen3next has experts in every layer; see mlp_only_layers and decoder_sparse_step for layers {dense}"
+        )
+    if not config.norm_topk_prob:
+        return "it lets the weights of a token's experts sum to one; set norm_topk_prob true"
+    return None
 
 
 def mlx_refusal(config: ModelConfig) -> str | None:
