@@ -21,6 +21,7 @@ from tiny_transformer.interop.gguf_export import export_gguf
 from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
 
+gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.slow
 
 TEXT = "Once upon a time there was a little cat who sat on 12 mats. It's 'fine', she'LL say! " * 30
@@ -128,8 +129,11 @@ def ours(root: Path, name: str, kind: str):
     model = load_model(root / name)
     with torch.no_grad():
         for part, parameter in model.named_parameters():
-            if kind == "f16" and parameter.ndim == 2 and ".mlp.gate." not in part and "expert_gate" not in part:
-                parameter.copy_(parameter.half().float())
+            if kind != "f32" and parameter.ndim == 2 and ".mlp.gate." not in part and "expert_gate" not in part:
+                words = "embed" in part or "lm_head" in part
+                dtype = gguf.GGMLQuantizationType["Q8_0" if kind == "q4_0" and words else kind.upper()]
+                rounded = gguf.dequantize(gguf.quantize(parameter.numpy(), dtype), dtype)
+                parameter.copy_(torch.from_numpy(rounded.astype(np.float32)))
     return model
 
 
@@ -157,12 +161,27 @@ def test_greedy_tokens_are_ours(ran, name, kind):
 
 
 @pytest.mark.parametrize(("kind", "share"), [("f16", 0.01), ("q8_0", 0.04), ("q4_0", 0.5)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("next")])
 def test_fewer_bits_stay_near(ran, name, kind, share):
     _, logits, _ = ran
     exact = logits[f"{name}-f32"]
     error = np.sqrt(np.mean((logits[f"{name}-{kind}"] - exact) ** 2))
     assert 0 < error < share * exact.std()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "share"), [("f16", 0.01), ("q8_0", 0.3), ("q4_0", 0.3)])
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("next")])
+def test_a_hybrid_of_fewer_bits_is_ours_with_the_weights_of_the_file(ran, name, kind, share):
+    """These, untrained, magnify what is small: 0.4 % of noise on the weights moves logits by up to 0.2 of their spread,
+    the four bits of q4_0 by 0.8. So they are compared with our model of the same rounded weights; what remains is that
+    llama.cpp rounds activations to eight bits too.
+    """
+    root, logits, _ = ran
+    ids = torch.tensor([json.loads((root / "job.json").read_text())["ids"]])
+    expected = ours(root, name, kind)(ids)[0].numpy()
+    error = np.sqrt(np.mean((logits[f"{name}-{kind}"] - expected) ** 2))
+    assert 0 < error < share * expected.std()
 
 
 @pytest.mark.parametrize("name", MODELS)
