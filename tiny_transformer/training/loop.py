@@ -110,22 +110,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         if job.pace.revise(state):
             job.watcher.length(job.pace.total_steps)
         total_steps, begun = job.pace.total_steps, time.monotonic()
-        if config.final_dropout is not None:
-            progress = job.pace.progress(state.step)
-            set_dropout(job.model, config.dropout + (config.final_dropout - config.dropout) * progress)
-        gradient = _gradient(job, state)
-        while not math.isfinite(gradient.norm) and lower_loss_scale(state):
-            job.optimizers.zero_grad()
-            gradient = _gradient(job, state)
-        for name, value in (("loss", gradient.loss), ("grad_norm", gradient.norm)):
-            if not math.isfinite(value):
-                raise _not_finite(job, state, f"{name} is {value}", first_bad_tensor(named_tensors(job.model)))
-        count_step_at_loss_scale(state)
-        factor = job.pace.factor(state.step)
-        job.optimizers.step(factor)
-        if not all_finite(job.model.parameters()):
-            culprit = first_bad_tensor((f"the optimizer's {name}", t) for name, t in job.optimizers.state().items())
-            raise _not_finite(job, state, "the update is not finite", culprit)
+        gradient, factor = update(job, state)
 
         state.step += 1
         state.num_tokens += gradient.num_tokens
@@ -151,6 +136,35 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
             state.spend("saves", time.monotonic() - now)
             state.elapsed_seconds = elapsed_before + time.monotonic() - started
     return status
+
+
+def update(job: Job, state: TrainState) -> tuple[Gradient, float]:
+    """One update of the weights: gradient, learning rate, step.
+
+    Returns:
+        What the batch gave, and the share of the peak learning rate that was used.
+
+    Raises:
+        UserError: the loss, the gradient or the update is not finite.
+    """
+    config = job.config
+    if config.final_dropout is not None:
+        progress = job.pace.progress(state.step)
+        set_dropout(job.model, config.dropout + (config.final_dropout - config.dropout) * progress)
+    gradient = _gradient(job, state)
+    while not math.isfinite(gradient.norm) and lower_loss_scale(state):
+        job.optimizers.zero_grad()
+        gradient = _gradient(job, state)
+    for name, value in (("loss", gradient.loss), ("grad_norm", gradient.norm)):
+        if not math.isfinite(value):
+            raise _not_finite(job, state, f"{name} is {value}", first_bad_tensor(named_tensors(job.model)))
+    count_step_at_loss_scale(state)
+    factor = job.pace.factor(state.step)
+    job.optimizers.step(factor)
+    if not all_finite(job.model.parameters()):
+        culprit = first_bad_tensor((f"the optimizer's {name}", t) for name, t in job.optimizers.state().items())
+        raise _not_finite(job, state, "the update is not finite", culprit)
+    return gradient, factor
 
 
 @dataclass(frozen=True)
