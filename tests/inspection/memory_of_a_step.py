@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from tiny_transformer.training.loop import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
 
-TINY = ["model.vocab_size=64", "model.hidden_size=64", "data.seq_len=16", "training.micro_batch_size=2"]
+TINY = ["vocab_size=64", "hidden_size=64", "num_hidden_layers=1", "data.seq_len=16", "micro_batch_size=2"]
 
 
 class RandomTokens:
@@ -53,11 +54,9 @@ def status(key: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def measure(config: RunConfig) -> dict[str, int]:
-    """Bytes at the highest point of the second and later steps: `allocated` by tensors, and, since before the model was
-    built, `resident` of the process."""
-    before, hardware = status("VmRSS:"), choose_hardware(config.training.device, config.training.precision)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts here
+def prepare(config: RunConfig) -> tuple[Callable[[], None], Callable[[], int]]:
+    """Something that takes one training step, and something that tells the bytes kept between steps."""
+    hardware = choose_hardware(config.training.device, config.training.precision)
     model = build_model(config.model, seed=0, dropout=config.training.dropout).train()
     optimizers, batches = Optimizers(model, config.training), RandomTokens(config)
 
@@ -65,13 +64,24 @@ def measure(config: RunConfig) -> dict[str, int]:
         compute_gradient(model, batches, 0, config.training, hardware, language_modelling_loss)
         optimizers.step(0.01)
 
+    def kept() -> int:
+        tensors = [*model.parameters(), *optimizers.state().values()]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    return step, kept
+
+
+def measure(config: RunConfig) -> dict[str, int]:
+    """Bytes at the highest point of the second and later steps: `allocated` by tensors, and, since before the model was
+    built, `resident` of the process."""
+    before = status("VmRSS:")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts here
+    step, kept = prepare(config)
     for _ in range(2):
         step()
-    resident = status("VmHWM:") - before
-    kept = [*model.parameters(), *optimizers.state().values()]
+    resident, now, highest = status("VmHWM:") - before, kept(), 0
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         step()
-    now, highest = sum(tensor.untyped_storage().nbytes() for tensor in kept), 0
     results = profiler.profiler.kineto_results  # ty: ignore[unresolved-attribute]
     for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         now += event.nbytes()
@@ -85,7 +95,7 @@ def main() -> None:
         config = load_run_config(None, overrides)
         sys.stdout.flush()
         if os.fork() == 0:
-            measure(load_run_config(None, TINY))  # loads the program's own pages
+            prepare(load_run_config(None, TINY))[0]()  # loads the program's own pages
             print(json.dumps(measure(config)), flush=True)
             os._exit(0)
         os.wait()

@@ -209,6 +209,7 @@ def test_memory_of_a_step_by_kind() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # half a minute of work, but others may be at work too
 def test_predicted_memory_is_what_real_steps_take(tmp_path: Path) -> None:
     configs = [text.split() for text in STEPS]
     (tmp_path / "configs.json").write_text(json.dumps(configs), encoding="utf-8")
@@ -222,7 +223,7 @@ def test_predicted_memory_is_what_real_steps_take(tmp_path: Path) -> None:
         tolerance = 0.15 if "model_type=qwen3_next" in overrides else 0.01  # experts never get equal shares
         assert real["allocated"] == pytest.approx(predicted, rel=tolerance), overrides
         # The system sees more than tensors: gaps between them, and buffers of the libraries.
-        assert predicted * 0.9 < real["resident"] < predicted * 1.4 + 40e6, overrides
+        assert predicted * 0.9 < real["resident"] < predicted * 1.5 + 40e6, overrides
 
 
 # --- vocabulary and words

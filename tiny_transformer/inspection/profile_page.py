@@ -90,8 +90,8 @@ def _memory(profile: Profile) -> Table:
         f"Training: tensors at the highest point of a step, {batch['micro_batch_size']} x {batch['seq_len']:,} tokens"
         f"{accumulated}, not compiled; `each` is a kind's own highest point. Generating: while a prompt of "
         f"{batch['seq_len']:,} tokens is read, in float32; a token of context takes {per_token} of cache. The program "
-        f"itself takes {program} more, and on a CPU gaps between tensors 10 to 25 % more: expect "
-        f"{size(profile.program_memory + 1.15 * training)} while training."
+        f"itself takes {program} more, and on a CPU gaps between tensors 10 to 35 % more: expect "
+        f"{size(profile.program_memory + 1.25 * training)} while training."
     )
     table = _table("Memory", "training", "each", "generating", caption=caption)
     for kind, label in KINDS.items():
