@@ -118,12 +118,15 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def scrambled(module: nn.Module, *, seed: int) -> nn.Module:
-    """The module in float64 with every parameter moved off its initial value, so that none can hide."""
+    """The module in float64: matrices drawn anew, scales and offsets moved off where they start, so that none hides."""
     module = module.double()
     with torch.no_grad():
         for i, parameter in enumerate(module.parameters()):
-            scale = 0.5 / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.2
-            parameter += torch.tensor(draw(*parameter.shape, seed=seed + i, scale=scale))
+            drawn = torch.tensor(draw(*parameter.shape, seed=seed + i))
+            if parameter.ndim > 1:
+                parameter.copy_(drawn / parameter.shape[-1] ** 0.5)
+            else:
+                parameter.add_(drawn * 0.2)
     return module
 
 

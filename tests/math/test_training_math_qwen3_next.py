@@ -287,7 +287,7 @@ def test_chunk(qwen3_next: ModuleType) -> None:
     """One chunk is the product's loop over the same tokens; `before` says which text the memory is of."""
     harsh = delta_inputs(T, seed=2)
     harsh[3][2:] = -400.0  # the exponential of a difference of their sums would be infinite
-    for segments in (np.zeros_like(SEGMENTS), SEGMENTS, SEGMENTS + 1):
+    for segments in (np.zeros_like(SEGMENTS), SEGMENTS + 1, np.array([0, 0, 0, 0, 1, 2])):
         for inputs in (delta_inputs(T, seed=1), harsh):
             check(
                 forward=lambda *inputs, segments=segments: qwen3_next.chunk(*inputs, segments, 0),
@@ -298,13 +298,14 @@ def test_chunk(qwen3_next: ModuleType) -> None:
 
 
 def test_delta_rule_in_chunks(qwen3_next: ModuleType) -> None:
-    segments = np.array([0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 3])
+    """Texts that begin inside chunks, and one that fills them all."""
+    several = np.array([0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 3])
     inputs = delta_inputs(11, seed=1)
-    for L in (1, 4, 11, 16):
+    for segments, L in ((several, 4), (several, 11), (0 * several, 1), (0 * several, 4), (0 * several, 16)):
         for form, more in ((delta_rule_recurrently, {}), (delta_rule_in_chunks, {"chunk_length": L})):
             check(
-                forward=lambda *inputs, L=L: qwen3_next.delta_rule_in_chunks(*inputs, segments, L),
-                backward=lambda *inputs, L=L: qwen3_next.delta_rule_in_chunks_backward(*inputs, segments, L),
+                forward=lambda *a, s=segments, L=L: qwen3_next.delta_rule_in_chunks(*a, s, L),
+                backward=lambda *a, s=segments, L=L: qwen3_next.delta_rule_in_chunks_backward(*a, s, L),
                 product=product_delta_rule(form, segments, **more),
                 inputs=inputs,
             )
