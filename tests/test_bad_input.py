@@ -105,7 +105,7 @@ FRESH = [
     Mistake("invalid UTF-8", write("a.txt", TEXT.encode() + b"caf\xe9 " + TEXT.encode()), "prepare --source a.txt",
             ExitCode.BAD_DATA, ("a.txt", "UTF-8", f"{len(TEXT) + 3:,}")),
     Mistake("a text of one word", write("a.txt", "Hen.\n"), "prepare --source a.txt", ExitCode.BAD_DATA,
-            ("one document",)),
+            ("too little text", "--tokenizer byte")),
     Mistake("a text shorter than a sequence", write("a.txt", "A hen.\n<|endoftext|>\nAn egg.\n<|endoftext|>\nA duck.\n"),
             "prepare --source a.txt --tokenizer byte --val_fraction 0.5", ExitCode.BAD_DATA, ("512",)),
     Mistake("a folder without text", folder_without_text, "prepare --source pictures", ExitCode.BAD_DATA, ("pictures",)),

@@ -106,7 +106,7 @@ def test_muon_takes_the_matrices_that_are_neither_routers_nor_gates() -> None:
     for name, parameter in model.named_parameters():
         kind = name.split(".")[-2]
         is_block_matrix = parameter.ndim == 2 and ".layers." in name
-        assert (name in muon) == (is_block_matrix and kind not in ("gate", "shared_expert_gate")), name
+        assert (name in muon) == (is_block_matrix and kind not in ("gate", "shared_expert_gate", "in_proj_ba")), name
     assert {"model.layers.0.mlp.experts.3.down_proj.weight", "model.layers.0.linear_attn.in_proj_qkvz.weight"} <= muon
     assert not {"model.layers.0.linear_attn.conv1d.weight", "model.layers.0.linear_attn.A_log"} & muon
 

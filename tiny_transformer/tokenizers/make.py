@@ -143,7 +143,7 @@ def _looks_like_hub_id(name: str) -> bool:
 
 def _no_text(kind: str) -> UserError:
     return UserError(
-        f"there is no text to make a {kind} tokenizer from",
+        f"there is too little text to make a {kind} tokenizer from",
         remedy="give more text, or use --tokenizer byte",
         exit_code=ExitCode.BAD_DATA,
     )

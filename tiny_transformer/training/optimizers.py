@@ -11,6 +11,14 @@ from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.hardware import has_fast_bf16
 from tiny_transformer.training.muon import Muon
 
+# Routers, and the projection that only gates the delta rule: each row decides for itself, so a matrix of equal singular
+# values is no better a step.
+_GATES = ("gate.weight", "in_proj_ba.weight", "in_proj_b.weight", "in_proj_a.weight")
+
+
+def _is_for_muon(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim == 2 and ".layers." in name and not name.endswith(_GATES)
+
 
 class Optimizers:
     """The optimizers of one model behind one `step`.
@@ -22,15 +30,7 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        hidden = (
-            [
-                p
-                for n, p in model.named_parameters()
-                if p.ndim == 2 and ".layers." in n and not n.endswith("gate.weight")
-            ]
-            if config.optimizer == "muon"
-            else []
-        )
+        hidden = [p for n, p in model.named_parameters() if config.optimizer == "muon" and _is_for_muon(n, p)]
         taken = set(hidden)
         rest = [p for p in model.parameters() if p not in taken]
         groups = [

@@ -1,0 +1,61 @@
+"""The command `tiny-transformer`: one verb per job. A verb parses, calls a library function and prints; it holds no
+logic.
+
+Nothing heavy is imported here: torch comes in inside the verbs that compute.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+from typer.exceptions import TyperException
+
+# Each of these modules adds its verbs to the application; `--help` lists them in this order.
+# isort: off
+from tiny_transformer.cli import training, using, looking, exchange  # noqa: F401
+
+# isort: on
+from tiny_transformer.cli.frame import app
+from tiny_transformer.errors import ExitCode, UserError
+
+__all__ = ["app", "main", "run"]
+
+
+def main(arguments: list[str] | None = None, prog: str = "tiny-transformer") -> None:
+    """Run a command line and end the process with one of `ExitCode`."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments, prog))
+
+
+def run(arguments: list[str], prog: str = "tiny-transformer") -> int:
+    """Run a command line; the exit code."""
+    try:
+        code = app(arguments, prog_name=prog, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else ExitCode.OK
+    except UserError as error:
+        typer.echo(str(error), err=True)
+        return error.exit_code
+    except typer.Exit as ended:
+        return ended.exit_code
+    except TyperException as error:
+        typer.echo(f"error: {error.format_message()}\n  try: {prog} --help", err=True)
+        return ExitCode.USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:  # the reader of our output left, for example `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except OSError as error:
+        where = f"\n   in: {error.filename}" if error.filename else ""
+        remedy = "\n  try: check the disk and permissions, then run the command again"
+        typer.echo(f"error: {error.strerror or error}{where}{remedy}", err=True)
+        return ExitCode.IO
+    except Exception:
+        traceback.print_exc()
+        typer.echo(
+            "\nThis is a bug in tiny-transformer, not in your input. Please report it with the lines above.", err=True
+        )
+        return ExitCode.INTERNAL

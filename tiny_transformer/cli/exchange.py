@@ -1,0 +1,61 @@
+"""The verbs that exchange models with other programs: export, import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tiny_transformer.cli.frame import SETTINGS, app
+
+
+@app.command(context_settings=SETTINGS)
+def export(
+    ckpt_dir: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="A checkpoint or run directory. Default: the newest best under runs/."),
+    ] = None,
+    gguf: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="f32 (exact), f16 (half the size), q8_0 (8.5 bits a weight) or q4_0 (4.5 bits, a little worse).",
+        ),
+    ] = "f16",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: RUN-TYPE.gguf in the current directory.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
+) -> None:
+    """Write a model, its tokenizer included, as one GGUF file for llama.cpp, Ollama, LM Studio and the like.
+
+    transformers, vLLM and mlx-lm need no export: they open the checkpoint directory as it is.
+    """
+    from tiny_transformer.interop.command import run_export
+
+    run_export(ckpt_dir, kind=gguf, out=out, overwrite=overwrite, console=Console())
+
+
+@app.command("import", context_settings=SETTINGS)
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A Hugging Face directory, a llama2.c .bin, or token files.")
+    ],
+    out_dir: Annotated[
+        Path, typer.Option("--out_dir", metavar="DIR", help="Where it goes; a directory that does not exist yet.")
+    ],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="For a llama2.c model its tokenizer.bin; for train.bin and val.bin a name such as gpt2."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of token files, which do not say: uint16 or uint32.")] = "uint16",
+) -> None:
+    """Bring in a model or token files of another program: checked, in one piece, readable by every verb here.
+
+    Pickled files (.pt, .pth, .ckpt, .pkl) are never read: loading one can run any program.
+    """
+    from tiny_transformer.interop.command import run_import
+
+    run_import(source, out_dir=out_dir, tokenizer=tokenizer, dtype=dtype, console=Console())

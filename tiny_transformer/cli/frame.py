@@ -1,0 +1,71 @@
+"""The command line's frame: the application, and the options that several verbs share."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tiny_transformer import __version__
+from tiny_transformer.errors import UserError
+
+# --out-dir and --out_dir are the same option
+SETTINGS: dict[str, Any] = {
+    "token_normalize_func": lambda name: name.replace("-", "_"),
+    "help_option_names": ["-h", "--help"],
+}
+OPEN_SETTINGS = {**SETTINGS, "allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    name="tiny-transformer",
+    help="Read, train and own a small language model: from text to a model that writes.",
+    epilog="Start with: tiny-transformer train --config configs/demo.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings=SETTINGS,
+    pretty_exceptions_enable=False,
+)
+
+OutDir = Annotated[
+    Path | None, typer.Option("--out_dir", metavar="DIR", help="Where the run goes. Default: runs/NAME of the config.")
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--ckpt_dir",
+        "--ckpt",
+        "--checkpoint",
+        metavar="DIR",
+        help="A checkpoint or run directory. Default: the newest best (else last) under runs/.",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        typer.echo(f"tiny-transformer {__version__}")
+        raise typer.Exit
+
+
+def overrides_of(context: typer.Context) -> list[str]:
+    """What is left on the command line as `key=value`: `--key value`, `--key=value` or `key=value`."""
+    overrides, words = [], list(context.args)
+    while words:
+        word = words.pop(0)
+        if "=" in word:
+            overrides.append(word.removeprefix("--"))
+        elif word.startswith("--") and words and not words[0].startswith("--"):
+            overrides.append(f"{word[2:].replace('-', '_')}={words.pop(0)}")
+        else:
+            known = [name for option in context.command.params for name in option.opts]
+            near = difflib.get_close_matches(word, known, n=1)
+            raise UserError(
+                f"no such option or key: {word}",
+                where="command line",
+                remedy=f"did you mean {near[0]}?" if near else "tiny-transformer train --help",
+            )
+    return overrides

@@ -1,0 +1,82 @@
+"""The verbs that look at what is there: runs, inspect, replay, doctor, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tiny_transformer.cli.frame import SETTINGS, app
+from tiny_transformer.errors import ExitCode
+
+
+@app.command(context_settings=SETTINGS)
+def runs(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR]...", help="Run directories, or folders of runs. Default: runs/ and runs_*."),
+    ] = None,
+) -> None:
+    """A table of runs and checkpoints: step, epoch, losses, size, age."""
+    from tiny_transformer.inspection.runs import list_runs, print_runs
+
+    print_runs(Console(), list_runs(*(paths or [Path("runs"), *sorted(Path().glob("runs_*"))])))
+
+
+@app.command(context_settings=SETTINGS)
+def inspect(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of prepared data.")] = Path("data"),
+    split: Annotated[str, typer.Option(help="train or val.")] = "train",
+    index: Annotated[int, typer.Option(help="The first sequence shown, in the order of the file.")] = 0,
+    count: Annotated[int, typer.Option(help="How many sequences.")] = 2,
+    seq_len: Annotated[
+        int | None, typer.Option("--seq_len", help="Tokens in a sequence. Default: what the data was prepared for.")
+    ] = None,
+    packing: Annotated[
+        str, typer.Option(help="concat joins documents and cuts; documents packs whole ones, as a run would.")
+    ] = "concat",
+) -> None:
+    """Look at what a model reads: sequences of prepared data with the borders of tokens and documents."""
+    from tiny_transformer.inspection.tokens import InspectOptions, inspect_data
+
+    inspect_data(target, InspectOptions(split, index, count, seq_len, packing), Console())
+
+
+@app.command(context_settings=SETTINGS)
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    step: Annotated[int, typer.Option("--step", help="Which update; the first is 1.")],
+) -> None:
+    """Make one step of a run again and look at it: its batch, its loss, each block's gradient.
+
+    Starts from the newest checkpoint before the step and writes nothing. For a loss that is not a number, or one that
+    jumped.
+    """
+    from tiny_transformer.training.replay import replay as make_again
+
+    make_again(run, step, Console())
+
+
+@app.command(context_settings=SETTINGS)
+def doctor(run: Annotated[Path, typer.Argument(metavar="DIR", help="A run, checkpoint or data directory.")]) -> None:
+    """Check every byte of a run: which checkpoints are whole, where last and best lead, what is left over."""
+    from tiny_transformer.storage.doctor import examine
+
+    report = examine(run)
+    for line in report.lines():
+        typer.echo(line)
+    if not report.ok:
+        raise typer.Exit(ExitCode.BAD_DATA)
+
+
+@app.command(context_settings=SETTINGS)
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
+    """Write a run's report.html again: loss beside the best possible, speed, settings, samples."""
+    from tiny_transformer.inspection.report import write_report
+
+    typer.echo(write_report(run))
+
+
+app.command("list", hidden=True, context_settings=SETTINGS)(runs)

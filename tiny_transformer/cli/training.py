@@ -1,0 +1,162 @@
+"""The verbs that make a model: prepare, train, profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tiny_transformer.cli.frame import OPEN_SETTINGS, SETTINGS, OutDir, app, overrides_of
+from tiny_transformer.errors import ExitCode
+
+SOURCE_HELP = (
+    "A name (stories, tinystories, wikipedia, wiki-intros, wiki-bookscorpus), a hub id, or a file, folder or glob "
+    "of .txt .md .jsonl .parquet, also .gz .xz .zst."
+)
+
+
+@app.command(context_settings=SETTINGS)
+def prepare(
+    source: Annotated[
+        str,
+        typer.Option(help=SOURCE_HELP),
+    ] = "stories",
+    out_dir: Annotated[
+        Path, typer.Option("--out_dir", metavar="DIR", help="Where train.bin, val.bin and meta.json go.")
+    ] = Path("data"),
+    tokenizer: Annotated[
+        str,
+        typer.Option(help="bpe (trained on this text), byte, char, gpt2, qwen3, or a tokenizer directory or hub id."),
+    ] = "bpe",
+    vocab_size: Annotated[
+        int | None,
+        typer.Option("--vocab_size", help="Words of a bpe trained here. Default: chosen from the amount of text."),
+    ] = None,
+    seq_len: Annotated[
+        int,
+        typer.Option("--seq_len", help="Tokens in a training sequence; noted in meta.json, a run may choose another."),
+    ] = 512,
+    max_bytes: Annotated[int | None, typer.Option("--max_bytes", help="Stop after this many bytes of text.")] = None,
+    val_fraction: Annotated[
+        float, typer.Option("--val_fraction", help="Share of the documents kept for validation.")
+    ] = 0.02,
+    text_field: Annotated[
+        str, typer.Option("--text_field", help="The field with the text in .jsonl, .parquet and hub rows.")
+    ] = "text",
+    workers: Annotated[int | None, typer.Option(help="Threads that encode. Default: one per core.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other prepared data in out_dir.")] = False,
+) -> None:
+    """Turn text into token files that training reads: train.bin, val.bin, meta.json.
+
+    Without options the built-in story corpus is written, tokenized with a vocabulary trained on it.
+    """
+    from tiny_transformer.data.prepare import prepare_with_progress
+
+    console = Console()
+    prepare_with_progress(
+        source,
+        console=console,
+        out_dir=out_dir,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        max_bytes=max_bytes,
+        val_fraction=val_fraction,
+        text_field=text_field,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    console.print(f"\nnext: tiny-transformer train --config configs/demo.yaml --data_dir {out_dir}", highlight=False)
+
+
+@app.command(context_settings=OPEN_SETTINGS)
+def train(
+    context: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|PRESET", help="A .yaml, .json or .toml file, or a preset: tiny, small, medium, large, gpt2."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--data_dir", metavar="DIR", help="Prepared token files. Default: data/NAME, prepared when missing."
+        ),
+    ] = None,
+    out_dir: OutDir = None,
+    steps: Annotated[int | None, typer.Option(help="Updates of the weights.")] = None,
+    max_train_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--max_train_minutes",
+            help="Fit the run to this time instead: steps, warm-up and decay follow from the measured speed.",
+        ),
+    ] = None,
+    eval_steps: Annotated[
+        int | None, typer.Option("--eval_steps", help="Evaluate every so many steps and keep the best checkpoint.")
+    ] = None,
+    save_steps: Annotated[
+        int | None, typer.Option("--save_steps", help="Save a checkpoint every so many steps.")
+    ] = None,
+    early_stopping_patience: Annotated[
+        int | None, typer.Option("--early_stopping_patience", help="Stop after so many evaluations without gain.")
+    ] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bf16 where the device has it in hardware.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in out_dir (or the newest of this config) exactly where it stood."
+        ),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in out_dir.")] = False,
+) -> None:
+    """Train a language model, then show its loss, three samples and a report.
+
+    Any other key of the config can be set too: --learning_rate 3e-4, --model.hidden_size 128, training.seed=7
+    (docs/CONFIG_REFERENCE.md lists them). Ctrl+C saves and leaves; --resume continues bit for bit.
+    """
+    flags = {
+        "data.data_dir": data_dir,
+        "out_dir": out_dir,
+        "training.steps": steps,
+        "training.max_train_minutes": max_train_minutes,
+        "training.eval_steps": eval_steps,
+        "training.save_steps": save_steps,
+        "training.early_stopping_patience": early_stopping_patience,
+        "training.precision": "bf16" if bf16 else None,
+    }
+    overrides = [f"{key}={value}" for key, value in flags.items() if value is not None] + overrides_of(context)
+    from tiny_transformer.training.command import run_training
+
+    status = run_training(config, overrides, resume=resume, overwrite=overwrite, console=Console())
+    if status == "stopped":
+        raise typer.Exit(ExitCode.STOPPED)
+
+
+@app.command(context_settings=OPEN_SETTINGS)
+def profile(
+    context: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE|PRESET]",
+            help="A .yaml, .json or .toml file, or a preset: tiny, small, medium, large, gpt2. Default: the defaults.",
+        ),
+    ] = None,
+    named: Annotated[str | None, typer.Option("--config", hidden=True)] = None,  # as in train
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """What a config will cost, before anything runs: parameters, arithmetic, memory, time, and who can open the model.
+
+    Any key of the config can be set, as in train: --model.hidden_size 512, training.micro_batch_size=4. Parameters and
+    the memory of tensors are exact; time is an estimate from half a second of measuring this machine.
+    """
+    if config is not None and (config.startswith("-") or "=" in config):  # an override stands first: no file was named
+        context.args.insert(0, config)
+        config = None
+    from tiny_transformer.inspection.profile import run_profile
+
+    run_profile(config or named, overrides_of(context), as_json=as_json, console=Console())
