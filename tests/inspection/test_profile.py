@@ -107,6 +107,11 @@ def test_parts_by_hand() -> None:
     assert active == parts.total()
 
 
+def test_the_biases_of_layer_norms_are_norms() -> None:
+    parts, _ = count_parameters(small("untied").model)
+    assert parts["norms"] == (2 * 2 + 1) * 2 * 64
+
+
 def test_experts_that_rest_are_not_at_work() -> None:
     config = small("experts")
     parts, active = count_parameters(config.model)
