@@ -33,6 +33,7 @@ TORCH_FREE = (
     "data.sources",
     "data.stories",
     "inspection.runs",
+    "inspection.profile",
 )
 FORBIDDEN = {
     "pickle": r"^\s*(import|from)\s+(pickle|dill|joblib|cloudpickle|marshal|shelve)\b",
