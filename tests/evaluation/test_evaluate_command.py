@@ -198,7 +198,7 @@ def test_a_checkpoint_alone_needs_to_be_told_its_data(evaluate: Screen, tmp_path
 def test_data_that_is_gone_is_told(evaluate: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Path("runs/small").resolve()
     monkeypatch.chdir(tmp_path)
-    assert "is not in data/ any more" in refusal(evaluate, run).what
+    assert "is not in data/small/ any more" in refusal(evaluate, run).what
 
 
 def test_stories_of_another_grammar_are_told_from_ours(evaluate: Screen, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_vocab_size_is_for_bpe_only(name, options):
 def test_bpe_needs_room_for_the_bytes_and_some_text():
     with pytest.raises(UserError, match="too small"):
         make_tokenizer("bpe", texts=["abc"], vocab_size=256)
-    with pytest.raises(UserError, match="no text"):
+    with pytest.raises(UserError, match="too little text"):
         make_tokenizer("bpe", texts=[])
     with pytest.raises(UserError, match="made from text"):
         make_tokenizer("bpe")

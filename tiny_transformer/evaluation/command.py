@@ -170,14 +170,15 @@ def _data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
             where=str(checkpoint),
             remedy="name prepared data with --data_dir (tiny-transformer prepare makes it)",
         )
-    if config.data.data_dir is not None:
-        return config.data.data_dir
+    data_dir = config.data.data_dir
+    if data_dir is not None and is_prepared(data_dir):
+        return data_dir
     fingerprints = load_identity(checkpoint).values()
     for directory in (Path("data"), *sorted(Path("data").glob("*"))):
         if is_prepared(directory) and read_meta(directory).fingerprint in fingerprints:
             return directory
     raise UserError(
-        "the data this run was trained on is not in data/ any more",
+        f"the data this run was trained on is not in {data_dir or 'data'}/ any more",
         where=str(checkpoint),
         remedy="name it with --data_dir, or other data prepared with the same tokenizer",
     )
