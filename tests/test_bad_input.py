@@ -105,7 +105,7 @@ FRESH = [
     Mistake("invalid UTF-8", write("a.txt", TEXT.encode() + b"caf\xe9 " + TEXT.encode()), "prepare --source a.txt",
             ExitCode.BAD_DATA, ("a.txt", "UTF-8", f"{len(TEXT) + 3:,}")),
     Mistake("a text of one word", write("a.txt", "Hen.\n"), "prepare --source a.txt", ExitCode.BAD_DATA,
-            ("too little text", "--tokenizer byte")),
+            ("one document",)),
     Mistake("a text shorter than a sequence", write("a.txt", "A hen.\n<|endoftext|>\nAn egg.\n<|endoftext|>\nA duck.\n"),
             "prepare --source a.txt --tokenizer byte --val_fraction 0.5", ExitCode.BAD_DATA, ("512",)),
     Mistake("a folder without text", folder_without_text, "prepare --source pictures", ExitCode.BAD_DATA, ("pictures",)),
@@ -199,9 +199,9 @@ def check(
     monkeypatch.chdir(directory)
     before = snapshot(directory)
     capsys.readouterr()
-    started = time.monotonic()
+    started = time.process_time()
     code = run(mistake.command.split())
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started  # of work: other programs may keep the machine busy
     message = capsys.readouterr().err
     assert code == mistake.code, message
     assert len(message.strip().splitlines()) <= 3, message
@@ -210,7 +210,7 @@ def check(
         assert words in message, message
     after = snapshot(directory)
     assert {name: after.get(name) for name in before} == before, "something that was there is gone or changed"
-    assert seconds < 10
+    assert seconds < 5  # two or three of them import torch, once
 
 
 @pytest.mark.parametrize("mistake", FRESH, ids=lambda mistake: mistake.name)

@@ -20,6 +20,7 @@ from run_helpers import TINY, log_without_clock, run_tiny, tiny_request
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.batches import IGNORE_INDEX, Batch, Batches, evaluation_batches
+from tiny_transformer.data.prepare import prepare
 from tiny_transformer.data.shards import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
@@ -27,6 +28,7 @@ from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import pretrain as stage
+from tiny_transformer.training.finish import finish
 from tiny_transformer.training.loop import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
@@ -281,3 +283,22 @@ def test_the_saved_config_leads_back_to_the_data(
         replace(request, config=request.config.model_copy(update={"data": data})), Console(file=io.StringIO())
     )
     assert load_run_config("r/config.yaml").data.data_dir == Path("data/tiny")
+
+
+def test_a_named_directory_without_data_is_not_filled_with_stories(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UserError, match="holds no prepared data"):
+        stage.pretrain(tiny_request(tmp_path / "pictures", tmp_path / "r"), Console(file=io.StringIO()))
+    assert not list((tmp_path / "pictures").iterdir())
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_sample_prompt_that_cannot_be_written_costs_no_report(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "hen {i} and egg"}}\n' for i in range(300)))
+    prepare(tmp_path / "a.jsonl", out_dir=tmp_path / "data", tokenizer="char", val_fraction=0.2, seq_len=32)
+    request = tiny_request(tmp_path / "data", tmp_path / "r", steps=2, sample_prompts=["Once"])
+    screen = io.StringIO()
+    console = Console(file=screen, width=200)
+    finish(stage.pretrain(request, console), console)
+    assert "no samples: the character 'O'" in screen.getvalue()
+    assert (tmp_path / "r/report.html").is_file()

@@ -67,8 +67,8 @@ def test_a_plan_for_minutes_fits_steps_evaluations_and_saves() -> None:
     assert "115 steps of 0.5 s fit 2 minutes" in plan.reason
 
 
-def test_warm_up_is_never_longer_than_the_run() -> None:
-    assert make_plan(TrainingConfig(warmup_steps=50), 10, "").warmup_steps == 10
+def test_warm_up_is_never_longer_than_half_the_run() -> None:
+    assert make_plan(TrainingConfig(warmup_steps=50), 10, "").warmup_steps == 5
 
 
 def test_of_steps_tokens_and_minutes_the_shortest_counts() -> None:

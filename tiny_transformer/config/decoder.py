@@ -81,8 +81,9 @@ class DecoderConfig(BaseModel):
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         if heads % groups:
             allowed = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+            said = "" if "num_key_value_heads" in self.model_fields_set else " (the default)"
             raise ValueError(
-                f"num_key_value_heads {groups} does not divide num_attention_heads {heads}; allowed: {allowed}"
+                f"num_key_value_heads {groups}{said} does not divide num_attention_heads {heads}; allowed: {allowed}"
             )
         if self.head_dim % 2:
             raise ValueError(

@@ -168,8 +168,13 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise UserError(
             f"the config is not valid {path.suffix[1:].upper()}: {reason}", where=where, exit_code=ExitCode.BAD_DATA
         ) from None
-    if tree is None:
-        tree = {}
+    if tree is None or not text.strip():
+        raise UserError(
+            "the config is empty",
+            where=str(path),
+            remedy="leave --config out for the defaults, or write a section, for example `training:`",
+            exit_code=ExitCode.BAD_DATA,
+        )
     if not isinstance(tree, dict):
         raise UserError(
             "the config is not a table of keys and values",
@@ -304,5 +309,7 @@ def _explain(error: ValidationError, merged: Mapping[str, Assignment]) -> UserEr
             remedy=f"remove it, or choose another model_type ({', '.join(_MODELS)})",
         )
     return UserError(
-        f"{assignment.key} = {assignment.value!r}: {reason[0].lower()}{reason[1:]}", where=assignment.origin
+        f"{assignment.key} = {assignment.value!r}: {reason[0].lower()}{reason[1:]}",
+        where=assignment.origin,
+        remedy="docs/CONFIG_REFERENCE.md tells the type and range of every key",
     )

@@ -251,9 +251,10 @@ def _open_bytes(path: Path) -> Any:
 
 def _invalid_utf8(path: Path) -> UserError:
     """Read again to find the first byte that is not UTF-8; the decoder's own count begins anew with each chunk."""
-    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    decoder, offset, is_binary = codecs.getincrementaldecoder("utf-8")(), 0, False
     with _open_bytes(path) as data:
         while chunk := data.read(2**20):
+            is_binary = is_binary or b"\0" in chunk
             held = len(decoder.getstate()[0])  # bytes of an unfinished character, decoded again with this chunk
             try:
                 decoder.decode(chunk)
@@ -265,9 +266,10 @@ def _invalid_utf8(path: Path) -> UserError:
             offset -= len(decoder.getstate()[0])
     packed = "unpacked " if path.suffix.lower() in PACKED_SUFFIXES else ""
     return UserError(
-        "not a text file: invalid UTF-8",
+        "not a text file: invalid UTF-8" + (" (it holds binary data, or UTF-16)" if is_binary else ""),
         where=f"{path}, {packed}byte {offset:,}",
-        remedy="save it as UTF-8 (for Latin-1: iconv -f latin1 -t utf-8), or leave it out",
+        remedy="leave it out, or save its text as UTF-8"
+        + ("" if is_binary else " (for Latin-1: iconv -f latin1 -t utf-8)"),
         exit_code=ExitCode.BAD_DATA,
     )
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tiny_transformer.data.encode import encode_splits
 from tiny_transformer.data.gather import Documents, Gathering, Split, Spool
@@ -167,7 +167,9 @@ class _Work:
         if tokenizer is None:
             if self._num_total is not None:
                 self._num_total *= 2
-            documents = self._spooled(documents)
+            documents = spool = self._spooled(documents)
+            if spool.highest <= spool.lowest:  # fewer than two documents; duplicates are out already
+                self._refuse_so_few(spool.num_bytes)
             tokenizer = self._trained_tokenizer(documents, split)
         train, val, num_used_ids = encode_splits(
             documents, tokenizer, self.directory, split=split, workers=self.workers, on_bytes=self._advance
@@ -186,7 +188,8 @@ class _Work:
             train=train,
             val=val,
         )
-        self._check_documents(meta)
+        if meta.train.num_documents + meta.val.num_documents < 2:
+            self._refuse_so_few(meta.train.num_bytes + meta.val.num_bytes)
         self._check_lengths(meta)
         self._num_total = self._num_done
         self._advance(0)
@@ -229,12 +232,8 @@ class _Work:
         texts = (document.text for document in sample)
         return make_tokenizer(name, texts=texts, vocab_size=vocab_size, text_bytes=text_bytes)
 
-    def _check_documents(self, meta: Meta) -> None:
-        num_documents = meta.train.num_documents + meta.val.num_documents
-        if num_documents > 1:
-            return
-        num_bytes = meta.train.num_bytes + meta.val.num_bytes
-        found = "no text" if num_documents == 0 else f"one document of {num_bytes:,} bytes"
+    def _refuse_so_few(self, num_bytes: int) -> NoReturn:
+        found = f"one document of {num_bytes:,} bytes" if num_bytes else "no text"
         raise UserError(
             f"{self.source.name} holds {found}: training and validation need at least one document each",
             remedy="give more text; in a .txt, a line <|endoftext|> ends a document, and 16 KiB at a blank line do too",

@@ -83,6 +83,8 @@ def open_source(
     name = str(name_or_path)
     if max_bytes is not None and max_bytes < 1:
         raise UserError(f"max_bytes {max_bytes} is not a positive number of bytes", remedy="leave it out for no limit")
+    if not name.strip():
+        raise UserError("--source is empty", remedy="a name such as stories, or a file, folder or glob")
     if name == STORIES:
         return _stories(max_bytes or STORIES_DEFAULT_BYTES, seed)
     if name in hub.KNOWN_SETS:

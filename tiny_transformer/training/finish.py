@@ -80,7 +80,11 @@ def write_samples(outcome: Outcome, console: Console) -> None:
         return
     model = load_model(checkpoint.path, device=str(outcome.hardware.device))
     settings = SamplingConfig(temperature=0.8, top_p=0.95, max_new_tokens=training.sample_tokens, seed=training.seed)
-    texts = complete(model, outcome.dataset.tokenizer, list(training.sample_prompts), settings)
+    try:
+        texts = complete(model, outcome.dataset.tokenizer, list(training.sample_prompts), settings)
+    except UserError as error:  # a prompt that this tokenizer cannot write: no reason to lose the report
+        console.print(f"\nno samples: {error.what} (set training.sample_prompts)", highlight=False)
+        return
     for prompt, text in zip(training.sample_prompts, texts, strict=True):
         console.print(
             Panel(f"[bold]{escape(prompt)}[/]{escape(text)}", title="a sample", title_align="left", border_style="dim")
@@ -97,6 +101,6 @@ def settings_dict(settings: SamplingConfig) -> dict[str, float | int | None]:
     return {
         "temperature": settings.temperature,
         "top_p": settings.top_p,
-        "top_k": settings.top_k,
+        **({} if settings.top_k is None else {"top_k": settings.top_k}),
         "seed": settings.seed,
     }

@@ -81,9 +81,9 @@ class Plan:
 
 
 def make_plan(config: TrainingConfig, total_steps: int, reason: str, *, is_fixed: bool = True) -> Plan:
-    """A plan of `total_steps`, with the warm-up the config asks for."""
+    """A plan of `total_steps`, with the warm-up the config asks for, but no longer than half the run."""
     warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_fraction * total_steps)
-    return Plan((Leg(0, 0.0, total_steps),), min(warmup, total_steps), reason, Asked.by(config), is_fixed)
+    return Plan((Leg(0, 0.0, total_steps),), min(warmup, total_steps // 2), reason, Asked.by(config), is_fixed)
 
 
 def plan_for_counts(config: TrainingConfig, tokens_per_step: int) -> Plan:

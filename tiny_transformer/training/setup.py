@@ -72,8 +72,18 @@ def choose_run_dir(request: Request) -> Path:
 
 
 def settle_data_dir(request: Request) -> RunConfig:
-    """The config with `data.data_dir` filled in, so that the saved one leads back to the data from any start."""
+    """The config with `data.data_dir` filled in, so that the saved one leads back to the data from any start.
+
+    Raises:
+        UserError: a directory without prepared data was named, and no source: nobody asked for stories there.
+    """
     data = request.config.data
+    if data.data_dir is not None and "source" not in data.model_fields_set and not is_prepared(data.data_dir):
+        raise UserError(
+            f"{data.data_dir} holds no prepared data, and no data.source says what to prepare there",
+            where=str(data.data_dir),
+            remedy=f"tiny-transformer prepare --source TEXT --out_dir {data.data_dir}, or train with --source stories",
+        )
     data = data.model_copy(update={"data_dir": data.data_dir or Path("data") / request.name})
     return request.config.model_copy(update={"data": data})
 
