@@ -28,7 +28,9 @@ def prepare(
     ] = Path("data"),
     tokenizer: Annotated[
         str,
-        typer.Option(help="bpe (trained on this text), byte, char, gpt2, qwen3, or a tokenizer directory or hub id."),
+        typer.Option(
+            help="bpe or auto (trained on this text), byte, char, gpt2, qwen3, qwen2.5, a tokenizer directory or a hub id."
+        ),
     ] = "bpe",
     vocab_size: Annotated[
         int | None,

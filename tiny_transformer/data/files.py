@@ -29,6 +29,7 @@ SEPARATOR = "<|endoftext|>"
 TEXT_SUFFIXES = (".txt", ".md")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
 PACKED_SUFFIXES = (".gz", ".xz", ".zst")
+UNREAD_SUFFIXES = (".bz2", ".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".pdf", ".docx", ".epub")
 PIECE_CHARS = 16 * 2**10
 # How far into a file a separator is looked for, and how long a document between separators may grow before it is cut.
 MAX_DOCUMENT_CHARS = 8 * 2**20
@@ -81,6 +82,13 @@ def read_documents(path: Path, text_field: str = "text") -> Iterator[str]:
             a damaged archive, a missing package.
     """
     kind = _kind(path)
+    if path.suffix.lower() in UNREAD_SUFFIXES:
+        raise UserError(
+            f"{path.suffix} files are not read",
+            where=str(path),
+            remedy=f"unpack it, or give {' '.join(SUFFIXES)} (also {' '.join(PACKED_SUFFIXES)})",
+            exit_code=ExitCode.BAD_DATA,
+        )
     if path.stat().st_size == 0:
         raise _bad("the file is empty", path)
     if kind == ".parquet":

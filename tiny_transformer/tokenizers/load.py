@@ -37,10 +37,14 @@ def load_tokenizer(path: str | Path, *, name: str | None = None) -> Tokenizer:
         pairs = [(directory / vocab, directory / merges) for vocab, merges in VOCAB_AND_MERGES]
         found = [pair for pair in pairs if path.is_dir() and all(part.is_file() for part in pair)]
         if not found:
+            packed = sorted(directory.glob("*.xz")) + sorted(directory.glob("*.gz"))
+            pair_names = " or ".join("+".join(pair) for pair in VOCAB_AND_MERGES)
             raise UserError(
                 f"no tokenizer in {path}",
                 where=str(file),
-                remedy=f"give a directory with {TOKENIZER_FILE}, or one of byte, char, bpe, gpt2, qwen3",
+                remedy=f"unpack {packed[0].name} and its like first"
+                if packed
+                else f"give a directory with {TOKENIZER_FILE} or {pair_names}, or one of byte, char, bpe, gpt2, qwen3",
             )
         content = gpt2_content(*found[0])
         where = found[0][0]

@@ -58,7 +58,8 @@ def download_tokenizer(name: str) -> Tokenizer:
         try:
             tokenizer = download_tokenizer(wanted.fallback)
         except UserError:
-            raise error from None
+            what = f"{error.what}; nor can its stand-in {wanted.fallback}"
+            raise UserError(what, where=error.where, remedy=error.remedy, exit_code=error.exit_code) from None
         warnings.warn(f"{name} could not be had ({error.what}): using {wanted.fallback}", stacklevel=2)
         return tokenizer
     return load_tokenizer(directory, name=name)
@@ -96,7 +97,7 @@ def _fetch(wanted: Published) -> Path:
             reason = "no network, and not fetched before" if offline else type(error).__name__
             raise UserError(
                 f"cannot fetch the tokenizer {wanted.repository} from the hub ({reason})",
-                where=file_name,
+                where=f"{wanted.repository}/{file_name}",
                 remedy="use --tokenizer bpe (needs no network), or the path of a directory with tokenizer.json",
                 exit_code=ExitCode.IO,
             ) from None
