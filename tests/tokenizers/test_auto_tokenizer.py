@@ -24,7 +24,9 @@ for directory in map(Path, sys.argv[2:]):
         if model_type != "none":
             (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        ids = tokenizer(sys.argv[1])["input_ids"]
+        encoded = tokenizer(sys.argv[1])
+        assert set(encoded) == {"input_ids", "attention_mask"}, set(encoded)  # generate(**encoded) takes no others
+        ids = encoded["input_ids"]
         answers[f"{directory.name} {model_type}"] = [ids, tokenizer.decode(ids), tokenizer.eos_token_id, len(tokenizer)]
 print(json.dumps(answers))
 """

@@ -65,12 +65,14 @@ class GgufFile:
         num_bytes: its size.
         kind: one of `TYPES`.
         kept_f16: names of tensors that stay f16 because their rows are no multiple of the 32 weights of a block.
+        has_second_head: whether the model has one (`mtp.*`), which the file has not.
     """
 
     path: Path
     num_bytes: int
     kind: str
     kept_f16: tuple[str, ...]
+    has_second_head: bool
 
 
 def export_gguf(checkpoint: Path | str, out: Path | str, *, kind: str = "f16", overwrite: bool = False) -> GgufFile:
@@ -116,7 +118,8 @@ def export_gguf(checkpoint: Path | str, out: Path | str, *, kind: str = "f16", o
             kept = _write_tensors(writer, architecture, model.state_dict().items(), config, kind=kind)
         finally:
             writer.close()
-    return GgufFile(out, out.stat().st_size, kind, kept)
+    has_second_head = any(name.startswith("mtp.") for name in model.state_dict())
+    return GgufFile(out, out.stat().st_size, kind, kept, has_second_head)
 
 
 def default_file_name(checkpoint: Path, kind: str) -> str:

@@ -131,6 +131,8 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": end,
             "pad_token": end,
+            # transformers 4 adds token_type_ids otherwise, which generate() refuses.
+            "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
             "add_prefix_space": False,
         }

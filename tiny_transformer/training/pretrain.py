@@ -176,6 +176,7 @@ class Start:
             plan = None
         speed = None
         if training.max_train_minutes is not None and (plan is None or not plan.is_fixed):
+            self.console.print("[dim]timing a few steps to plan the run[/]")
             speed = planning.Speed(self._step_seconds(), self._eval_seconds(), planning.SAVE_SECONDS)
         if plan is None and speed is not None:
             plan = planning.plan_for_minutes(training, self._tokens_per_step, self.state, speed)
