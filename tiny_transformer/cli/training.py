@@ -29,7 +29,7 @@ def prepare(
     tokenizer: Annotated[
         str,
         typer.Option(
-            help="bpe or auto (trained on this text), byte, char, gpt2, qwen3, qwen2.5, a tokenizer directory or hub id."
+            help="bpe or auto (trained on it), byte, char, gpt2, qwen3, qwen2.5, a tokenizer directory or hub id."
         ),
     ] = "bpe",
     vocab_size: Annotated[
