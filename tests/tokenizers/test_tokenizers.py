@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.tokenizers import END_TOKEN, Tokenizer, choose_vocab_size, load_tokenizer, make_tokenizer
+from tiny_transformer.tokenizers import END_TOKEN, Tokenizer, choose_vocab_size, load_tokenizer, make, make_tokenizer
 from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, QWEN2_PATTERN
 
 TEXT = "Once upon a time, a dog's 1234 bones weren't there. ¡Olé! ✓ 😀\n\n  She said: \"DON'T\"\tand left.\r\n"
@@ -233,3 +233,12 @@ def test_importing_the_room_imports_neither_torch_nor_the_tokenizers_library():
         "print([m for m in ('torch', 'tokenizers', 'pyarrow', 'datasets', 'zstandard', 'rich') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_cutting_long_texts_changes_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "One hen's egg.\n\n  Two  hens\n\tdon't sing,\r\nthey're\n3 of\n\u0301them \n\n\nÉclair\nx2 \n Hen\n" * 40
+    whole = make_tokenizer("bpe", texts=[text], vocab_size=320)
+    monkeypatch.setattr(make, "PIECE_CHARACTERS", 3)
+    assert len(list(make._pieces([text]))) > 100
+    assert "".join(make._pieces([text])) == text
+    assert make_tokenizer("bpe", texts=[text], vocab_size=320).content == whole.content
