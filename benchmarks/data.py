@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -21,12 +18,11 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import CORES, keep, machine
 
 from tiny_transformer.data.batches import Batches
 from tiny_transformer.data.meta import BLOCK_BYTES, SplitMeta
@@ -37,7 +33,6 @@ from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenize
 from tiny_transformer.tokenizers.fast import pattern_of, ranks_of
 
 PACKAGES = ("numpy", "tiktoken", "tokenizers", "torch")
-CORES = os.cpu_count() or 1
 
 
 def main() -> None:
@@ -48,15 +43,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few megabytes, one round, no result file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
-        results = {"machine": machine(), **measure(options, Path(scratch))}
+        results = {"machine": machine(PACKAGES), **measure(options, Path(scratch))}
     print(json.dumps(results, indent=1))
     if not options.quick:
-        results["machine"]["load_at_the_end"] = [round(value, 2) for value in os.getloadavg()]
-        cpu = re.sub(r"\(\w+\)|[^\w-]+", " ", results["machine"]["cpu"]).split()
-        folder = Path(__file__).parent / "results"
-        folder.mkdir(exist_ok=True)
-        name = f"data-{results['machine']['date'][:10]}-{'-'.join(cpu[:3])}.json"
-        (folder / name).write_text(json.dumps(results, indent=1) + "\n")
+        keep("data", results)
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -219,20 +209,6 @@ def write_rows(path: Path, texts: list[str], *, copies: int) -> Path:
 
 def size_of(texts: list[str]) -> int:
     return sum(len(text.encode()) for text in texts)
-
-
-def machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": CORES,
-        "load": [round(value, 2) for value in os.getloadavg()],
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-    }
 
 
 if __name__ == "__main__":
