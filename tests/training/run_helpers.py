@@ -14,7 +14,7 @@ from tiny_transformer.data.prepare import prepare
 from tiny_transformer.training.pretrain import Outcome, pretrain
 from tiny_transformer.training.setup import Request
 
-CLOCK_KEYS = {"elapsed_seconds", "tokens_per_second"}
+CLOCK_KEYS = {"elapsed_seconds", "tokens_per_second", "seconds", "peak_memory_bytes", "peak_device_memory_bytes"}
 TINY: dict[str, Any] = {
     "model": {
         "hidden_size": 32,

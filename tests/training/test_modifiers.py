@@ -134,6 +134,8 @@ def test_loggers_get_the_numbers_of_every_logged_step(
     assert told[0][1]["config"]["training"]["steps"] == 4
     assert [step for step, _ in told[1:]] == [1, 2, 3, 4]
     assert math.isfinite(told[-1][1]["val_loss"])
+    assert 0 < told[-1][1]["update_ratios/layers.1"] < 1  # groups arrive as single figures
+    assert all(isinstance(value, (int, float)) for value in told[-1][1].values())
     assert ended == ["finish"]
 
 

@@ -135,6 +135,14 @@ class Dataset:
     tokenizer: Tokenizer
 
 
+def unigram_nats(tokens: TokenFile, max_tokens: int = 2**20) -> float:
+    """The entropy of single tokens in nats, from the first `max_tokens`: the loss of a model that knows how often each
+    token occurs, and nothing about what stands before it."""
+    _, counts = np.unique(tokens.read(0, min(max_tokens, len(tokens))), return_counts=True)
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
 def open_dataset(data_dir: str | Path) -> Dataset:
     """Open what `prepare` made.
 

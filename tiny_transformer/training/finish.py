@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,8 +15,9 @@ from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.inspection.report import write_report
 from tiny_transformer.models import load_model
-from tiny_transformer.storage import RunDirectory, atomic_write
+from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training.pretrain import Outcome
+from tiny_transformer.training.through_time import keep_samples, samples_before
 
 
 def finish(outcome: Outcome, console: Console) -> None:
@@ -93,7 +92,7 @@ def write_samples(outcome: Outcome, console: Console) -> None:
         {"prompt": prompt, "text": text, "step": checkpoint.step, "settings": settings_dict(settings)}
         for prompt, text in zip(training.sample_prompts, texts, strict=True)
     ]
-    atomic_write(Path(outcome.run_dir) / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+    keep_samples(outcome.run_dir, [*samples_before(outcome.run_dir, outcome.state.step + 1), *samples])
 
 
 def settings_dict(settings: SamplingConfig) -> dict[str, float | int | None]:

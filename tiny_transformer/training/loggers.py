@@ -6,7 +6,7 @@ None of them is needed: log.jsonl is the record, and the report is drawn from it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -39,8 +39,8 @@ class Loggers:
             open_logger(run_dir, settings, first_step)
 
     def __call__(self, record: Record) -> None:
-        """Send the numbers of one line of log.jsonl."""
-        numbers = {key: value for key, value in record.items() if key != "step" and isinstance(value, (int, float))}
+        """Send the numbers of one line of log.jsonl; those inside a group as `group/name`."""
+        numbers = {key: value for key, value in flat(record) if key != "step" and isinstance(value, (int, float))}
         for send in self._send:
             send(numbers, record["step"])
 
@@ -80,6 +80,15 @@ class Loggers:
         trackio.init(project=PROJECT, name=run_dir.name, config=settings, resume="allow")
         self._send.append(lambda numbers, step: trackio.log(numbers, step=step))
         self._close.append(trackio.finish)
+
+
+def flat(record: Record) -> Iterator[tuple[str, Any]]:
+    """Names and values of a record and of the groups in it."""
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}/{inner}", figure) for inner, figure in value.items())
+        else:
+            yield key, value
 
 
 def needs(name: str) -> ModuleType:

@@ -23,10 +23,12 @@ from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.training.diagnosis import all_finite, first_bad_tensor, named_tensors, not_finite
 from tiny_transformer.training.loss_scale import count_step_at_loss_scale, lower_loss_scale
+from tiny_transformer.training.measurements import Movement, peak_memory
 from tiny_transformer.training.modifiers import set_dropout
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.plan import Pace
 from tiny_transformer.training.state import TrainState
+from tiny_transformer.training.through_time import is_due
 
 Save = Callable[[TrainState, str, bool], None]
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, int, dict[str, float]]]
@@ -67,6 +69,7 @@ class Job:
         batches: training data.
         loss_function: `(model, batch) -> (loss_sum in nats, num_tokens, further figures as sums)`.
         evaluate: the validation loss of the model as it stands, or None.
+        sample: continues some prompts at a few points of the run, or None.
         save: publishes a checkpoint: `save(state, status, is_best)`.
         log: takes one record per logged step.
         config: how often to do which.
@@ -80,6 +83,7 @@ class Job:
     batches: BatchSource
     loss_function: LossFunction
     evaluate: Callable[[], SplitLoss] | None
+    sample: Callable[[TrainState], None] | None
     save: Save
     log: Callable[[dict[str, Any]], None]
     config: TrainingConfig
@@ -104,42 +108,47 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
     config = job.config
     job.model.train()
     started, elapsed_before = time.monotonic(), state.elapsed_seconds
-    mark_time, mark_tokens = started, state.num_tokens
+    mark_seconds, mark_tokens = state.seconds.get("steps", 0.0), state.num_tokens
     status = "finished" if state.step >= job.pace.total_steps else "running"
     while status == "running":
         if job.pace.revise(state):
             job.watcher.length(job.pace.total_steps)
-        total_steps, begun = job.pace.total_steps, time.monotonic()
-        gradient, factor = update(job, state)
+        total_steps = job.pace.total_steps
+        is_last = state.step + 1 >= total_steps
+        evaluates = job.evaluate is not None and (is_last or (state.step + 1) % (config.eval_steps or total_steps) == 0)
+        movement = Movement(job.model) if evaluates or is_last or (state.step + 1) % config.log_steps == 0 else None
+        with state.timed("steps"):
+            gradient, factor = update(job, state, movement)
 
         state.step += 1
         state.num_tokens += gradient.num_tokens
         state.metrics = {**state.metrics, "loss": gradient.loss, "grad_norm": gradient.norm, **gradient.figures}
-        updated = time.monotonic()
-        state.spend("steps", updated - begun)
-        is_last = state.step >= total_steps
-        evaluated = job.evaluate is not None and (is_last or state.step % (config.eval_steps or total_steps) == 0)
-        is_best = evaluated and _take_evaluation(job, state)
-        now = time.monotonic()
-        if evaluated:
-            state.spend("evaluations", now - updated)
-        state.elapsed_seconds = elapsed_before + now - started
-        tokens_per_second = (state.num_tokens - mark_tokens) / max(updated - mark_time, 1e-9)
-        if evaluated or is_last or state.step % config.log_steps == 0:
-            job.log(_record(job, state, factor, tokens_per_second, evaluated))
-            mark_time, mark_tokens = now, state.num_tokens
+        is_best = evaluates and _take_evaluation(job, state)
+        if job.sample is not None and is_due(job.pace, state.step):
+            with state.timed("samples"):
+                job.sample(state)
+        state.elapsed_seconds = elapsed_before + time.monotonic() - started
+        tokens_per_second = (state.num_tokens - mark_tokens) / max(state.seconds["steps"] - mark_seconds, 1e-9)
+        if movement is not None:
+            with state.timed("logging"):
+                job.log(_record(job, state, factor, tokens_per_second, evaluates) | _measured(job, state, movement))
+            mark_seconds, mark_tokens = state.seconds["steps"], state.num_tokens
         job.watcher.step(state, tokens_per_second)
 
         status = _status(config, state, is_last, stop_requested())
         if is_best or status != "running" or state.step % (config.save_steps or total_steps) == 0:
-            job.save(state, status, is_best)
-            state.spend("saves", time.monotonic() - now)
+            with state.timed("saves"):
+                job.save(state, status, is_best)
             state.elapsed_seconds = elapsed_before + time.monotonic() - started
     return status
 
 
-def update(job: Job, state: TrainState) -> tuple[Gradient, float]:
+def update(job: Job, state: TrainState, movement: Movement | None = None) -> tuple[Gradient, float]:
     """One update of the weights: gradient, learning rate, step.
+
+    Args:
+        job, state: as in `train`; the step is not counted here.
+        movement: reads how far the weights move.
 
     Returns:
         What the batch gave, and the share of the peak learning rate that was used.
@@ -151,6 +160,7 @@ def update(job: Job, state: TrainState) -> tuple[Gradient, float]:
     if config.final_dropout is not None:
         progress = job.pace.progress(state.step)
         set_dropout(job.model, config.dropout + (config.final_dropout - config.dropout) * progress)
+    begun = time.monotonic()
     gradient = _gradient(job, state)
     while not math.isfinite(gradient.norm) and lower_loss_scale(state):
         job.optimizers.zero_grad()
@@ -159,11 +169,19 @@ def update(job: Job, state: TrainState) -> tuple[Gradient, float]:
         if not math.isfinite(value):
             raise _not_finite(job, state, f"{name} is {value}", first_bad_tensor(named_tensors(job.model)))
     count_step_at_loss_scale(state)
+    ready = time.monotonic()
+    state.spend("data", gradient.data_seconds)
+    state.spend("forward_backward", ready - begun - gradient.data_seconds)
     factor = job.pace.factor(state.step)
+    if movement is not None:
+        movement.begin()
     job.optimizers.step(factor)
     if not all_finite(job.model.parameters()):
         culprit = first_bad_tensor((f"the optimizer's {name}", t) for name, t in job.optimizers.state().items())
         raise _not_finite(job, state, "the update is not finite", culprit)
+    if movement is not None:
+        movement.end()
+    state.spend("optimizer", time.monotonic() - ready)
     return gradient, factor
 
 
@@ -176,12 +194,14 @@ class Gradient:
         norm: of the gradient before clipping.
         num_tokens: targets in the batch.
         figures: the loss function's further figures, as means over the targets.
+        data_seconds: time it took to make the batch.
     """
 
     loss: float
     norm: float
     num_tokens: int
     figures: dict[str, float]
+    data_seconds: float
 
 
 def compute_gradient(
@@ -194,7 +214,9 @@ def compute_gradient(
     loss_scale: float = 1.0,
 ) -> Gradient:
     """Fill the weights' gradients for the batch of one step and clip them."""
+    begun = time.monotonic()
     micro_batches = list(batches.micro_batches(step, config.micro_batch_size))
+    data_seconds = time.monotonic() - begun
     num_tokens = sum(batch.num_tokens for batch in micro_batches)
     mean_loss, figures = 0.0, dict[str, float]()
     for batch in micro_batches:
@@ -211,7 +233,7 @@ def compute_gradient(
                 parameter.grad /= loss_scale
     max_norm = math.inf if config.grad_clip is None else config.grad_clip
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    return Gradient(mean_loss, norm.item(), num_tokens, figures)
+    return Gradient(mean_loss, norm.item(), num_tokens, figures, data_seconds)
 
 
 def _gradient(job: Job, state: TrainState) -> Gradient:
@@ -227,7 +249,8 @@ def _not_finite(job: Job, state: TrainState, what: str, culprit: str | None) -> 
 def _take_evaluation(job: Job, state: TrainState) -> bool:
     """Evaluate, remember the figures; true when it is the best so far."""
     assert job.evaluate is not None  # the caller asked
-    result = job.evaluate()
+    with state.timed("evaluations"):
+        result = job.evaluate()
     is_best = state.best_val_loss is None or result.nats_per_token < state.best_val_loss
     if is_best:
         state.best_val_loss = result.nats_per_token
@@ -242,7 +265,7 @@ def _take_evaluation(job: Job, state: TrainState) -> bool:
 
 
 def _record(job: Job, state: TrainState, factor: float, tokens_per_second: float, evaluated: bool) -> dict[str, Any]:
-    """One line of log.jsonl. All but the two clock readings are the same in a resumed run, bit for bit."""
+    """One line of log.jsonl. All but the readings of clock and memory are the same in a resumed run, bit for bit."""
     further = sorted(n for n in state.metrics if n not in ("loss", "grad_norm") and not n.startswith("val_"))
     validation = ("val_loss", "val_perplexity", "val_bits_per_byte") if evaluated else ()
     shown = ("loss", "grad_norm", *further, *validation)
@@ -255,6 +278,13 @@ def _record(job: Job, state: TrainState, factor: float, tokens_per_second: float
         "elapsed_seconds": round(state.elapsed_seconds, 3),
         "tokens_per_second": round(tokens_per_second, 1),
     }
+
+
+def _measured(job: Job, state: TrainState, movement: Movement) -> dict[str, Any]:
+    """The rest of the line: what each part did, the loss scale of fp16, where all the time went, and memory."""
+    scale = {"loss_scale": state.loss_scale} if job.hardware.precision == "fp16" else {}
+    seconds = {kind: round(spent, 3) for kind, spent in state.seconds.items() if kind != "steps"}
+    return {**movement.figures, **scale, "seconds": seconds, **peak_memory(job.hardware.device)}
 
 
 def _status(config: TrainingConfig, state: TrainState, is_last: bool, stop_requested: bool) -> str:

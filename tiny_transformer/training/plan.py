@@ -25,6 +25,9 @@ FILE = "plan.json"
 DEFAULT_STEPS = 1000
 REVISIONS = (0.03, 0.1, 0.3)  # progress at which a budget's number of steps is fitted anew; fixed after the last
 WSD_DECAY_FRACTION = 0.2
+# Progress at which the sample prompts are continued (see `through_time`): close together at first, where a text changes
+# most (noise, then words, then sentences), and at the end.
+SAMPLE_POINTS = (0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
 SAVE_SECONDS = 2.0  # until it is measured: one checkpoint of a laptop-sized model, hashed, synced and read back
 
 
@@ -100,28 +103,32 @@ def plan_for_counts(config: TrainingConfig, tokens_per_step: int) -> Plan:
 
 @dataclass(frozen=True)
 class Speed:
-    """How long things take, in seconds: an update, an evaluation (0 without one), a save."""
+    """How long things take, in seconds: an update, an evaluation (0 without one), a save, a round of samples."""
 
     step: float
     evaluation: float
     save: float
+    sampling: float = 0.0
 
-    def steps_in(self, seconds: float, config: TrainingConfig) -> int:
-        """How many updates fit, with their evaluations and saves, and the last ones of both."""
+    def steps_in(self, seconds: float, config: TrainingConfig, num_samplings: int = 0) -> int:
+        """How many updates fit, with their evaluations and saves, the last ones of both, and so many rounds of
+        samples."""
         per_step = self.step
         per_step += (self.evaluation + self.save) / config.eval_steps if config.eval_steps else 0.0
         per_step += self.save / config.save_steps if config.save_steps else 0.0
-        return max(1, int((seconds - self.evaluation - self.save) / per_step))
+        return max(1, int((seconds - self.evaluation - self.save - num_samplings * self.sampling) / per_step))
 
 
 def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainState, speed: Speed) -> Plan:
     """As many steps as fit `max_train_minutes`, but no more than `steps` and `max_tokens` ask for.
 
-    The minutes are those of the whole run: `state` tells how many are used up.
+    The minutes are those of the whole run: `state` tells how many are used up. How many rounds of samples are left to a
+    run that has begun is known with its first correction; until then it counts none.
     """
     counted = plan_for_counts(config, tokens_per_step) if config.steps or config.max_tokens else None
     minutes = config.max_train_minutes or 0.0
-    steps = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, config)
+    left = len(SAMPLE_POINTS) if state.step == 0 else 0
+    steps = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, config, left)
     if counted is not None and counted.total_steps <= steps:
         return counted
     return make_plan(config, steps, f"{steps:,} steps of {speed.step:.2g} s fit {minutes:g} minutes", is_fixed=False)
@@ -175,9 +182,11 @@ class Pace:
             (state.seconds["steps"] - self._started[1]) / steps,
             state.mean_seconds("evaluations") or self._estimate.evaluation,
             state.mean_seconds("saves") or self._estimate.save,
+            state.mean_seconds("samples") or self._estimate.sampling,
         )
+        num_samplings = sum(point > self._schedule.progress(state.step) for point in SAMPLE_POINTS)
         minutes = self._config.max_train_minutes or 0.0
-        total = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, self._config)
+        total = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, self._config, num_samplings)
         reason = f"{total:,} steps of {speed.step:.2g} s fit {minutes:g} minutes"
         is_fixed = self._next_revision == REVISIONS[-1]
         self._adopt(self._plan.ending_at(total, seen_from=state.step, reason=reason, is_fixed=is_fixed))

@@ -17,9 +17,10 @@ from torch import nn
 
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import Batch, Batches, evaluation_batches
-from tiny_transformer.data.shards import Dataset
+from tiny_transformer.data.shards import Dataset, unigram_nats
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
+from tiny_transformer.generation.text import encode_prompt
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import build_model, load_weights
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
@@ -49,6 +50,7 @@ from tiny_transformer.training.setup import (
 )
 from tiny_transformer.training.state import TrainState, load_identity, load_state
 from tiny_transformer.training.stop import StopSignals
+from tiny_transformer.training.through_time import Sampler, prompts_through_time
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,9 @@ class Start:
         speed = None
         if training.max_train_minutes is not None and (plan is None or not plan.is_fixed):
             self.console.print("[dim]timing a few steps to plan the run[/]")
-            speed = planning.Speed(self._step_seconds(), self._eval_seconds(), planning.SAVE_SECONDS)
+            speed = planning.Speed(
+                self._step_seconds(), self._eval_seconds(), planning.SAVE_SECONDS, self._sampling_seconds()
+            )
         if plan is None and speed is not None:
             plan = planning.plan_for_minutes(training, self._tokens_per_step, self.state, speed)
         elif plan is None:
@@ -213,6 +217,10 @@ class Start:
         seconds = planning.measure_seconds(lambda: self._split_loss(few), at_least_seconds=0.5, warm_up=1)
         return seconds * len(batches) / len(few)
 
+    def _sampling_seconds(self) -> float:
+        sampler = self._sampler()
+        return planning.measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
+
     # --- the parts of the job
     # --------------------------------------------------------------------------------------------
 
@@ -226,12 +234,23 @@ class Start:
             batches=self.batches,
             loss_function=language_modelling_loss,
             evaluate=(lambda: self._split_loss(self._validation_batches())) if evaluates else None,
+            sample=self._sampler(),
             save=save,
             log=log,
             config=self.config.training,
             hardware=self.hardware,
             watcher=watcher,
         )
+
+    def _sampler(self) -> Sampler | None:
+        """None when there is no prompt, or one that this tokenizer cannot write: the end of the run tells which."""
+        prompts = prompts_through_time(self.config.training.sample_prompts)
+        try:
+            for prompt in prompts:
+                encode_prompt(self.dataset.tokenizer, prompt)
+        except UserError:
+            return None
+        return Sampler(self.model, self.dataset.tokenizer, prompts, self.run.path) if prompts else None
 
     def _compiled(self, model: nn.Module) -> nn.Module:
         if not self.config.training.compile:
@@ -266,7 +285,13 @@ class Start:
                 "vocab_size": tokenizer.vocab_size,
                 "fingerprint": tokenizer.fingerprint,
             },
-            "data": {"source": meta.source, "train_tokens": meta.train.num_tokens, "val_tokens": meta.val.num_tokens},
+            "data": {
+                "source": meta.source,
+                "train_tokens": meta.train.num_tokens,
+                "val_tokens": meta.val.num_tokens,
+                "val_documents": meta.val.num_documents,
+                "unigram_nats": round(unigram_nats(self.dataset.train), 4),
+            },
         }
         return CheckpointWriter(
             self.run,

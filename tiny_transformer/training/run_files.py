@@ -92,6 +92,7 @@ def run_info(state: TrainState, status: str, facts: dict[str, Any]) -> dict[str,
         "val_bits_per_byte": metrics.get("val_bits_per_byte"),
         "best_val_loss": state.best_val_loss,
         "elapsed_seconds": round(state.elapsed_seconds, 3),
+        "seconds": {kind: round(spent, 3) for kind, spent in state.seconds.items()},
         "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
     }

@@ -8,6 +8,9 @@ counters. No pickle: safetensors and JSON.
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +38,11 @@ class TrainState:
         loss_scale: see `loss_scale`; 1 but in fp16.
         steps_at_loss_scale: steps without overflow since it changed.
         metrics: the last training loss, gradient norm and validation figures.
-        seconds: where the time went: `steps`, `evaluations` and `saves`, over all starts.
-        counts: how many evaluations and saves that were.
+        seconds: where the time went, over all starts: `steps` (and of these `data`, `forward_backward` and
+            `optimizer`), `evaluations`, `samples`, `logging` and `saves`. Each ends with a figure that the host waits
+            for (loss, gradient norm, whether the weights are finite), so a GPU's time is counted where it was asked
+            for; only copies of batches to it are not waited for, and count as `forward_backward`.
+        counts: how often.
     """
 
     step: int = 0
@@ -51,9 +57,16 @@ class TrainState:
     counts: dict[str, int] = field(default_factory=dict)
 
     def spend(self, kind: str, seconds: float) -> None:
-        """Note time spent on `steps`, `evaluations` or `saves`."""
+        """Note time spent on something; the kinds are those of `seconds`."""
         self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    @contextmanager
+    def timed(self, kind: str) -> Generator[None]:
+        """Note the time that the block takes."""
+        begun = time.monotonic()
+        yield
+        self.spend(kind, time.monotonic() - begun)
 
     def mean_seconds(self, kind: str) -> float | None:
         """How long one of them takes; None before the first."""

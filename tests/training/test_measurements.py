@@ -1,0 +1,175 @@
+"""What a logged step tells besides its loss, and the texts written while a model learns."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from run_helpers import TINY, fingerprint, run_tiny, tiny_request
+
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.data.shards import open_dataset, unigram_nats
+from tiny_transformer.models import build_model
+from tiny_transformer.training import loop, pretrain, through_time
+from tiny_transformer.training.finish import finish
+from tiny_transformer.training.measurements import Movement, part_of, peak_memory
+from tiny_transformer.training.plan import SAMPLE_POINTS, Pace, Speed, make_plan, plan_for_minutes
+from tiny_transformer.training.state import TrainState
+
+
+def log_of(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("model.embed_tokens.weight", "embed_tokens"),
+        ("model.layers.3.mlp.up_proj.weight", "layers.3"),
+        ("model.norm.weight", "norm"),
+        ("lm_head.weight", "lm_head"),
+        ("mtp.layers.0.self_attn.q_proj.weight", "mtp.layers.0"),
+    ],
+)
+def test_a_parameter_belongs_to_its_block(name: str, part: str) -> None:
+    assert part_of(name) == part
+
+
+def test_movement_equals_norms_taken_by_hand() -> None:
+    model = build_model(load_run_config(TINY).model.model_copy(update={"vocab_size": 40}), seed=3)
+    chance = torch.Generator().manual_seed(0)
+    for parameter in list(model.parameters())[1:]:  # the first gets no gradient
+        parameter.grad = torch.randn(parameter.shape, generator=chance)
+    before = {name: parameter.detach().double().clone() for name, parameter in model.named_parameters()}
+    movement = Movement(model)
+    movement.begin()
+    torch.optim.SGD(model.parameters(), lr=0.01).step()
+    movement.end()
+    for part in ("embed_tokens", "layers.0", "layers.1", "norm"):
+        names = [name for name, _ in model.named_parameters() if part_of(name) == part]
+        weights = math.sqrt(sum(before[name].square().sum().item() for name in names))
+        now = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+        moved = math.sqrt(sum((now[name] - before[name]).square().sum().item() for name in names))
+        found = movement.figures["update_ratios"][part]
+        assert found == pytest.approx(moved / weights, rel=2e-3)
+        assert movement.figures["part_grad_norms"][part] == pytest.approx(moved / 0.01, rel=2e-3)
+    assert movement.figures["update_ratios"]["embed_tokens"] == 0.0
+    assert set(movement.figures["update_ratios"]) == {part_of(name) for name in before}
+
+
+def test_each_line_tells_of_parts_time_and_memory(tiny_data: Path, tmp_path: Path) -> None:
+    outcome = run_tiny(tiny_data, tmp_path / "r", log_steps=3)
+    log = log_of(tmp_path / "r")
+    assert [row["step"] for row in log] == [3, 5, 6, 9, 10, 12]
+    for row in log:
+        assert (
+            set(row["update_ratios"]) == set(row["part_grad_norms"]) == {"embed_tokens", "layers.0", "layers.1", "norm"}
+        )
+        assert all(0 < ratio < 1 for ratio in row["update_ratios"].values())
+        whole = math.sqrt(sum(norm**2 for norm in row["part_grad_norms"].values()))
+        assert whole == pytest.approx(min(1.0, row["grad_norm"]), rel=1e-3)  # after clipping, all parts together
+        assert 10_000_000 < row["peak_memory_bytes"] < 10**11
+    seconds = log[-1]["seconds"]
+    assert set(seconds) == {"data", "forward_backward", "optimizer", "evaluations", "logging", "saves"}
+    assert all(value >= 0 for value in seconds.values())
+    spent = outcome.state.seconds
+    assert sum(spent[kind] for kind in ("data", "forward_backward", "optimizer")) == pytest.approx(
+        spent["steps"], rel=0.05
+    )
+    assert sum(spent.values()) - spent["steps"] <= outcome.state.elapsed_seconds
+
+
+def test_weights_are_only_copied_at_logged_steps(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(loop, "Movement", lambda model: made.append(1) or Movement(model))
+    run_tiny(tiny_data, tmp_path / "r", log_steps=5, eval_steps=None)
+    assert len(made) == 3  # of 12 steps: 5, 10 and the last
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    before = peak_memory(torch.device("cpu"))["peak_memory_bytes"]
+    held = np.ones(200_000_000, dtype=np.uint8)
+    assert peak_memory(torch.device("cpu"))["peak_memory_bytes"] >= max(before, held.nbytes)
+
+
+def test_unigram_entropy_is_that_of_the_token_counts(tiny_data: Path) -> None:
+    train = open_dataset(tiny_data).train
+    tokens = train.read(0, 5000).tolist()
+    shares = [tokens.count(token) / 5000 for token in set(tokens)]
+    assert unigram_nats(train, 5000) == pytest.approx(-sum(share * math.log(share) for share in shares), abs=1e-12)
+
+
+# --- samples through time ---------------------------------------------------------------------------------------------
+
+
+def test_sampling_leaves_training_as_it_is(tiny_data: Path, tmp_path: Path) -> None:
+    run_tiny(tiny_data, tmp_path / "without")
+    run_tiny(tiny_data, tmp_path / "with", sample_prompts=["Once", "The", "Once"])
+    assert fingerprint(tmp_path / "without") == fingerprint(tmp_path / "with")
+    samples = json.loads((tmp_path / "with/samples.json").read_text())
+    assert [(s["step"], s["prompt"]) for s in samples[:4]] == [(1, "Once"), (1, "The"), (2, "Once"), (2, "The")]
+    assert sorted({s["step"] for s in samples}) == [1, 2, 4, 8, 12]
+    assert {json.dumps(s["settings"]) for s in samples} == {'{"temperature": 0.0}'}
+
+
+def test_a_resumed_run_writes_the_same_texts(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts, options = tmp_path / "whole", tmp_path / "parts", {"sample_prompts": ["Once", "The"]}
+    run_tiny(tiny_data, whole, **options)
+    inner = loop.train
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "train", lambda job, state, _: inner(job, state, lambda: state.step >= 5))
+        run_tiny(tiny_data, parts, **options)
+    run_tiny(tiny_data, parts, resume=True, **options)
+    assert (whole / "samples.json").read_bytes() == (parts / "samples.json").read_bytes()
+
+
+def test_the_last_samples_stand_beside_those_of_the_way(tiny_data: Path, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    finish(
+        pretrain.pretrain(tiny_request(tiny_data, tmp_path / "r", sample_prompts=["Once"], sample_tokens=9), console),
+        console,
+    )
+    samples = json.loads((tmp_path / "r/samples.json").read_text())
+    assert [s["settings"]["temperature"] for s in samples] == [0.0] * 5 + [0.8]
+
+
+@pytest.mark.parametrize("total", [7, 100, 12_345])
+def test_each_point_of_the_run_is_met_once_also_when_its_length_changes(total: int) -> None:
+    plan = make_plan(TrainingConfig(), total, "")
+    longer = plan.ending_at(2 * total, seen_from=total // 3, reason="", is_fixed=True)
+    for made in (plan, longer):
+        pace = Pace(made, TrainingConfig(), None, lambda plan: None)
+        due = [step for step in range(1, made.total_steps + 1) if through_time.is_due(pace, step)]
+        assert due[-1] == made.total_steps
+        assert len(due) <= len(SAMPLE_POINTS)
+        assert sum(any(pace.progress(s - 1) < p <= pace.progress(s) for s in due) for p in SAMPLE_POINTS) == 6
+
+
+def test_a_plan_for_minutes_leaves_time_for_samples() -> None:
+    config = TrainingConfig(max_train_minutes=2, save_steps=None)
+    assert plan_for_minutes(config, 64, TrainState(), Speed(1.0, 0.0, 0.0, 5.0)).total_steps == 120 - 6 * 5
+    pace = Pace(
+        plan_for_minutes(config, 64, TrainState(), Speed(1.0, 0.0, 0.0, 5.0)),
+        config,
+        Speed(1.0, 0.0, 0.0, 5.0),
+        lambda plan: None,
+    )
+    state = TrainState()
+    while state.step < pace.total_steps:
+        pace.revise(state)
+        state.step += 1
+        state.spend("steps", 1.0)
+        state.elapsed_seconds += 1.0
+        if through_time.is_due(pace, state.step):
+            state.spend("samples", 8.0)  # slower than was thought
+            state.elapsed_seconds += 8.0
+    assert state.elapsed_seconds == pytest.approx(120, rel=0.03)
