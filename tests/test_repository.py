@@ -154,7 +154,7 @@ def test_every_help_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_config_loads(repository: Path) -> None:
-    files = sorted((repository / "configs").glob("*.*"))
+    files = sorted((repository / "configs").rglob("*.*"))
     assert files
     for path in files:
         load_run_config(path)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 
-def _classic(hidden_size: int, heads: int, layers: int, context: int, **training: Any) -> dict[str, Any]:
+def _classic(
+    hidden_size: int, heads: int, layers: int, context: int, vocab_size: int | None = None, **training: Any
+) -> dict[str, Any]:
     return {
         "model": {
             "model_type": "llama",
@@ -23,6 +25,7 @@ def _classic(hidden_size: int, heads: int, layers: int, context: int, **training
             "intermediate_size": -(-8 * hidden_size // 3 // 8) * 8,
             "max_position_embeddings": context,
             "tie_word_embeddings": True,
+            "vocab_size": vocab_size,
         },
         "data": {"seq_len": context},
         "training": {"dropout": 0.1, "learning_rate": 3e-4, **training},
@@ -34,5 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": _classic(256, 8, 6, 256),
     "medium": _classic(512, 8, 12, 512),
     "large": _classic(768, 12, 24, 1024),
-    "gpt2": _classic(768, 12, 12, 1024, learning_rate=2.5e-4, micro_batch_size=12, steps=600_000, warmup_steps=2000),
+    "gpt2": _classic(
+        768, 12, 12, 1024, 50_257, learning_rate=2.5e-4, micro_batch_size=12, steps=600_000, warmup_steps=2000
+    ),
 }
