@@ -136,4 +136,5 @@ def test_each_starts_training(source: str, tiny_data: Path, tmp_path: Path) -> N
     assert train(job, start.state, lambda: True) == "stopped"
     assert 0 < records[0]["loss"] < 20
     moved = [n for n, w in start.model.named_parameters() if float(w.detach().double().sum()) != before[n]]
-    assert "model.embed_tokens.weight" in moved and len(moved) > 0.2 * len(before)  # zero_residual: the rest starts later
+    assert "model.embed_tokens.weight" in moved
+    assert len(moved) > 0.2 * len(before)  # with zero_residual the others start later
