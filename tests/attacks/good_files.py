@@ -70,7 +70,7 @@ def safetensors(header: dict[str, Any] | bytes, num_bytes: int | None = None, le
 
 
 def write_good(directory: Path) -> None:
-    """A directory that everything below opens: a model, its tokenizer, a llama2.c model, a manifest and a meta.json."""
+    """A directory that everything below opens: a model, its tokenizer, a llama2.c model."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(SHAPE))
     (directory / "generation_config.json").write_text('{"eos_token_id": 256}')

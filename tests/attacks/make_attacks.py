@@ -13,10 +13,11 @@ import os
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attack import Attack, change, replaced_by, write
+from gguf_attacks import GGUF_ATTACKS, gguf_good
 from good_files import (
     INDEX,
     LLAMA2C,
@@ -30,42 +31,6 @@ from good_files import (
     tensors_of,
     write_good,
 )
-
-
-@dataclass(frozen=True)
-class Attack:
-    """One hostile file.
-
-    Attributes:
-        target: what is opened: `model`, `tokenizer`, `generation`, `llama2c`, `import`, `manifest` or `data`.
-        spoil: gets the good directory and spoils it.
-        words: each must be in the message.
-    """
-
-    target: str
-    spoil: Callable[[Path], object]
-    words: tuple[str, ...]
-
-
-def write(name: str, data: bytes | str) -> Callable[[Path], object]:
-    """Replace one file."""
-    return lambda d: (d / name).write_bytes(data.encode() if isinstance(data, str) else data)
-
-
-def change(name: str, **values: Any) -> Callable[[Path], object]:
-    """Change keys of one JSON file, `a__b` for a key inside another; None stays null."""
-
-    def spoil(directory: Path) -> None:
-        content = json.loads((directory / name).read_text())
-        for path, value in values.items():
-            inner = content
-            *parents, last = path.split("__")
-            for key in parents:
-                inner = inner[int(key) if isinstance(inner, list) else key]
-            inner[int(last) if isinstance(inner, list) else last] = value
-        (directory / name).write_text(json.dumps(content))
-
-    return spoil
 
 
 def header(edit: Callable[[dict[str, Any]], object], **size: int) -> Callable[[Path], object]:
@@ -90,19 +55,19 @@ def index(weight_map: Any, raw: str | None = None) -> Callable[[Path], object]:
     return spoil
 
 
-def replaced_by(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
-    """Something else than a regular file of this name."""
-
-    def spoil(directory: Path) -> None:
-        (directory / name).unlink()
-        make(directory / name)
-
-    return spoil
+def index_that_is_a_pipe(directory: Path) -> None:
+    (directory / WEIGHTS).unlink()
+    os.mkfifo(directory / INDEX)
 
 
 def shard_that_is_a_pipe(directory: Path) -> None:
     index({"model.norm.weight": "a.safetensors"})(directory)
     os.mkfifo(directory / "a.safetensors")
+
+
+def last_weight(value: float) -> Callable[[Path], object]:
+    """Change the last weight of the file."""
+    return lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-4] + struct.pack("<f", value))
 
 
 def model_bin(header: tuple[int, ...], rest: bytes = b"") -> Callable[[Path], object]:
@@ -172,6 +137,14 @@ ATTACKS = {
     "config-layer-types-without-end": Attack(
         "model", change("config.json", layer_types=[1] * 200_000), ("layer_types has 200,000 entries",)
     ),
+    "config-heads-are-a-fraction": Attack(
+        "model", change("config.json", num_attention_heads=2.0), ("num_attention_heads 2.0", "integer")
+    ),
+    "config-heads-are-true": Attack("model", change("config.json", num_key_value_heads=True), ("integer",)),
+    "config-size-is-text": Attack("model", change("config.json", hidden_size="16"), ("hidden_size '16'", "integer")),
+    "config-theta-is-true": Attack("model", change("config.json", rope_theta=True), ("rope_theta True",)),
+    "config-tie-is-a-number": Attack("model", change("config.json", tie_word_embeddings=1), ("tie_word_embeddings 1",)),
+    "config-bias-is-null": Attack("model", change("config.json", attention_bias=None), ("attention_bias None",)),
     "config-is-a-directory": Attack("model", replaced_by("config.json", Path.mkdir), ("no config.json",)),
     "config-is-a-pipe": Attack("model", replaced_by("config.json", os.mkfifo), ("no config.json",)),
     # safetensors
@@ -253,6 +226,7 @@ ATTACKS = {
     "index-no-map": Attack("model", index(None, raw='{"metadata": {}}'), ("weight_map",)),
     "index-not-json": Attack("model", index(None, raw="weight_map"), ("cannot read model.safetensors.index.json",)),
     "index-missing-shard": Attack("model", index({NORM: "a.safetensors"}), ("no such file",)),
+    "index-is-a-pipe": Attack("model", index_that_is_a_pipe, ("no model.safetensors and no",)),
     "index-shard-is-a-pipe": Attack("model", shard_that_is_a_pipe, ("not a regular file",)),
     # the ids that end a text
     "eos-text": Attack("generation", change("generation_config.json", eos_token_id="2"), ("eos_token_id '2'",)),
@@ -260,6 +234,9 @@ ATTACKS = {
     "eos-true": Attack("generation", change("generation_config.json", eos_token_id=True), ("eos_token_id True",)),
     "eos-many": Attack("generation", change("generation_config.json", eos_token_id=[1] * 5000), ("at most 100",)),
     "eos-nested": Attack("generation", change("generation_config.json", eos_token_id=[[1]]), ("eos_token_id [[1]]",)),
+    "generation-is-a-pipe": Attack(
+        "generation", replaced_by("generation_config.json", os.mkfifo), ("not a regular file",)
+    ),
     "generation-not-json": Attack("generation", write("generation_config.json", "{"), ("generation_config.json",)),
     # tokenizer.json
     "tokenizer-empty": Attack("tokenizer", write("tokenizer.json", ""), ("not JSON",)),
@@ -317,6 +294,9 @@ ATTACKS = {
     "tokenizer-added-far-beyond": Attack(
         "tokenizer", change("tokenizer.json", added_tokens__0__id=2**40), ("ids run",)
     ),
+    "tokenizer-config-is-a-pipe": Attack(
+        "tokenizer", replaced_by("tokenizer_config.json", os.mkfifo), ("not a regular file",)
+    ),
     "tokenizer-is-a-pipe": Attack("tokenizer", replaced_by("tokenizer.json", os.mkfifo), ("no tokenizer in",)),
     # llama2.c
     "llama2c-empty": Attack("llama2c", write("model.bin", b""), ("0 bytes are too few",)),
@@ -349,13 +329,41 @@ ATTACKS = {
         "llama2c", write("tok.bin", struct.pack("<ifi", 6, 0.0, 2) + b"\xff\xfe"), ("not a llama2.c tokenizer",)
     ),
     # what is handed to `import`
-    "import-gguf": Attack("import", write("model.bin", b"GGUF\3\0\0\0" + b"\xff" * 16), ("a GGUF file",)),
-    "import-gguf-cut": Attack("import", write("model.bin", b"GGUF"), ("a GGUF file",)),
     "import-ggml": Attack("import", write("model.bin", b"ggjt" + b"\0" * 60), ("a GGML file",)),
     "import-zip-pickle": Attack("import", write("model.bin", b"PK\3\4" + b"\0" * 60), ("pickled", "never read")),
     "import-bare-pickle": Attack("import", write("model.bin", b"\x80\4cos\nsystem\n"), ("pickled", "never read")),
     "import-llama2c-version-1": Attack("import", write("model.bin", b"ak42" + b"\0" * 60), ("version 1 or 2",)),
     "import-hdf5": Attack("import", write("model.bin", b"\x89HDF\r\n\x1a\n"), ("HDF5",)),
+    "import-config-is-a-directory": Attack(
+        "directory", replaced_by("config.json", Path.mkdir), ("config.json is not a regular file",)
+    ),
+    "import-config-is-a-pipe": Attack(
+        "directory", replaced_by("config.json", os.mkfifo), ("config.json is not a regular file",)
+    ),
+    "import-no-tokenizer": Attack(
+        "directory", lambda d: (d / "tokenizer.json").unlink(), ("without a tokenizer", "tokenizer.json beside")
+    ),
+    "import-sentencepiece-alone": Attack(
+        "directory", lambda d: (d / "tokenizer.json").rename(d / "tokenizer.model"), ("save_pretrained",)
+    ),
+    "import-tokenizer-too-large": Attack(
+        "directory", change("tokenizer.json", model__vocab__zz=262), ("263 ids", "262 rows")
+    ),
+    "import-template-is-a-pipe": Attack(
+        "directory", lambda d: os.mkfifo(d / "chat_template.jinja"), ("chat_template.jinja is not a file",)
+    ),
+    "import-template-too-large": Attack(
+        "directory", write("chat_template.jinja", b" " * (2**20 + 1)), ("at most 1,048,576 bytes",)
+    ),
+    "import-eos-beyond": Attack(
+        "directory", change("generation_config.json", eos_token_id=[256, 262]), ("eos_token_id [256, 262]", "262 ids")
+    ),
+    "import-bos-is-text": Attack("directory", change("config.json", bos_token_id="1"), ("bos_token_id '1'",)),
+    "import-pad-negative": Attack("directory", change("config.json", pad_token_id=-1), ("pad_token_id -1",)),
+    "import-weight-not-a-number": Attack(
+        "directory", last_weight(float("nan")), ("layers.1.mlp.down_proj.weight has weights",)
+    ),
+    "import-weight-infinite": Attack("directory", last_weight(float("inf")), ("infinite or not numbers",)),
     "import-pipe": Attack("import", replaced_by("model.bin", os.mkfifo), ("not a regular file",)),
     # what we wrote ourselves
     "manifest-empty": Attack("manifest", write("manifest.json", ""), ("manifest.json",)),
@@ -364,6 +372,7 @@ ATTACKS = {
     "meta-empty": Attack("data", write("meta.json", ""), ("not JSON",)),
     "meta-nested": Attack("data", write("meta.json", NESTED), ("not JSON",)),
     "meta-other-hash": Attack("data", write("meta.json", '{"format_version": 1, "meta_sha256": "0"}'), ("own hash",)),
+    **GGUF_ATTACKS,
 }
 
 
@@ -377,6 +386,7 @@ def sparse(path: Path) -> None:
 def write_attack(name: str, directory: Path) -> Attack:
     """Write a good directory and spoil it."""
     write_good(directory)
+    gguf_good(directory)
     ATTACKS[name].spoil(directory)
     return ATTACKS[name]
 

@@ -12,12 +12,16 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from gguf_attacks import gguf_good
 from good_files import WEIGHTS, write_good
 from make_attacks import ATTACKS, write_attack
+from rich.console import Console
 
 from tiny_transformer.data.shards import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.interop.command import run_import
 from tiny_transformer.interop.foreign import kind_of
+from tiny_transformer.interop.gguf_import import import_gguf
 from tiny_transformer.interop.llama2c import import_llama2c
 from tiny_transformer.models import end_token_ids, load_model
 from tiny_transformer.storage import verify
@@ -32,20 +36,28 @@ def open_llama2c(directory: Path) -> None:
     import_llama2c(model, directory / "tok.bin", directory / "out")
 
 
+def import_whole(source: Path, out_dir: Path) -> None:
+    """What the verb does."""
+    run_import(source, out_dir=out_dir, tokenizer=None, dtype="uint16", console=Console(quiet=True))
+
+
 OPEN = {
     "model": load_model,
     "tokenizer": load_tokenizer,
     "generation": end_token_ids,
     "llama2c": open_llama2c,
+    "gguf": lambda directory: import_gguf(directory / "model.gguf", directory / "out"),
     "import": lambda directory: kind_of(directory / "model.bin"),
+    "directory": lambda directory: import_whole(directory, directory / "out"),
     "manifest": verify,
     "data": open_dataset,
 }
 
 
-@pytest.mark.parametrize("target", ["model", "tokenizer", "generation", "llama2c", "import"])
+@pytest.mark.parametrize("target", ["model", "tokenizer", "generation", "llama2c", "gguf", "import", "directory"])
 def test_what_is_not_spoilt_opens(target, tmp_path):
     write_good(tmp_path / "good")
+    gguf_good(tmp_path / "good")
     OPEN[target](tmp_path / "good")
 
 

@@ -58,6 +58,7 @@ def test_import_of_our_own_export_is_the_same_to_the_byte(name, dtype, tmp_path)
     (tmp_path / "ours").mkdir()
     save_model(build_model(CONFIGS[name], seed=1, dtype=dtype), tmp_path / "ours", eos_token_id=256, bos_token_id=7)
     make_tokenizer("byte").save(tmp_path / "ours")
+    (tmp_path / "ours" / "chat_template.jinja").write_bytes(b"{{ messages }}\r\n \xe2\x9c\x93")
     import_hf(tmp_path / "ours", tmp_path / "again")
     names = {path.name for path in (tmp_path / "ours").iterdir()}
     assert {path.name for path in (tmp_path / "again").iterdir()} == {*names, "manifest.json"}
@@ -133,6 +134,25 @@ def test_every_id_that_ends_a_text_is_kept_and_ends_it(tmp_path):
     (tmp_path / "m" / "generation_config.json").unlink()
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "eos_token_id": 9}))
     assert end_token_ids(tmp_path / "m") == [9]
+
+
+def test_a_folder_of_files_is_told_which_file_to_name(tmp_path, capsys):
+    def refused(*words: str) -> None:
+        assert run(["import", str(tmp_path / "d"), "--out_dir", str(tmp_path / "out")]) in (2, 65)
+        message = capsys.readouterr().err
+        assert all(word in message for word in words), message
+
+    folder = tmp_path / "d"
+    folder.mkdir()
+    refused("neither config.json nor train.bin", "a .gguf")
+    (folder / "stories.bin.xz").write_bytes(bytes(100))
+    refused(f"import {folder}/stories.bin.xz --tokenizer TOKENIZER.bin --out_dir DIR")
+    (folder / "a-tokenizer.bin").write_bytes(bytes(10))
+    refused(f"import {folder}/stories.bin.xz --tokenizer {folder}/a-tokenizer.bin --out_dir DIR")
+    (folder / "m.gguf").write_bytes(bytes(1000))
+    refused(f"name the file: tiny-transformer import {folder}/m.gguf --out_dir DIR")
+    (folder / "config.json").mkdir()
+    refused("config.json is not a regular file")
 
 
 def write_bins(directory: Path, train: list[int], val: list[int], dtype: str = "<u2") -> Path:

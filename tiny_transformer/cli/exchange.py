@@ -41,7 +41,8 @@ def export(
 @app.command("import", context_settings=SETTINGS)
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A Hugging Face directory, a llama2.c .bin, or token files.")
+        Path,
+        typer.Argument(metavar="SOURCE", help="A Hugging Face directory, a .gguf, a llama2.c .bin, or token files."),
     ],
     out_dir: Annotated[
         Path, typer.Option("--out_dir", metavar="DIR", help="Where it goes; a directory that does not exist yet.")

@@ -91,6 +91,8 @@ _MOST_ENTRIES = 4096  # of a list; each wrong one would be told at length
 # Keys that `_rope` judges.
 _ROPE = {"rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor"}
 
+_REMEDY = "fetch config.json again; if you wrote it, give that key a value that this model_type has"
+
 _CLASSES = {"qwen3": Qwen3Config, "qwen3_next": Qwen3NextConfig, "qwen3_5_text": Qwen3NextConfig}
 
 
@@ -111,7 +113,8 @@ def config_from_hf(hf: dict[str, Any], where: str) -> ModelConfig:
             f"model_type {short(model_type)} is not supported", where, f"supported: {', '.join(_HF_DEFAULTS)}"
         )
     for key, value in _ONLY[model_type].items():
-        if hf.get(key, value) != value:
+        given = hf.get(key, value)
+        if given != value or type(given) is not type(value):  # 0 is not false
             raise _bad_config(
                 f"{key} {short(hf[key])} is not supported", where, f"for {model_type} only {key} {value!r}"
             )
@@ -140,7 +143,10 @@ def config_from_hf(hf: dict[str, Any], where: str) -> ModelConfig:
     if model_type == "qwen3_5_text":
         values |= {"num_experts": 0, "num_nextn_predict_layers": values.pop("mtp_num_hidden_layers")}
     try:
-        return _CLASSES.get(model_type, LlamaConfig)(**values)
+        # Strictly, as the readers of this file differ over a 4.0 or a true where a whole number belongs.
+        return _CLASSES.get(model_type, LlamaConfig).model_validate(
+            {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}, strict=True
+        )
     except ValidationError as error:
         first = error.errors()[0]
         problem = (
@@ -148,7 +154,7 @@ def config_from_hf(hf: dict[str, Any], where: str) -> ModelConfig:
             if first["loc"]
             else first["msg"]
         )
-        raise _bad_config(problem.replace("Value error, ", ""), where, "this shape cannot be opened here") from None
+        raise _bad_config(problem.replace("Value error, ", ""), where, _REMEDY) from None
 
 
 def _interval(values: dict[str, Any]) -> Any:

@@ -122,6 +122,13 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignme
         return _flatten(tree, line_of, str(path))
     if str(source) in PRESETS:
         return _flatten(PRESETS[str(source)], {}, f"preset {source}")
+    if path.is_dir():
+        inside = next((p for p in (path / "config.yaml", *sorted(path.glob("*.yaml"))) if p.is_file()), None)
+        raise UserError(
+            "a directory where a config file should be",
+            where=str(path),
+            remedy=f"did you mean {inside}?" if inside else f"name a file ({', '.join(SUFFIXES)}) or a preset",
+        )
     if path.is_file():
         raise UserError(
             f"cannot tell the format of {path.name}",

@@ -43,23 +43,28 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
     """Read a model or token files of another program and write them as ours, all or nothing.
 
     Args:
-        source: a Hugging Face directory, a directory of token files, or a llama2.c model.
+        source: a Hugging Face directory, a directory of token files, a GGUF file or a llama2.c model.
         out_dir: a directory that does not exist yet.
-        tokenizer: for token files a name or directory, for llama2.c the tokenizer's file; a Hugging Face directory has
-            its own.
+        tokenizer: for token files a name or directory, for llama2.c the tokenizer's file; the others have their own.
         dtype: of token files.
 
     Raises:
         UserError: not one of these, a pickle, or what the import itself refuses.
     """
     kind = kind_of(source)
-    if kind == "hf":
+    next_step = f'generate --ckpt_dir {out_dir} --prompt "Once upon a time"'
+    if kind in ("hf", "gguf"):
         if tokenizer is not None:
-            raise UserError("a Hugging Face directory has its own tokenizer", remedy="leave --tokenizer out")
-        from tiny_transformer.interop.hf import import_hf
+            what = "a Hugging Face directory" if kind == "hf" else "a GGUF file"
+            raise UserError(f"{what} has its own tokenizer", remedy="leave --tokenizer out")
+        if kind == "hf":
+            from tiny_transformer.interop.hf import import_hf
 
-        import_hf(source, out_dir)
-        next_step = f'generate --ckpt_dir {out_dir} --prompt "Once upon a time"'
+            import_hf(source, out_dir)
+        else:
+            from tiny_transformer.interop.gguf_import import import_gguf
+
+            import_gguf(source, out_dir)
     elif tokenizer is None:
         remedy = "--tokenizer gpt2 (or a directory)" if kind == "token_bins" else "--tokenizer tokenizer.bin"
         raise UserError(f"{source} does not say which tokenizer it was made with", remedy=f"name it: {remedy}")
@@ -72,5 +77,4 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         from tiny_transformer.interop.llama2c import import_llama2c
 
         import_llama2c(source, tokenizer, out_dir)
-        next_step = f'generate --ckpt_dir {out_dir} --prompt "Once upon a time"'
     console.print(f"wrote {out_dir}\nnext: tiny-transformer {next_step}", highlight=False, markup=False, soft_wrap=True)

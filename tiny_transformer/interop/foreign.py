@@ -11,13 +11,12 @@ from typing import Literal
 
 from tiny_transformer.errors import ExitCode, UserError
 
-Kind = Literal["hf", "token_bins", "llama2c"]
+Kind = Literal["hf", "token_bins", "llama2c", "gguf"]
 
 _PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npz")
 # The first bytes: a zip archive (torch.save since 1.6), a pickle of protocol 2 and later.
 _PICKLED_MAGIC = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
 _OTHERS = {
-    b"GGUF": ("a GGUF file", "take the Hugging Face directory it was made from"),
     b"ggjt": ("a GGML file, older than GGUF", "take the Hugging Face directory it was made from"),
     b"ak42": ("a llama2.c file of version 1 or 2", "export version 0 with llama2.c's export.py"),
     b"\x89HDF": ("an HDF5 file (Keras)", "save it as a Hugging Face directory with safetensors"),
@@ -25,7 +24,8 @@ _OTHERS = {
 
 
 def kind_of(source: Path) -> Kind:
-    """`hf`: a Hugging Face model directory; `token_bins`: a directory with train.bin; `llama2c`: a .bin or .bin.xz.
+    """`hf`: a Hugging Face model directory; `token_bins`: a directory with train.bin; `llama2c`: a .bin or .bin.xz;
+    `gguf`: a file that begins with these letters, whatever its name.
 
     Raises:
         UserError: nothing there, a pickle, or something that cannot be imported; says what it is and what to do.
@@ -35,10 +35,7 @@ def kind_of(source: Path) -> Kind:
             return "hf"
         if (source / "train.bin").is_file():
             return "token_bins"
-        for path in sorted(source.iterdir()):
-            if path.suffix in _PICKLED_SUFFIXES or path.name == "pytorch_model.bin":
-                raise _pickled(path)
-        raise _unknown(source, "a directory with neither config.json nor train.bin")
+        raise _no_directory_of_ours(source)
     if not source.exists():
         raise UserError(f"{source} does not exist", remedy="name a file or a directory")
     if not source.is_file():
@@ -50,6 +47,8 @@ def kind_of(source: Path) -> Kind:
         raise UserError(f"cannot read {source}: {error.strerror}", exit_code=ExitCode.IO) from None
     if head.startswith(_PICKLED_MAGIC) or source.suffix in _PICKLED_SUFFIXES:
         raise _pickled(source)
+    if head == b"GGUF":
+        return "gguf"
     if head in _OTHERS:
         what, remedy = _OTHERS[head]
         raise UserError(f"{what} cannot be imported", where=str(source), remedy=remedy, exit_code=ExitCode.BAD_DATA)
@@ -58,6 +57,31 @@ def kind_of(source: Path) -> Kind:
     if source.suffixes[-2:] == [".bin", ".xz"] or source.suffix == ".bin":
         return "llama2c"
     raise _unknown(source, "a file of a kind that is not known here")
+
+
+def _no_directory_of_ours(source: Path) -> UserError:
+    """What is wrong with a directory that is neither a model nor token files."""
+    names = sorted(path.name for path in source.iterdir())
+    for name in names:
+        if Path(name).suffix in _PICKLED_SUFFIXES or name == "pytorch_model.bin":
+            return _pickled(source / name)
+    for name in ("config.json", "train.bin"):
+        if name in names:
+            return _unknown(source, f"a directory whose {name} is not a regular file")
+    models = [name for name in names if name.endswith((".bin", ".bin.xz", ".gguf"))]
+    if not models:
+        return _unknown(source, "a directory with neither config.json nor train.bin")
+    # The larger of a model and its tokenizer is the model.
+    model = max(models, key=lambda name: (source / name).lstat().st_size)
+    tokenizers = [name for name in models if name != model and not name.endswith(".gguf")]
+    remedy = f"tiny-transformer import {source / model}"
+    if not model.endswith(".gguf"):
+        remedy += f" --tokenizer {source / tokenizers[0] if tokenizers else 'TOKENIZER.bin'}"
+    return UserError(
+        "a folder of model files cannot be imported as a whole",
+        where=str(source),
+        remedy=f"name the file: {remedy} --out_dir DIR",
+    )
 
 
 def _pickled(path: Path) -> UserError:
@@ -74,6 +98,6 @@ def _unknown(path: Path, what: str) -> UserError:
     return UserError(
         f"{what} cannot be imported",
         where=str(path),
-        remedy="give a Hugging Face directory, a directory with train.bin and val.bin, or a llama2.c .bin",
+        remedy="give a Hugging Face directory, a directory with train.bin and val.bin, a llama2.c .bin or a .gguf",
         exit_code=ExitCode.BAD_DATA,
     )

@@ -26,6 +26,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf_next import Tensors, add_next_keys, next_tensors
 from tiny_transformer.interop.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from tiny_transformer.interop.portability import llama_cpp_refusal
+from tiny_transformer.interop.row_order import interleaved, is_rotated
 from tiny_transformer.models import load_config, load_model
 from tiny_transformer.storage.commit import exists, leftover_path, make_directories
 from tiny_transformer.storage.fs import REAL, refusals
@@ -244,14 +245,7 @@ def _as_they_are(config: ModelConfig, tensors: Tensors) -> Tensors:
 
 def _llama_tensors(config: ModelConfig, tensors: Tensors) -> Tensors:
     for name, tensor in tensors:
-        rotated = ".q_proj." in name or ".k_proj." in name
-        yield name, interleaved(tensor, config.head_dim) if rotated else tensor
-
-
-def interleaved(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Rows of each head from the order 0 2 4 ... 1 3 5 ... to 0 1 2 3 ...: (H*D, C) or (H*D,) to the same shape."""
-    halves = tensor.view(-1, 2, head_dim // 2, *tensor.shape[1:])  # (H, 2, D/2, C)
-    return halves.transpose(1, 2).reshape(tensor.shape)
+        yield name, interleaved(tensor, config.head_dim) if is_rotated(name) else tensor
 
 
 # model_type on disk -> llama.cpp's. A new architecture adds its line, and its own keys in `_add_keys`.

@@ -1,4 +1,4 @@
-"""A tokenizer as the keys of a GGUF file, in llama.cpp's terms: byte-level BPE with a split expression it knows.
+"""A tokenizer as the keys of a GGUF file, in llama.cpp's terms, and back: byte-level BPE with a known split expression.
 
 llama.cpp's own converter recognises tokenizers by a hash of some test text and refuses every one that was trained at
 home. The loader asks only for a known name of the split expression, and our names are true: the expressions are equal.
@@ -7,9 +7,11 @@ home. The loader asks only for a known name of the split expression, and our nam
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.tokenizers.load import byte_level_content, check_content
 from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
 from tiny_transformer.tokenizers.tokenizer import Tokenizer
 
@@ -20,6 +22,7 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
 _MERGE_THAT_NEVER_APPLIES = "ĀĀ ĀĀ"
 # Token types of the format.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+CHAT_TEMPLATE = "tokenizer.chat_template"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,75 @@ def gguf_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> GgufTokenizer:
         end_id=tokenizer.end_id,
         begin_id=tokenizer.begin_id,
     )
+
+
+def tokenizer_from_gguf(keys: dict[str, Any], where: Path) -> Tokenizer:
+    """The tokenizer that a GGUF file's keys describe: what `gguf_tokenizer` was given, where it wrote them.
+
+    Args:
+        keys: of the file.
+        where: the file, for messages.
+
+    Raises:
+        UserError: not a byte-level BPE with a split expression that is known here, or keys that do not fit together.
+    """
+    kind, pre = (keys.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    expressions = {name: (pattern, whole_words) for pattern, (name, whole_words) in _PRE_NAMES.items()}
+    if kind != "gpt2" or not isinstance(pre, str) or pre not in expressions:
+        what = f"its tokenizer is {str(kind)[:40]!r} with the split expression {str(pre)[:40]!r}"
+        raise _not_read(where, f"{what}; read is 'gpt2' (byte-level BPE) with one of {', '.join(expressions)}")
+    tokens, types, merges = (
+        _entries(keys, name, kind, where) for name, kind in (("tokens", str), ("token_type", int), ("merges", str))
+    )
+    if not len(tokens) == len(types) == len(set(tokens)) or set(types) - {NORMAL, CONTROL, USER_DEFINED, UNUSED}:
+        raise _not_read(where, "its tokens and token_type do not fit together, or two tokens are spelled alike")
+    pairs = [] if merges == [_MERGE_THAT_NEVER_APPLIES] else [merge.split(" ") for merge in merges]
+    if any(len(pair) != 2 for pair in pairs):
+        raise _not_read(where, "one of its merges is not two tokens with one space between")
+    pattern, whole_words = expressions[pre]
+    vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind == NORMAL}
+    content = byte_level_content(vocab, pairs, pattern=pattern if pairs else None)
+    content["model"]["ignore_merges"] = whole_words and bool(pairs)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] = [
+        {"id": i, "content": token, **flags, "special": kind == CONTROL}
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    begin, end = (_token(tokens, keys.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos"))
+    if keys.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
+        if begin is None:
+            raise _not_read(where, "a token is to begin each text, but its bos_token_id names none")
+        content["post_processor"] = _begins_with(begin, tokens.index(begin))
+    check_content(content, where)
+    return Tokenizer(content, name=where.name, config={} if end is None else {"eos_token": end})
+
+
+def _entries(keys: dict[str, Any], name: str, kind: type, where: Path) -> list[Any]:
+    value = keys.get(f"tokenizer.ggml.{name}")
+    if not isinstance(value, list) or not all(type(entry) is kind for entry in value):
+        raise _not_read(where, f"tokenizer.ggml.{name} is missing or of another kind")
+    return value
+
+
+def _token(tokens: list[str], i: Any) -> str | None:
+    return tokens[i] if type(i) is int and 0 <= i < len(tokens) else None
+
+
+def _begins_with(token: str, i: int) -> dict[str, Any]:
+    """tokenizer.json's words for a token before each text."""
+    special, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, text],
+        "pair": [special, text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]}},
+    }
+
+
+def _not_read(where: Path, what: str) -> UserError:
+    remedy = "import the Hugging Face directory the file was made from"
+    return UserError(what, where=str(where), remedy=remedy, exit_code=ExitCode.BAD_DATA)
 
 
 def _why_not(content: dict[str, Any]) -> str | None:

@@ -9,26 +9,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from tiny_transformer.config.decoder import TOKEN_IDS
-from tiny_transformer.models import load_config, load_model, save_model
-from tiny_transformer.models.config_file import end_token_ids, read_json
-from tiny_transformer.storage.commit import publish
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.interop.writing import write_import
+from tiny_transformer.models import load_config, load_model
+from tiny_transformer.models.config_file import MAX_CONFIG_BYTES, end_token_ids, read_json
 from tiny_transformer.tokenizers import load_tokenizer
+from tiny_transformer.tokenizers.load import has_tokenizer
+
+CHAT_TEMPLATE = "chat_template.jinja"  # kept as it came; no program of ours runs it
 
 
 def import_hf(source: Path | str, out_dir: Path | str) -> None:
-    """Write a Hugging Face directory's model and tokenizer as a checkpoint, all or nothing.
+    """Write a Hugging Face directory's model, tokenizer and chat template as a checkpoint, all or nothing.
 
     The data type is kept. A directory that was saved here comes out byte for byte the same.
 
     Args:
-        source: config.json, safetensors (one file or shards with their index) and tokenizer.json.
+        source: config.json, safetensors (one file or shards with their index), tokenizer.json, and a chat template if
+            there is one.
         out_dir: a directory that does not exist yet.
 
     Raises:
-        UserError: see `load_model` and `load_tokenizer`; or `out_dir` exists.
+        UserError: see `load_model`, `load_tokenizer` and `write_import`.
     """
     source = Path(source)
     load_config(source)  # told before the tokenizer and the weights are read
+    _check_tokenizer_is_there(source)
     tokenizer = load_tokenizer(source)
     model = load_model(source)
     hf = read_json(source / "config.json")
@@ -36,6 +42,26 @@ def import_hf(source: Path | str, out_dir: Path | str) -> None:
     ends = end_token_ids(source)
     if ends:
         token_ids["eos_token_id"] = ends[0] if len(ends) == 1 and not isinstance(hf.get("eos_token_id"), list) else ends
-    with publish(out_dir, info={"imported_from": source.absolute().name}) as staging:
-        save_model(model, staging.path, **token_ids)
-        tokenizer.save(staging.path)
+    template = source / CHAT_TEMPLATE
+    copied = {CHAT_TEMPLATE: _small_file(template)} if template.exists() else None
+    write_import(model, tokenizer, out_dir, source=source, token_ids=token_ids, copied=copied)
+
+
+def _check_tokenizer_is_there(source: Path) -> None:
+    if has_tokenizer(source):
+        return
+    remedy = "put the model's tokenizer.json beside config.json"
+    if (source / "tokenizer.model").exists():
+        remedy += "; AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) makes one of tokenizer.model"
+    raise UserError("a model without a tokenizer", where=str(source), remedy=remedy, exit_code=ExitCode.BAD_DATA)
+
+
+def _small_file(path: Path) -> bytes:
+    if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
+        raise UserError(
+            f"{path.name} is not a file of at most {MAX_CONFIG_BYTES:,} bytes",
+            where=str(path),
+            remedy="fetch it again, or remove it: the model opens without",
+            exit_code=ExitCode.BAD_DATA,
+        )
+    return path.read_bytes()

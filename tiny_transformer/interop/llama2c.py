@@ -4,7 +4,7 @@ Shapes: V vocab_size, C hidden_size, F intermediate_size, N layers, H query head
 
 A file is seven little-endian int32 (C, F, N, H, G, V, context length; V negative when the head is not the embedding)
 and then float32 arrays, each stacked over the layers, in the order of `_layout`. Its RoPE turns neighbouring features
-(2j, 2j + 1); Hugging Face's turns (j, j + D/2), so the rows of the query and key projections are put into that order.
+(2j, 2j + 1); Hugging Face's turns (j, j + D/2), so the rows of the query and key projections change places.
 Source: the format's description in the llama2.c repository, version 0 ("legacy").
 """
 
@@ -25,8 +25,9 @@ from pydantic import ValidationError
 
 from tiny_transformer.config.model import LlamaConfig
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.models import empty_model, save_model
-from tiny_transformer.storage.commit import publish
+from tiny_transformer.interop.row_order import half_split, is_rotated
+from tiny_transformer.interop.writing import write_import
+from tiny_transformer.models import empty_model
 from tiny_transformer.tokenizers.llama2c import load_llama2c_tokenizer
 from tiny_transformer.tokenizers.load import MAX_FILE_BYTES
 from tiny_transformer.tokenizers.tokenizer import Tokenizer
@@ -59,10 +60,9 @@ def import_llama2c(model_path: Path | str, tokenizer_path: Path | str, out_dir: 
         if config.vocab_size != tokenizer.vocab_size:
             raise _bad(tokenizer_path, f"{tokenizer.vocab_size} tokens, but the model has {config.vocab_size}")
         model = _read_model(file, config)
-    with publish(out_dir, info={"imported_from": model_path.name}) as staging:
-        # A story ends where the next one's begin token stands: llama2.c stops there, and so should others.
-        save_model(model, staging.path, bos_token_id=BEGIN_ID, eos_token_id=[BEGIN_ID, END_ID])
-        tokenizer.save(staging.path)
+    # A story ends where the next one's begin token stands: llama2.c stops there, and so should others.
+    token_ids = {"bos_token_id": BEGIN_ID, "eos_token_id": [BEGIN_ID, END_ID]}
+    write_import(model, tokenizer, out_dir, source=model_path, token_ids=token_ids)
 
 
 def _read_header(file: IO[bytes], path: Path) -> LlamaConfig:
@@ -107,7 +107,7 @@ def _read_model(file: IO[bytes], config: LlamaConfig) -> AnyModel:
         array = np.frombuffer(file.read(4 * math.prod(shape)), "<f4").astype("=f4").reshape(shape)
         if name is not SKIPPED:
             weight = torch.from_numpy(array)
-            parameters[name].copy_(_half_split(weight, config.head_dim) if _is_rotated(name) else weight)
+            parameters[name].copy_(half_split(weight, config.head_dim) if is_rotated(name) else weight)
     return model
 
 
@@ -133,16 +133,6 @@ def _layout(config: LlamaConfig) -> Iterator[tuple[str | None, tuple[int, ...]]]
     yield SKIPPED, (2, config.max_position_embeddings, head_dim // 2)  # tables of cosines and sines
     if not config.tie_word_embeddings:
         yield "lm_head.weight", table
-
-
-def _is_rotated(name: str) -> bool:
-    return name.endswith(("q_proj.weight", "k_proj.weight"))
-
-
-def _half_split(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Rows of each head from the order 0 1 2 3 ... to 0 2 4 ... 1 3 5 ...: (heads * D, C) to the same shape."""
-    pairs = weight.view(-1, head_dim // 2, 2, weight.shape[1])  # (heads, D/2, 2, C)
-    return pairs.transpose(1, 2).reshape(weight.shape)
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

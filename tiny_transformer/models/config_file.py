@@ -28,6 +28,8 @@ def load_config(directory: Path | str) -> ModelConfig:
     path = directory / "config.json"
     if not path.is_file():
         what = "is not a directory" if not directory.is_dir() else "is not a model directory: it has no config.json"
+        if path.exists():
+            what += " that is a regular file"
         remedy = "give a directory with config.json and model.safetensors"
         if (directory / "last").exists():
             remedy = f"did you mean {directory / 'last'}?"
@@ -43,7 +45,7 @@ def end_token_ids(directory: Path | str) -> list[int]:
     """
     for name in ("generation_config.json", "config.json"):
         path = Path(directory) / name
-        value = read_json(path).get("eos_token_id") if path.is_file() else None
+        value = read_json(path).get("eos_token_id") if path.exists() else None
         if value is None:
             continue
         ids = value if isinstance(value, list) else [value]
@@ -65,6 +67,8 @@ def read_json(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any
         UserError: unreadable, oversized, not JSON, a repeated key, or not an object.
     """
     try:
+        if not path.is_file():
+            raise ValueError("not a regular file")
         if path.stat().st_size > max_bytes:
             raise ValueError(f"larger than {max_bytes:,} bytes")
         raw = path.read_bytes()

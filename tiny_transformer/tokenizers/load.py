@@ -28,7 +28,7 @@ def load_tokenizer(path: str | Path, *, name: str | None = None) -> Tokenizer:
     path = Path(path)
     directory = path if path.is_dir() else path.parent
     file = path / TOKENIZER_FILE if path.is_dir() else path
-    config = _read_json(directory / CONFIG_FILE) if (directory / CONFIG_FILE).is_file() else {}
+    config = _read_json(directory / CONFIG_FILE) if (directory / CONFIG_FILE).exists() else {}
     name = name or config.get("tiny_transformer_name") or str(path)
     if file.is_file():
         content = _read_json(file)
@@ -134,7 +134,15 @@ def _expressions(value: Any) -> list[str]:
     return found
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether `load_tokenizer` finds files in a directory; it may yet refuse them."""
+    files = [(TOKENIZER_FILE,), *VOCAB_AND_MERGES]
+    return any(all((directory / name).is_file() for name in names) for names in files)
+
+
 def _read_text(file: Path) -> str:
+    if not file.is_file():
+        raise _bad(file, "not a regular file")
     size = file.stat().st_size
     if size > MAX_FILE_BYTES:
         raise _bad(file, f"it has {size:,} bytes; a tokenizer file has at most {MAX_FILE_BYTES:,}")

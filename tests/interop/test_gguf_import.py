@@ -1,0 +1,213 @@
+"""GGUF files come back as what they were made from: f32 to the bit, the others at the values that they hold."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tiny_transformer.cli import run
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.errors import UserError
+from tiny_transformer.interop.gguf_export import export_gguf
+from tiny_transformer.interop.gguf_file import read_gguf_header, read_gguf_tensor
+from tiny_transformer.interop.gguf_import import import_gguf
+from tiny_transformer.interop.row_order import half_split, interleaved
+from tiny_transformer.models import build_model, end_token_ids, load_config, load_model, save_model
+from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
+
+TEXT = "Once upon a time there was a little cat who sat on 12 mats. It's 'fine', she'LL say! " * 30
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 48,
+    "rope_theta": 5000.0,
+    "rms_norm_eps": 3e-6,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE),
+    "llama untied bias": LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True),
+    "qwen3": Qwen3Config(**SHAPE),
+    "qwen3 untied head_dim": Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=False),
+}
+
+
+def save(config, directory: Path, tokenizer: str = "bpe") -> Path:
+    directory.mkdir()
+    model = build_model(config, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.empty(parameter.shape).normal_(0, 0.15, generator=generator))
+    made = make_tokenizer(tokenizer, texts=[TEXT], **({"vocab_size": 290} if tokenizer == "bpe" else {}))
+    save_model(model, directory, eos_token_id=made.end_id, bos_token_id=made.end_id)
+    made.save(directory)
+    return directory
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_f32_comes_back_to_the_bit(name, tmp_path):
+    source = save(CONFIGS[name], tmp_path / "m")
+    export_gguf(source, tmp_path / "m.gguf", kind="f32")
+    import_gguf(tmp_path / "m.gguf", tmp_path / "again")
+    for file in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (source / file).read_bytes(), file
+    assert load_config(tmp_path / "again") == CONFIGS[name]
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("name", ["llama", "qwen3 untied head_dim"])
+def test_smaller_kinds_come_back_at_the_values_they_hold(name, kind, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    source = save(CONFIGS[name], tmp_path / "m")
+    export_gguf(source, tmp_path / "m.gguf", kind=kind)
+    import_gguf(tmp_path / "m.gguf", tmp_path / "again")
+    published = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    _, ours = read_gguf_header(tmp_path / "m.gguf")
+    assert ours.keys() == published.keys()
+    for tensor_name, tensor in published.items():
+        expected = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        found = read_gguf_tensor(tmp_path / "m.gguf", ours[tensor_name])
+        np.testing.assert_array_equal(found, expected.reshape(found.shape), err_msg=tensor_name)
+    before, after = (load_file(directory / "model.safetensors") for directory in (source, tmp_path / "again"))
+    assert before.keys() == after.keys()
+    for tensor_name, weight in before.items():
+        step = {"f16": 2e-3, "q8_0": 1 / 100, "q4_0": 1 / 7}[kind]
+        assert (after[tensor_name] - weight).abs().max() <= step * weight.abs().max(), tensor_name
+        assert torch.equal(after[tensor_name], weight) == (weight.ndim == 1)
+
+
+def test_bfloat16_tensors_are_read(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    weight = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    writer.add_tensor("w", weight.view(torch.int16).numpy().view(np.uint16), raw_dtype=gguf.GGMLQuantizationType.BF16)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+    _, tensors = read_gguf_header(tmp_path / "x.gguf")
+    np.testing.assert_array_equal(read_gguf_tensor(tmp_path / "x.gguf", tensors["w"]), weight.float().numpy())
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "byte"])
+def test_the_tokenizer_comes_back_as_it_was(tokenizer, tmp_path):
+    source = save(CONFIGS["qwen3"], tmp_path / "m", tokenizer)
+    export_gguf(source, tmp_path / "m.gguf", kind="f32")
+    import_gguf(tmp_path / "m.gguf", tmp_path / "again")
+    before, after = load_tokenizer(source), load_tokenizer(tmp_path / "again")
+    assert after.fingerprint == before.fingerprint
+    assert after.end_id == before.end_id and end_token_ids(tmp_path / "again") == [before.end_id]
+
+
+def test_tokens_before_a_text_and_added_text_come_back(tmp_path):
+    source = save(CONFIGS["llama"], tmp_path / "m")
+    content = json.loads((source / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 290, "content": "<s>"})
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 291, "content": "<note>", "special": False})
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [290], "tokens": ["<s>"]}},
+    }
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    export_gguf(source, tmp_path / "m.gguf", kind="f32")
+    import_gguf(tmp_path / "m.gguf", tmp_path / "again")
+    before, after = load_tokenizer(source), load_tokenizer(tmp_path / "again")
+    assert (after.begin_id, after.end_id) == (before.begin_id, before.end_id) == (290, 289)
+    for text in ("Once upon a <note>", "she'LL sit on 12 mats ✓"):
+        assert after.encode(text) == before.encode(text)
+    assert after.is_special(290) and not after.is_special(291)
+    assert after.content["added_tokens"] == before.content["added_tokens"]
+
+
+@pytest.mark.parametrize("shape", [(24, 7), (24,)])
+def test_the_two_orders_of_rows_undo_each_other(shape):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(half_split(interleaved(tensor, 8), 8), tensor)
+    assert not torch.equal(interleaved(tensor, 8), tensor)
+
+
+def test_the_verb_imports_and_refuses_a_tokenizer_of_its_own(tmp_path, capsys):
+    export_gguf(save(CONFIGS["qwen3"], tmp_path / "m"), tmp_path / "m.gguf", kind="f16")
+    arguments = ["import", str(tmp_path / "m.gguf"), "--out_dir", str(tmp_path / "out")]
+    assert run([*arguments, "--tokenizer", "gpt2"]) == 2
+    assert "its own tokenizer" in capsys.readouterr().err
+    assert run(arguments) == 0
+    assert "generate --ckpt_dir" in capsys.readouterr().out
+    with torch.no_grad():
+        assert torch.isfinite(load_model(tmp_path / "out")(torch.arange(9)[None])).all()
+
+
+def changed(source: Path, target: Path, **changes: Any) -> Path:
+    """The file with other keys: `a__b` for a.b; None leaves a key out."""
+    gguf = pytest.importorskip("gguf")
+    reader = gguf.GGUFReader(source)
+    fields = {name: f for name, f in reader.fields.items() if not name.startswith("GGUF.")}
+    values = {name: (field.contents(), field.types) for name, field in fields.items()}
+    for name, value in changes.items():
+        name = name.replace("__", ".")
+        kind = gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.UINT32
+        values[name] = (value, values[name][1] if name in values and not isinstance(value, str) else [kind])
+    writer = gguf.GGUFWriter(target, values["general.architecture"][0])
+    for name, (value, types) in values.items():
+        if name == "general.architecture" or value is None:
+            continue
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        else:
+            writer.add_key_value(name, value, types[0])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"general__architecture": "gemma3"}, "architecture 'gemma3' is not imported"),
+        ({"qwen3__rope__scaling__type": "yarn"}, "RoPE is scaled"),
+        ({"qwen3__attention__sliding_window": 512}, "qwen3.attention.sliding_window is not known"),
+        ({"qwen3__block_count": None}, "lacks the key qwen3.block_count"),
+        ({"qwen3__block_count": 3}, "lacks the tensor blk.2."),
+        ({"qwen3__block_count": 1}, "should not have the tensor blk.1."),
+        ({"qwen3__block_count": 1000}, "claims 1000 layers"),
+        ({"qwen3__feed_forward_length": 95}, r"shape \[96, 64\], its keys ask for \[95, 64\]"),
+        ({"qwen3__attention__head_count": 0}, "describe no model: num_attention_heads"),
+        ({"qwen3__attention__value_length": 8}, "attention.value_length is not the head_dim 16"),
+        ({"tokenizer__ggml__model": "llama"}, "its tokenizer is 'llama'"),
+        ({"tokenizer__ggml__pre": "deepseek-llm"}, "expression 'deepseek-llm'"),
+        ({"tokenizer__ggml__eos_token_id": 300}, "eos_token_id 300 is not an id"),
+        ({"tokenizer__ggml__tokens": ["a", "b"]}, "do not fit together"),
+        ({"tokenizer__ggml__merges": ["a b c"]}, "merges is not two tokens"),
+        ({"tokenizer__ggml__token_type": [7]}, "do not fit together"),
+        ({"tokenizer__ggml__token_type": ["1"]}, "token_type is missing or of another kind"),
+    ],
+)
+def test_what_is_not_computed_here_is_refused_with_the_reason(changes, words, tmp_path):
+    export_gguf(save(CONFIGS["qwen3"], tmp_path / "m"), tmp_path / "m.gguf", kind="f32")
+    source = changed(tmp_path / "m.gguf", tmp_path / "x.gguf", **changes)
+    with pytest.raises(UserError, match=words) as caught:
+        import_gguf(source, tmp_path / "out")
+    assert caught.value.remedy and str(source) in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_weight_that_is_no_number_is_refused(tmp_path):
+    export_gguf(save(CONFIGS["qwen3"], tmp_path / "m"), tmp_path / "m.gguf", kind="f32")
+    _, tensors = read_gguf_header(tmp_path / "m.gguf")
+    with (tmp_path / "m.gguf").open("r+b") as file:
+        file.seek(tensors["blk.1.ffn_up.weight"].start + 40)
+        file.write(struct.pack("<f", float("nan")))
+    with pytest.raises(UserError, match=r"model.layers.1.mlp.up_proj.weight has weights that are infinite or not"):
+        import_gguf(tmp_path / "m.gguf", tmp_path / "out")

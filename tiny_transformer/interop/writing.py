@@ -1,0 +1,73 @@
+"""The last step of every import of a model: what came in is judged once more and published as a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from reprlib import repr as short
+from typing import TYPE_CHECKING
+
+import torch
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.models import save_model
+from tiny_transformer.storage.commit import publish
+from tiny_transformer.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from tiny_transformer.models.building import AnyModel
+
+
+def write_import(
+    model: AnyModel,
+    tokenizer: Tokenizer,
+    out_dir: Path | str,
+    *,
+    source: Path,
+    token_ids: Mapping[str, int | list[int]],
+    copied: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a model that came from elsewhere as a checkpoint, all or nothing.
+
+    Args:
+        model: its dtype is kept.
+        tokenizer: has no more ids than the model has rows.
+        out_dir: a directory that does not exist yet.
+        source: where it came from: its name is noted, and it is the place that messages name.
+        token_ids: see `save_model`.
+        copied: further files, by name, written as they are.
+
+    Raises:
+        UserError: a weight that is not a number, a token id that the model has not, a tokenizer that is too large for
+            the model, or `out_dir` exists.
+    """
+    vocab_size = model.config.vocab_size or 0
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise _bad(
+                source,
+                f"tensor {name} has weights that are infinite or not numbers",
+                "the training went wrong, or the file is damaged: take an earlier checkpoint, or fetch it again",
+            )
+    for name, value in token_ids.items():
+        if not all(type(i) is int and 0 <= i < vocab_size for i in (value if isinstance(value, list) else [value])):
+            raise _bad(
+                source,
+                f"{name} {short(value)} is not an id of this model, which has {vocab_size:,} ids from 0 on",
+                f"write the id of a token as {name} in config.json and generation_config.json, or leave it out",
+            )
+    if tokenizer.vocab_size > vocab_size:
+        raise _bad(
+            source,
+            f"the tokenizer has {tokenizer.vocab_size:,} ids, but the model's embedding has {vocab_size:,} rows",
+            "put the tokenizer that the model was trained with beside it",
+        )
+    with publish(out_dir, info={"imported_from": source.absolute().name}) as staging:
+        save_model(model, staging.path, **token_ids)
+        tokenizer.save(staging.path)
+        for name, content in (copied or {}).items():
+            staging.write(name, content)
+
+
+def _bad(where: Path, what: str, remedy: str) -> UserError:
+    return UserError(what, where=str(where), remedy=remedy, exit_code=ExitCode.BAD_DATA)
