@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
-import yaml
-from run_helpers import TINY, fingerprint, log_without_clock, run_tiny
+from run_helpers import fingerprint, log_without_clock, run_tiny
 
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss
+from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop, pretrain, state
-
-NUM_KILLS = 20
-SEED = 20261121
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -125,6 +115,27 @@ def test_the_same_batch_may_be_cut_otherwise(tiny_data: Path, tmp_path: Path) ->
     )
 
 
+@pytest.mark.parametrize("missing", ["last", "best"])
+def test_links_that_a_kill_left_behind_are_moved_on_resume(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_tiny(tiny_data, whole)
+    point = RunDirectory.point
+
+    def killed_before(run: RunDirectory, name: str, step: int) -> None:
+        if (name, step) == (missing, 12):
+            raise KeyboardInterrupt  # the checkpoint of step 12 is there, nothing leads to it
+        point(run, name, step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunDirectory, "point", killed_before)
+        run_tiny(tiny_data, killed)
+    assert (killed / missing).readlink() != (whole / missing).readlink() == Path("step-00000012")
+    run_tiny(tiny_data, killed, resume=True)
+    assert [(killed / name).readlink() for name in ("last", "best")] == [Path("step-00000012")] * 2
+
+
 def test_a_damaged_newest_checkpoint_is_skipped(tiny_data: Path, tmp_path: Path) -> None:
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
     run_tiny(tiny_data, whole)
@@ -136,81 +147,3 @@ def test_a_damaged_newest_checkpoint_is_skipped(tiny_data: Path, tmp_path: Path)
     assert [record["step"] for record in log_without_clock(hurt)] == [
         record["step"] for record in log_without_clock(whole)
     ]
-
-
-# --- the real command, killed -----------------------------------------------------------------------------------------
-
-
-class KilledRun:
-    """`python -m tiny_transformer.train` in a process of its own, killed at random instants."""
-
-    def __init__(self, directory: Path, data_dir: Path) -> None:
-        self.out_dir, self.config = directory / "run", directory / "killed.yaml"
-        tree = {
-            **TINY,
-            "data": {**TINY["data"], "data_dir": str(data_dir)},
-            "training": {**TINY["training"], "steps": 400, "save_steps": 15, "eval_steps": 60, "log_steps": 3},
-        }
-        self.config.write_text(yaml.safe_dump(tree), encoding="utf-8")
-
-    def start(self) -> subprocess.Popen[str]:
-        resume = ["--resume"] if (self.out_dir / "config.yaml").exists() else []
-        command = [sys.executable, "-u", "-m", "tiny_transformer.train", "--config", str(self.config)]
-        return subprocess.Popen(
-            [*command, "--out_dir", str(self.out_dir), *resume],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        )
-
-    def kill_after(self, seconds: float, *, of_training: bool) -> bool:
-        """Start, kill after a time (counted from the first step or from the start); whether it was still going."""
-        process = self.start()
-        training = threading.Event()
-        lines: list[str] = []
-
-        def read() -> None:
-            assert process.stdout is not None
-            for line in process.stdout:
-                lines.append(line)
-                if line.startswith("step "):
-                    training.set()
-            training.set()
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        if of_training:
-            training.wait(timeout=60)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        code = process.wait()
-        reader.join()
-        assert code in (0, -signal.SIGKILL), "".join(lines)
-        return code == -signal.SIGKILL
-
-    def finish(self) -> None:
-        process = self.start()
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
-
-
-@pytest.mark.fault
-@pytest.mark.timeout(600)
-def test_a_run_killed_twenty_times_ends_like_an_undisturbed_one(tiny_data: Path, tmp_path: Path) -> None:
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    whole, killed = KilledRun(tmp_path / "whole", tiny_data), KilledRun(tmp_path / "killed", tiny_data)
-    whole.finish()
-    chance = random.Random(SEED)
-    kills = 0
-    while kills < NUM_KILLS:
-        in_training = chance.random() < 0.8
-        kills += killed.kill_after(chance.uniform(0, 0.35 if in_training else 4.0), of_training=in_training)
-        if (killed.out_dir / "last/run_info.json").exists():
-            info = json.loads((killed.out_dir / "last/run_info.json").read_text())
-            assert info["status"] != "finished", f"the run is too short for {NUM_KILLS} kills (seed {SEED})"
-    killed.finish()
-    assert fingerprint(whole.out_dir) == fingerprint(killed.out_dir)
-    assert log_without_clock(whole.out_dir) == log_without_clock(killed.out_dir)
-    assert (whole.out_dir / "last/config.json").read_bytes() == (killed.out_dir / "last/config.json").read_bytes()

@@ -253,7 +253,7 @@ def _take_evaluation(job: Job, state: TrainState) -> bool:
         result = job.evaluate()
     is_best = state.best_val_loss is None or result.nats_per_token < state.best_val_loss
     if is_best:
-        state.best_val_loss = result.nats_per_token
+        state.best_val_loss, state.best_step = result.nats_per_token, state.step
     state.evaluations_without_gain = 0 if is_best else state.evaluations_without_gain + 1
     state.metrics = {
         **state.metrics,

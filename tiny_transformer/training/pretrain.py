@@ -38,6 +38,7 @@ from tiny_transformer.training.run_files import (
     holds_a_run,
     identity_of,
     refuse_changes,
+    restore_links,
     write_config,
 )
 from tiny_transformer.training.setup import (
@@ -131,6 +132,7 @@ class Start:
         """Resume if asked, plan, train."""
         if self.request.resume:
             self.load(self.run.newest_whole())
+            restore_links(self.run, self.state)
         log = StepLog(self.run.path / "log.jsonl")
         stack.callback(log.close)
         log.truncate_after(self.state.step)

@@ -57,23 +57,26 @@ class CheckpointWriter:
     def __call__(self, state: TrainState, status: str, is_best: bool) -> None:
         """Publish the state as it stands, move `last` (and `best`), then prune."""
         self.log.sync()
-        if not self._already_published(state.step, status):
-            with self.run.publish_step(state.step) as staging:
-                directory = Path(staging)
-                save_model(self.model, directory, eos_token_id=self.tokenizer.end_id)
-                self.tokenizer.save(directory)
-                save_state(directory, state, self.optimizers, self.identity)
-                info = json.dumps(run_info(state, status, self.facts()), indent=2)
-                (directory / "run_info.json").write_text(info + "\n", encoding="utf-8")
+        with self.run.publish_step(state.step) as staging:
+            directory = Path(staging)
+            save_model(self.model, directory, eos_token_id=self.tokenizer.end_id)
+            self.tokenizer.save(directory)
+            save_state(directory, state, self.optimizers, self.identity)
+            info = json.dumps(run_info(state, status, self.facts()), indent=2)
+            (directory / "run_info.json").write_text(info + "\n", encoding="utf-8")
         self.run.point("last", state.step)
         if is_best:
             self.run.point("best", state.step)
         self.run.prune(self.keep)
 
-    def _already_published(self, step: int, status: str) -> bool:
-        """A run killed between publishing a step and moving `last` does that step again; the checkpoint is the same."""
-        newest, _ = self.run.newest_whole()
-        return newest is not None and newest.step == step
+
+def restore_links(run: RunDirectory, state: TrainState) -> None:
+    """Let `last` and `best` lead where the checkpoint that is taken up says: the run may have been killed after that
+    checkpoint was published and before the links were moved."""
+    steps = [checkpoint.step for checkpoint in run.checkpoints()]
+    for name, step in (("last", state.step), ("best", state.best_step)):
+        if step in steps:
+            run.point(name, step)
 
 
 def run_info(state: TrainState, status: str, facts: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class TrainState:
         num_tokens: targets trained on.
         elapsed_seconds: wall-clock time spent training, over all starts.
         best_val_loss: the lowest validation loss so far, in nats per token.
+        best_step: after which step that was; the link `best` leads there.
         evaluations_without_gain: evaluations in a row that did not lower it.
         loss_scale: see `loss_scale`; 1 but in fp16.
         steps_at_loss_scale: steps without overflow since it changed.
@@ -49,6 +50,7 @@ class TrainState:
     num_tokens: int = 0
     elapsed_seconds: float = 0.0
     best_val_loss: float | None = None
+    best_step: int | None = None
     evaluations_without_gain: int = 0
     loss_scale: float = 1.0
     steps_at_loss_scale: int = 0
