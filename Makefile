@@ -8,7 +8,7 @@ STAMP   := $(VENV)/.installed
 # A second, older transformers that tests open our checkpoints with, beside the one in .venv.
 OLD_TRANSFORMERS := .cache/transformers-4.57
 
-.PHONY: help install demo test test-fast mlx llama-cpp lint types format clean
+.PHONY: help install demo test test-fast mlx llama-cpp peers lint types format clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,10 @@ mlx: $(STAMP)  ## optional: mlx-lm beside the environment; a test then opens our
 llama-cpp: $(STAMP)  ## optional: build llama.cpp (cmake, g++, about seven minutes); a test then writes with it
 	@nice $(BIN)/python -m pip install --disable-pip-version-check --no-deps --target .cache/llama-cpp \
 	    --no-binary llama-cpp-python 'llama-cpp-python==0.3.36' 'diskcache==5.6.3'
+
+peers: $(STAMP)  ## optional: what benchmarks/train.py compares with, beside the environment
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .cache/peers \
+	    accelerate==1.15.0 litgpt==0.5.13 jsonargparse==4.53.0 psutil==7.2.2
 
 lint: $(STAMP)  ## ruff: style, imports, known mistakes
 	$(BIN)/ruff check .
