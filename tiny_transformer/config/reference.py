@@ -12,7 +12,7 @@ from tiny_transformer.config.aliases import ALIASES
 from tiny_transformer.config.decoder import DecoderConfig
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
-from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig
+from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig, on_resume
 
 HEAD = """# Every key of a config
 
@@ -23,8 +23,11 @@ A config is a `.yaml`, `.json` or `.toml` file with the sections `model`, `data`
 the file: `--training.steps 200`, `training.steps=200`, or, where one section only has such a key, `--steps 200`. A
 typo, a wrong type or an impossible combination is refused before anything starts.
 
-**On resume**: *fixed* keys must be those of the run that is resumed; *free* ones may change.
+**On resume**: *fixed* keys must be those of the run that is resumed. *Warns*: it may change, and then the rest of the
+run is not the one that was started. *Free*: it may change, and the weights are what they would have been. The size of a
+batch (`micro_batch_size x grad_accum_steps`) is fixed. Every difference is printed.
 """
+ON_RESUME = {"refuse": "fixed", "warn": "warns", "allow": "free"}
 
 
 def reference_markdown() -> str:
@@ -57,10 +60,8 @@ def _table(title: str, section: str, model: type[BaseModel], names: list[str]) -
     for name in names:
         field = model.model_fields[name]
         key = f"{section}.{name}" if section else name
-        extra = field.json_schema_extra
-        resume = extra.get("on_resume", "refuse") if isinstance(extra, dict) else "refuse"
         text = " ".join((field.description or "").split())
-        cells = (f"`{key}`", _type(field), _default(field), "free" if resume == "allow" else "fixed", text)
+        cells = (f"`{key}`", _type(field), _default(field), ON_RESUME[on_resume(field)], text)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 

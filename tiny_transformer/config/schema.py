@@ -11,15 +11,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.model import ModelConfig, Qwen3Config
 
-OnResume = Literal["refuse", "allow"]
+OnResume = Literal["refuse", "warn", "allow"]
 
 
-def setting(default: Any, on_resume: OnResume = "refuse", **constraints: Any) -> Any:
-    """A field with its default, its range, and what `--resume` does when it differs from the saved run's value."""
+def setting(default: Any, on_resume: OnResume, **constraints: Any) -> Any:
+    """A field with its default, its range, and what `--resume` does when it differs from the saved run's value.
+
+    `refuse`: it would be another run, or the saved state would not fit. `warn`: the rest of the run becomes another one
+    than was started. `allow`: the weights stay what they would have been.
+    """
     return Field(default, json_schema_extra={"on_resume": on_resume}, **constraints)
+
+
+def on_resume(field: FieldInfo) -> OnResume:
+    """What `--resume` does when this field has changed; the shape of a model never may."""
+    extra = field.json_schema_extra
+    return extra["on_resume"] if isinstance(extra, dict) else "refuse"  # ty: ignore[invalid-explicit-return]
 
 
 class Section(BaseModel):
@@ -55,85 +66,85 @@ class DataConfig(Section):
     vocab_size: int | None = setting(None, "allow", ge=256, le=1_000_000)
     """Words of a `bpe` trained here. Default: chosen from the amount of text."""
 
-    packing: Literal["concat", "documents"] = setting("concat")
+    packing: Literal["concat", "documents"] = setting("concat", "refuse")
     """`concat` joins documents by the end token and cuts; `documents` packs whole ones, and attention stops at their
     borders."""
 
-    seq_len: int = setting(256, ge=2, le=1_048_576)
+    seq_len: int = setting(256, "refuse", ge=2, le=1_048_576)
     """Tokens a model sees at once in training."""
 
 
 class TrainingConfig(Section):
     """How the weights are found. A *step* is one update of the weights."""
 
-    steps: int | None = setting(None, "allow", ge=1)
+    steps: int | None = setting(None, "warn", ge=1)
     """Updates in the whole run. Of `steps`, `max_tokens` and `max_train_minutes`, whichever ends first; with none of
     them, 1000."""
 
-    max_tokens: int | None = setting(None, "allow", ge=1)
+    max_tokens: int | None = setting(None, "warn", ge=1)
     """Train on this many tokens, rounded up to a whole step."""
 
-    max_train_minutes: float | None = setting(None, "allow", gt=0)
+    max_train_minutes: float | None = setting(None, "warn", gt=0)
     """Fit the run to this wall-clock time. Speed is measured first and checked in the first third of the run; steps,
     warm-up and decay follow from it, and from then on nothing depends on the clock."""
 
-    micro_batch_size: int = setting(16, "allow", ge=1)
+    micro_batch_size: int = setting(16, "warn", ge=1)
     """Sequences in one forward and backward pass. Changes memory and speed; with `grad_accum_steps` it makes the batch
     of one step."""
 
-    grad_accum_steps: int = setting(1, "allow", ge=1)
+    grad_accum_steps: int = setting(1, "warn", ge=1)
     """Passes whose gradients are added before one update. A step sees `micro_batch_size x grad_accum_steps`
     sequences."""
 
-    optimizer: Literal["adamw", "muon"] = setting("adamw")
+    optimizer: Literal["adamw", "muon"] = setting("adamw", "refuse")
     """`adamw` for all weights, or `muon` for the hidden matrices with AdamW for the rest."""
 
-    learning_rate: float = setting(1e-3, "allow", gt=0)
+    learning_rate: float = setting(1e-3, "warn", gt=0)
     """Peak rate of AdamW."""
 
-    muon_learning_rate: float = setting(0.01, "allow", gt=0)
+    muon_learning_rate: float = setting(0.01, "warn", gt=0)
     """Peak rate of Muon; only with `optimizer: muon`."""
 
-    weight_decay: float = setting(0.1, "allow", ge=0)
+    weight_decay: float = setting(0.1, "warn", ge=0)
     """Decay towards zero, on matrices only (not on norms and biases)."""
 
-    beta1: float = setting(0.9, "allow", ge=0, lt=1)
+    beta1: float = setting(0.9, "warn", ge=0, lt=1)
     """AdamW's memory of the gradient."""
 
-    beta2: float = setting(0.95, "allow", ge=0, lt=1)
+    beta2: float = setting(0.95, "warn", ge=0, lt=1)
     """AdamW's memory of the squared gradient."""
 
-    grad_clip: float | None = setting(1.0, "allow", gt=0)
+    grad_clip: float | None = setting(1.0, "warn", gt=0)
     """Largest norm of the whole gradient; longer ones are shortened to it. `null`: never."""
 
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = setting("cosine", "allow")
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = setting("cosine", "warn")
     """Shape of the learning rate after warm-up. `wsd` (warm-up, stable, decay) is `linear` with a `decay_fraction` of
     0.2."""
 
-    warmup_steps: int | None = setting(None, "allow", ge=0)
+    warmup_steps: int | None = setting(None, "warn", ge=0)
     """Steps over which the rate rises from zero. Default: `warmup_fraction` of all steps."""
 
-    warmup_fraction: float = setting(0.05, "allow", ge=0, lt=1)
+    warmup_fraction: float = setting(0.05, "warn", ge=0, lt=1)
     """Share of all steps used for warm-up when `warmup_steps` is not given."""
 
-    decay_fraction: float | None = setting(None, "allow", gt=0, le=1)
+    decay_fraction: float | None = setting(None, "warn", gt=0, le=1)
     """Share of the steps after warm-up over which the rate falls; before that it stays at its peak. Default: 1, and 0.2
     for `wsd`."""
 
-    final_rate_fraction: float = setting(0.1, "allow", ge=0, le=1)
+    final_rate_fraction: float = setting(0.1, "warn", ge=0, le=1)
     """The last learning rate as a share of the peak."""
 
-    dropout: float = setting(0.0, ge=0, lt=1)
+    dropout: float = setting(0.0, "refuse", ge=0, lt=1)
     """Share of activations set to zero while training."""
 
-    final_dropout: float | None = setting(None, "allow", ge=0, lt=1)
+    final_dropout: float | None = setting(None, "warn", ge=0, lt=1)
     """Let dropout go from `dropout` at the first step to this at the last, in a straight line. Default: it stays."""
 
-    zero_residual: bool = setting(False)
+    zero_residual: bool = setting(False, "refuse")
     """Start the output projection of each attention and feed-forward block at zero, so that each block begins as the
     identity."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "allow")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "warn")
     """Arithmetic of the matrix products; weights are always kept in fp32. `bf16` and `fp16` (with a loss scale that
     follows the gradient) are used where the device has them in hardware; `auto` takes bf16 there if it passes a check
     against float64, else fp32."""
@@ -142,16 +153,16 @@ class TrainingConfig(Section):
     """Keep only the input of each block and compute the rest again in the backward pass: a third more time for much
     less memory, the same gradients."""
 
-    compile: bool = setting(False, "allow")
+    compile: bool = setting(False, "warn")
     """Compile the model first (torch.compile; on a CPU this needs a C++ compiler and takes about 40 s)."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "allow")
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "warn")
     """Where to compute; `auto` takes CUDA, then Apple's MPS, then the CPU."""
 
-    seed: int = setting(0, ge=0, lt=2**63)
+    seed: int = setting(0, "refuse", ge=0, lt=2**63)
     """Decides initial weights, the order of examples and dropout."""
 
-    eval_steps: int | None = setting(None, "allow", ge=1)
+    eval_steps: int | None = setting(None, "warn", ge=1)
     """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best`
     checkpoint."""
 
@@ -161,7 +172,7 @@ class TrainingConfig(Section):
     keep_checkpoints: int = setting(2, "allow", ge=1)
     """How many of the newest checkpoints stay on disk, besides `best`."""
 
-    early_stopping_patience: int | None = setting(None, "allow", ge=1)
+    early_stopping_patience: int | None = setting(None, "warn", ge=1)
     """Stop after this many evaluations in a row without a better validation loss. Needs `eval_steps`."""
 
     log_steps: int = setting(10, "allow", ge=1)

@@ -36,11 +36,10 @@ from tiny_transformer.training.run_files import (
     CheckpointWriter,
     environment,
     holds_a_run,
-    identity_of,
-    refuse_changes,
     restore_links,
     write_config,
 )
+from tiny_transformer.training.same_run import check_changes, identity_of
 from tiny_transformer.training.setup import (
     Request,
     choose_run_dir,
@@ -162,7 +161,7 @@ class Start:
         if checkpoint is None:
             self.console.print("no checkpoint had been saved yet: starting from the beginning", highlight=False)
             return
-        refuse_changes(load_identity(checkpoint.path), self.identity, checkpoint.path)
+        check_changes(load_identity(checkpoint.path), self.config, self.identity, checkpoint.path, self.console)
         load_weights(self.model, checkpoint.path)
         self.state = load_state(checkpoint.path, self.model, self.optimizers)
         if self.hardware.precision != "fp16":

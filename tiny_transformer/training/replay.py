@@ -48,7 +48,6 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
     if not 1 <= step <= plan.total_steps:
         raise UserError(f"--step {step} is not one of the run's steps, 1 to {plan.total_steps:,}", where=str(run_dir))
     quiet = config.training.model_copy(update={"eval_steps": None, "early_stopping_patience": None, "loggers": ()})
-    config = config.model_copy(update={"training": quiet})
     hardware = choose_hardware(quiet.device, quiet.precision)
     run, dataset = RunDirectory(run_dir), open_dataset(data_dir)
     start = Start(Request(config, run_dir.name, resume=True), run, dataset, hardware, console)
@@ -56,6 +55,7 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
     pace = planning.Pace(replace(plan, is_fixed=True), quiet, None, lambda plan: None)
     with TrainingProgress(console, step, start.state.step) as progress:
         job = start.job(pace, save=_save_nothing, log=lambda record: None, watcher=progress)
+        job = replace(job, config=quiet, evaluate=None)
         if start.state.step < step - 1:
             train(job, start.state, lambda: start.state.step >= step - 1)
     job.model.train()

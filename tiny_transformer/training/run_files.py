@@ -1,5 +1,4 @@
-"""What a training run writes into its directory besides weights: config.yaml, run_info.json, checkpoints; and what
-`--resume` checks.
+"""What a training run writes into its directory besides weights: config.yaml, run_info.json, checkpoints.
 
 A checkpoint is a Hugging Face model directory with the trainer's state beside the weights; `storage` makes it appear
 whole or not at all.
@@ -21,8 +20,7 @@ import torch
 import yaml
 
 from tiny_transformer import __version__
-from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig
-from tiny_transformer.errors import UserError
+from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.models import save_model
 from tiny_transformer.storage import RunDirectory, StepLog, atomic_write
 from tiny_transformer.tokenizers import Tokenizer
@@ -40,7 +38,7 @@ class CheckpointWriter:
         run: the run directory, locked by this process.
         log: brought to the disk before each checkpoint, so that no checkpoint outlives its own log.
         model, optimizers, tokenizer: what is saved.
-        identity: what a resumed run must agree with.
+        identity: what a resumed run is compared with, see `same_run`.
         facts: what run_info.json says besides the counters.
         keep: how many of the newest checkpoints stay.
     """
@@ -117,46 +115,3 @@ def write_config(run_dir: Path, config: RunConfig, command: list[str]) -> None:
 def holds_a_run(run_dir: Path) -> bool:
     """Whether a directory was used by a training run before."""
     return (run_dir / CONFIG_FILE).exists() or any(run_dir.glob("step-*"))
-
-
-def identity_of(config: RunConfig, dataset_fingerprint: str, tokenizer_fingerprint: str) -> dict[str, Any]:
-    """What must not change between a run and its resumption, as flat `section.key: value`.
-
-    That is the model, the data and tokenizer by content, every setting declared `refuse` in the schema, and the size of
-    a batch (how it is cut into micro-batches may change).
-    """
-    identity: dict[str, Any] = {f"model.{key}": value for key, value in config.model.model_dump(mode="json").items()}
-    for section, values in (("data", config.data), ("training", config.training)):
-        for key, value in values.model_dump(mode="json").items():
-            if _refuses(values, key):
-                identity[f"{section}.{key}"] = value
-    training = config.training
-    identity["training.micro_batch_size x grad_accum_steps"] = training.micro_batch_size * training.grad_accum_steps
-    identity["the data (hash of train.bin)"] = dataset_fingerprint
-    identity["the tokenizer (hash)"] = tokenizer_fingerprint
-    return identity
-
-
-def _refuses(section: DataConfig | TrainingConfig, key: str) -> bool:
-    extra = type(section).model_fields[key].json_schema_extra
-    return isinstance(extra, dict) and extra.get("on_resume") == "refuse"
-
-
-def refuse_changes(saved: dict[str, Any], now: dict[str, Any], where: Path) -> None:
-    """End a resumption that would continue something else.
-
-    Raises:
-        UserError: naming the first key that differs, with both values.
-    """
-    for key in [*now, *(key for key in saved if key not in now)]:
-        if saved.get(key) != now.get(key):
-            raise UserError(
-                f"cannot resume: {key} was {_short(saved.get(key))} and is now {_short(now.get(key))}",
-                where=str(where),
-                remedy="resume with the run's own config (leave --config away), or start anew with another --out_dir",
-            )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -83,7 +83,7 @@ def save_state(directory: Path, state: TrainState, optimizers: Optimizers, ident
         directory: the checkpoint's temporary directory.
         state: the counters.
         optimizers: what they remember is written by parameter name.
-        identity: what a resumed run must agree with, see `load_state`.
+        identity: what a resumed run is compared with, see `same_run`.
     """
     target = directory / DIRECTORY
     target.mkdir()
@@ -125,7 +125,7 @@ def load_state(checkpoint: Path, model: nn.Module, optimizers: Optimizers) -> Tr
 
 
 def load_identity(checkpoint: Path) -> dict[str, Any]:
-    """What the run that wrote this checkpoint was: model, data, tokenizer and the settings that must not change."""
+    """What the run that wrote this checkpoint was: its settings, data and tokenizer, see `same_run`."""
     path = checkpoint / DIRECTORY / "state.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))["identity"]

@@ -1,0 +1,79 @@
+"""Whether what is resumed is the run that was started: what may differ, what may differ with a warning, what may not.
+
+Each key of the schema says which of the three it is. A checkpoint holds the settings it was made with, so nothing
+depends on the files beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tiny_transformer.config.schema import OnResume, RunConfig, on_resume
+from tiny_transformer.errors import UserError
+
+BATCH = "training.micro_batch_size x grad_accum_steps"
+DATA = "the data (hash of train.bin)"
+TOKENIZER = "the tokenizer (hash)"
+
+
+def identity_of(config: RunConfig, dataset_fingerprint: str, tokenizer_fingerprint: str) -> dict[str, Any]:
+    """Every setting as flat `section.key: value`, the size of a batch, and data and tokenizer by content."""
+    training = config.training
+    return {
+        **_settings(config),
+        BATCH: training.micro_batch_size * training.grad_accum_steps,
+        DATA: dataset_fingerprint,
+        TOKENIZER: tokenizer_fingerprint,
+    }
+
+
+def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any], where: Path, console: Console):
+    """Compare what a checkpoint was made with and what it is taken up with; every difference is shown.
+
+    Args:
+        saved: the identity in the checkpoint. A key it does not have yet had its default.
+        now: the config of the resumption.
+        identity: its identity.
+        where: the checkpoint.
+        console: where differences that are no reason to refuse are printed.
+
+    Raises:
+        UserError: a difference that would make it another run, with both values.
+    """
+    defaults = _settings(RunConfig(model=type(now.model)()))
+    changed = {
+        key: (saved.get(key, defaults.get(key)), identity.get(key))
+        for key in [*identity, *(key for key in saved if key not in identity)]
+        if saved.get(key, defaults.get(key)) != identity.get(key)
+    }
+    for key, (before, after) in changed.items():
+        if class_of(key, now) == "refuse":
+            raise UserError(
+                f"cannot resume: {key} was {_short(before)} and is now {_short(after)}",
+                where=str(where),
+                remedy="resume with the run's own config (leave --config away), or start anew with another --out_dir",
+            )
+    for key, (before, after) in changed.items():
+        also = "; from here on the run is not the one that was started" if class_of(key, now) == "warn" else ""
+        console.print(f"changed: {key} was {_short(before)} and is now {_short(after)}{also}", highlight=False)
+
+
+def class_of(key: str, config: RunConfig) -> OnResume:
+    """What a changed `section.key` means."""
+    section, _, name = key.rpartition(".")
+    fields = type(getattr(config, section) if section in ("data", "training") else config).model_fields
+    return on_resume(fields[name]) if name in fields else "refuse"
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """All but where the run stands: that is known, it was found there."""
+    tree = config.model_dump(mode="json", exclude={"out_dir"})
+    return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
