@@ -66,7 +66,7 @@ def run_tiny(data_dir: Path, out_dir: Path, **options: Any) -> Outcome:
 def fingerprint(run_dir: Path, name: str = "last") -> dict[str, bytes]:
     """The bytes of everything in a checkpoint that training computes."""
     checkpoint = run_dir / name
-    files = ("model.safetensors", "trainer_state/optimizer.safetensors", "trainer_state/random.safetensors")
+    files = ("model.safetensors", "trainer_state/optimizer.safetensors")
     return {file: (checkpoint / file).read_bytes() for file in files}
 
 

@@ -29,7 +29,7 @@ from tiny_transformer.models import build_model
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import pretrain as stage
 from tiny_transformer.training.finish import finish
-from tiny_transformer.training.loop import compute_gradient
+from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.replay import replay

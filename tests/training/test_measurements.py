@@ -90,7 +90,7 @@ def test_weights_are_only_copied_at_logged_steps(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    monkeypatch.setattr(loop, "Movement", lambda model: made.append(1) or Movement(model))
+    monkeypatch.setattr(loop, "Movement", lambda model, sharing: made.append(1) or Movement(model))
     run_tiny(tiny_data, tmp_path / "r", log_steps=5, eval_steps=None)
     assert len(made) == 3  # of 12 steps: 5, 10 and the last
 

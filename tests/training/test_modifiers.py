@@ -22,7 +22,7 @@ from tiny_transformer.hardware import Hardware, agrees_with_float64, choose_hard
 from tiny_transformer.models import build_model
 from tiny_transformer.training import loss_scale, modifiers
 from tiny_transformer.training import pretrain as stage
-from tiny_transformer.training.loop import compute_gradient
+from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.state import TrainState
 

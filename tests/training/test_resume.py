@@ -11,7 +11,8 @@ from run_helpers import fingerprint, log_without_clock, run_tiny
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.training import loop, pretrain, state
+from tiny_transformer.storage.manifest import Manifest, digest, read_manifest
+from tiny_transformer.training import gradient, loop, pretrain, state
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -46,15 +47,26 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
     assert log_without_clock(whole) == log_without_clock(parts)
 
 
-def test_forgetting_the_random_number_state_is_noticed(
+def test_random_numbers_that_depend_on_the_past_are_noticed(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test above can fail: with the random-number state left out, dropout draws other numbers after a resume."""
+    """The test above can fail: with generators that only go on, dropout draws other numbers after a resume."""
+    monkeypatch.setattr(gradient, "draw_random_numbers_for", lambda seed, step, row: None)
     whole = tmp_path / "whole"
     run_tiny(tiny_data, whole)
-    monkeypatch.setattr(state, "set_random_state", lambda states: None)
     parts = interrupted(tiny_data, tmp_path / "parts", monkeypatch, [3, 7])
     assert fingerprint(whole)["model.safetensors"] != fingerprint(parts)["model.safetensors"]
+
+
+def test_a_checkpoint_of_an_older_version_with_random_number_state_is_resumed(tiny_data: Path, tmp_path: Path) -> None:
+    run_tiny(tiny_data, tmp_path / "r", steps=4)
+    checkpoint, name = tmp_path / "r/step-00000004", "trainer_state/random.safetensors"
+    (checkpoint / name).write_bytes(b"the state of a generator")
+    manifest = read_manifest(checkpoint)
+    files = {**manifest.files, name: digest(checkpoint / name)}
+    (checkpoint / "manifest.json").write_bytes(Manifest(files, manifest.info).encode())
+    assert run_tiny(tiny_data, tmp_path / "r", resume=True, steps=6).state.step == 6
+    assert not (tmp_path / "r/last/trainer_state/random.safetensors").exists()
 
 
 @pytest.mark.parametrize("forgotten", ["num_tokens", "best_val_loss", "evaluations_without_gain"])

@@ -90,11 +90,22 @@ class TrainingConfig(Section):
 
     micro_batch_size: int = setting(16, "warn", ge=1)
     """Sequences in one forward and backward pass. Changes memory and speed; with `grad_accum_steps` it makes the batch
-    of one step."""
+    of one step, of which several processes each take an equal part."""
 
     grad_accum_steps: int = setting(1, "warn", ge=1)
     """Passes whose gradients are added before one update. A step sees `micro_batch_size x grad_accum_steps`
-    sequences."""
+    sequences, however many processes share them."""
+
+    parallelism: Literal["ddp", "fsdp"] = setting("ddp", "allow")
+    """How processes started with `torchrun` share the work: `ddp` keeps the whole model in each, `fsdp` a part of every
+    weight, gradient and optimizer state. With one process it says nothing."""
+
+    deterministic: bool = setting(False, "warn")
+    """Add up gradients in a fixed order, with one thread per process on a CPU: the same weights bit for bit on 1, 2,
+    4, ... processes, if `grad_accum_steps` is a multiple of their number. Slower; not with `fsdp`."""
+
+    lost_rank_seconds: float = setting(20.0, "allow", ge=1)
+    """A process that does not answer, or does not go on, for so long is lost, and the others end."""
 
     optimizer: Literal["adamw", "muon"] = setting("adamw", "refuse")
     """`adamw` for all weights, or `muon` for the hidden matrices with AdamW for the rest."""
@@ -191,6 +202,8 @@ class TrainingConfig(Section):
     def _settings_fit_each_other(self) -> TrainingConfig:
         if self.early_stopping_patience is not None and self.eval_steps is None:
             raise ValueError("early_stopping_patience needs eval_steps: without evaluation nothing can stop early")
+        if self.deterministic and self.parallelism == "fsdp":
+            raise ValueError("deterministic and fsdp exclude each other: fsdp adds up gradients in an order of its own")
         if self.final_dropout is not None and self.compile:
             raise ValueError("final_dropout and compile exclude each other: each new rate would be compiled anew")
         return self

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from tiny_transformer.data.batches import IGNORE_INDEX, Batch
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.training.sharing import NOT_SHARED, Sharing
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,15 @@ class SplitLoss:
         return self.loss_sum / math.log(2) / self.num_bytes
 
 
-@torch.inference_mode()
-def evaluate_split(model: nn.Module, batches: Iterable[Batch], *, num_bytes: int, hardware: Hardware) -> SplitLoss:
+@torch.no_grad()  # not inference_mode: weights that processes put together here are used in training afterwards
+def evaluate_split(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    num_bytes: int,
+    hardware: Hardware,
+    sharing: Sharing = NOT_SHARED,
+) -> SplitLoss:
     """The loss over all batches, without dropout; the model is left in the mode it was in.
 
     Args:
@@ -53,15 +62,29 @@ def evaluate_split(model: nn.Module, batches: Iterable[Batch], *, num_bytes: int
         batches: the whole split, each target once.
         num_bytes: size of the split's text in bytes.
         hardware: where and in which precision to compute.
+        sharing: the processes that take turns with the batches. The result does not depend on their number: the sums of
+            all batches are added in the batches' order.
     """
-    was_training = model.training
+    was_training, processes = model.training, sharing.processes
     model.eval()
-    loss_sum, num_tokens = torch.zeros((), dtype=torch.float64), 0
-    for batch in batches:
-        loss_sum += token_losses(model, batch, hardware).double().sum().cpu()
-        num_tokens += batch.num_tokens
+    mine, sizes, num_tokens = [], [], 0
+    for turn in _turns(batches, processes.world_size):
+        processes.mark("evaluation", 0)
+        batch = turn[min(processes.rank, len(turn) - 1)]  # nobody may stay away: the last batch is computed by several
+        losses = sharing.run(lambda batch=batch: token_losses(model, batch, hardware))
+        mine.append(losses.double().sum().item())
+        sizes.append(len(turn))
+        num_tokens += sum(batch.num_tokens for batch in turn)
     model.train(was_training)
-    return SplitLoss(loss_sum.item(), num_tokens, num_bytes)
+    everybodys = processes.gather(mine)
+    in_order = [everybodys[rank][turn] for turn, size in enumerate(sizes) for rank in range(size)]
+    return SplitLoss(sum(in_order), num_tokens, num_bytes)
+
+
+def _turns(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    rest = iter(batches)
+    while turn := list(islice(rest, size)):
+        yield turn
 
 
 def token_losses(model: nn.Module, batch: Batch, hardware: Hardware) -> torch.Tensor:

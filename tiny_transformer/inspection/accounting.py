@@ -25,7 +25,7 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import Batch
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import empty_model
-from tiny_transformer.training.loop import compute_gradient
+from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
 

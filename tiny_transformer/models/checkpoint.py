@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from reprlib import repr as short
@@ -62,14 +62,29 @@ def load_model(
     return model.eval()
 
 
-def load_weights(model: AnyModel, directory: Path | str) -> None:
-    """Overwrite a model's weights, in place, with those of a directory of the same shape. Errors as in `load_model`."""
+def load_weights(
+    model: AnyModel, directory: Path | str, part_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+) -> None:
+    """Overwrite a model's weights, in place, with those of a directory of the same shape. Errors as in `load_model`.
+
+    Args:
+        model: its dtypes and devices stay.
+        directory: as in `load_model`.
+        part_of: given a whole tensor and the weight it belongs to, gives what is to be copied there; for weights of
+            which this process has only a part.
+    """
     with _Weights(Path(directory)) as weights:
         weights.check(model)
-        weights.copy_into(model)
+        weights.copy_into(model, part_of)
 
 
-def save_model(model: AnyModel, directory: Path | str, **token_ids: int | list[int] | None) -> None:
+def save_model(
+    model: AnyModel,
+    directory: Path | str,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    /,
+    **token_ids: int | list[int] | None,
+) -> None:
     """Write a model into an existing directory, so that transformers 5 and 4.57 open it.
 
     Writes config.json, generation_config.json and model.safetensors, without the head when it is tied. Not durable by
@@ -78,6 +93,7 @@ def save_model(model: AnyModel, directory: Path | str, **token_ids: int | list[i
     Args:
         model: its dtype is kept.
         directory: existing; files of these names are replaced.
+        tensors: what is written in the place of `model.state_dict()`.
         token_ids: `eos_token_id`, `bos_token_id`, `pad_token_id` of the tokenizer, where it has them. Programs that
             generate text stop at `eos_token_id`.
     """
@@ -87,10 +103,11 @@ def save_model(model: AnyModel, directory: Path | str, **token_ids: int | list[i
     _write_json(
         directory / "generation_config.json", {k: token_ids[k] for k in TOKEN_IDS if token_ids.get(k) is not None}
     )
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = model.state_dict() if tensors is None else tensors
+    written = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     if model.config.tie_word_embeddings:
-        del tensors[HEAD]
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+        del written[HEAD]
+    save_file(written, directory / WEIGHTS, metadata={"format": "pt"})
     # safetensors creates its file readable by the owner alone; give it the mode that the umask gave its neighbour
     (directory / WEIGHTS).chmod((directory / "config.json").stat().st_mode)
 
@@ -169,10 +186,11 @@ class _Weights:
         return widest
 
     @torch.no_grad()
-    def copy_into(self, model: AnyModel) -> None:
-        """Copy the tensors; a tied model's surplus head must equal its embedding."""
+    def copy_into(self, model: AnyModel, part_of: Callable[..., torch.Tensor] | None = None) -> None:
+        """Copy the tensors, see `load_weights`; a tied model's surplus head must equal its embedding."""
         for name, parameter in model.named_parameters():
-            parameter.copy_(self._files[name].get_tensor(name))
+            tensor = self._files[name].get_tensor(name)
+            parameter.copy_(tensor if part_of is None else part_of(tensor, parameter))
         if model.config.tie_word_embeddings and HEAD in self._files:
             head, embedding = (self._files[name].get_tensor(name) for name in (HEAD, EMBEDDING))
             if not torch.equal(head, embedding):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -34,7 +36,8 @@ def run_training(
     source = config
     if config is None and resume:
         source = _own_config(load_run_config(None, overrides).out_dir)
-    checked = load_run_config(source, overrides)
+    with _one_voice():
+        checked = load_run_config(source, overrides)
 
     from tiny_transformer.hardware import keep_freed_memory
     from tiny_transformer.training.finish import finish
@@ -44,8 +47,20 @@ def run_training(
     keep_freed_memory()
     name = config_name(config)
     outcome = pretrain(Request(checked, name, resume=resume, overwrite=overwrite), console)
-    finish(outcome, console)
+    if outcome.is_first:
+        finish(outcome, console)
     return outcome.status
+
+
+@contextmanager
+def _one_voice() -> Generator[None]:
+    """Several processes of a machine find the same mistake in the same config: the first of them tells it."""
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        raise SystemExit(error.exit_code) from None
 
 
 def _own_config(out_dir: Path | None) -> str | None:

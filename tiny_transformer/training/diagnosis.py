@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from tiny_transformer.data.batches import Batch
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.training.sharing import local
 
 SHOWN_EXAMPLES = 8
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no tensor holds a nan or an infinity; one pass over the memory."""
-    norms = torch._foreach_norm([tensor.detach() for tensor in tensors], torch.inf)
+    """Whether no tensor holds a nan or an infinity, or this process's part of it; one pass over the memory."""
+    parts = [local(tensor.detach()) for tensor in tensors]
+    norms = torch._foreach_norm([part for part in parts if part.numel()], torch.inf)
     return bool(torch.stack(norms).isfinite().all())
 
 
@@ -34,7 +36,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def first_bad_tensor(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor that is not finite."""
-    return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
+    return next((name for name, tensor in tensors if not local(tensor).isfinite().all()), None)
 
 
 def not_finite(step: int, what: str, culprit: str | None, batches: Iterable[Batch]) -> UserError:

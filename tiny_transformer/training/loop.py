@@ -2,48 +2,36 @@
 loss.
 
 A *step* is one update of the weights. Its gradient is that of the loss summed over the whole batch and divided once by
-the number of targets in the whole batch, so cutting the batch into micro-batches changes memory and speed, never the
-result.
+the number of targets in the whole batch (`gradient.py`), so cutting the batch into micro-batches, or sharing it between
+processes, changes memory and speed, never the result.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.data.batches import Batch
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.training.diagnosis import all_finite, first_bad_tensor, named_tensors, not_finite
+from tiny_transformer.training.gradient import BatchSource, Gradient, LossFunction, compute_gradient
 from tiny_transformer.training.loss_scale import count_step_at_loss_scale, lower_loss_scale
 from tiny_transformer.training.measurements import Movement, peak_memory
 from tiny_transformer.training.modifiers import set_dropout
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.plan import Pace
+from tiny_transformer.training.sharing import NOT_SHARED, Sharing
 from tiny_transformer.training.state import TrainState
 from tiny_transformer.training.through_time import is_due
 
 Save = Callable[[TrainState, str, bool], None]
-LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, int, dict[str, float]]]
-
-
-class BatchSource(Protocol):
-    """Batches as a pure function of the step."""
-
-    def micro_batches(self, step: int, micro_batch_size: int) -> Iterable[Batch]:
-        """The batch of update number `step`, in pieces."""
-        ...
-
-    def epoch(self, step: int) -> float:
-        """How many times the data has been seen before update number `step`."""
-        ...
 
 
 class Watcher(Protocol):
@@ -75,6 +63,7 @@ class Job:
         config: how often to do which.
         hardware: device and precision.
         watcher: shows progress.
+        sharing: how the processes share the work; each of them runs this loop, and all do the same at the same step.
     """
 
     model: nn.Module
@@ -89,6 +78,7 @@ class Job:
     config: TrainingConfig
     hardware: Hardware
     watcher: Watcher
+    sharing: Sharing = NOT_SHARED
 
 
 def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> str:
@@ -97,7 +87,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
     Args:
         job: everything that does not change during the run.
         state: updated in place; saved by `job.save`.
-        stop_requested: asked after every step; when true the run is saved and left, resumable.
+        stop_requested: asked after every step; when true in one process the run is saved and left, resumable.
 
     Returns:
         `finished`, `stopped` or `stopped_early`.
@@ -116,7 +106,8 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         total_steps = job.pace.total_steps
         is_last = state.step + 1 >= total_steps
         evaluates = job.evaluate is not None and (is_last or (state.step + 1) % (config.eval_steps or total_steps) == 0)
-        movement = Movement(job.model) if evaluates or is_last or (state.step + 1) % config.log_steps == 0 else None
+        is_logged = evaluates or is_last or (state.step + 1) % config.log_steps == 0
+        movement = Movement(job.model, job.sharing) if is_logged else None
         with state.timed("steps"):
             gradient, factor = update(job, state, movement)
 
@@ -135,7 +126,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
             mark_seconds, mark_tokens = state.seconds["steps"], state.num_tokens
         job.watcher.step(state, tokens_per_second)
 
-        status = _status(config, state, is_last, stop_requested())
+        status = _status(config, state, is_last, job.sharing.processes.any(stop_requested()))
         if is_best or status != "running" or state.step % (config.save_steps or total_steps) == 0:
             with state.timed("saves"):
                 job.save(state, status, is_best)
@@ -176,7 +167,7 @@ def update(job: Job, state: TrainState, movement: Movement | None = None) -> tup
     if movement is not None:
         movement.begin()
     job.optimizers.step(factor)
-    if not all_finite(job.model.parameters()):
+    if job.sharing.processes.any(not all_finite(job.model.parameters())):
         culprit = first_bad_tensor((f"the optimizer's {name}", t) for name, t in job.optimizers.state().items())
         raise _not_finite(job, state, "the update is not finite", culprit)
     if movement is not None:
@@ -185,60 +176,10 @@ def update(job: Job, state: TrainState, movement: Movement | None = None) -> tup
     return gradient, factor
 
 
-@dataclass(frozen=True)
-class Gradient:
-    """What a batch gave; the gradient itself is in the weights' `grad`.
-
-    Attributes:
-        loss: mean loss in nats per token.
-        norm: of the gradient before clipping.
-        num_tokens: targets in the batch.
-        figures: the loss function's further figures, as means over the targets.
-        data_seconds: time it took to make the batch.
-    """
-
-    loss: float
-    norm: float
-    num_tokens: int
-    figures: dict[str, float]
-    data_seconds: float
-
-
-def compute_gradient(
-    model: nn.Module,
-    batches: BatchSource,
-    step: int,
-    config: TrainingConfig,
-    hardware: Hardware,
-    loss_function: LossFunction,
-    loss_scale: float = 1.0,
-) -> Gradient:
-    """Fill the weights' gradients for the batch of one step and clip them."""
-    begun = time.monotonic()
-    micro_batches = list(batches.micro_batches(step, config.micro_batch_size))
-    data_seconds = time.monotonic() - begun
-    num_tokens = sum(batch.num_tokens for batch in micro_batches)
-    mean_loss, figures = 0.0, dict[str, float]()
-    for batch in micro_batches:
-        with hardware.autocast():
-            loss_sum, _, sums = loss_function(model, batch.to(hardware.device))
-        loss = loss_sum / num_tokens
-        (loss * loss_scale).backward()
-        mean_loss += loss.item()
-        for name, value in sums.items():
-            figures[name] = figures.get(name, 0.0) + value / num_tokens
-    if loss_scale != 1.0:
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad /= loss_scale
-    max_norm = math.inf if config.grad_clip is None else config.grad_clip
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    return Gradient(mean_loss, norm.item(), num_tokens, figures, data_seconds)
-
-
 def _gradient(job: Job, state: TrainState) -> Gradient:
+    scale, sharing = state.loss_scale, job.sharing
     return compute_gradient(
-        job.model, job.batches, state.step, job.config, job.hardware, job.loss_function, state.loss_scale
+        job.model, job.batches, state.step, job.config, job.hardware, job.loss_function, scale, sharing
     )
 
 

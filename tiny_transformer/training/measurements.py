@@ -15,6 +15,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from tiny_transformer.training.sharing import NOT_SHARED, Sharing, local
+
 DIGITS = 4  # of a logged figure: enough for a chart, and a log line stays short with many layers
 
 
@@ -46,13 +48,15 @@ class Movement:
 
     Args:
         model: its parameters are read, never changed.
+        sharing: whether this process has only parts of them.
 
     Attributes:
         figures: filled by `end`: `update_ratios`, the norm of the change over the norm of the weights, and
             `part_grad_norms`, the norm of the gradient after clipping; each by part.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, sharing: Sharing = NOT_SHARED) -> None:
+        self._sharing = sharing
         named = list(model.named_parameters())
         self._parts = [part_of(name) for name, _ in named]
         self._weights = [parameter for _, parameter in named]
@@ -61,16 +65,17 @@ class Movement:
     @torch.no_grad()
     def begin(self) -> None:
         """Copy the weights, and read the gradients while they are there."""
-        self._before = [weight.detach().clone() for weight in self._weights]
+        self._before = [local(weight.detach()).clone() for weight in self._weights]
         self._gradients = torch._foreach_norm(
-            [weight.new_zeros(1) if weight.grad is None else weight.grad for weight in self._weights]
+            [local(weight.new_zeros(1) if weight.grad is None else weight.grad) for weight in self._weights]
         )
 
     @torch.no_grad()
     def end(self) -> None:
         """Compare the weights with their copies, and drop those."""
         sizes = torch._foreach_norm(self._before)
-        changes = torch._foreach_norm(torch._foreach_sub(self._before, [weight.detach() for weight in self._weights]))
+        now = [local(weight.detach()) for weight in self._weights]
+        changes = torch._foreach_norm(torch._foreach_sub(self._before, now))
         norms = torch.stack([*self._gradients, *changes, *sizes]).view(3, -1).tolist()  # one wait for the device
         gradients, moved, size = (self._by_part(row) for row in norms)
         self.figures = {
@@ -83,7 +88,8 @@ class Movement:
         squares: dict[str, float] = {}
         for part, norm in zip(self._parts, norms, strict=True):
             squares[part] = squares.get(part, 0.0) + norm * norm
-        return {part: math.sqrt(square) for part, square in squares.items()}
+        totals = self._sharing.add_parts(list(squares.values()))
+        return {part: math.sqrt(square) for part, square in zip(squares, totals, strict=True)}
 
 
 def _short(value: float) -> float:

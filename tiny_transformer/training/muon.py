@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from tiny_transformer.training.sharing import part_of, whole
+
 # a x + b x^3 + c x^5 with the slope at 0 made as large as possible: singular values end between about 0.7 and 1.2
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 STEPS = 5
@@ -54,7 +56,8 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # ty: ignore[incompatible-method-override]
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient. An orthogonal matrix is no matter of parts: of a sharded
+        weight every process computes the whole update and keeps its part."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -66,9 +69,8 @@ class Muon(torch.optim.Optimizer):
                 ahead = parameter.grad.lerp(mean, group["momentum"])
                 rows, columns = parameter.shape
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(
-                    orthogonalise(ahead, self._dtype), alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns))
-                )
+                update = part_of(orthogonalise(whole(ahead), self._dtype), parameter)
+                parameter.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
 
 
 def orthogonalise(matrix: Tensor, dtype: torch.dtype) -> Tensor:

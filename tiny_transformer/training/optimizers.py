@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.hardware import has_fast_bf16
 from tiny_transformer.training.muon import Muon
+from tiny_transformer.training.sharing import part_of
 
 # Routers, and the projection that only gates the delta rule: each row decides for itself, so a matrix of equal singular
 # values is no better a step.
@@ -76,7 +77,7 @@ class Optimizers:
         }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave.
+        """Take back what `state` gave: whole tensors, of which each process takes its part.
 
         Raises:
             KeyError: a tensor is missing or belongs to no parameter.
@@ -90,6 +91,9 @@ class Optimizers:
                     if not keys:
                         raise KeyError(f"the optimizer state has nothing for {self._names[parameter]}")
                     for key in keys:
-                        optimizer.state[parameter][key.removeprefix(prefix)] = remaining.pop(key).to(parameter.device)
+                        value = remaining.pop(key).to(parameter.device)
+                        is_like_it = value.shape == parameter.shape  # other values count for all parts of a weight
+                        value = part_of(value, parameter) if is_like_it else value
+                        optimizer.state[parameter][key.removeprefix(prefix)] = value
         if remaining:
             raise KeyError(f"the optimizer state has {next(iter(remaining))}, which belongs to no weight of this model")

@@ -1,6 +1,6 @@
 """How many steps a run takes: as asked, or as many as fit a number of tokens or a wall-clock budget.
 
-A budget of minutes becomes a number of steps by timing real steps on a copy of the model before the first update. It is
+A budget of minutes becomes a number of steps by timing real steps on a second model before the first update. It is
 corrected from the run's own speed while the first third goes by; from then on nothing depends on the clock. Warm-up and
 decay fit the plan. Each revision is written into the run directory before it is used, with the step it begins at, so
 that a resumed run follows the same plan from whichever checkpoint it starts.
@@ -8,7 +8,6 @@ that a resumed run follows the same plan from whichever checkpoint it starts.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.training.schedules import Leg, Schedule
-from tiny_transformer.training.state import TrainState, random_state, set_random_state
+from tiny_transformer.training.state import TrainState
 
 FILE = "plan.json"
 DEFAULT_STEPS = 1000
@@ -142,10 +141,18 @@ class Pace:
         config: the budget, and how often there are evaluations and saves.
         estimate: for whatever this run has not timed yet.
         write: keeps a plan for a resumed run; called before the plan is used.
+        agree: of several processes that each looked at a clock, gives all of them the first one's answer.
     """
 
-    def __init__(self, plan: Plan, config: TrainingConfig, estimate: Speed | None, write: Callable[[Plan], None]):
-        self._config, self._estimate, self._write = config, estimate, write
+    def __init__(
+        self,
+        plan: Plan,
+        config: TrainingConfig,
+        estimate: Speed | None,
+        write: Callable[[Plan], None],
+        agree: Callable[[Any], Any] = lambda answer: answer,
+    ) -> None:
+        self._config, self._estimate, self._write, self._agree = config, estimate, write, agree
         self._started: tuple[int, float] | None = None  # the step and seconds from which this process is timed
         self._adopt(plan)
 
@@ -186,7 +193,8 @@ class Pace:
         )
         num_samplings = sum(point > self._schedule.progress(state.step) for point in SAMPLE_POINTS)
         minutes = self._config.max_train_minutes or 0.0
-        total = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, self._config, num_samplings)
+        left = speed.steps_in(60 * minutes - state.elapsed_seconds, self._config, num_samplings)
+        total = self._agree(state.step + left)
         reason = f"{total:,} steps of {speed.step:.2g} s fit {minutes:g} minutes"
         is_fixed = self._next_revision == REVISIONS[-1]
         self._adopt(self._plan.ending_at(total, seen_from=state.step, reason=reason, is_fixed=is_fixed))
@@ -212,26 +220,19 @@ def read_plan(run_dir: Path) -> Plan | None:
         raise UserError(f"the plan is damaged: {error}", where=str(path), exit_code=ExitCode.BAD_DATA) from None
 
 
-def measure_seconds(work: Callable[[], Any], *, at_least_seconds: float = 2.0, warm_up: int = 2) -> float:
-    """The median time of `work`, repeated three times or more, after a warm-up."""
+def measure_seconds(
+    work: Callable[[], Any],
+    agree: Callable[[Any], Any] = lambda answer: answer,
+    *,
+    at_least_seconds: float = 2.0,
+    warm_up: int = 2,
+) -> float:
+    """The median time of `work`, repeated three times or more, after a warm-up; `agree` as in `Pace`."""
     for _ in range(warm_up):
         work()
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < at_least_seconds and len(times) < 50):
+    while agree(len(times) < 3 or (sum(times) < at_least_seconds and len(times) < 50)):
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
-    return sorted(times)[len(times) // 2]
-
-
-def measure_on_copy(model: Any, work: Callable[[Any], Callable[[], Any]]) -> float:
-    """Time training steps without touching the run: on a copy of the model, with the random-number state put back.
-
-    Args:
-        model: the model to copy.
-        work: given the copy, gives the function to time.
-    """
-    states = random_state()
-    seconds = measure_seconds(work(copy.deepcopy(model)))
-    set_random_state(states)
-    return seconds
+    return agree(sorted(times)[len(times) // 2])

@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import Batch, Batches, evaluation_batches
-from tiny_transformer.data.shards import Dataset, unigram_nats
+from tiny_transformer.data.shards import Dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.generation.text import encode_prompt
@@ -25,16 +23,20 @@ from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import build_model, load_weights
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
 from tiny_transformer.training import plan as planning
+from tiny_transformer.training.announce import announce, tokens_per_step
+from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.loggers import Loggers
-from tiny_transformer.training.loop import Job, Save, Watcher, compute_gradient, train
+from tiny_transformer.training.loop import Job, Save, Watcher, train
 from tiny_transformer.training.loss_scale import first_loss_scale
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.processes import ALONE, Processes, fellow_processes
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.run_files import (
     CheckpointWriter,
     environment,
+    facts_of,
     holds_a_run,
     restore_links,
     write_config,
@@ -48,6 +50,7 @@ from tiny_transformer.training.setup import (
     open_training_data,
     settle_data_dir,
 )
+from tiny_transformer.training.sharing import Sharded, Sharing, check_shares, part_of, repeatable_arithmetic, share
 from tiny_transformer.training.state import TrainState, load_identity, load_state
 from tiny_transformer.training.stop import StopSignals
 from tiny_transformer.training.through_time import Sampler, prompts_through_time
@@ -64,6 +67,7 @@ class Outcome:
         dataset: what it was trained on.
         config: the resolved config.
         hardware: where.
+        is_first: whether this process shows and writes the results.
     """
 
     run_dir: Path
@@ -72,28 +76,44 @@ class Outcome:
     dataset: Dataset
     config: RunConfig
     hardware: Hardware
+    is_first: bool
 
 
 def pretrain(request: Request, console: Console) -> Outcome:
-    """Run or resume a pretraining.
+    """Run or resume a pretraining, together with the other processes that `torchrun` started.
 
     Raises:
         UserError: whatever stands in the way, found before the first step where possible.
     """
-    run_dir = choose_run_dir(request)
-    hardware = choose_hardware(request.config.training.device, request.config.training.precision)
+    with ExitStack() as stack:
+        stack.enter_context(repeatable_arithmetic(request.config.training))
+        processes = stack.enter_context(fellow_processes(request.config.training))
+        if not processes.is_first:
+            console = Console(quiet=True)
+        return _pretrain(request, processes, console)
+
+
+def _pretrain(request: Request, processes: Processes, console: Console) -> Outcome:
+    """The first process alone decides about files, and writes them; the others wait for it and read."""
+    training = request.config.training
+    hardware = choose_hardware(training.device, training.precision)
+    check_shares(training, processes, hardware)
+    run_dir = Path(processes.first(str(choose_run_dir(request)) if processes.is_first else ""))
     if hardware.note:
         console.print(hardware.note, highlight=False)
     config = settle_data_dir(request)
-    dataset = open_training_data(config, console)
+    dataset = open_training_data(config, console) if processes.is_first else None
+    processes.any(False)  # the data is there now
+    dataset = dataset or open_training_data(config, console)
     config = fit_vocabulary(config, dataset, console)
     run = RunDirectory(run_dir)
     with ExitStack() as stack:
-        stack.enter_context(run.lock())
-        if request.overwrite and holds_a_run(run_dir):
-            clear_run(run_dir)
-        run.clean_leftovers()
-        start = Start(replace(request, config=config), run, dataset, hardware, console)
+        if processes.is_first:
+            stack.enter_context(run.lock())
+            if request.overwrite and holds_a_run(run_dir):
+                clear_run(run_dir)
+            run.clean_leftovers()
+        start = Start(replace(request, config=config), run, dataset, hardware, console, processes)
         return start.go(stack)
 
 
@@ -101,37 +121,67 @@ class Start:
     """One start of a run: from an open data set and a locked directory to the end of training."""
 
     def __init__(
-        self, request: Request, run: RunDirectory, dataset: Dataset, hardware: Hardware, console: Console
+        self,
+        request: Request,
+        run: RunDirectory,
+        dataset: Dataset,
+        hardware: Hardware,
+        console: Console,
+        processes: Processes = ALONE,
     ) -> None:
         self.request, self.config, self.run = request, request.config, run
         self.dataset, self.hardware, self.console = dataset, hardware, console
-        training = self.config.training
-        torch.manual_seed(training.seed)  # dropout draws from the global generator; the weights from their own
-        self.model = build_model(
-            self.config.model,
-            seed=training.seed,
-            dropout=training.dropout,
-            device=str(hardware.device),
-            zero_residual=training.zero_residual,
-        )
-        if training.gradient_checkpointing:
-            checkpoint_gradients(self.model)
-        self.optimizers = Optimizers(self.model, training)
+        self.processes, training = processes, self.config.training
+        self.model, self.sharing, self.optimizers = self._build()
         self.batches = Batches(
             dataset.train,
             seq_len=self.config.data.seq_len,
             global_batch_size=training.micro_batch_size * training.grad_accum_steps,
             seed=training.seed,
             packing=self.config.data.packing,
+            rank=processes.rank,
+            world_size=processes.world_size,
         )
         self.identity = identity_of(self.config, dataset.meta.fingerprint, dataset.tokenizer.fingerprint)
         self.state = TrainState(loss_scale=first_loss_scale(hardware.precision))
 
+    def _build(self) -> tuple[Any, Sharing, Optimizers]:
+        """A model with its first weights, how the processes share it, and its optimizers."""
+        training, device = self.config.training, str(self.hardware.device)
+        is_sharded = self.processes.world_size > 1 and training.parallelism == "fsdp"
+        model = build_model(
+            self.config.model,
+            seed=training.seed,
+            dropout=training.dropout,
+            device="cpu" if is_sharded else device,  # sharding moves it, block by block
+            zero_residual=training.zero_residual,
+        )
+        if training.gradient_checkpointing:
+            checkpoint_gradients(model)
+        sharing = share(model, self.processes, training, self.hardware)
+        return model, sharing, Optimizers(model, training)
+
     def go(self, stack: ExitStack) -> Outcome:
         """Resume if asked, plan, train."""
         if self.request.resume:
-            self.load(self.run.newest_whole())
-            restore_links(self.run, self.state)
+            self.load(self.run.newest_whole() if self.processes.is_first else (None, []))
+            if self.processes.is_first:
+                restore_links(self.run, self.state)
+        log, keep = self._records(stack) if self.processes.is_first else (None, lambda record: None)
+        pace = self._pace()
+        parameters = sum(p.numel() for p in self.model.parameters())
+        device = self.hardware.describe() + self.processes.describe()
+        announce(self.run.path, pace.plan, self.config, self.dataset, parameters, device, self.console)
+        progress = TrainingProgress(self.console, pace.total_steps, self.state.step)
+        stop = stack.enter_context(StopSignals())
+        with progress:
+            job = self.job(pace, save=self._writer(pace, log), log=keep, watcher=progress)
+            status = train(job, self.state, stop)
+        is_first = self.processes.is_first
+        return Outcome(self.run.path, status, self.state, self.dataset, self.config, self.hardware, is_first)
+
+    def _records(self, stack: ExitStack) -> tuple[StepLog, Callable[[dict[str, Any]], None]]:
+        """Write config.yaml; open log.jsonl at the step where the run stands, and give what takes a line of it."""
         log = StepLog(self.run.path / "log.jsonl")
         stack.callback(log.close)
         log.truncate_after(self.state.step)
@@ -144,29 +194,25 @@ class Start:
             log.append(record)
             loggers(record)
 
-        pace = self._pace()
-        self._announce(pace.plan)
-        progress = TrainingProgress(self.console, pace.total_steps, self.state.step)
-        stop = stack.enter_context(StopSignals())
-        with progress:
-            job = self.job(pace, save=self._writer(pace, log), log=keep, watcher=progress)
-            status = train(job, self.state, stop)
-        return Outcome(self.run.path, status, self.state, self.dataset, self.config, self.hardware)
+        return log, keep
 
     def load(self, found: tuple[Checkpoint | None, list[UserError]]) -> None:
-        """Take up a checkpoint; without one, start from the beginning. Damaged ones that were passed over are named."""
+        """Take up a checkpoint; without one, start from the beginning. Damaged ones that were passed over are named.
+        What the first process has found counts."""
         checkpoint, damaged = found
         for problem in damaged:
             self.console.print(f"skipping a damaged checkpoint: {problem.what} ({problem.where})", highlight=False)
-        if checkpoint is None:
+        name = self.processes.first(None if checkpoint is None else str(checkpoint.path))
+        if name is None:
             self.console.print("no checkpoint had been saved yet: starting from the beginning", highlight=False)
             return
-        check_changes(load_identity(checkpoint.path), self.config, self.identity, checkpoint.path, self.console)
-        load_weights(self.model, checkpoint.path)
-        self.state = load_state(checkpoint.path, self.model, self.optimizers)
+        path = Path(name)
+        check_changes(load_identity(path), self.config, self.identity, path, self.console)
+        load_weights(self.model, path, part_of)
+        self.state = load_state(path, self.model, self.optimizers)
         if self.hardware.precision != "fp16":
             self.state.loss_scale = 1.0
-        self.console.print(f"resuming from step {self.state.step:,} ({checkpoint.path})", highlight=False)
+        self.console.print(f"resuming from step {self.state.step:,} ({path})", highlight=False)
 
     # --- the plan
     # --------------------------------------------------------------------------------------------------------
@@ -175,6 +221,7 @@ class Start:
         """The plan of an earlier start, or a new one."""
         training = self.config.training
         plan = planning.read_plan(self.run.path) if self.request.resume else None
+        self.processes.any(False)  # everybody has read it before the first process writes it
         if plan is not None and plan.asked != planning.Asked.by(training):
             plan = None
         speed = None
@@ -184,43 +231,41 @@ class Start:
                 self._step_seconds(), self._eval_seconds(), planning.SAVE_SECONDS, self._sampling_seconds()
             )
         if plan is None and speed is not None:
-            plan = planning.plan_for_minutes(training, self._tokens_per_step, self.state, speed)
+            plan = planning.plan_for_minutes(training, tokens_per_step(self.config), self.state, speed)
         elif plan is None:
-            plan = planning.plan_for_counts(training, self._tokens_per_step)
-        path = self.run.path / planning.FILE
-        return planning.Pace(plan, training, speed, lambda plan: atomic_write(path, plan.to_json()))
+            plan = planning.plan_for_counts(training, tokens_per_step(self.config))
+        path, is_first = self.run.path / planning.FILE, self.processes.is_first
 
-    @property
-    def _tokens_per_step(self) -> int:
-        training = self.config.training
-        return training.micro_batch_size * training.grad_accum_steps * self.config.data.seq_len
+        def write(plan: planning.Plan) -> None:
+            if is_first:
+                atomic_write(path, plan.to_json())
+
+        return planning.Pace(plan, training, speed, write, self.processes.first)
 
     def _step_seconds(self) -> float:
-        def work(model: nn.Module) -> Callable[[], None]:
-            optimizers = Optimizers(model, self.config.training)
-            compiled = self._compiled(model)
+        model, sharing, optimizers = self._build()  # a second one, so that the run's own does not learn from it
+        compiled = self._compiled(model)
 
-            def one_step() -> None:
-                compute_gradient(
-                    compiled, self.batches, 0, self.config.training, self.hardware, language_modelling_loss
-                )
-                optimizers.step(0.0)
+        def one_step() -> None:
+            training, hardware = self.config.training, self.hardware
+            compute_gradient(compiled, self.batches, 0, training, hardware, language_modelling_loss, sharing=sharing)
+            optimizers.step(0.0)
 
-            return one_step
-
-        return planning.measure_on_copy(self.model, work)
+        return planning.measure_seconds(one_step, self.processes.first)
 
     def _eval_seconds(self) -> float:
         if self.config.training.eval_steps is None:
             return 0.0
         batches = list(self._validation_batches())
         few = batches[:2]
-        seconds = planning.measure_seconds(lambda: self._split_loss(few), at_least_seconds=0.5, warm_up=1)
-        return seconds * len(batches) / len(few)
+        agree, world_size = self.processes.first, self.processes.world_size
+        seconds = planning.measure_seconds(lambda: self._split_loss(few), agree, at_least_seconds=0.5, warm_up=1)
+        return seconds * -(-len(batches) // world_size) / -(-len(few) // world_size)
 
     def _sampling_seconds(self) -> float:
         sampler = self._sampler()
-        return planning.measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
+        seconds = planning.measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
+        return self.processes.first(seconds)
 
     # --- the parts of the job
     # --------------------------------------------------------------------------------------------
@@ -241,10 +286,14 @@ class Start:
             config=self.config.training,
             hardware=self.hardware,
             watcher=watcher,
+            sharing=self.sharing,
         )
 
     def _sampler(self) -> Sampler | None:
-        """None when there is no prompt, or one that this tokenizer cannot write: the end of the run tells which."""
+        """None when there is no prompt, or one that this tokenizer cannot write (the end of the run tells which), or
+        when this process does not write, or has only parts of the model."""
+        if not self.processes.is_first or isinstance(self.sharing, Sharded):
+            return None
         prompts = prompts_through_time(self.config.training.sample_prompts)
         try:
             for prompt in prompts:
@@ -267,70 +316,30 @@ class Start:
         )
 
     def _split_loss(self, batches: Iterable[Batch]) -> SplitLoss:
-        return evaluate_split(self.model, batches, num_bytes=self.dataset.meta.val.num_bytes, hardware=self.hardware)
+        num_bytes = self.dataset.meta.val.num_bytes
+        return evaluate_split(self.model, batches, num_bytes=num_bytes, hardware=self.hardware, sharing=self.sharing)
 
-    def _writer(self, pace: planning.Pace, log: StepLog) -> CheckpointWriter:
-        meta, tokenizer = self.dataset.meta, self.dataset.tokenizer
+    def _writer(self, pace: planning.Pace, log: StepLog | None) -> CheckpointWriter:
         facts = {
             "run": self.run.path.name,
             "steps_per_epoch": self.batches.steps_per_epoch,
-            "floor": meta.val.floor,
             "num_parameters": sum(p.numel() for p in self.model.parameters()),
             "device": self.hardware.describe(),
             "precision": self.hardware.precision,
             "num_threads": torch.get_num_threads(),
+            "num_processes": self.processes.world_size,
             "versions": environment(),
             "command": self.request.command,
-            "tokenizer": {
-                "name": tokenizer.name,
-                "vocab_size": tokenizer.vocab_size,
-                "fingerprint": tokenizer.fingerprint,
-            },
-            "data": {
-                "source": meta.source,
-                "train_tokens": meta.train.num_tokens,
-                "val_tokens": meta.val.num_tokens,
-                "val_documents": meta.val.num_documents,
-                "unigram_nats": round(unigram_nats(self.dataset.train), 4),
-            },
+            **facts_of(self.dataset),
         }
         return CheckpointWriter(
             self.run,
             log,
             self.model,
             self.optimizers,
-            tokenizer,
+            self.dataset.tokenizer,
             self.identity,
             lambda: {"total_steps": pace.total_steps, **facts},
             self.config.training.keep_checkpoints,
+            self.sharing,
         )
-
-    def _announce(self, plan: planning.Plan) -> None:
-        """Say what is about to happen."""
-        model, training, meta = self.config.model, self.config.training, self.dataset.meta
-        parameters = sum(p.numel() for p in self.model.parameters())
-        tokens = self._tokens_per_step
-        seen = plan.total_steps * tokens / meta.train.num_tokens
-        rows = {
-            "model": f"{model.model_type}, {parameters / 1e6:.2f} M parameters: {model.num_hidden_layers} layers of "
-            f"{model.hidden_size}, {_heads(model)}",
-            "data": f"{meta.source}, {meta.train.num_tokens:,} tokens ({self.dataset.tokenizer.name}, "
-            f"{self.dataset.tokenizer.vocab_size:,} words); this run sees {seen:.2f} times that",
-            "plan": f"{plan.reason}; {tokens:,} tokens a step",
-            "rate": f"{training.optimizer}, {plan.warmup_steps} steps warm-up, {training.schedule} decay",
-            "device": self.hardware.describe(),
-            "run": str(self.run.path),
-        }
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim")
-        table.add_column(overflow="fold")
-        for name, text in rows.items():
-            table.add_row(name, Text(text))
-        self.console.print(table)
-
-
-def _heads(model: Any) -> str:
-    heads, groups = model.num_attention_heads, model.num_key_value_heads
-    if heads == groups:
-        return f"{heads} heads of {model.head_dim}"
-    return f"{heads} query heads share {groups} key/value heads of {model.head_dim}"

@@ -23,7 +23,8 @@ from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.diagnosis import first_bad_tensor, named_tensors
-from tiny_transformer.training.loop import Gradient, Job, compute_gradient, train
+from tiny_transformer.training.gradient import Gradient, compute_gradient
+from tiny_transformer.training.loop import Job, train
 from tiny_transformer.training.pretrain import Start
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.run_files import CONFIG_FILE, holds_a_run

@@ -21,10 +21,12 @@ import yaml
 
 from tiny_transformer import __version__
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.data.shards import Dataset, unigram_nats
 from tiny_transformer.models import save_model
 from tiny_transformer.storage import RunDirectory, StepLog, atomic_write
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.sharing import Sharing
 from tiny_transformer.training.state import TrainState, save_state
 
 CONFIG_FILE = "config.yaml"
@@ -36,30 +38,38 @@ class CheckpointWriter:
 
     Attributes:
         run: the run directory, locked by this process.
-        log: brought to the disk before each checkpoint, so that no checkpoint outlives its own log.
+        log: brought to the disk before each checkpoint, so that no checkpoint outlives its own log; None in processes
+            that do not write.
         model, optimizers, tokenizer: what is saved.
         identity: what a resumed run is compared with, see `same_run`.
         facts: what run_info.json says besides the counters.
         keep: how many of the newest checkpoints stay.
+        sharing: puts the tensors together that processes have parts of; the first process writes them.
     """
 
     run: RunDirectory
-    log: StepLog
+    log: StepLog | None
     model: Any
     optimizers: Optimizers
     tokenizer: Tokenizer
     identity: dict[str, Any]
     facts: Callable[[], dict[str, Any]]
     keep: int
+    sharing: Sharing
 
     def __call__(self, state: TrainState, status: str, is_best: bool) -> None:
         """Publish the state as it stands, move `last` (and `best`), then prune."""
+        self.sharing.processes.mark("save", state.step)
+        weights = self.sharing.collect(self.model.state_dict())
+        memories = self.sharing.collect(self.optimizers.state())
+        if self.log is None:
+            return
         self.log.sync()
         with self.run.publish_step(state.step) as staging:
             directory = Path(staging)
-            save_model(self.model, directory, eos_token_id=self.tokenizer.end_id)
+            save_model(self.model, directory, weights, eos_token_id=self.tokenizer.end_id)
             self.tokenizer.save(directory)
-            save_state(directory, state, self.optimizers, self.identity)
+            save_state(directory, state, memories, self.identity)
             info = json.dumps(run_info(state, status, self.facts()), indent=2)
             (directory / "run_info.json").write_text(info + "\n", encoding="utf-8")
         self.run.point("last", state.step)
@@ -96,6 +106,26 @@ def run_info(state: TrainState, status: str, facts: dict[str, Any]) -> dict[str,
         "seconds": {kind: round(spent, 3) for kind, spent in state.seconds.items()},
         "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
+    }
+
+
+def facts_of(dataset: Dataset) -> dict[str, Any]:
+    """What run_info.json says of the data and its tokenizer."""
+    meta, tokenizer = dataset.meta, dataset.tokenizer
+    return {
+        "floor": meta.val.floor,
+        "tokenizer": {
+            "name": tokenizer.name,
+            "vocab_size": tokenizer.vocab_size,
+            "fingerprint": tokenizer.fingerprint,
+        },
+        "data": {
+            "source": meta.source,
+            "train_tokens": meta.train.num_tokens,
+            "val_tokens": meta.val.num_tokens,
+            "val_documents": meta.val.num_documents,
+            "unigram_nats": round(unigram_nats(dataset.train), 4),
+        },
     }
 
 

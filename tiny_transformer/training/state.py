@@ -1,7 +1,8 @@
 """Everything a run must remember to continue as if it had never stopped: one list, saved and loaded in one place.
 
 The order of the examples is a pure function of the seed and the step, so the data cursor *is* the step; the learning
-rate is a pure function of the step and the plan. What is left: weights, optimizer state, random-number state, a few
+rate is a pure function of the step and the plan; random numbers are drawn from the seed, the step and the place in the
+batch. What is left, whatever the number of processes: weights, optimizer state, a few
 counters. No pickle: safetensors and JSON.
 """
 
@@ -15,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -75,29 +75,25 @@ class TrainState:
         return self.seconds[kind] / self.counts[kind] if kind in self.seconds else None
 
 
-def save_state(directory: Path, state: TrainState, optimizers: Optimizers, identity: dict[str, Any]) -> None:
+def save_state(directory: Path, state: TrainState, tensors: dict[str, Tensor], identity: dict[str, Any]) -> None:
     """Write `trainer_state/` into a checkpoint that is being made (the weights are written beside it, as a model
     directory).
 
     Args:
         directory: the checkpoint's temporary directory.
         state: the counters.
-        optimizers: what they remember is written by parameter name.
+        tensors: what the optimizers remember, by parameter name: `Optimizers.state`, whole and in main memory.
         identity: what a resumed run is compared with, see `same_run`.
     """
     target = directory / DIRECTORY
     target.mkdir()
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in optimizers.state().items()},
-        target / "optimizer.safetensors",
-    )
-    save_file(random_state(), target / "random.safetensors")
+    save_file(tensors, target / "optimizer.safetensors")
     text = json.dumps({"format_version": 1, "identity": identity, **asdict(state)}, indent=2)
     (target / "state.json").write_text(text + "\n", encoding="utf-8")
 
 
 def load_state(checkpoint: Path, model: nn.Module, optimizers: Optimizers) -> TrainState:
-    """Take a run up again: fills optimizers and random-number generators, and gives back the counters.
+    """Take a run up again: fills the optimizers and gives back the counters.
 
     The weights come from the same checkpoint through `models.load_weights`.
 
@@ -109,7 +105,6 @@ def load_state(checkpoint: Path, model: nn.Module, optimizers: Optimizers) -> Tr
         raw = json.loads((source / "state.json").read_text(encoding="utf-8"))
         device = next(model.parameters()).device
         optimizers.load_state(load_file(source / "optimizer.safetensors", device=str(device)))
-        set_random_state(load_file(source / "random.safetensors"))
         return TrainState(**{key: raw[key] for key in TrainState.__dataclass_fields__})
     except FileNotFoundError as error:
         raise UserError(
@@ -133,22 +128,3 @@ def load_identity(checkpoint: Path) -> dict[str, Any]:
         raise UserError(
             f"cannot read the trainer state: {error}", where=str(path), exit_code=ExitCode.BAD_DATA
         ) from None
-
-
-def random_state() -> dict[str, Tensor]:
-    """The state of every random-number generator that training draws from (dropout)."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available():
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def set_random_state(states: dict[str, Tensor]) -> None:
-    """Put the generators back where `random_state` found them."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    if "mps" in states and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(states["mps"])

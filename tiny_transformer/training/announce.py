@@ -1,0 +1,51 @@
+"""What a run says before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.data.shards import Dataset
+from tiny_transformer.training.plan import Plan
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    """Tokens in the batch of one update, all processes together."""
+    return config.training.micro_batch_size * config.training.grad_accum_steps * config.data.seq_len
+
+
+def announce(
+    run: Path, plan: Plan, config: RunConfig, dataset: Dataset, num_parameters: int, device: str, console: Console
+) -> None:
+    """Say what is about to happen."""
+    model, training, meta = config.model, config.training, dataset.meta
+    tokens = tokens_per_step(config)
+    seen = plan.total_steps * tokens / meta.train.num_tokens
+    rows = {
+        "model": f"{model.model_type}, {num_parameters / 1e6:.2f} M parameters: {model.num_hidden_layers} layers of "
+        f"{model.hidden_size}, {_heads(model)}",
+        "data": f"{meta.source}, {meta.train.num_tokens:,} tokens ({dataset.tokenizer.name}, "
+        f"{dataset.tokenizer.vocab_size:,} words); this run sees {seen:.2f} times that",
+        "plan": f"{plan.reason}; {tokens:,} tokens a step",
+        "rate": f"{training.optimizer}, {plan.warmup_steps} steps warm-up, {training.schedule} decay",
+        "device": device,
+        "run": str(run),
+    }
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, text in rows.items():
+        table.add_row(name, Text(text))
+    console.print(table)
+
+
+def _heads(model: Any) -> str:
+    heads, groups = model.num_attention_heads, model.num_key_value_heads
+    if heads == groups:
+        return f"{heads} heads of {model.head_dim}"
+    return f"{heads} query heads share {groups} key/value heads of {model.head_dim}"
