@@ -127,6 +127,20 @@ def test_the_same_batch_may_be_cut_otherwise(tiny_data: Path, tmp_path: Path) ->
     )
 
 
+def test_a_run_that_stopped_early_stays_stopped_until_it_gets_more_patience(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain.Start, "_split_loss", lambda start, _: SplitLoss(1.0 + start.state.step, 1, 1))
+    options = {"eval_steps": 2, "early_stopping_patience": 2}
+    outcome = run_tiny(tiny_data, tmp_path / "r", **options)
+    assert (outcome.status, outcome.state.step) == ("stopped_early", 6)
+    outcome = run_tiny(tiny_data, tmp_path / "r", resume=True, **options)
+    assert (outcome.status, outcome.state.step) == ("stopped_early", 6)
+    options["early_stopping_patience"] = 4
+    outcome = run_tiny(tiny_data, tmp_path / "r", resume=True, **options)
+    assert (outcome.status, outcome.state.step) == ("stopped_early", 10)
+
+
 @pytest.mark.parametrize("missing", ["last", "best"])
 def test_links_that_a_kill_left_behind_are_moved_on_resume(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str

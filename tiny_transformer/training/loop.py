@@ -99,7 +99,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
     job.model.train()
     started, elapsed_before = time.monotonic(), state.elapsed_seconds
     mark_seconds, mark_tokens = state.seconds.get("steps", 0.0), state.num_tokens
-    status = "finished" if state.step >= job.pace.total_steps else "running"
+    status = _status(config, state, state.step >= job.pace.total_steps, False)
     while status == "running":
         if job.pace.revise(state):
             job.watcher.length(job.pace.total_steps)
