@@ -10,7 +10,7 @@ import torch
 
 from tiny_transformer.layers.attention import attend, attend_slowly, attention_mask, attention_weights
 from tiny_transformer.layers.feed_forward import SwiGLU
-from tiny_transformer.layers.norm import LayerNorm, RMSNorm
+from tiny_transformer.layers.norm import LayerNorm, RMSNorm, UnitRMS, unit_rms_slowly
 from tiny_transformer.layers.rope import apply_rope, rope_cos_sin
 
 CPU = torch.device("cpu")
@@ -28,6 +28,18 @@ def test_rms_norm_is_its_formula():
             root = math.sqrt(sum(float(x) ** 2 for x in row) / 5 + 0.1)
             expected = torch.tensor([float(w) * float(x) / root for w, x in zip(norm.weight, row, strict=True)])
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_gradient_of_unit_rms_is_that_of_its_slow_twin():
+    hidden = random(3, 4, 6).double()
+    hidden[0, 0] = 0.0  # only eps keeps this row's gradient finite
+    hidden.requires_grad_()
+    torch.testing.assert_close(UnitRMS.apply(hidden, 0.1), unit_rms_slowly(hidden, 0.1), rtol=1e-14, atol=1e-14)
+    assert torch.autograd.gradcheck(lambda x: UnitRMS.apply(x, 0.1), hidden)
+    grad = random(3, 4, 6, seed=1).double()
+    (ours,) = torch.autograd.grad(UnitRMS.apply(hidden, 0.1), hidden, grad)
+    (slow,) = torch.autograd.grad(unit_rms_slowly(hidden, 0.1), hidden, grad)
+    torch.testing.assert_close(ours, slow, rtol=1e-13, atol=1e-13)
 
 
 def test_rms_norm_of_large_half_precision_numbers_does_not_overflow():
