@@ -69,7 +69,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {"schedule": "linear", "decay_fraction": 0.6},
     "wsd": {"schedule": "wsd"},
     "constant": {"schedule": "constant", "max_tokens": 430, "steps": None},
-    "minutes": {"max_train_minutes": 0.03, "steps": None},
+    "minutes": {"max_train_minutes": 0.02, "steps": None},
     "early stopping": {"early_stopping_patience": 2, "eval_steps": 1},
     "checkpointing": {"gradient_checkpointing": True, "dropout": 0.1},
 }
@@ -104,7 +104,7 @@ class Chains:
         monkeypatch.setitem(TINY, "data", {"seq_len": 16, "packing": changes.pop("packing", "concat")})
         hardware = Hardware(torch.device("cpu"), changes.pop("arithmetic", None))
         monkeypatch.setattr(stage, "choose_hardware", lambda *asked: hardware)
-        monkeypatch.setattr(planning, "measure_seconds", lambda work, **_: 0.02)
+        monkeypatch.setattr(planning, "measure_seconds", lambda *_, **__: 0.02)
         monkeypatch.setattr(planning, "SAVE_SECONDS", 0.02)
         if "early_stopping_patience" in changes:
             monkeypatch.setattr(

@@ -82,6 +82,9 @@ OTHER: dict[str, Any] = {
     "training.dropout": 0.2,
     "training.final_dropout": 0.0,
     "training.zero_residual": True,
+    "training.parallelism": "fsdp",
+    "training.deterministic": True,
+    "training.lost_rank_seconds": 11,
     "training.precision": "fp32",
     "training.gradient_checkpointing": True,
     "training.compile": True,
@@ -149,7 +152,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     fake.__dict__.update(init=lambda **_: None, log=lambda *_, **__: None, finish=lambda: None)
     monkeypatch.setitem(sys.modules, "trackio", fake)
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(planning, "measure_seconds", lambda work, **_: 0.01)
+    monkeypatch.setattr(planning, "measure_seconds", lambda *_, **__: 0.01)
 
 
 @pytest.mark.parametrize("key", OTHER)
