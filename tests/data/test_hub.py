@@ -161,6 +161,6 @@ def test_without_the_package_the_extra_is_named(monkeypatch, tmp_path):
 def test_repository_that_fails_is_named_with_the_reason(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"cannot read .* from the Hugging Face hub") as caught:
+    with pytest.raises(UserError, match=r"is read from the Hugging Face hub, which cannot be reached") as caught:
         list(hub.read_documents(hub.HubSet(str(tmp_path / "nothing"))))
     assert caught.value.exit_code == ExitCode.IO

@@ -18,10 +18,13 @@ from typer.exceptions import TyperException
 from tiny_transformer.cli import training, using, looking, exchange  # noqa: F401
 
 # isort: on
-from tiny_transformer.cli.frame import app
+from tiny_transformer.cli.frame import Verb, app
 from tiny_transformer.errors import ExitCode, UserError
 
 __all__ = ["app", "main", "run"]
+
+for verb in app.registered_commands:
+    verb.cls = Verb
 
 
 def main(arguments: list[str] | None = None, prog: str = "tiny-transformer") -> None:

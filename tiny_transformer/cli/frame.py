@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from tiny_transformer import __version__
 from tiny_transformer.errors import UserError
@@ -18,10 +19,33 @@ SETTINGS: dict[str, Any] = {
 }
 OPEN_SETTINGS = {**SETTINGS, "allow_extra_args": True, "ignore_unknown_options": True}
 
+
+def _without_types(params: list[Any]) -> list[Any]:
+    """A switch takes no value, so its help names no type."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
+
+
+class Verb(TyperCommand):
+    """A command of the application."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options, as help shows them."""
+        return _without_types(super().get_params(ctx))
+
+
+class _Verbs(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types(super().get_params(ctx))
+
+
 app = typer.Typer(
+    cls=_Verbs,
     name="tiny-transformer",
     help="Read, train and own a small language model: from text to a model that writes.",
-    epilog="Start with: tiny-transformer train --config configs/demo.yaml",
+    epilog="Start with: tiny-transformer train --minutes 10",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

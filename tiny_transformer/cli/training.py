@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from tiny_transformer.cli.frame import OPEN_SETTINGS, SETTINGS, OutDir, app, overrides_of
-from tiny_transformer.errors import ExitCode
+from tiny_transformer.errors import ExitCode, UserError
 
 SOURCE_HELP = (
     "A name (stories, tinystories, wikipedia, wiki-intros, wiki-bookscorpus), a hub id, or a file, folder or glob "
@@ -70,7 +70,7 @@ def prepare(
         workers=workers,
         overwrite=overwrite,
     )
-    console.print(f"\nnext: tiny-transformer train --config configs/demo.yaml --data_dir {out_dir}", highlight=False)
+    console.print(f"\nnext: tiny-transformer train --data_dir {out_dir} --minutes 10", highlight=False)
 
 
 @app.command(context_settings=OPEN_SETTINGS)
@@ -82,6 +82,9 @@ def train(
             metavar="FILE|PRESET", help="A .yaml, .json or .toml file, or a preset: tiny, small, medium, large, gpt2."
         ),
     ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Text to prepare where data_dir holds none yet; a name or path, as in prepare.")
+    ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -89,12 +92,19 @@ def train(
         ),
     ] = None,
     out_dir: OutDir = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose model, batch, rates and length for this many minutes on this machine and this data; what "
+            "--config or another option sets stays as it is set. A resumed run keeps its choice."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Updates of the weights.")] = None,
     max_train_minutes: Annotated[
         float | None,
         typer.Option(
             "--max_train_minutes",
-            help="Fit the run to this time instead: steps, warm-up and decay follow from the measured speed.",
+            help="Fit the run to this time: steps, warm-up and decay follow from the measured speed, nothing else.",
         ),
     ] = None,
     eval_steps: Annotated[
@@ -117,10 +127,13 @@ def train(
 ) -> None:
     """Train a language model, then show its loss, three samples and a report.
 
+    Who does not want to choose says how long: --minutes 10 --data_dir DIR.
+
     Any other key of the config can be set too: --learning_rate 3e-4, --model.hidden_size 128, training.seed=7
     (docs/CONFIG_REFERENCE.md lists them). Ctrl+C saves and leaves; --resume continues bit for bit.
     """
     flags = {
+        "data.source": source,
         "data.data_dir": data_dir,
         "out_dir": out_dir,
         "training.steps": steps,
@@ -131,9 +144,14 @@ def train(
         "training.precision": "bf16" if bf16 else None,
     }
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None] + overrides_of(context)
+    if minutes is not None and max_train_minutes is not None:
+        raise UserError(
+            "--minutes and --max_train_minutes exclude each other", where="command line", remedy="give one of them"
+        )
     from tiny_transformer.training.command import run_training
 
-    status = run_training(config, overrides, resume=resume, overwrite=overwrite, console=Console())
+    console = Console()
+    status = run_training(config, overrides, resume=resume, overwrite=overwrite, console=console, minutes=minutes)
     if status == "stopped":
         raise typer.Exit(ExitCode.STOPPED)
 

@@ -86,7 +86,8 @@ class TrainingConfig(Section):
 
     max_train_minutes: float | None = setting(None, "warn", gt=0)
     """Fit the run to this wall-clock time. Speed is measured first and checked in the first third of the run; steps,
-    warm-up and decay follow from it, and from then on nothing depends on the clock."""
+    warm-up and decay follow from it, and from then on nothing depends on the clock. `train --minutes` sets this, and
+    chooses what else the config leaves open."""
 
     micro_batch_size: int = setting(16, "warn", ge=1)
     """Sequences in one forward and backward pass. Changes memory and speed; with `grad_accum_steps` it makes the batch
@@ -176,6 +177,10 @@ class TrainingConfig(Section):
     eval_steps: int | None = setting(None, "warn", ge=1)
     """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best`
     checkpoint."""
+
+    eval_tokens: int | None = setting(None, "allow", ge=1)
+    """Evaluate on this many tokens from the beginning of the validation split, rounded up to a whole batch. Default:
+    all of it. Bits per byte then count as many bytes a token as the whole split has."""
 
     save_steps: int | None = setting(500, "allow", ge=1)
     """Save a checkpoint every this many steps. The end of the run is always saved."""

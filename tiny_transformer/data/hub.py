@@ -23,7 +23,7 @@ from tiny_transformer.tokenizers.published import hub_is_reachable
 
 PART_BYTES = 16 * 2**20  # of text in a part of the cache
 
-_OFFLINE_REMEDY = "use --source stories, which needs no network, or the path of a text file of yours"
+_OFFLINE_REMEDY = "add --source stories (built in, no network needed) or --source PATH for text of yours"
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _text_of(row: dict[str, Any], hub_set: HubSet) -> str:
 def _unreachable(hub_set: HubSet, reason: str) -> UserError:
     cached = Cache(hub_set).num_bytes
     return UserError(
-        f"cannot read {hub_set.repository} from the Hugging Face hub ({reason})",
+        f"{hub_set.repository} is read from the Hugging Face hub, which cannot be reached ({reason})",
         remedy=f"--max_bytes {cached} uses what was read before; or {_OFFLINE_REMEDY}" if cached else _OFFLINE_REMEDY,
         exit_code=ExitCode.IO,
     )

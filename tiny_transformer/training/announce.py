@@ -13,6 +13,8 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.shards import Dataset
 from tiny_transformer.training.plan import Plan
 
+FEW_STEPS = 100  # with fewer a small model has hardly left its random beginning
+
 
 def tokens_per_step(config: RunConfig) -> int:
     """Tokens in the batch of one update, all processes together."""
@@ -22,7 +24,7 @@ def tokens_per_step(config: RunConfig) -> int:
 def announce(
     run: Path, plan: Plan, config: RunConfig, dataset: Dataset, num_parameters: int, device: str, console: Console
 ) -> None:
-    """Say what is about to happen."""
+    """Say what is about to happen, and when a run is too short to learn much."""
     model, training, meta = config.model, config.training, dataset.meta
     tokens = tokens_per_step(config)
     seen = plan.total_steps * tokens / meta.train.num_tokens
@@ -42,6 +44,13 @@ def announce(
     for name, text in rows.items():
         table.add_row(name, Text(text))
     console.print(table)
+    if plan.asked.minutes is not None and plan.total_steps < FEW_STEPS:
+        console.print(
+            f"only {plan.total_steps:,} steps fit: each is one lesson, and a model that writes needs some hundreds. "
+            "Give it more minutes, a smaller model or batch, or stop what else keeps this machine busy "
+            "(the plan is corrected in the first third of the run)",
+            highlight=False,
+        )
 
 
 def _heads(model: Any) -> str:

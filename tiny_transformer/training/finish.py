@@ -46,7 +46,9 @@ def show_figures(outcome: Outcome, console: Console) -> None:
             highlight=False,
         )
         return
-    table = Table(title="validation", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    part = outcome.config.training.eval_tokens
+    title = "validation" if part is None else f"validation (its first {part:,} tokens)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for name in ("", "nats per token", "bits per byte", "perplexity"):
         table.add_column(name, justify="left" if not name else "right")
     loss, bits = metrics["val_loss"], metrics["val_bits_per_byte"]
@@ -57,17 +59,23 @@ def show_figures(outcome: Outcome, console: Console) -> None:
         table.add_row("still to learn", f"{loss - best:.3f}", f"{bits - best_bits:.3f}", "")
     console.print()
     console.print(table)
+    if part is None:
+        _ring_if_too_good(loss, outcome, console)
+    minutes = outcome.state.elapsed_seconds / 60
+    console.print(
+        f"{outcome.state.step:,} steps, {outcome.state.num_tokens:,} tokens, {minutes:.1f} minutes of training",
+        highlight=False,
+    )
+
+
+def _ring_if_too_good(loss: float, outcome: Outcome, console: Console) -> None:
+    """The alarm of `evaluation.floor`, for a loss on the whole split."""
     meta = outcome.dataset.meta.val
     unscored = 1 if outcome.config.data.packing == "concat" else meta.num_documents  # nothing predicts a first token
     num_scored = meta.num_tokens - unscored
     check = check_split(loss * num_scored, num_scored, meta, outcome.dataset.tokenizer.vocab_size)
     if check is not None and check.rings:
         console.print(f"[bold yellow]warning[/]: {check.warning()}", highlight=False)
-    minutes = outcome.state.elapsed_seconds / 60
-    console.print(
-        f"{outcome.state.step:,} steps, {outcome.state.num_tokens:,} tokens, {minutes:.1f} minutes of training",
-        highlight=False,
-    )
 
 
 def write_samples(outcome: Outcome, console: Console) -> None:

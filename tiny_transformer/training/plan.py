@@ -9,6 +9,7 @@ that a resumed run follows the same plan from whichever checkpoint it starts.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -112,9 +113,11 @@ class Speed:
     def steps_in(self, seconds: float, config: TrainingConfig, num_samplings: int = 0) -> int:
         """How many updates fit, with their evaluations and saves, the last ones of both, and so many rounds of
         samples."""
-        per_step = self.step
-        per_step += (self.evaluation + self.save) / config.eval_steps if config.eval_steps else 0.0
-        per_step += self.save / config.save_steps if config.save_steps else 0.0
+        evaluations = 1 / config.eval_steps if config.eval_steps else 0.0
+        saves = 1 / config.save_steps if config.save_steps else 0.0
+        if config.eval_steps and config.save_steps:  # one save for both where they coincide
+            saves -= 1 / math.lcm(config.eval_steps, config.save_steps)
+        per_step = self.step + evaluations * (self.evaluation + self.save) + saves * self.save
         return max(1, int((seconds - self.evaluation - self.save - num_samplings * self.sampling) / per_step))
 
 
@@ -142,6 +145,7 @@ class Pace:
         estimate: for whatever this run has not timed yet.
         write: keeps a plan for a resumed run; called before the plan is used.
         agree: of several processes that each looked at a clock, gives all of them the first one's answer.
+        most_steps: what `steps` and `max_tokens` allow, however fast it goes.
     """
 
     def __init__(
@@ -151,9 +155,12 @@ class Pace:
         estimate: Speed | None,
         write: Callable[[Plan], None],
         agree: Callable[[Any], Any] = lambda answer: answer,
+        *,
+        most_steps: float = math.inf,
     ) -> None:
         self._config, self._estimate, self._write, self._agree = config, estimate, write, agree
-        self._started: tuple[int, float] | None = None  # the step and seconds from which this process is timed
+        self._most_steps = most_steps
+        self._started: tuple[int, float] | None = None  # the step and seconds from which the speed is taken
         self._adopt(plan)
 
     @property
@@ -180,13 +187,13 @@ class Pace:
             return False
         if self._started is None:
             if state.seconds.get("steps", 0.0) > 0.0:  # the first step is slower than the others
-                self._started = (state.step, state.seconds["steps"])
+                self._started = (state.step, _busy(state))
             return False
         steps = state.step - self._started[0]
         if steps < 3 or self._schedule.progress(state.step) < self._next_revision:
             return False
         speed = Speed(
-            (state.seconds["steps"] - self._started[1]) / steps,
+            (_busy(state) - self._started[1]) / steps,
             state.mean_seconds("evaluations") or self._estimate.evaluation,
             state.mean_seconds("saves") or self._estimate.save,
             state.mean_seconds("samples") or self._estimate.sampling,
@@ -196,14 +203,22 @@ class Pace:
         left = speed.steps_in(60 * minutes - state.elapsed_seconds, self._config, num_samplings)
         total = self._agree(state.step + left)
         reason = f"{total:,} steps of {speed.step:.2g} s fit {minutes:g} minutes"
+        if total > self._most_steps:
+            total, reason = max(int(self._most_steps), state.step + 1), f"{self._most_steps:,} steps as asked"
         is_fixed = self._next_revision == REVISIONS[-1]
         self._adopt(self._plan.ending_at(total, seen_from=state.step, reason=reason, is_fixed=is_fixed))
+        self._started = (state.step, _busy(state))  # what changed before now says nothing about the rest
         return True
 
     def _adopt(self, plan: Plan) -> None:
         self._write(plan)
         self._plan, self._schedule = plan, plan.schedule(self._config)
         self._next_revision = next((at for at in REVISIONS if at > plan.legs[-1].progress), REVISIONS[-1])
+
+
+def _busy(state: TrainState) -> float:
+    """Seconds that go with every step: the updates themselves, and writing about them."""
+    return state.seconds["steps"] + state.seconds.get("logging", 0.0)
 
 
 def read_plan(run_dir: Path) -> Plan | None:

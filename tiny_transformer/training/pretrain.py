@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, replace
@@ -14,16 +16,17 @@ from rich.console import Console
 from torch import nn
 
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.data.batches import Batch, Batches, evaluation_batches
+from tiny_transformer.data.batches import Batch, Batches
 from tiny_transformer.data.shards import Dataset
 from tiny_transformer.errors import UserError
-from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
+from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.generation.text import encode_prompt
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import build_model, load_weights
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.announce import announce, tokens_per_step
+from tiny_transformer.training.calibration import take_choice
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.loggers import Loggers
 from tiny_transformer.training.loop import Job, Save, Watcher, train
@@ -54,6 +57,7 @@ from tiny_transformer.training.sharing import Sharded, Sharing, check_shares, pa
 from tiny_transformer.training.state import TrainState, load_identity, load_state
 from tiny_transformer.training.stop import StopSignals
 from tiny_transformer.training.through_time import Sampler, prompts_through_time
+from tiny_transformer.training.validation import validation_batches, validation_loss
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,9 @@ def _pretrain(request: Request, processes: Processes, console: Console) -> Outco
     dataset = open_training_data(config, console) if processes.is_first else None
     processes.any(False)  # the data is there now
     dataset = dataset or open_training_data(config, console)
+    begun = time.monotonic()
+    if request.chooses and not request.resume:
+        config = take_choice(config, dataset, hardware, processes, console)
     config = fit_vocabulary(config, dataset, console)
     run = RunDirectory(run_dir)
     with ExitStack() as stack:
@@ -114,6 +121,7 @@ def _pretrain(request: Request, processes: Processes, console: Console) -> Outco
                 clear_run(run_dir)
             run.clean_leftovers()
         start = Start(replace(request, config=config), run, dataset, hardware, console, processes)
+        start.state.elapsed_seconds = time.monotonic() - begun  # choosing is part of the minutes
         return start.go(stack)
 
 
@@ -224,12 +232,13 @@ class Start:
         self.processes.any(False)  # everybody has read it before the first process writes it
         if plan is not None and plan.asked != planning.Asked.by(training):
             plan = None
-        speed = None
+        speed, begun = None, time.monotonic()
         if training.max_train_minutes is not None and (plan is None or not plan.is_fixed):
             self.console.print("[dim]timing a few steps to plan the run[/]")
             speed = planning.Speed(
                 self._step_seconds(), self._eval_seconds(), planning.SAVE_SECONDS, self._sampling_seconds()
             )
+            self.state.elapsed_seconds += self.processes.first(time.monotonic() - begun)
         if plan is None and speed is not None:
             plan = planning.plan_for_minutes(training, tokens_per_step(self.config), self.state, speed)
         elif plan is None:
@@ -240,7 +249,9 @@ class Start:
             if is_first:
                 atomic_write(path, plan.to_json())
 
-        return planning.Pace(plan, training, speed, write, self.processes.first)
+        is_counted = training.steps is not None or training.max_tokens is not None
+        most = planning.plan_for_counts(training, tokens_per_step(self.config)).total_steps if is_counted else math.inf
+        return planning.Pace(plan, training, speed, write, self.processes.first, most_steps=most)
 
     def _step_seconds(self) -> float:
         model, sharing, optimizers = self._build()  # a second one, so that the run's own does not learn from it
@@ -251,12 +262,13 @@ class Start:
             compute_gradient(compiled, self.batches, 0, training, hardware, language_modelling_loss, sharing=sharing)
             optimizers.step(0.0)
 
-        return planning.measure_seconds(one_step, self.processes.first)
+        budget = 60 * (self.config.training.max_train_minutes or 0.0)
+        return planning.measure_seconds(one_step, self.processes.first, at_least_seconds=min(2.0, 0.01 * budget))
 
     def _eval_seconds(self) -> float:
         if self.config.training.eval_steps is None:
             return 0.0
-        batches = list(self._validation_batches())
+        batches = list(validation_batches(self.config, self.dataset))
         few = batches[:2]
         agree, world_size = self.processes.first, self.processes.world_size
         seconds = planning.measure_seconds(lambda: self._split_loss(few), agree, at_least_seconds=0.5, warm_up=1)
@@ -279,7 +291,7 @@ class Start:
             pace=pace,
             batches=self.batches,
             loss_function=language_modelling_loss,
-            evaluate=(lambda: self._split_loss(self._validation_batches())) if evaluates else None,
+            evaluate=(lambda: self._split_loss(validation_batches(self.config, self.dataset))) if evaluates else None,
             sample=self._sampler(),
             save=save,
             log=log,
@@ -309,15 +321,8 @@ class Start:
         compiled.backbone = torch.compile(compiled.backbone)  # ty: ignore[no-matching-overload]
         return compiled
 
-    def _validation_batches(self) -> Iterator[Batch]:
-        data, training = self.config.data, self.config.training
-        return evaluation_batches(
-            self.dataset.val, seq_len=data.seq_len, batch_size=training.micro_batch_size, packing=data.packing
-        )
-
     def _split_loss(self, batches: Iterable[Batch]) -> SplitLoss:
-        num_bytes = self.dataset.meta.val.num_bytes
-        return evaluate_split(self.model, batches, num_bytes=num_bytes, hardware=self.hardware, sharing=self.sharing)
+        return validation_loss(self.model, batches, self.config, self.dataset, self.hardware, self.sharing)
 
     def _writer(self, pace: planning.Pace, log: StepLog | None) -> CheckpointWriter:
         facts = {

@@ -26,6 +26,7 @@ class Request:
         name: what to call the run and its data when no directory is given.
         resume: continue the run in `out_dir` (or the newest of that name).
         overwrite: replace a run that is already there.
+        chooses: fill in what the config leaves open so that it makes the most of `max_train_minutes`.
         command: the command line, for the record.
     """
 
@@ -33,6 +34,7 @@ class Request:
     name: str
     resume: bool = False
     overwrite: bool = False
+    chooses: bool = False
     command: list[str] = field(default_factory=lambda: list(sys.argv))
 
 

@@ -1,0 +1,207 @@
+"""`train --minutes`: the choice is arithmetic, its laws are the published ones, and a run keeps what was chosen."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.errors import UserError
+from tiny_transformer.hardware import choose_hardware
+from tiny_transformer.inspection.accounting import count_parameters, count_step
+from tiny_transformer.training import calibration
+from tiny_transformer.training.autopilot import (
+    MOST_PASSES,
+    Corpus,
+    Speed,
+    batch_rows,
+    choose,
+    ladder,
+    predicted_excess,
+    settings,
+)
+from tiny_transformer.training.calibration import overlay
+from tiny_transformer.training.command import run_training
+
+STORIES = Corpus(train_tokens=5_200_000, val_tokens=53_000, num_documents=11_000, vocab_size=2048)
+LAPTOP = Speed(launch=1.5e-3, operation=5e-12, element=2.2e-9)  # two cores, as timed in docs/LOG.md
+GPU = Speed(launch=3e-3, operation=1 / 4e13, element=1e-12)  # 1e14 operations a second at best, 4e13 in practice
+
+
+def chosen(minutes: float, corpus: Corpus = STORIES, speed: Speed = LAPTOP):
+    return choose(60 * minutes, corpus, speed, ladder(corpus.vocab_size, corpus.seq_len), corpus.seq_len)
+
+
+def option_of(choice, width: int, layers: int):
+    shapes = [(o.candidate.model["hidden_size"], o.candidate.model["num_hidden_layers"]) for o in choice.options]
+    return choice.options[shapes.index((width, layers))]
+
+
+def test_the_law_is_the_published_one() -> None:
+    # Muennighoff et al. 2023, appendix A: L - E = 521 / N^0.353 + 1488 / D^0.353 where nothing is repeated
+    assert predicted_excess(1e8, 2e9, 1e10) == pytest.approx(521 / 1e8**0.3527 + 1488 / 2e9**0.3527)
+    # their best size has 20 tokens a parameter, as that of Hoffmann et al.
+    sizes = [10 ** (5 + i / 200) for i in range(600)]
+    best = min(sizes, key=lambda n: predicted_excess(n, 1e17 / 6 / n, math.inf))
+    assert 1e17 / 6 / best**2 == pytest.approx(19.6, rel=0.03)
+
+
+def test_repeated_tokens_are_worth_less_and_in_the_end_nothing() -> None:
+    unique = 1e6
+    values = [predicted_excess(1e5, passes * unique, unique) for passes in (1, 2, 4, 16, 40, 1000)]
+    assert all(later < earlier for earlier, later in pairwise(values))
+    fresh = predicted_excess(1e5, 4 * unique, 4 * unique)
+    assert values[2] == pytest.approx(fresh, rel=0.06)  # four passes are nearly as good as new text
+    ceiling = predicted_excess(1e5, 1e12, unique)
+    assert values[-1] == pytest.approx(ceiling, rel=1e-3)
+
+
+def test_the_batch_follows_step_law() -> None:
+    assert [batch_rows(tokens, 512) for tokens in (0, 660_000, 2_650_000, 25_000_000)] == [1, 2, 4, 16]
+    # 0.58 D^0.571 tokens are 1,217, 2,693, 9,700: rounded down to a power of two of sequences
+    assert pytest.approx(2_693, rel=0.01) == 0.58 * 2_650_000**0.571
+
+
+def test_operations_and_parameters_are_those_of_the_model() -> None:
+    candidate = ladder(2048, 256)[4]
+    tree = {"model": {**candidate.model, "vocab_size": 2048}, "data": {"seq_len": 256}}
+    config = load_run_config({**tree, "training": {"optimizer": "muon", "micro_batch_size": 4, "device": "cpu"}})
+    parts, _ = count_parameters(config.model)
+    assert candidate.parameters == parts.total()
+    assert candidate.block_parameters == parts.total() - 2048 * 128
+    step = count_step(config, choose_hardware("cpu", "fp32"))
+    causal = step.training["matrices"] + step.training["attention"] / 2
+    assert candidate.token_operations * 4 * 256 == pytest.approx(causal, rel=0.01)
+    assert candidate.update_operations == pytest.approx(step.update, rel=0.05)
+
+
+def test_a_speed_is_found_again_from_its_timings() -> None:
+    shapes = ladder(2048, 512)
+    timed = [(shapes[i], n, LAPTOP.step_seconds(shapes[i], n)) for i, n in ((4, 2048), (0, 512), (6, 1024), (3, 4096))]
+    found = Speed.fit(timed)
+    assert (found.launch, found.operation, found.element) == pytest.approx(
+        (LAPTOP.launch, LAPTOP.operation, LAPTOP.element), rel=1e-6
+    )
+    noisy = [(c, n, s * factor) for (c, n, s), factor in zip(timed, (1.1, 0.9, 1.05, 0.95), strict=True)]
+    fitted = Speed.fit(noisy[:2])
+    assert min(fitted.launch, fitted.operation, fitted.element) >= 0.0
+    for candidate, num_tokens, seconds in noisy[:2]:
+        assert fitted.step_seconds(candidate, num_tokens) == pytest.approx(seconds, rel=0.05)
+
+
+@pytest.mark.parametrize("minutes", [1, 4, 10, 30, 60])
+def test_no_choice_is_predicted_to_be_worse_than_the_demo(minutes: float) -> None:
+    choice = chosen(minutes)
+    assert choice.best.excess <= 1.001 * option_of(choice, 128, 4).excess
+
+
+def test_more_time_gives_larger_models_and_batches() -> None:
+    choices = [chosen(minutes).best for minutes in (0.2, 1, 4, 10, 30, 60, 600)]
+    for earlier, later in pairwise(choices):
+        assert later.candidate.token_operations >= earlier.candidate.token_operations
+        assert later.rows >= earlier.rows
+        assert later.excess < earlier.excess
+    assert choices[0].candidate.parameters < 1e6 < choices[-1].candidate.parameters
+
+
+@pytest.mark.parametrize("minutes", [0.2, 4, 60, 600])
+def test_the_steps_fill_the_time(minutes: float) -> None:
+    best = chosen(minutes, Corpus(10**10, 10**8, 10**7, 4096)).best
+    assert 0.9 < best.steps * best.step_seconds / (60 * minutes) <= 1.0
+
+
+def test_little_text_ends_the_run_early_and_drops_out() -> None:
+    corpus = Corpus(train_tokens=25_000, val_tokens=600, num_documents=12, vocab_size=512)  # 100 kB
+    choice = chosen(10, corpus)
+    assert choice.best.is_cut
+    taken = settings(choice, corpus, on_cpu=True)
+    assert taken["training"]["max_tokens"] == MOST_PASSES * corpus.train_tokens
+    assert taken["training"]["dropout"] == 0.1
+    assert choice.best.candidate.parameters < chosen(10).best.candidate.parameters
+
+
+def test_a_gpu_gets_a_larger_model_in_pieces_that_fit() -> None:
+    corpus = Corpus(10**9, 2 * 10**7, 10**6, 16_384)
+    choice = chosen(600, corpus, GPU)
+    assert choice.best.candidate.parameters > 5e7
+    taken = settings(choice, corpus, on_cpu=False)["training"]
+    assert taken["micro_batch_size"] * taken["grad_accum_steps"] == choice.best.rows
+    assert taken["micro_batch_size"] * choice.seq_len * corpus.vocab_size <= 2**30
+    assert taken["eval_tokens"] is None or taken["eval_tokens"] < corpus.val_tokens
+
+
+@pytest.mark.parametrize("corpus", [STORIES, Corpus(10**9, 2 * 10**7, 10**6, 4096)])
+@pytest.mark.parametrize("minutes", [0.2, 1, 10])
+def test_evaluating_and_saving_take_a_small_part_of_the_time(minutes: float, corpus: Corpus) -> None:
+    choice = chosen(minutes, corpus)
+    taken = settings(choice, corpus, on_cpu=True)["training"]
+    token_seconds = choice.best.step_seconds / (choice.best.rows * choice.seq_len) / 3
+    evaluations = choice.best.steps // taken["eval_steps"]
+    seconds = evaluations * token_seconds * min(taken["eval_tokens"] or math.inf, corpus.val_tokens)
+    assert seconds < 0.05 * 60 * minutes
+    assert 1 <= evaluations <= 10
+
+
+def test_sequences_hold_a_document_of_average_length() -> None:
+    assert STORIES.seq_len == 512
+    assert Corpus(200_000, 5_000, 1_000, 512).seq_len == 256
+    assert Corpus(200_000, 5_000, 1, 512).seq_len == 512  # one book
+    assert Corpus(200_000, 5_000, 50_000, 512).seq_len == 64  # one-liners
+    assert Corpus(60, 10, 1, 257).seq_len == 32  # hardly any text
+
+
+def test_what_a_person_set_stays() -> None:
+    config = load_run_config({"model": {"num_hidden_layers": 3}, "training": {"learning_rate": 2e-3, "batch_size": 5}})
+    taken = overlay(config, settings(chosen(4), STORIES, on_cpu=True))
+    assert (taken.model.num_hidden_layers, taken.model.hidden_size) == (3, 256)  # one key of the shape keeps the shape
+    assert (taken.training.learning_rate, taken.training.micro_batch_size, taken.training.grad_accum_steps) == (
+        2e-3,
+        5,
+        1,
+    )
+    assert (taken.training.optimizer, taken.data.seq_len) == ("muon", 512)  # the rest is chosen
+
+
+def auto(data: Path, *overrides: str, **options: object) -> str:
+    """`train --minutes` on tiny data, in the working directory."""
+    console = Console(file=io.StringIO(), width=100)
+    quick = ["sample_prompts=[]", "device=cpu", f"data.data_dir={data}"]
+    options = {"resume": False, "overwrite": False, "minutes": 0.05, **options}
+    run_training(None, [*quick, *overrides], console=console, **options)  # ty: ignore[invalid-argument-type]
+    return console.file.getvalue()  # ty: ignore[unresolved-attribute]
+
+
+def test_a_run_keeps_its_choice_when_it_is_resumed(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at once, gone on with: nothing is timed or chosen again, and shape and batch are those of the start."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "_step_seconds", lambda config, dataset, hardware, budget: 0.02)
+    told = auto(tiny_data, "steps=3")
+    assert "what 0.05 minutes buy" in told and "->" in told
+    assert all(word in told for word in ("Hoffmann", "Muennighoff", "Step Law"))
+    config = (tmp_path / "runs/auto/config.yaml").read_text().split("\n", 2)[2]
+    plan = json.loads((tmp_path / "runs/auto/plan.json").read_text())
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("chosen again")
+
+    monkeypatch.setattr(calibration, "_measure_and_choose", never)
+    auto(tiny_data, "steps=3", resume=True)
+    assert (tmp_path / "runs/auto/config.yaml").read_text().split("\n", 2)[2].replace(
+        "out_dir: runs/auto", "out_dir: null"
+    ) == config
+    assert json.loads((tmp_path / "runs/auto/plan.json").read_text()) == plan
+
+
+def test_minutes_do_not_choose_a_hybrid(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="not of a qwen3_next"):
+        auto(tiny_data, "model.model_type=qwen3_next")
+    assert not (tmp_path / "runs/auto").exists()

@@ -1,0 +1,124 @@
+"""A budget of minutes is kept within 3 %: the real loop on a clock of its own, so that every run is the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.evaluation.loss import SplitLoss
+from tiny_transformer.hardware import Hardware
+from tiny_transformer.training import loop
+from tiny_transformer.training import state as training_state
+from tiny_transformer.training.loop import Gradient, Job, train
+from tiny_transformer.training.plan import Pace, Plan, Speed, plan_for_minutes, read_plan
+from tiny_transformer.training.state import TrainState
+
+MINUTES = 10
+CONFIG = TrainingConfig(
+    max_train_minutes=MINUTES, eval_steps=150, save_steps=75, log_steps=5, schedule="linear", final_rate_fraction=0.0
+)
+ESTIMATE = Speed(step=0.1, evaluation=4.0, save=2.0, sampling=1.0)  # what was measured before the first step
+
+
+class Machine:
+    """Where time passes only when something is done.
+
+    Args:
+        step_seconds: of an update, by the second at which it begins.
+        save_seconds: of each checkpoint.
+    """
+
+    def __init__(self, step_seconds: Callable[[float], float], save_seconds: float) -> None:
+        self.now, self.factors, self.plans = 0.0, [], []
+        self._step_seconds, self._save_seconds = step_seconds, save_seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+    def update(self, job: Job, state: TrainState, movement: Any) -> tuple[Gradient, float]:
+        noise = 1 + 0.3 * math.sin(1.7 * state.step) * math.sin(0.13 * state.step)
+        self.pass_by(self._step_seconds(self.now) * noise * (20.0 if state.step == 0 else 1.0))
+        self.factors.append(job.pace.factor(state.step))
+        return Gradient(1.0, 1.0, 64, {}, 0.0), self.factors[-1]
+
+    def evaluate(self) -> SplitLoss:
+        self.pass_by(5.5)
+        return SplitLoss(1000.0 - self.now, 1, 1)  # each is the best so far, and saved
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, config: TrainingConfig = CONFIG, **pace: Any) -> TrainState:
+        """Train to the end."""
+        state = TrainState()
+        monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=self.monotonic))
+        monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=self.monotonic))
+        monkeypatch.setattr(loop, "update", self.update)
+        monkeypatch.setattr(loop, "_measured", lambda job, state, movement: {})
+        job = Job(
+            model=torch.nn.Linear(1, 1),
+            optimizers=None,  # ty: ignore[invalid-argument-type]
+            pace=Pace(plan_for_minutes(config, 64, state, ESTIMATE), config, ESTIMATE, self.plans.append, **pace),
+            batches=SimpleNamespace(epoch=lambda step: 0.0),  # ty: ignore[invalid-argument-type]
+            loss_function=None,  # ty: ignore[invalid-argument-type]
+            evaluate=self.evaluate,
+            sample=lambda state: self.pass_by(1.6),
+            save=lambda state, status, is_best: self.pass_by(self._save_seconds),
+            log=lambda record: self.pass_by(0.004),
+            config=config,
+            hardware=Hardware(torch.device("cpu"), None),
+            watcher=SimpleNamespace(  # ty: ignore[invalid-argument-type]
+                step=lambda state, tokens_per_second: None, length=lambda total_steps: None
+            ),
+        )
+        assert train(job, state, lambda: False) == "finished"
+        return state
+
+
+MACHINES: dict[str, tuple[Callable[[float], float], float]] = {
+    "as expected": (lambda now: 0.1, 2.0),
+    "slow saves": (lambda now: 0.1, 7.0),
+    "half as fast as measured": (lambda now: 0.2, 2.0),
+    "twice as fast as measured": (lambda now: 0.05, 2.0),
+    "somebody comes in the first minute": (lambda now: 0.1 if now < 40 else 0.23, 5.0),
+    "somebody leaves in the first minute": (lambda now: 0.23 if now < 40 else 0.1, 5.0),
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_run_ends_within_three_percent_of_its_minutes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise of 30 % on each step and a slow first one are always there."""
+    machine = Machine(*MACHINES[name])
+    state = machine.run(monkeypatch)
+    assert machine.now == pytest.approx(60 * MINUTES, rel=0.03)
+    assert state.elapsed_seconds == pytest.approx(machine.now)
+    assert machine.factors[-1] == pytest.approx(0.0, abs=1e-12)  # the rate is fully decayed
+    assert max(machine.factors) == 1.0
+    assert machine.plans[-1].is_fixed
+
+
+def test_the_count_that_was_asked_for_is_never_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned to need all its time, a run turns out to be faster: it takes the steps asked for, not more."""
+    config = CONFIG.model_copy(update={"steps": 4500})
+    machine = Machine(lambda now: 0.05, 2.0)
+    state = machine.run(monkeypatch, config, most_steps=4500)
+    assert not machine.plans[0].is_fixed and machine.plans[0].total_steps < 4500
+    assert state.step == 4500
+    assert machine.factors[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_plan_survives_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    machine = Machine(*MACHINES["slow saves"])
+    machine.run(monkeypatch)
+    last: Plan = machine.plans[-1]
+    (tmp_path / "plan.json").write_text(last.to_json())
+    again = read_plan(tmp_path)
+    assert again == last
+    schedule = last.schedule(CONFIG)
+    assert [schedule.factor(step) for step in range(last.total_steps)] == machine.factors
