@@ -106,8 +106,6 @@ class Watch:
     def __init__(
         self, store: Any, rank: int, world_size: int, lost_seconds: float, leave: Callable[[int], None] = os._exit
     ) -> None:
-        while hasattr(store, "underlying_store"):  # a store with a prefix in front of each key cannot be cloned
-            store = store.underlying_store
         self._store = store.clone()
         self._store.set_timeout(timedelta(seconds=lost_seconds))
         self._rank, self._lost_seconds, self._leave = rank, lost_seconds, leave
