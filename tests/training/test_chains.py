@@ -30,7 +30,7 @@ from tiny_transformer.training import plan as planning
 from tiny_transformer.training import pretrain as stage
 from tiny_transformer.training import state as train_state
 
-NUM_CHAINS = int(os.environ.get("RESUME_CHAINS", "64"))
+NUM_CHAINS = int(os.environ.get("RESUME_CHAINS", "48"))
 SEED = int(os.environ.get("RESUME_SEED", "20261121"))
 OWN_OF_A_START = {"elapsed_seconds", "seconds", "counts"}  # readings of the clock, and how often it was read
 SHAPE: dict[str, Any] = {
@@ -199,7 +199,7 @@ def chains(
 def test_a_chain_of_stops_and_kills_ends_like_an_undisturbed_run(
     chains: Chains, request: pytest.FixtureRequest
 ) -> None:
-    """Four chains of each of all variants; RESUME_CHAINS=500 for the full number."""
+    """Three chains of each of all variants; RESUME_CHAINS=500 for the full number."""
     place = list(VARIANTS).index(request.node.callspec.params["chains"])
     rng, count = random.Random(SEED + place), len(range(place, NUM_CHAINS, len(VARIANTS)))
     ends = sum((chains.chain(rng) for _ in range(count)), Counter[str]())

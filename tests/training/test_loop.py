@@ -173,7 +173,7 @@ def test_an_update_that_is_no_number_is_never_saved(
 
 
 def test_replay_makes_the_same_step_again(tiny_data: Path, tmp_path: Path) -> None:
-    run_tiny(tiny_data, tmp_path / "r")
+    run_tiny(tiny_data, tmp_path / "r", dropout=0.5, final_dropout=0.0, sample_prompts=["Once"])
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "r").rglob("*"))
     logged = {record["step"]: record for record in log_without_clock(tmp_path / "r")}
     for number in (1, 5, 6, 12):  # without a checkpoint before it, right after one, later, the last

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tiny_transformer.data.batches import Batch
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.sharing import local
 
 SHOWN_EXAMPLES = 8
@@ -21,8 +22,22 @@ SHOWN_EXAMPLES = 8
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no tensor holds a nan or an infinity, or this process's part of it; one pass over the memory."""
     parts = [local(tensor.detach()) for tensor in tensors]
-    norms = torch._foreach_norm([part for part in parts if part.numel()], torch.inf)
-    return bool(torch.stack(norms).isfinite().all())
+    parts = [part for part in parts if part.numel()]
+    # The usual norm is many times faster than the largest element; it alone can overflow, and then the other decides.
+    return any(bool(torch.stack(torch._foreach_norm(parts, order)).isfinite().all()) for order in (2, torch.inf))
+
+
+def first_bad_after_update(model: nn.Module, optimizers: Optimizers) -> str | None:
+    """The name of the first tensor that an update left not finite: of what the optimizers remember, then the weights.
+
+    An infinite mean of squared gradients would stay unseen in the weights: it makes their updates zero.
+    """
+    memory = optimizers.state()
+    if all_finite([*memory.values(), *model.parameters()]):
+        return None
+    named: dict[str, Tensor] = {f"the optimizer's {name}": tensor for name, tensor in memory.items()}
+    named |= {f"the weight {name}": parameter for name, parameter in model.named_parameters()}
+    return first_bad_tensor(named.items())
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -95,9 +95,19 @@ def compute_gradient(
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= loss_scale
-    max_norm = math.inf if config.grad_clip is None else config.grad_clip
-    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
-    return Gradient(mean_loss, norm.item(), num_tokens, dict(zip(names, means, strict=True)), data_seconds)
+    norm = _clip(model, math.inf if config.grad_clip is None else config.grad_clip)
+    return Gradient(mean_loss, norm, num_tokens, dict(zip(names, means, strict=True)), data_seconds)
+
+
+def _clip(model: nn.Module, max_norm: float) -> float:
+    """Shorten the gradient to `max_norm`; its norm before that. One that is not finite is left as it is: scaled, all of
+    it would be, and nobody could tell where it began."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    length = whole(norm).item()
+    if math.isfinite(length):
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return length
 
 
 def draw_random_numbers_for(seed: int, step: int, row: int) -> None:

@@ -20,7 +20,7 @@ from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.training.diagnosis import all_finite, first_bad_tensor, named_tensors, not_finite
+from tiny_transformer.training.diagnosis import first_bad_after_update, first_bad_tensor, named_tensors, not_finite
 from tiny_transformer.training.gradient import BatchSource, Gradient, LossFunction, compute_gradient
 from tiny_transformer.training.loss_scale import count_step_at_loss_scale, lower_loss_scale
 from tiny_transformer.training.measurements import Movement, peak_memory
@@ -113,7 +113,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
 
         state.step += 1
         state.num_tokens += gradient.num_tokens
-        state.metrics = {**state.metrics, "loss": gradient.loss, "grad_norm": gradient.norm, **gradient.figures}
+        state.metrics = {**state.metrics, "loss": gradient.loss}
         is_best = evaluates and _take_evaluation(job, state)
         if job.sample is not None and is_due(job.pace, state.step):
             with state.timed("samples"):
@@ -122,7 +122,8 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         tokens_per_second = (state.num_tokens - mark_tokens) / max(state.seconds["steps"] - mark_seconds, 1e-9)
         if movement is not None:
             with state.timed("logging"):
-                job.log(_record(job, state, factor, tokens_per_second, evaluates) | _measured(job, state, movement))
+                record = _record(job, state, gradient, factor, evaluates)
+                job.log(record | _measured(job, state, movement, tokens_per_second))
             mark_seconds, mark_tokens = state.seconds["steps"], state.num_tokens
         job.watcher.step(state, tokens_per_second)
 
@@ -147,15 +148,8 @@ def update(job: Job, state: TrainState, movement: Movement | None = None) -> tup
     Raises:
         UserError: the loss, the gradient or the update is not finite.
     """
-    config = job.config
-    if config.final_dropout is not None:
-        progress = job.pace.progress(state.step)
-        set_dropout(job.model, config.dropout + (config.final_dropout - config.dropout) * progress)
     begun = time.monotonic()
-    gradient = _gradient(job, state)
-    while not math.isfinite(gradient.norm) and lower_loss_scale(state):
-        job.optimizers.zero_grad()
-        gradient = _gradient(job, state)
+    gradient = find_gradient(job, state)
     for name, value in (("loss", gradient.loss), ("grad_norm", gradient.norm)):
         if not math.isfinite(value):
             raise _not_finite(job, state, f"{name} is {value}", first_bad_tensor(named_tensors(job.model)))
@@ -167,13 +161,26 @@ def update(job: Job, state: TrainState, movement: Movement | None = None) -> tup
     if movement is not None:
         movement.begin()
     job.optimizers.step(factor)
-    if job.sharing.processes.any(not all_finite(job.model.parameters())):
-        culprit = first_bad_tensor((f"the optimizer's {name}", t) for name, t in job.optimizers.state().items())
+    culprit = first_bad_after_update(job.model, job.optimizers)
+    if job.sharing.processes.any(culprit is not None):
         raise _not_finite(job, state, "the update is not finite", culprit)
     if movement is not None:
         movement.end()
     state.spend("optimizer", time.monotonic() - ready)
     return gradient, factor
+
+
+def find_gradient(job: Job, state: TrainState) -> Gradient:
+    """Leave the gradient of a step in the weights' `grad`; one that overflows is computed again at half the scale."""
+    config = job.config
+    if config.final_dropout is not None:
+        progress = job.pace.progress(state.step)
+        set_dropout(job.model, config.dropout + (config.final_dropout - config.dropout) * progress)
+    gradient = _gradient(job, state)
+    while not math.isfinite(gradient.norm) and lower_loss_scale(state):
+        job.optimizers.zero_grad()
+        gradient = _gradient(job, state)
+    return gradient
 
 
 def _gradient(job: Job, state: TrainState) -> Gradient:
@@ -205,27 +212,27 @@ def _take_evaluation(job: Job, state: TrainState) -> bool:
     return is_best
 
 
-def _record(job: Job, state: TrainState, factor: float, tokens_per_second: float, evaluated: bool) -> dict[str, Any]:
+def _record(job: Job, state: TrainState, gradient: Gradient, factor: float, evaluated: bool) -> dict[str, Any]:
     """One line of log.jsonl. All but the readings of clock and memory are the same in a resumed run, bit for bit."""
-    further = sorted(n for n in state.metrics if n not in ("loss", "grad_norm") and not n.startswith("val_"))
     validation = ("val_loss", "val_perplexity", "val_bits_per_byte") if evaluated else ()
-    shown = ("loss", "grad_norm", *further, *validation)
     return {
         "step": state.step,
         "epoch": round(job.batches.epoch(state.step), 6),
         "num_tokens": state.num_tokens,
         "learning_rate": job.config.learning_rate * factor,
-        **{name: state.metrics[name] for name in shown},
-        "elapsed_seconds": round(state.elapsed_seconds, 3),
-        "tokens_per_second": round(tokens_per_second, 1),
+        "loss": gradient.loss,
+        "grad_norm": gradient.norm,
+        **dict(sorted(gradient.figures.items())),
+        **{name: state.metrics[name] for name in validation},
     }
 
 
-def _measured(job: Job, state: TrainState, movement: Movement) -> dict[str, Any]:
-    """The rest of the line: what each part did, the loss scale of fp16, where all the time went, and memory."""
+def _measured(job: Job, state: TrainState, movement: Movement, tokens_per_second: float) -> dict[str, Any]:
+    """The rest of the line: the clock, what each part did, the loss scale of fp16, where all the time went, memory."""
     scale = {"loss_scale": state.loss_scale} if job.hardware.precision == "fp16" else {}
     seconds = {kind: round(spent, 3) for kind, spent in state.seconds.items() if kind != "steps"}
-    return {**movement.figures, **scale, "seconds": seconds, **peak_memory(job.hardware.device)}
+    clock = {"elapsed_seconds": round(state.elapsed_seconds, 3), "tokens_per_second": round(tokens_per_second, 1)}
+    return {**clock, **movement.figures, **scale, "seconds": seconds, **peak_memory(job.hardware.device)}
 
 
 def _status(config: TrainingConfig, state: TrainState, is_last: bool, stop_requested: bool) -> str:

@@ -22,9 +22,9 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import plan as planning
-from tiny_transformer.training.diagnosis import first_bad_tensor, named_tensors
-from tiny_transformer.training.gradient import Gradient, compute_gradient
-from tiny_transformer.training.loop import Job, train
+from tiny_transformer.training.diagnosis import first_bad_after_update, first_bad_tensor, named_tensors
+from tiny_transformer.training.gradient import Gradient
+from tiny_transformer.training.loop import Job, find_gradient, train
 from tiny_transformer.training.pretrain import Start
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.run_files import CONFIG_FILE, holds_a_run
@@ -35,7 +35,7 @@ SHOWN_CHARACTERS = 60
 
 
 def replay(run_dir: Path, step: int, console: Console) -> Gradient:
-    """Make update number `step` (the first is 1) of a run again, up to its gradient, and show it.
+    """Make update number `step` (the first is 1) of a run again, and show its gradient and what it leaves behind.
 
     Raises:
         UserError: there is no such run or step, or what it was trained on is gone or has changed.
@@ -56,13 +56,15 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
     pace = planning.Pace(replace(plan, is_fixed=True), quiet, None, lambda plan: None)
     with TrainingProgress(console, step, start.state.step) as progress:
         job = start.job(pace, save=_save_nothing, log=lambda record: None, watcher=progress)
-        job = replace(job, config=quiet, evaluate=None)
+        job = replace(job, config=quiet, evaluate=None, sample=None)
         if start.state.step < step - 1:
             train(job, start.state, lambda: start.state.step >= step - 1)
     job.model.train()
-    arguments = (job.model, job.batches, step - 1, quiet, hardware, job.loss_function, start.state.loss_scale)
-    gradient = compute_gradient(*arguments)
+    gradient = find_gradient(job, start.state)
     _show(job, start, gradient, console)
+    job.optimizers.step(job.pace.factor(start.state.step))
+    if (culprit := first_bad_after_update(job.model, job.optimizers)) is not None:
+        console.print(f"[bold red]not finite after the update[/]: first bad tensor {culprit}", highlight=False)
     return gradient
 
 

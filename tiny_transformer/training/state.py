@@ -23,6 +23,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.training.optimizers import Optimizers
 
 DIRECTORY = "trainer_state"
+COUNTED = ("evaluations", "samples", "saves")
 
 
 @dataclass
@@ -38,12 +39,12 @@ class TrainState:
         evaluations_without_gain: evaluations in a row that did not lower it.
         loss_scale: see `loss_scale`; 1 but in fp16.
         steps_at_loss_scale: steps without overflow since it changed.
-        metrics: the last training loss, gradient norm and validation figures.
+        metrics: the last training loss and validation figures.
         seconds: where the time went, over all starts: `steps` (and of these `data`, `forward_backward` and
             `optimizer`), `evaluations`, `samples`, `logging` and `saves`. Each ends with a figure that the host waits
             for (loss, gradient norm, whether the weights are finite), so a GPU's time is counted where it was asked
             for; only copies of batches to it are not waited for, and count as `forward_backward`.
-        counts: how often.
+        counts: how often, for what is planned by its mean: `evaluations`, `samples` and `saves`.
     """
 
     step: int = 0
@@ -61,7 +62,8 @@ class TrainState:
     def spend(self, kind: str, seconds: float) -> None:
         """Note time spent on something; the kinds are those of `seconds`."""
         self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if kind in COUNTED:
+            self.counts[kind] = self.counts.get(kind, 0) + 1
 
     @contextmanager
     def timed(self, kind: str) -> Generator[None]:
