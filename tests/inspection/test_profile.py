@@ -20,7 +20,7 @@ from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.inspection.accounting import Ledger, count_generation, count_parameters, count_step
-from tiny_transformer.inspection.profile import find_vocab_size, unseen_products
+from tiny_transformer.inspection.profile import find_vocab_size, measure_machine, unseen_products
 from tiny_transformer.inspection.profile_page import duration, quantity, size
 from tiny_transformer.models import build_model, empty_model
 from tiny_transformer.training.losses import language_modelling_loss
@@ -267,6 +267,23 @@ def test_the_page_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatc
     for words in ("Parameters", "embedding", "Operations per token", "activations", "tokens per second", "Opens in"):
         assert words in page
     assert "vLLM          no: its attention kernels need" in page
+
+
+@pytest.mark.parametrize("unsteadiness", [1.2, 2.5])
+def test_an_unsteady_machine_is_told(
+    unsteadiness: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tiny_transformer.inspection.profile.measure_machine", lambda _: (1e11, 1e10, unsteadiness))
+    assert run(["profile", *SMALL]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert ("the middle try took 2.5 times as long as the fastest" in page) == (unsteadiness == 2.5)
+
+
+def test_unsteadiness_is_the_middle_try_beside_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = iter([[2.0, 1.0, 3.0], [1.0, 1.1, 1.2, 1.0, 1.3]])
+    monkeypatch.setattr("tiny_transformer.inspection.profile._tries", lambda *_: next(tries))
+    products, copies, unsteadiness = measure_machine(choose_hardware("cpu", "fp32"))
+    assert (products, copies, unsteadiness) == (2 * 1024**3, 2 * 2**26, 2.0)
 
 
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,13 +116,14 @@ def test_each_program_is_named_with_its_reason(name):
     assert {reader for reader, verdict in verdicts.items() if not verdict.opens} == expected.keys()
     for reader, verdict in verdicts.items():
         assert expected.get(reader, "") in str(verdict.reason)
+        assert verdict.opens or "; set " in str(verdict.reason)  # what to change is said
         assert str(verdict).startswith(f"{reader}: yes, " if verdict.opens else f"{reader}: no: ")
 
 
 @pytest.mark.parametrize("name", READ)
 def test_llama_cpp_is_not_given_what_stops_it(name):
     config, reason = READ[name]
-    assert reason in str(llama_cpp_refusal(config))
+    assert reason in str(llama_cpp_refusal(config)) and "; set " in str(llama_cpp_refusal(config))
 
 
 @pytest.mark.slow

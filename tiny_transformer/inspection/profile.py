@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -54,6 +55,7 @@ class Profile:
         device: in words.
         product_speed: measured, operations per second.
         memory_speed: measured, bytes copied and written per second.
+        unsteadiness: how many times as long as the fastest try of these measurements the middle one took.
         utilisation: the share of `product_speed` that a step of this shape is expected to reach.
         step_seconds, tokens_per_second: expected.
         steps, tokens, seconds: of the whole run as the config asks.
@@ -79,6 +81,7 @@ class Profile:
     device: str
     product_speed: float
     memory_speed: float
+    unsteadiness: float
     utilisation: float
     step_seconds: float
     tokens_per_second: float
@@ -125,7 +128,7 @@ def make_profile(config: RunConfig, name: str) -> Profile:
     accumulation = config.training.grad_accum_steps
     step = accounting.count_step(config, hardware)
     generation = accounting.count_generation(config.model, seq_len, hardware)
-    product_speed, memory_speed = measure_machine(hardware)
+    product_speed, memory_speed, unsteadiness = measure_machine(hardware)
     products = accumulation * step.training.total() + step.update
     moved = accumulation * step.moved_by_gradient + step.moved_by_update
     step_seconds = products / product_speed + moved / memory_speed
@@ -149,6 +152,7 @@ def make_profile(config: RunConfig, name: str) -> Profile:
         device=hardware.describe(),
         product_speed=product_speed,
         memory_speed=memory_speed,
+        unsteadiness=unsteadiness,
         utilisation=products / product_speed / step_seconds,
         step_seconds=step_seconds,
         tokens_per_second=tokens_per_step / step_seconds,
@@ -179,8 +183,9 @@ def find_vocab_size(config: RunConfig, name: str) -> tuple[int, str]:
     return size, f"a guess for {amount}; model.vocab_size sets it"
 
 
-def measure_machine(hardware: Hardware) -> tuple[float, float]:
-    """Operations per second of one large product of matrices, and bytes per second read and written by a copy.
+def measure_machine(hardware: Hardware) -> tuple[float, float, float]:
+    """Operations per second of one large product of matrices, bytes per second read and written by a copy, and how
+    many times as long as the fastest try the middle one took, of the two the worse.
 
     The best of repeated tries in half a second altogether: other programs can only make a try slower.
     """
@@ -191,22 +196,25 @@ def measure_machine(hardware: Hardware) -> tuple[float, float]:
     left, right = (torch.ones(size, size, device=hardware.device, dtype=hardware.autocast_dtype) for _ in range(2))
     source = torch.ones(num_bytes, dtype=torch.uint8, device=hardware.device)
     target = torch.empty_like(source)
-    product_seconds = _fastest(lambda: left @ right, hardware)
-    copy_seconds = _fastest(lambda: target.copy_(source), hardware)
-    return 2 * size**3 / product_seconds, 2 * num_bytes / copy_seconds
+    products = _tries(lambda: left @ right, hardware)
+    copies = _tries(lambda: target.copy_(source), hardware)
+    unsteadiness = max(median(tries) / min(tries) for tries in (products, copies))
+    return 2 * size**3 / min(products), 2 * num_bytes / min(copies), unsteadiness
 
 
-def _fastest(work: Callable[[], Any], hardware: Hardware) -> float:
+def _tries(work: Callable[[], Any], hardware: Hardware) -> list[float]:
+    """Seconds of each of at least three tries in a quarter of a second; the very first, which warms up, left out."""
     import torch
 
-    best, started = float("inf"), time.perf_counter()
-    while time.perf_counter() - started < 0.25:
+    work()
+    seconds, started = [], time.perf_counter()
+    while len(seconds) < 3 or time.perf_counter() - started < 0.25:
         before = time.perf_counter()
         work()
         if hardware.device.type != "cpu":
             getattr(torch, hardware.device.type).synchronize()
-        best = min(best, time.perf_counter() - before)
-    return best
+        seconds.append(time.perf_counter() - before)
+    return seconds
 
 
 def _per_token(products: dict[str, int], config: RunConfig, *, passes: int) -> dict[str, float]:

@@ -22,6 +22,7 @@ KINDS = {
     "cache": "key/value cache",
 }
 NOTHING = "-"
+UNSTEADY = 1.3  # a quiet machine's tries are within a few percent of each other
 
 
 def print_profile(profile: Profile, console: Console) -> None:
@@ -112,6 +113,11 @@ def _time(profile: Profile) -> Table:
         "An estimate: operations at the speed just measured, then memory traffic at the speed just measured, nothing "
         "at once, nothing compiled. Expect it to be right within a factor of two; training measures real steps."
     )
+    if profile.unsteadiness > UNSTEADY:
+        caption = (
+            f"The speed was unsteady: the middle try took {profile.unsteadiness:.1f} times as long as the fastest, so "
+            f"something else is running here. While it does, expect times up to that much longer. {caption}"
+        )
     table = _table("Time", "", caption=caption)
     rows: Sequence[tuple[str, str]] = (
         ("device", profile.device),

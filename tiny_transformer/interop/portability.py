@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tiny_transformer.config.decoder import nearest
 from tiny_transformer.config.model import ModelConfig, Qwen3Config, Qwen3NextConfig
 
 
@@ -51,7 +52,10 @@ def portability(config: ModelConfig) -> list[Verdict]:
 def vllm_refusal(config: ModelConfig) -> str | None:
     """Why vLLM does not compute this shape, or None."""
     if config.head_dim % 8:
-        return f"its attention kernels need a head_dim that is a multiple of 8, not {config.head_dim}"
+        return (
+            f"its attention kernels need a head_dim that is a multiple of 8, not {config.head_dim}; "
+            f"set head_dim {nearest(config.head_dim, 8)}"
+        )
     if isinstance(config, Qwen3NextConfig) and config.attention_bias:
         return "its qwen3_next has no bias on the attention projections; set attention_bias false"
     if isinstance(config, Qwen3Config):
@@ -62,7 +66,7 @@ def vllm_refusal(config: ModelConfig) -> str | None:
 def llama_cpp_refusal(config: ModelConfig) -> str | None:
     """Why llama.cpp does not compute this shape, or None. Its tokenizers are another matter: see `gguf_tokenizer`."""
     if config.num_hidden_layers > 512:
-        return f"it has room for 512 layers, not {config.num_hidden_layers}"
+        return f"it has room for 512 layers, not {config.num_hidden_layers}; set num_hidden_layers 512 at most"
     if isinstance(config, Qwen3NextConfig):
         return _llama_cpp_next_refusal(config)
     if isinstance(config, Qwen3Config):
@@ -75,13 +79,17 @@ def _llama_cpp_next_refusal(config: Qwen3NextConfig) -> str | None:
     if keys != values:
         return (
             "it has one width for keys and values of the delta rule; "
-            f"linear_key_head_dim is {keys} and linear_value_head_dim {values}"
+            f"linear_key_head_dim is {keys} and linear_value_head_dim {values}; set them equal"
         )
     if len(set(config.layer_types)) == 1:
-        return f"its memory needs layers of both kinds, and here all are {config.layer_types[0]}"
+        return (
+            f"its memory needs layers of both kinds, and here all are {config.layer_types[0]}; "
+            f"set full_attention_interval 2 to {max(config.num_hidden_layers, 2)}"
+        )
     if config.rms_norm_eps != 1e-6:
         return (
-            f"it adds rms_norm_eps to the length of keys too, where 1e-6 belongs, and here it is {config.rms_norm_eps}"
+            f"it adds rms_norm_eps to the length of keys too, where 1e-6 belongs, and here it is "
+            f"{config.rms_norm_eps}; set rms_norm_eps 1e-6"
         )
     if config.attention_bias:
         return "its qwen3next and qwen35 have no bias on o_proj; set attention_bias false"
@@ -90,10 +98,11 @@ def _llama_cpp_next_refusal(config: Qwen3NextConfig) -> str | None:
 
 def _llama_cpp_experts_refusal(config: Qwen3NextConfig) -> str | None:
     if config.num_experts > 1024:
-        return f"it has room for 1024 experts, not {config.num_experts}"
+        return f"it has room for 1024 experts, not {config.num_experts}; set num_experts 1024 at most"
     if dense := [i for i in range(config.num_hidden_layers) if not config.is_sparse(i)]:
         return (
-            f"its qwen3next has experts in every layer; see mlp_only_layers and decoder_sparse_step for layers {dense}"
+            f"its qwen3next has experts in every layer; layers {dense} have none; "
+            "set mlp_only_layers [] and decoder_sparse_step 1"
         )
     if not config.norm_topk_prob:
         return "it lets the weights of a token's experts sum to one; set norm_topk_prob true"
@@ -113,10 +122,12 @@ def mlx_refusal(config: ModelConfig) -> str | None:
 
 def _mlx_next_refusal(config: Qwen3NextConfig) -> str | None:
     if not config.num_experts:
-        return "it has no model type qwen3_5_text, which a hybrid without experts is saved as"
+        return "it has no model type qwen3_5_text, which a hybrid without experts is saved as; set num_experts"
     step = config.full_attention_interval
     if any((kind == "full_attention") != ((i + 1) % step == 0) for i, kind in enumerate(config.layer_types)):
-        return f"it reads full_attention_interval {step} and not layer_types, and here they differ"
+        return (
+            f"it reads full_attention_interval {step} and not layer_types, and here they differ; set layer_types null"
+        )
     return None
 
 
@@ -124,7 +135,8 @@ def _qwen3_refusal(config: Qwen3Config, whose: str) -> str | None:
     if config.attention_bias:
         return f"{whose} qwen3 has no bias on o_proj; set attention_bias false"
     if "sliding_attention" in config.layer_types:
-        return _window_refusal(config, config.sliding_window, f"{whose} qwen3")
+        reason = _window_refusal(config, config.sliding_window, f"{whose} qwen3")
+        return reason and f"{reason} and use_sliding_window false"
     return None
 
 
@@ -134,5 +146,5 @@ def _window_refusal(config: ModelConfig, window: int | None, whose: str) -> str 
         return None
     return (
         f"{whose} lets every token see all before it; sliding_window {window} is shorter than "
-        f"max_position_embeddings {config.max_position_embeddings}"
+        f"max_position_embeddings {config.max_position_embeddings}; set sliding_window null"
     )

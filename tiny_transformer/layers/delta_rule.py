@@ -22,6 +22,7 @@ over Sequence Length", 2024.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal
@@ -164,30 +165,44 @@ def delta_rule_in_chunks(
     beta = chunks(beta, G, R, L)[..., None]  # (N, B, G, R, L, 1)
     decay = chunks(log_decay, G, R, L).cumsum(-1, dtype=_SUMS.get(key.device.type, torch.float64))  # (N, B, G, R, L)
     same, carried, lasting = _chunk_masks(segments, L, query.device)
-    between = (decay[..., :, None] - decay[..., None, :]).to(key.dtype)  # (N, B, G, R, L, L)
-    between = between.masked_fill(~same, float("-inf")).exp()
-    since_start = decay.to(key.dtype).exp()[..., None] * carried  # (N, B, G, R, L, 1)
-    until_end = (decay[..., -1:] - decay).to(key.dtype).exp()[..., None] * lasting  # (N, B, G, R, L, 1)
+    between = (decay[..., :, None] - decay[..., None, :]).masked_fill(~same, float("-inf"))  # (N, B, G, R, L, L)
+    between = _exp_or_zero(between.to(key.dtype))
+    since_start = _exp_or_zero(decay.to(key.dtype))[..., None] * carried  # (N, B, G, R, L, 1)
+    until_end = _exp_or_zero((decay[..., -1:] - decay).to(key.dtype))[..., None] * lasting  # (N, B, G, R, L, 1)
 
     system = beta * (key @ key.transpose(-1, -2)) * between  # its diagonal is taken as 1, what lies above as 0
     right = torch.cat((beta * value, beta * since_start * key), dim=-1)
-    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)  # (N, B, G, R, L, Dv + Dk)
+    solved = _solve(system, right)  # (N, B, G, R, L, Dv + Dk)
     solved_value, solved_key = solved.flatten(1, 3).split((Dv, Dk), dim=-1)  # (N, M, L, ...)
-    states, corrections = _Scan.apply(
+    states, corrections, state = _Scan.apply(
         solved_value, solved_key, (until_end * key).flatten(1, 3), since_start[..., -1:, :].flatten(1, 3), state
-    )  # (N + 1, M, Dk, Dv), (N, M, L, Dv)
-    remembered = (since_start * query).flatten(1, 3) @ states[:-1]  # (N, M, L, Dv)
+    )  # (N, M, Dk, Dv), (N, M, L, Dv), (M, Dk, Dv)
+    remembered = (since_start * query).flatten(1, 3) @ states  # (N, M, L, Dv)
     weights = ((query @ key.transpose(-1, -2)) * between).flatten(1, 3)  # (N, M, L, L)
     out = (remembered + weights @ corrections).view(-1, B, H, L, Dv)
-    return out.permute(1, 0, 3, 2, 4).reshape(B, -1, H, Dv)[:, :T], states[-1].view(B, H, Dk, Dv)
+    return out.permute(1, 0, 3, 2, 4).reshape(B, -1, H, Dv)[:, :T], state.view(B, H, Dk, Dv)
+
+
+def _exp_or_zero(log_factor: torch.Tensor) -> torch.Tensor:
+    """exp(x), and 0 where its square would be too small for a normal number. Memories that fade fast make many such
+    factors; products with them end in denormal numbers, which take a CPU several times as long."""
+    too_small = log_factor < 0.5 * math.log(torch.finfo(log_factor.dtype).tiny)
+    return log_factor.masked_fill(too_small, float("-inf")).exp()
+
+
+def _solve(system: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """X of A X = B, A (.., L, L) read as lower triangular with ones on its diagonal. Transposed, as the solver wants
+    columns together and would turn B around first."""
+    return torch.linalg.solve_triangular(system.mT, right.mT, upper=True, left=False, unitriangular=True).mT
 
 
 class _Scan(torch.autograd.Function):
     """From chunk to chunk, with the gradient written out: autograd would keep and add whole tensors for every chunk.
 
     For each chunk n, with `values` (N, M, L, Dv), `keys` and `keys_at_end` (N, M, L, Dk), `fading` (N, M, 1, 1) and the
-    first state (M, Dk, Dv):  u_n = values_n - keys_n S_n;  S_{n+1} = fading_n S_n + keys_at_end_n^T u_n.  Gives all
-    N + 1 states and all u.
+    first state (M, Dk, Dv):  u_n = values_n - keys_n S_n;  S_{n+1} = fading_n S_n + keys_at_end_n^T u_n.  Gives the
+    states that the chunks begin with, all u, and the last state. Whole tensors are written once and never added up:
+    with wide heads that, and not the products, takes the time.
     """
 
     @staticmethod
@@ -197,23 +212,25 @@ class _Scan(torch.autograd.Function):
         corrections = values.new_empty(values.shape)
         for n in range(len(values)):
             torch.baddbmm(values[n], keys[n], states[n], alpha=-1, out=corrections[n])
-            torch.baddbmm(fading[n] * states[n], keys_at_end[n].mT, corrections[n], out=states[n + 1])
+            torch.mul(fading[n], states[n], out=states[n + 1]).baddbmm_(keys_at_end[n].mT, corrections[n])
         ctx.save_for_backward(keys, keys_at_end, fading, states, corrections)
-        return states, corrections
+        return states[:-1], corrections, states[-1]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_states, grad_corrections):
+    def backward(ctx, grad_states, grad_corrections, grad_last):
         keys, keys_at_end, fading, states, corrections = ctx.saved_tensors
-        grad_values, grad_ends = torch.empty_like(corrections), torch.empty_like(states[1:])
-        grad_state = grad_states[-1]
+        grad_values, grad_keys = torch.empty_like(corrections), keys.new_empty(keys.shape)
+        grad_fading, totals = torch.empty_like(fading), torch.empty_like(states)  # a state's own and what follows
+        totals[-1] = grad_last
         for n in reversed(range(len(keys))):
-            grad_ends[n] = grad_state
-            torch.baddbmm(grad_corrections[n], keys_at_end[n], grad_state, out=grad_values[n])
-            grad_state = torch.baddbmm(grad_states[n] + fading[n] * grad_state, keys[n].mT, grad_values[n], alpha=-1)
-        grad_keys = -(grad_values @ states[:-1].mT)
-        grad_fading = (grad_ends * states[:-1]).sum(dim=(-2, -1), keepdim=True)
-        return grad_values, grad_keys, corrections @ grad_ends.mT, grad_fading, grad_state
+            after, before = totals[n + 1], totals[n]
+            torch.baddbmm(grad_corrections[n], keys_at_end[n], after, out=grad_values[n])
+            torch.mul(fading[n], after, out=before).add_(grad_states[n])
+            before.baddbmm_(keys[n].mT, grad_values[n], alpha=-1)
+            torch.sum(after * states[n], dim=(-2, -1), keepdim=True, out=grad_fading[n])
+            grad_keys[n].baddbmm_(grad_values[n], states[n].mT, beta=0, alpha=-1)
+        return grad_values, grad_keys, corrections @ totals[1:].mT, grad_fading, totals[0]
 
 
 def delta_rule_by_kernels(
