@@ -13,6 +13,7 @@ import yaml
 from tiny_transformer.storage import RunDirectory
 
 FLOOR = {"nats_per_token": 1.5, "bits_per_byte": 0.69}
+PARTS = ["embed_tokens", *(f"layers.{i}" for i in range(6)), "norm"]
 CONFIG = {
     "model": {"model_type": "qwen3", "hidden_size": 192, "num_hidden_layers": 6, "rope_scaling": None},
     "data": {"source": "stories", "seq_len": 256},
@@ -25,7 +26,11 @@ SAMPLES = [
         "text": ", there was a little fox named Pip.\n\nPip liked to look at the stars.",
         "step": 2000,
         "settings": {"temperature": 0.8, "top_k": 40},
-    }
+    },
+    *(
+        {"prompt": "Mia and Tom", "text": text, "step": step, "settings": {"temperature": 0.0}}
+        for step, text in ((20, " the the the"), (600, " went to the sea."), (2000, " found a small blue shell."))
+    ),
 ]
 
 
@@ -34,13 +39,25 @@ def log_row(step: int, *, evaluated: bool) -> dict[str, Any]:
     value = 1.5 + 6.9 * math.exp(-step / 90) + 0.1 * math.exp((2000 - step) / 900)
     row: dict[str, Any] = {
         "step": step,
-        "epoch": step / 400,
+        "epoch": step / 800,
         "num_tokens": step * 4096,
         "loss": value + random.Random(step).gauss(0, 0.05),
         "learning_rate": 0.0012 * min(1, step / 100) * (0.55 + 0.45 * math.cos(math.pi * step / 2000)),
         "grad_norm": 0.4 + random.Random(-step).expovariate(6),
         "elapsed_seconds": step * 0.288,
         "tokens_per_second": 14222.0 + random.Random(step + 7).gauss(0, 300),
+        "update_ratios": {part: 2e-3 * (1 + place) for place, part in enumerate(PARTS)},
+        "part_grad_norms": {part: 0.1 + 0.05 * place for place, part in enumerate(PARTS)},
+        "seconds": {
+            "data": step * 0.001,
+            "forward_backward": step * 0.2,
+            "optimizer": step * 0.05,
+            "evaluations": step * 0.02,
+            "saves": step * 0.01,
+            "samples": step * 0.003,
+            "logging": step * 0.002,
+        },
+        "peak_memory_bytes": 900_000_000 + step * 1000,
     }
     if evaluated:
         row |= {"val_loss": value + 0.02, "val_perplexity": math.exp(value + 0.02), "val_bits_per_byte": value * 0.46}
@@ -71,8 +88,14 @@ def run_info(step: int, **changes: Any) -> dict[str, Any]:
         "num_threads": 2,
         "precision": "fp32",
         "command": ["tiny-transformer", "train", "--config", "configs/demo.yaml"],
-        "tokenizer": {"name": "bpe-2048", "fingerprint": "9f2c7a1b"},
-        "data": {"source": "stories", "train_tokens": 1_638_400, "val_tokens": 32_768},
+        "tokenizer": {"name": "bpe-2048", "vocab_size": 2048, "fingerprint": "9f2c7a1b"},
+        "data": {
+            "source": "stories",
+            "train_tokens": 1_638_400,
+            "val_tokens": 32_768,
+            "val_documents": 130,
+            "unigram_nats": 5.4,
+        },
     } | changes
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import made_up_run as made
+import numpy as np
 import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
@@ -89,7 +90,8 @@ def test_settings_environment_samples_and_files_are_in_the_page(demo: Page) -> N
         "learning_rate 0.0012 sample_prompts Once upon a time, Mia and Tom",
         "out_dir runs/demo",
         "torch 2.13.0 python 3.11.2 device cpu threads 2 precision fp32 saved 2026-11-21 10:30:00+00:00",
-        "source stories train_tokens 1,638,400 val_tokens 32,768 tokenizer name bpe-2048",
+        "source stories train_tokens 1,638,400 val_tokens 32,768 val_documents 130 unigram_nats 5.4 "
+        "tokenizer name bpe-2048",
         "command tiny-transformer train --config configs/demo.yaml",
         "step 2,000, temperature 0.8, top k 40",
         "checkpoints step-00001000 , step-00002000",
@@ -140,13 +142,15 @@ def test_page_of_a_long_and_wordy_run_stays_below_six_megabytes(tmp_path: Path) 
     config = {str(i): {str(j): words[:500] for j in range(50)} for i in range(10)} | {"model": {"note": words}}
     run = made.make_run(tmp_path, "long", samples=samples, config=config, command=[words], data={"source": words})
     row = made.log_row(2000, evaluated=True)
-    made.write_log(
-        run, [{key: value * 1.0001**step for key, value in row.items()} | {"step": step} for step in range(1, 6001)]
-    )
+    numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+    parts = {f"layers.{i}": 1e-3 for i in range(300)}
+    rows = [{key: value * 1.0001**step for key, value in numbers.items()} | {"step": step} for step in range(1, 6001)]
+    made.write_log(run, [row | ({"update_ratios": parts} if row["step"] % 20 == 0 else {}) for row in rows])
     page = page_of(run)
     assert (run / "report.html").stat().st_size < 6_000_000
     assert len(page.figures["loss"]["data"][0]["x"]) <= 2_000
     assert page.figures["loss"]["data"][0]["x"][-1] == 6_000
+    assert np.array(page.figures["update-ratios"]["data"][0]["z"]).shape == (200, 200)
 
 
 def test_whatever_a_run_holds_is_text_and_never_markup(tmp_path: Path) -> None:

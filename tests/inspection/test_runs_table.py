@@ -33,9 +33,9 @@ def test_one_row_for_each_checkpoint_with_its_figures(tmp_path: Path) -> None:
     sizes = [sum(f.stat().st_size for f in (run / f"step-0000{s}").iterdir()) / 1000 for s in (1000, 2000)]
     assert printed(list_runs(tmp_path)) == [
         "run state step epoch loss loss byte size saved",
-        f"demo finished 1,000 2.50 {first['train_loss']:.3f} {first['val_loss']:.3f} {first['val_bits_per_byte']:.3f} "
+        f"demo finished 1,000 1.25 {first['train_loss']:.3f} {first['val_loss']:.3f} {first['val_bits_per_byte']:.3f} "
         f"{sizes[0]:.1f} kB 3 min ago",
-        f"2,000 5.00 {second['train_loss']:.3f} 1.620 0.736 {sizes[1]:.1f} kB 3 min ago last, best",
+        f"2,000 2.50 {second['train_loss']:.3f} 1.620 0.736 {sizes[1]:.1f} kB 3 min ago last, best",
     ]
 
 

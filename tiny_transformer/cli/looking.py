@@ -72,11 +72,28 @@ def doctor(run: Annotated[Path, typer.Argument(metavar="DIR", help="A run, check
 
 
 @app.command(context_settings=SETTINGS)
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
-    """Write a run's report.html again: loss beside the best possible, speed, settings, samples."""
-    from tiny_transformer.inspection.report import write_report
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run directory, or several to compare.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="The page to write. Default: RUN/report.html, or compare.html here."
+        ),
+    ] = None,
+) -> None:
+    """Write a run's report.html again: diagnosis, loss beside the best possible, updates, time, settings, samples.
 
-    typer.echo(write_report(run))
+    Of several runs: one page with their loss curves together (by step, tokens or time), the settings that differ, and
+    the final figures side by side.
+    """
+    if len(runs) == 1:
+        from tiny_transformer.inspection.report import write_report
+
+        typer.echo(write_report(runs[0], out))
+    else:
+        from tiny_transformer.inspection.compare import DEFAULT_OUT, write_comparison
+
+        typer.echo(write_comparison(runs, out or DEFAULT_OUT))
 
 
 app.command("list", hidden=True, context_settings=SETTINGS)(runs)

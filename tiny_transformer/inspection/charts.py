@@ -6,13 +6,16 @@ the page is light or dark.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tiny_transformer.inspection.run_files import number
+from tiny_transformer.inspection.run_files import number, section
 
+MAX_COLUMNS = 200  # of a heat map: each is some pixels wide
+MAX_PARTS = 200  # rows of it
 MAX_POINTS = 2_000  # of one curve: more cannot be told apart on a screen, and the page has a size limit
 SMOOTHING = 0.04  # the smoothed loss averages over this share of the run
 
@@ -49,7 +52,8 @@ def charts(log: list[dict[str, Any]], floor: float | None) -> list[Chart]:
             ),
         )
     ]
-    return [chart for chart in (loss, *others) if chart is not None]
+    memory = _memory_chart(log)
+    return [chart for chart in (loss, *others, memory, _ratio_chart(log)) if chart is not None]
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -93,7 +97,7 @@ def _loss_chart(log: list[dict[str, Any]], floor: float | None) -> Chart | None:
         traces.append(_trace("val", "validation", val_steps[kept], val_losses[kept], hover="%{y:.3f}" + above))
         traces[-1] |= {"mode": "lines+markers"}
         if floor is not None:
-            traces[-1]["customdata"] = _compact(val_losses[kept] - floor)
+            traces[-1]["customdata"] = compact(val_losses[kept] - floor)
     layout: dict[str, Any] = {"yaxis": {"title": {"text": "nats per token"}}}
     if floor is not None:
         line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": floor, "y1": floor}
@@ -133,6 +137,61 @@ def _line_chart(
     return Chart(key.replace("_", "-"), title, note, {"data": traces, "layout": {"yaxis": axis}})
 
 
+def _memory_chart(log: list[dict[str, Any]]) -> Chart | None:
+    """The most memory in use so far, in MB."""
+    traces = []
+    for role, name, key in (
+        ("train", "this process", "peak_memory_bytes"),
+        ("val", "tensors on the device", "peak_device_memory_bytes"),
+    ):
+        steps, values = column(log, key)
+        if len(steps):
+            kept = thinned(values)
+            traces.append(_trace(role, name, steps[kept], values[kept] / 1e6, hover="%{y:,.0f} MB"))
+    if not traces:
+        return None
+    note = "the most in use at one time so far, in MB: the process" + (" and the GPU" if len(traces) > 1 else "")
+    layout = {"yaxis": {"rangemode": "tozero", "exponentformat": "none", "tickformat": ",d"}}
+    return Chart("memory", "Memory", note, {"data": traces, "layout": layout})
+
+
+def _ratio_chart(log: list[dict[str, Any]]) -> Chart | None:
+    """A row a layer, a column a stretch of steps, and the update-to-weight ratio as a colour on a logarithmic scale."""
+    rows = [(number(row, "step"), section(row, "update_ratios")) for row in log if section(row, "update_ratios")]
+    parts = [str(part) for part in (rows[-1][1] if rows else {})][:MAX_PARTS]
+    if not parts:
+        return None
+    stretches = np.array_split(np.arange(len(rows)), min(MAX_COLUMNS, len(rows)))
+    columns, steps = [], []
+    for stretch in stretches:
+        steps.append(number({"step": rows[stretch[-1]][0]}, "step") or 0.0)
+        columns.append([_mean_log10([number(rows[i][1], part) for i in stretch]) for part in parts])
+    known = [value for one in columns for value in one if value is not None]
+    heat = {
+        "type": "heatmap",
+        "x": steps,
+        "y": [part.replace("layers.", "layer ") for part in parts],
+        "z": [list(row) for row in zip(*columns, strict=True)],
+        "customdata": [[None if v is None else f"{10**v:.2g}" for v in row] for row in zip(*columns, strict=True)],
+        "hovertemplate": "%{y}, step %{x:,d}: %{customdata}<extra></extra>",
+        "zmin": max(-6.0, min(known)) if known else -4.0,
+        "zmax": max(known) if known else -1.0,
+        "meta": {"role": "heat"},
+    }
+    note = (
+        "how far one update moves the weights of each part, as a share of their size: about a thousandth is usual, "
+        "more at first; a row without colour learns nothing"
+    )
+    layout = {"yaxis": {"autorange": "reversed", "type": "category"}, "height": max(180, 60 + 18 * len(parts))}
+    return Chart("update-ratios", "Update-to-weight ratio", note, {"data": [heat], "layout": layout})
+
+
+def _mean_log10(values: list[float | None]) -> float | None:
+    """The mean of the logarithms of those above zero, to three digits."""
+    logs = [math.log10(value) for value in values if value is not None and value > 0]
+    return round(sum(logs) / len(logs), 3) if logs else None
+
+
 def _noisy(steps: np.ndarray, values: np.ndarray, name: str, number_format: str) -> list[dict[str, Any]]:
     """The logged values, faint, under their smoothed curve."""
     kept = thinned(values)
@@ -149,13 +208,13 @@ def _trace(role: str, name: str, x: np.ndarray, y: np.ndarray, hover: str = "") 
         "type": "scatter",
         "mode": "lines" if len(x) > 1 else "markers",
         "name": name,
-        "x": _compact(x),
-        "y": _compact(y),
+        "x": compact(x),
+        "y": compact(y),
         "hovertemplate": hover,
         "meta": {"role": role},
     }
 
 
-def _compact(values: np.ndarray) -> list[float]:
+def compact(values: np.ndarray) -> list[float]:
     """Numbers with six significant digits, whole ones without a decimal point: a smaller page, the same picture."""
     return [int(v) if v.is_integer() and abs(v) < 1e15 else float(f"{v:.6g}") for v in values.tolist()]

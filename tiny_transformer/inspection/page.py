@@ -22,6 +22,7 @@ MAX_PROMPT_CHARS = 1_000
 MAX_COMMAND_CHARS = 2_000
 MAX_KEY_CHARS = 100
 MAX_TABLES = 8
+WIDE = ("loss", "update-ratios")  # charts over the whole width
 MAX_ROWS = 60  # of one table
 
 
@@ -91,12 +92,15 @@ def chart_section(charts: list[Chart]) -> str:
         return '<section><h2>Charts</h2><p class="note">log.jsonl holds nothing to draw yet.</p></section>'
     parts = []
     for chart in charts:
-        buttons = '<button type="button" data-toggle="log">log steps</button>'
+        is_wide = chart.key in WIDE
+        buttons = '<button type="button" data-toggle="log">log scale</button>' if chart.key != "update-ratios" else ""
         if chart.key == "loss":
             buttons = '<button type="button" data-toggle="close">close-up</button>' + buttons
+        for axis in chart.figure.get("meta", {}).get("axes", ()):
+            buttons += f'<button type="button" data-axis="{esc(axis)}">by {esc(axis)}</button>'
         # "<" cannot end the script element when it is written as an escape.
         data = json.dumps(chart.figure, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-        parts.append(f"""<figure class="{"wide" if chart.key == "loss" else "small"}">
+        parts.append(f"""<figure class="{"wide" if is_wide else "small"}">
 <figcaption><h2>{esc(chart.title)}</h2><p class="note">{esc(chart.note)}</p>
 <div class="toggles">{buttons}</div></figcaption>
 <div class="chart" id="{chart.key}" role="img" aria-label="{esc(chart.title)} by step"></div>
@@ -108,10 +112,11 @@ def chart_section(charts: list[Chart]) -> str:
 
 def samples_section(samples: list[dict[str, Any]]) -> str:
     """What the model wrote: each prompt, and its continuation in another hand."""
-    if not samples:
+    last = [sample for sample in samples if not is_of_the_way(sample)]
+    if not last:
         return ""
     items = []
-    for sample in samples[:MAX_SAMPLES]:
+    for sample in last[:MAX_SAMPLES]:
         step = number(sample, "step")
         facts = [f"step {count(step)}"] if step is not None else []
         facts += [f"{key.replace('_', ' ')} {value}" for key, value in _rows(section(sample, "settings"))]
@@ -123,6 +128,34 @@ def samples_section(samples: list[dict[str, Any]]) -> str:
         )
     note = '<p class="note">The marked words were given; the model wrote the rest.</p>'
     return f'<section><h2>Samples</h2>{note}<div class="samples">{"".join(items)}</div></section>'
+
+
+def through_time_section(samples: list[dict[str, Any]]) -> str:
+    """How the same prompts were continued at several points of the run, each from noise to sentences."""
+    of_the_way = [sample for sample in samples if is_of_the_way(sample)]
+    prompts = list(dict.fromkeys(str(sample.get("prompt", "")) for sample in of_the_way))
+    parts = []
+    for prompt in prompts[:MAX_SAMPLES]:
+        rows = "".join(
+            f'<tr><th scope="row">step {esc(count(number(sample, "step")))}</th>'
+            f'<td class="story">{esc(shorten(str(sample.get("text", "")), MAX_SAMPLE_CHARS // 4))}</td></tr>'
+            for sample in of_the_way[: 8 * MAX_SAMPLES]
+            if str(sample.get("prompt", "")) == prompt
+        )
+        given = esc(shorten(prompt, MAX_PROMPT_CHARS))
+        parts.append(
+            f'<h3><span class="prompt">{given}</span></h3>'
+            f'<table class="rows through-time"><tbody>{rows}</tbody></table>'
+        )
+    if not parts:
+        return ""
+    note = '<p class="note">The most likely continuation of the same words, as the model learnt.</p>'
+    return f'<section id="through-time"><h2>The same prompt through time</h2>{note}{"".join(parts)}</section>'
+
+
+def is_of_the_way(sample: dict[str, Any]) -> bool:
+    """Whether a sample was written while the model learnt: greedily, the others are drawn at random."""
+    return number(section(sample, "settings"), "temperature") == 0.0
 
 
 def settings_section(config: dict[str, Any]) -> str:
@@ -167,6 +200,7 @@ def files_section(run: RunFiles) -> str:
         ("last", "the newest checkpoint"),
         ("config.yaml", "every setting, with the command that was run"),
         ("log.jsonl", "one line for each logged step"),
+        ("loss.svg", "the loss curve as a picture"),
         ("samples.json", "the samples above"),
     ]
     rows = "".join(

@@ -13,44 +13,61 @@ from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.inspection import page
+from tiny_transformer.inspection.charts import charts
+from tiny_transformer.inspection.diagnosis import diagnose_run
+from tiny_transformer.inspection.evidence import time_spent
+from tiny_transformer.inspection.loss_picture import loss_svg
 from tiny_transformer.inspection.outcome import outcome_of
+from tiny_transformer.inspection.page_findings import diagnosis_section, time_section
 from tiny_transformer.inspection.run_files import RunFiles, read_run
 from tiny_transformer.storage import atomic_write
 
 REPORT_NAME = "report.html"
+PICTURE_NAME = "loss.svg"
 
 
-def write_report(run_dir: Path) -> Path:
-    """Makes or renews `report.html` in a run directory and returns its path.
+def write_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Makes or renews `report.html` in a run directory, or `out`, and returns its path. The loss curve alone becomes
+    `loss.svg` in the run directory.
 
     Whatever the run has not written yet is left out of the page; what cannot be read is named in it.
 
     Raises UserError: USAGE when plotly is not installed or `run_dir` is not a run directory, IO when the page cannot be
     written.
     """
-    path = Path(run_dir) / REPORT_NAME
-    atomic_write(path, report_html(read_run(Path(run_dir)), _plotly_js()))
+    run = read_run(Path(run_dir))
+    path = out or Path(run_dir) / REPORT_NAME
+    atomic_write(path, report_html(run, plotly_js()))
+    picture = loss_svg(run.log, outcome_of(run).floor)
+    if picture:
+        atomic_write(Path(run_dir) / PICTURE_NAME, picture)
     return path
 
 
-def report_html(run: RunFiles, plotly_js: str) -> str:
+def report_html(run: RunFiles, plotly: str) -> str:
     """The whole page."""
-    from tiny_transformer.inspection.charts import charts
-
     outcome = outcome_of(run)
-    script = _resource("report.js")
     sections = [
         page.heading(run, outcome),
+        diagnosis_section(diagnose_run(run), outcome),
         page.key_figures(outcome),
         page.chart_section(charts(run.log, outcome.floor)),
+        time_section(time_spent(run.log), outcome.elapsed_seconds),
         page.samples_section(run.samples),
+        page.through_time_section(run.samples),
         page.settings_section(run.config),
         page.environment_section(run),
         page.files_section(run),
     ]
+    return whole_page(f"{run.name} · tiny-transformer run", sections, plotly)
+
+
+def whole_page(title: str, sections: list[str], plotly: str) -> str:
+    """The sections inside a page that forbids every request and every script but its own two."""
+    script = _resource("report.js")
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
-        f"script-src {_hash_source(plotly_js)} {_hash_source(script)}; base-uri 'none'; form-action 'none'"
+        f"script-src {_hash_source(plotly)} {_hash_source(script)}; base-uri 'none'; form-action 'none'"
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -61,7 +78,7 @@ def report_html(run: RunFiles, plotly_js: str) -> str:
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
 <link rel="icon" href="data:,">
-<title>{page.esc(run.name)} · tiny-transformer run</title>
+<title>{page.esc(title)}</title>
 <style>{_resource("report.css")}</style>
 </head>
 <body>
@@ -69,14 +86,18 @@ def report_html(run: RunFiles, plotly_js: str) -> str:
 {"".join(sections)}
 <footer><p class="note">Written by tiny-transformer. This page makes no network request.</p></footer>
 </main>
-<script>{plotly_js}</script>
+<script>{plotly}</script>
 <script>{script}</script>
 </body>
 </html>
 """
 
 
-def _plotly_js() -> str:
+def plotly_js() -> str:
+    """The charting library.
+
+    Raises UserError when plotly is not installed.
+    """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:

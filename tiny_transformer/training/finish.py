@@ -8,12 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.floor import check_split
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
+from tiny_transformer.inspection.diagnosis import diagnose_run
 from tiny_transformer.inspection.report import write_report
+from tiny_transformer.inspection.run_files import read_run
 from tiny_transformer.models import load_model
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training.pretrain import Outcome
@@ -21,7 +24,7 @@ from tiny_transformer.training.through_time import keep_samples, samples_before
 
 
 def finish(outcome: Outcome, console: Console) -> None:
-    """Show how a run ended and write samples.json and report.html into it."""
+    """Show how a run ended and what went wrong, and write samples.json, report.html and loss.svg into it."""
     if outcome.status == "stopped":
         console.print(
             f"stopped at step {outcome.state.step:,} and saved; continue with --resume --out_dir {outcome.run_dir}",
@@ -30,6 +33,7 @@ def finish(outcome: Outcome, console: Console) -> None:
     else:
         show_figures(outcome, console)
         write_samples(outcome, console)
+    show_diagnosis(outcome, console)
     try:
         console.print(f"\nreport  {write_report(outcome.run_dir)}", highlight=False)
     except UserError as error:
@@ -76,6 +80,12 @@ def _ring_if_too_good(loss: float, outcome: Outcome, console: Console) -> None:
     check = check_split(loss * num_scored, num_scored, meta, outcome.dataset.tokenizer.vocab_size)
     if check is not None and check.rings:
         console.print(f"[bold yellow]warning[/]: {check.warning()}", highlight=False)
+
+
+def show_diagnosis(outcome: Outcome, console: Console) -> None:
+    """What went wrong and what to do, as at the top of the report; nothing for a healthy run."""
+    for finding in diagnose_run(read_run(outcome.run_dir)):
+        console.print(Text.assemble("\n", (finding.what, "bold yellow"), " ", finding.remedy))
 
 
 def write_samples(outcome: Outcome, console: Console) -> None:

@@ -129,5 +129,5 @@ def clear_run(run_dir: Path) -> None:
         (run_dir / name).unlink(missing_ok=True)
     for path in run_dir.glob("step-*"):
         shutil.rmtree(path)
-    for name in ("log.jsonl", "samples.json", "report.html", PLAN_FILE, CONFIG_FILE):
+    for name in ("log.jsonl", "samples.json", "report.html", "loss.svg", PLAN_FILE, CONFIG_FILE):
         (run_dir / name).unlink(missing_ok=True)

@@ -1,0 +1,205 @@
+"""Small real runs for the diagnosis: fifteen with one fault each and ten healthy ones, made once per test session."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.data import batches
+from tiny_transformer.data.prepare import prepare
+from tiny_transformer.training import loop, pretrain
+from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.setup import Request
+
+MODEL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+TRAINING = {
+    "device": "cpu",
+    "steps": 120,
+    "micro_batch_size": 8,
+    "optimizer": "muon",
+    "muon_learning_rate": 0.02,
+    "learning_rate": 5e-3,
+    "eval_steps": 60,
+    "save_steps": None,
+    "log_steps": 1,
+    "sample_prompts": [],
+}
+Hook = Callable[[pytest.MonkeyPatch], None]
+
+
+def no_hook(patch: pytest.MonkeyPatch) -> None:
+    """A fault that is in the settings."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run is made.
+
+    Attributes:
+        training, model: settings that differ from the ones above.
+        data: which of the prepared texts.
+        seq_len: T.
+        hook: plants what no setting can.
+        finding: the key of the finding that is expected; None for a healthy run.
+        also: findings that may stand beside it, because the fault brings them along.
+        waits_for_the_disk: whether its clock must count waiting too.
+    """
+
+    finding: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    data: str = "stories"
+    seq_len: int = 64
+    hook: Hook = no_hook
+    also: frozenset[str] = frozenset()
+    waits_for_the_disk: bool = False
+
+
+def shuffled_labels(patch: pytest.MonkeyPatch) -> None:
+    chance = torch.Generator().manual_seed(0)
+
+    def loss(model: Any, batch: batches.Batch) -> Any:
+        order = torch.randperm(batch.labels.numel(), generator=chance)
+        labels = batch.labels.flatten()[order].view_as(batch.labels)
+        return language_modelling_loss(
+            model, batches.Batch(batch.input_ids, labels, batch.num_tokens, batch.sample_ids)
+        )
+
+    patch.setattr(pretrain, "language_modelling_loss", loss)
+
+
+def labels_not_shifted(patch: pytest.MonkeyPatch) -> None:
+    make = batches._make_batch
+
+    def same(*arguments: Any) -> batches.Batch:
+        made = make(*arguments)
+        labels = torch.where(made.labels == batches.IGNORE_INDEX, made.labels, made.input_ids)
+        return batches.Batch(made.input_ids, labels, made.num_tokens, made.sample_ids)
+
+    patch.setattr(batches, "_make_batch", same)
+
+
+def frozen_layer(patch: pytest.MonkeyPatch) -> None:
+    build = pretrain.build_model
+
+    def frozen(*arguments: Any, **options: Any) -> Any:
+        model = build(*arguments, **options)
+        model.model.layers[1].requires_grad_(False)
+        return model
+
+    patch.setattr(pretrain, "build_model", frozen)
+
+
+def busy_machine(patch: pytest.MonkeyPatch) -> None:
+    times: list[float] = []
+
+    def loss(model: Any, batch: batches.Batch) -> Any:
+        times.append(time.process_time())
+        if len(times) > 50:
+            until = time.process_time() + 4 * (times[49] - times[0]) / 49
+            while time.process_time() < until:  # takes as long as four more of the usual steps
+                pass
+        return language_modelling_loss(model, batch)
+
+    patch.setattr(pretrain, "language_modelling_loss", loss)
+
+
+def stopped_at(step: int) -> Hook:
+    def hook(patch: pytest.MonkeyPatch) -> None:
+        inner = loop.train
+        patch.setattr(pretrain, "train", lambda job, state, _: inner(job, state, lambda: state.step >= step))
+
+    return hook
+
+
+ADAMW = {"optimizer": "adamw", "learning_rate": 7e-3, "steps": 240}
+FAULTS = {
+    "few texts by heart": Recipe(
+        "overfitting",
+        {"eval_steps": 10, "schedule": "constant"},
+        data="few stories",
+        also=frozenset({"data repeated", "validation split tiny"}),
+    ),
+    "rate beyond all reason": Recipe(
+        "rate too high", ADAMW | {"learning_rate": 3.0, "schedule": "constant", "steps": 120}
+    ),
+    "rate that rises until it breaks": Recipe(
+        "rate too high", ADAMW | {"learning_rate": 2.0, "warmup_steps": 60, "grad_clip": None, "steps": 120}
+    ),
+    "rate of nearly nothing": Recipe("rate too low", ADAMW | {"learning_rate": 3e-6, "steps": 120}),
+    "nine epochs": Recipe("data repeated", {"eval_steps": None}, data="nine times"),
+    "shuffled labels": Recipe("stuck", hook=shuffled_labels),
+    "labels not shifted": Recipe("below the floor", hook=labels_not_shifted),
+    "frozen layer": Recipe("dead layers", hook=frozen_layer),
+    "clipped to nothing": Recipe("clipped every step", {"grad_clip": 0.01}),
+    "busy machine": Recipe("slowed down", {"eval_steps": None}, hook=busy_machine),
+    "evaluates all the time": Recipe("overhead", {"eval_steps": 1, "steps": 30}),
+    "saves all the time": Recipe(
+        "overhead",
+        {"save_steps": 1, "eval_steps": None, "steps": 40},
+        also=frozenset({"slowed down"}),
+        waits_for_the_disk=True,
+    ),
+    "eight tokens a step": Recipe("batch too small", {"micro_batch_size": 1, "eval_steps": None}, seq_len=8),
+    "no warm-up": Recipe("no warm-up", {"learning_rate": 0.5, "warmup_steps": 0}),
+    "tiny validation split": Recipe("validation split tiny", data="tiny validation"),
+    "stopped half-way": Recipe("stopped before the decay ended", hook=stopped_at(60)),
+}
+HEALTHY = {
+    "muon": Recipe(),
+    "another seed": Recipe(training={"seed": 7}),
+    "adamw": Recipe(training=ADAMW),
+    "muon from zero": Recipe(training={"zero_residual": True, "seed": 3}),
+    "deeper": Recipe(model={"num_hidden_layers": 4}),
+    "llama": Recipe(training={"seed": 5}, model={"model_type": "llama"}),
+    "constant rate": Recipe(training=ADAMW | {"schedule": "constant"}),
+    "wsd": Recipe(training={"schedule": "wsd", "seed": 11}),
+    "dropout": Recipe(training={"dropout": 0.1}),
+    "accumulated, logged seldom": Recipe(training={"micro_batch_size": 4, "grad_accum_steps": 4, "log_steps": 5}),
+}
+
+
+def prepare_texts(directory: Path) -> dict[str, Path]:
+    """The texts of the recipes, as bytes."""
+    texts = {
+        "stories": {"max_bytes": 500_000, "val_fraction": 0.025},
+        "few stories": {"max_bytes": 8_000, "val_fraction": 0.4},
+        "nine times": {"max_bytes": 7_300, "val_fraction": 0.05},
+        "tiny validation": {"max_bytes": 300_000, "val_fraction": 0.005},
+    }
+    for name, options in texts.items():
+        prepare("stories", out_dir=directory / name, tokenizer="byte", seq_len=64, **options)
+    return {name: directory / name for name in texts}
+
+
+def make(recipe: Recipe, data_dirs: dict[str, Path], run_dir: Path) -> Path:
+    """Run a recipe, on a clock that counts only this process's own work: that other programs keep the machine busy is
+    no fault of the run."""
+    tree = {
+        "model": MODEL | recipe.model,
+        "data": {"seq_len": recipe.seq_len, "data_dir": str(data_dirs[recipe.data])},
+        "training": TRAINING | recipe.training,
+        "out_dir": str(run_dir),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        if not recipe.waits_for_the_disk:
+            patch.setattr(loop.time, "monotonic", time.process_time)
+        recipe.hook(patch)
+        pretrain.pretrain(Request(load_run_config(tree), "planted", command=["test"]), Console(file=io.StringIO()))
+    return run_dir

@@ -1,0 +1,199 @@
+"""Fifteen planted faults get the right words, ten healthy runs get none."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import made_up_run as made
+import planted_runs as planted
+import pytest
+from rich.console import Console
+
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.inspection.diagnosis import CHECKS, diagnose, diagnose_run
+from tiny_transformer.inspection.evidence import Evidence, Finding
+from tiny_transformer.inspection.outcome import outcome_of
+from tiny_transformer.inspection.page_findings import diagnosis_section
+from tiny_transformer.inspection.run_files import read_run
+from tiny_transformer.training.finish import finish
+from tiny_transformer.training.pretrain import pretrain
+from tiny_transformer.training.setup import Request
+
+# What the sentence about each planted fault must say.
+WORDS = {
+    "few texts by heart": "Overfitting since step ",
+    "rate beyond all reason": "The learning rate is too high: the loss fell to ",
+    "rate that rises until it breaks": "One update changed a layer's weights by ",
+    "rate of nearly nothing": "too low: all 120 updates together moved the layers' weights by at most 0.1%",
+    "nine epochs": "The data was seen nine times",
+    "shuffled labels": "The model learnt nothing from context",
+    "labels not shifted": "Too good to be true: the validation loss of ",
+    "frozen layer": "no gradient reaches layers.1; these weights do not learn.",
+    "clipped to nothing": "The gradient was clipped in 100% of the steps",
+    "busy machine": "the run makes ",
+    "evaluates all the time": "Evaluation took ",
+    "saves all the time": "Saving took ",
+    "eight tokens a step": "The batch is too small: from one step of 8 tokens to the next ",
+    "no warm-up": "the first steps ran at 0.5, the full learning rate.",
+    "tiny validation split": "The validation split is tiny: 2,6",
+    "stopped half-way": "Stopped before the decay ended: at step 60 of 120 ",
+}
+
+
+@pytest.fixture(scope="session")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A planted run by name, made when it is first asked for."""
+    directory = tmp_path_factory.mktemp("planted")
+    data_dirs = planted.prepare_texts(directory / "data")
+    recipes, made_runs = planted.FAULTS | planted.HEALTHY, dict[str, Path]()
+
+    def run(name: str) -> Path:
+        if name not in made_runs:
+            made_runs[name] = planted.make(recipes[name], data_dirs, directory / name.replace(" ", "-"))
+        return made_runs[name]
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", planted.FAULTS)
+def test_a_planted_fault_gets_the_right_words(name: str, run_of: Callable[[str], Path]) -> None:
+    recipe = planted.FAULTS[name]
+    found = diagnose_run(read_run(run_of(name)))
+    keys = {finding.key for finding in found}
+    assert recipe.finding in keys
+    assert keys <= {recipe.finding} | recipe.also
+    (what,) = (finding.what for finding in found if finding.key == recipe.finding)
+    assert WORDS[name] in what
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", planted.HEALTHY)
+def test_a_healthy_run_gets_no_words(name: str, run_of: Callable[[str], Path]) -> None:
+    run = read_run(run_of(name))
+    assert diagnose_run(run) == []
+    assert "Nothing unusual" in diagnosis_section([], outcome_of(run))
+
+
+def test_the_made_up_run_is_healthy(tmp_path: Path) -> None:
+    assert diagnose_run(read_run(made.make_run(tmp_path, "demo"))) == []
+
+
+# --- each check on rows made for it -----------------------------------------------------------------------------------
+
+
+def evidence(num_rows: int = 100, *, state: str = "finished", **curves: Callable[[int], Any]) -> Evidence:
+    """The made-up healthy run, with some figures replaced by functions of the row's index."""
+    log = [made.log_row(20 * (i + 1), evaluated=i % 10 == 9) for i in range(num_rows)]
+    for index, row in enumerate(log):
+        row |= {key: value for key, curve in curves.items() if (value := curve(index)) is not None}
+    return Evidence(log, made.CONFIG, made.run_info(2000), state)
+
+
+def keys_of(found: Evidence) -> list[str]:
+    return [finding.key for finding in diagnose(found)]
+
+
+def test_fp16_whose_scale_collapses_is_told_from_one_whose_scale_settles() -> None:
+    collapsed = diagnose(evidence(loss_scale=lambda i: 65536.0 / 2 ** min(i // 4, 16)))
+    assert [finding.key for finding in collapsed] == ["loss scale collapsed"]
+    assert "collapsed from 65536 to 1 (at 4 since step 1,140)" in collapsed[0].what
+    assert keys_of(evidence(loss_scale=lambda i: 65536.0 / 2 ** min(i // 4, 6))) == []
+    assert keys_of(evidence(loss_scale=lambda i: 1.0)) == []  # never had one
+
+
+@pytest.mark.parametrize(("rise", "expected"), [(0.01, []), (0.04, ["overfitting"])])
+def test_a_rise_of_the_validation_loss_by_two_per_cent_is_overfitting(rise: float, expected: list[str]) -> None:
+    def val_loss(i: int) -> float | None:
+        return (2.0 if i < 60 else 2.0 * (1 + rise)) if i % 10 == 9 else None
+
+    assert keys_of(evidence(val_loss=val_loss)) == expected
+
+
+def test_a_validation_loss_that_rises_with_the_training_loss_is_not_overfitting() -> None:
+    both = evidence(val_loss=lambda i: 2 + 0.001 * i if i % 10 == 9 else None, loss=lambda i: 2 + 0.0005 * i)
+    assert "overfitting" not in keys_of(both)
+
+
+def test_speed_is_judged_by_what_lasts() -> None:
+    assert keys_of(evidence(tokens_per_second=lambda i: 9000.0 if i < 70 else 4000.0)) == ["slowed down"]
+    assert keys_of(evidence(tokens_per_second=lambda i: 9000.0 if i % 10 else 1000.0)) == []
+    assert keys_of(evidence(tokens_per_second=lambda i: 9000.0 if i < 70 else 5000.0)) == []
+    (finding,) = diagnose(evidence(tokens_per_second=lambda i: 9000.0 if i < 70 else 4000.0))
+    assert finding.what == "Since step 1,420 the run makes 4,000 tokens a second; before, it made 9,000."
+
+
+@pytest.mark.parametrize(
+    ("epochs", "words"), [(3.9, None), (9.02, "nine times"), (6.5, "6.5 times"), (40.0, "40.0 times")]
+)
+def test_more_than_four_epochs_are_counted_in_words(epochs: float, words: str | None) -> None:
+    found = diagnose(evidence(epoch=lambda i: epochs * (i + 1) / 100))
+    assert [finding.what.split(":")[0] for finding in found] == ([f"The data was seen {words}"] if words else [])
+
+
+def test_a_floor_is_only_beaten_by_more_than_luck() -> None:
+    tokens, floor = 32_768, made.FLOOR["nats_per_token"]
+    charge = math.log(2048)  # for the first token, which nothing predicts
+    for gain, expected in ((5.0, []), (9.0, ["below the floor"])):
+        loss = (floor * tokens - charge - gain) / (tokens - 1)
+        assert keys_of(evidence(val_loss=lambda i, loss=loss: loss if i % 10 == 9 else None)) == expected
+
+
+def test_a_dead_layer_is_told_from_one_that_starts_at_zero() -> None:
+    def norms(i: int, until: int) -> dict[str, float]:
+        return {"layers.0": 1.0, "layers.1": 0.0 if i < until else 0.5}
+
+    assert keys_of(evidence(part_grad_norms=lambda i: norms(i, 10))) == []
+    assert keys_of(evidence(part_grad_norms=lambda i: norms(i, 100))) == ["dead layers"]
+
+
+def test_what_follows_from_a_finding_is_not_told_beside_it() -> None:
+    diverged = evidence(loss=lambda i: 3.0 if i < 30 else 7.6, grad_norm=lambda i: 50.0)
+    assert keys_of(diverged) == ["rate too high"]
+
+
+HOSTILE = [None, [], "x", {"a": 1}, True, 10**400, -5, 0, float("1e308"), "</script>"]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_whatever_stands_in_a_run_each_check_survives_it(value: object) -> None:
+    keys = list(made.log_row(20, evaluated=True))
+    for key in keys:
+        if key != "step":
+            found = evidence(40, **{key: lambda i: value})
+            for check in CHECKS:
+                assert check(found) is None or isinstance(check(found), Finding)
+    log = [
+        {"step": 7 * i, **dict.fromkeys(keys[1:], value), "update_ratios": {"layers.0": value}} for i in range(1, 30)
+    ]
+    info = dict.fromkeys(made.run_info(2000), value) | {
+        "tokenizer": {"vocab_size": value},
+        "data": {"val_tokens": value},
+    }
+    for rows in (log, log[:1], []):
+        for config in (made.CONFIG, {"training": value}, {"training": {"grad_clip": value}, "data": value}):
+            diagnose(Evidence(rows, config, info, "stopped"))
+
+
+def test_the_diagnosis_is_printed_at_the_end_of_training(tmp_path: Path) -> None:
+    planted.prepare(
+        "stories", out_dir=tmp_path / "data", tokenizer="byte", max_bytes=9_000, val_fraction=0.4, seq_len=64
+    )
+    tree = {
+        "model": planted.MODEL,
+        "data": {"seq_len": 32, "data_dir": str(tmp_path / "data")},
+        "training": planted.TRAINING | {"steps": 60, "eval_steps": 30, "micro_batch_size": 8},
+        "out_dir": str(tmp_path / "r"),
+    }
+    screen = io.StringIO()
+    console = Console(file=screen, width=500)
+    finish(pretrain(Request(load_run_config(tree), "r", command=["test"]), console), console)
+    assert "The validation split is tiny" in screen.getvalue()
+    assert "Prepare the data again with a larger data.val_fraction." in screen.getvalue()
+    page = (tmp_path / "r/report.html").read_text(encoding="utf-8")
+    assert "The validation split is tiny" in page
+    assert (tmp_path / "r/loss.svg").read_text().startswith("<svg")
