@@ -112,8 +112,8 @@ def busy_machine(patch: pytest.MonkeyPatch) -> None:
     def loss(model: Any, batch: batches.Batch) -> Any:
         times.append(time.process_time())
         if len(times) > 50:
-            until = time.process_time() + 4 * (times[49] - times[0]) / 49
-            while time.process_time() < until:  # takes as long as four more of the usual steps
+            until = time.process_time() + 2 * (times[49] - times[0]) / 49
+            while time.process_time() < until:  # takes as long as two more of the usual steps
                 pass
         return language_modelling_loss(model, batch)
 
@@ -149,7 +149,7 @@ FAULTS = {
     "frozen layer": Recipe("dead layers", hook=frozen_layer),
     "clipped to nothing": Recipe("clipped every step", {"grad_clip": 0.01}),
     "busy machine": Recipe("slowed down", {"eval_steps": None}, hook=busy_machine),
-    "evaluates all the time": Recipe("overhead", {"eval_steps": 1, "steps": 30}),
+    "evaluates all the time": Recipe("overhead", {"eval_steps": 1, "steps": 20}),
     "saves all the time": Recipe(
         "overhead",
         {"save_steps": 1, "eval_steps": None, "steps": 40},

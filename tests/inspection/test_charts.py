@@ -59,3 +59,33 @@ def test_close_up_shows_the_late_values_and_the_floor() -> None:
     low, high = close_up["y"]
     assert low < 1.5
     assert 2.0 < high < 8.0
+
+
+def test_update_ratios_become_a_row_a_part_and_a_column_a_stretch() -> None:
+    log = [
+        {"step": step, "update_ratios": {"embed_tokens": 1e-2, "layers.0": 10.0 ** -(1 + step % 2), "norm": 0.0}}
+        for step in range(1, 401)
+    ]
+    (chart,) = charts(log, None)
+    (heat,) = chart.figure["data"]
+    assert chart.key == "update-ratios"
+    assert heat["y"] == ["embed_tokens", "layer 0", "norm"]
+    assert heat["x"] == list(range(2, 401, 2))
+    assert heat["z"] == [[-2.0] * 200, [-1.5] * 200, [None] * 200]  # means of logarithms; zero has none
+    assert heat["customdata"][0][0] == "0.01"
+    assert (heat["zmin"], heat["zmax"]) == (-2.0, -1.5)
+
+
+def test_many_layers_stay_readable() -> None:
+    log = [{"step": 1, "update_ratios": {f"layers.{i}": 1e-3 for i in range(24)}}]
+    (chart,) = charts(log, None)
+    assert chart.figure["layout"]["height"] >= 24 * 18
+
+
+def test_memory_is_drawn_in_megabytes_of_process_and_device() -> None:
+    log = [{"step": s, "peak_memory_bytes": 5e8 + s, "peak_device_memory_bytes": 2e9} for s in (1, 2, 3)]
+    (chart,) = charts(log, None)
+    process, device = chart.figure["data"]
+    assert process["y"] == [500, 500, 500]
+    assert device["y"] == [2000, 2000, 2000]
+    assert "the process and the GPU" in chart.note

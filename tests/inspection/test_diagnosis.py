@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.inspection.diagnosis import CHECKS, diagnose, diagnose_run
+from tiny_transformer.inspection.diagnosis import diagnose, diagnose_run
 from tiny_transformer.inspection.evidence import Evidence, Finding
 from tiny_transformer.inspection.outcome import outcome_of
 from tiny_transformer.inspection.page_findings import diagnosis_section
@@ -164,9 +164,8 @@ def test_whatever_stands_in_a_run_each_check_survives_it(value: object) -> None:
     keys = list(made.log_row(20, evaluated=True))
     for key in keys:
         if key != "step":
-            found = evidence(40, **{key: lambda i: value})
-            for check in CHECKS:
-                assert check(found) is None or isinstance(check(found), Finding)
+            found = diagnose(evidence(40, **{key: lambda i: value}))
+            assert all(isinstance(finding, Finding) for finding in found)
     log = [
         {"step": 7 * i, **dict.fromkeys(keys[1:], value), "update_ratios": {"layers.0": value}} for i in range(1, 30)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -124,6 +125,41 @@ def test_other_charts_hold_the_logged_values(demo: Page, chart: str, key: str) -
     assert trace["y"] == [pytest.approx(made.log_row(s, evaluated=False)[key], rel=1e-5) for s in trace["x"]]
 
 
+def test_the_page_begins_with_a_diagnosis(demo: Page, tmp_path: Path) -> None:
+    assert "above the best loss possible. Diagnosis Nothing unusual: the loss fell" in demo.text
+    run = made.make_run(tmp_path, "few", data={"val_tokens": 100})
+    words = "The validation split is tiny: 100 tokens make the validation loss sure to about 10.0%"
+    assert f"Diagnosis {words}" in page_of(run).text
+
+
+def test_the_bar_shows_where_the_time_went(demo: Page) -> None:
+    # of 0.288 s a step, 0.286 are named
+    for words in (
+        "forward and backward 69.4% 6.7 minutes",
+        "optimizer 17.4% 100 seconds",
+        "reading data 0.3% 2.00 seconds",
+        "evaluation 6.9% 40 seconds",
+        "everything else 0.7% 4.00 seconds",
+    ):
+        assert words in demo.text.replace("1.7 minutes", "100 seconds")
+    widths = [float(style[6:-1]) for style in demo.attributes("style") if style.startswith("width:")]
+    assert sum(widths) == pytest.approx(100, abs=0.05)
+    assert widths[0] == pytest.approx(100 * 0.2 / 0.288, abs=0.01)
+
+
+def test_the_same_prompt_is_shown_through_time(demo: Page) -> None:
+    through = demo.text.partition("The same prompt through time")[2].partition("Settings")[0]
+    assert "Mia and Tom step 20 the the the step 600 went to the sea. step 2,000 found a small blue shell." in through
+    assert "found a small blue shell" not in demo.text.partition("The same prompt through time")[0]
+
+
+def test_heat_map_holds_the_logged_ratios(demo: Page) -> None:
+    (heat,) = demo.figures["update-ratios"]["data"]
+    assert heat["y"] == ["embed_tokens", *(f"layer {i}" for i in range(6)), "norm"]
+    assert [row[0] for row in heat["z"]] == [pytest.approx(math.log10(2e-3 * (1 + i)), abs=1e-3) for i in range(8)]
+    assert demo.figures["memory"]["data"][0]["y"][-1] == pytest.approx(902.0, abs=0.01)
+
+
 def test_page_asks_the_network_for_nothing(demo: Page) -> None:
     links = demo.attributes("href") + demo.attributes("src")
     assert "log.jsonl" in links
@@ -159,7 +195,9 @@ def test_whatever_a_run_holds_is_text_and_never_markup(tmp_path: Path) -> None:
         tmp_path,
         "a<b>&c",
         config={bad: {bad: [bad, {bad: bad}]}, "model": {"name": bad}},
-        samples=[{"prompt": bad, "text": bad, "step": bad, "settings": {bad: bad}}],
+        samples=[
+            {"prompt": bad, "text": bad, "step": bad, "settings": {bad: bad, "temperature": t}} for t in (0.0, bad)
+        ],
         versions={"torch": bad},
         device=bad,
         command=[bad],
@@ -168,9 +206,16 @@ def test_whatever_a_run_holds_is_text_and_never_markup(tmp_path: Path) -> None:
         status=bad,
         tokenizer={bad: bad},
     )
-    made.write_log(run, [{"step": 1, "loss": 2.0, bad: bad}, {"step": 2, "loss": bad, "val_loss": 1.9}])
+    measured = {
+        "update_ratios": {bad: 1e-3, "layers.0": bad},
+        "seconds": {bad: 3, "data": bad},
+        "peak_memory_bytes": bad,
+    }
+    rows = [{"step": 1, "loss": 2.0, bad: bad}, {"step": 2, "loss": bad, "val_loss": 1.9, "part_grad_norms": bad}]
+    made.write_log(run, [row | measured for row in rows])
     page = page_of(run)
-    assert sum(tag == "script" for tag, _ in page.tags) == 3  # one chart, plotly.js and report.js
+    assert sum(tag == "script" for tag, _ in page.tags) == 4  # two charts, plotly.js and report.js
+    assert page.figures["update-ratios"]["data"][0]["y"] == [bad, "layer 0"]
     assert not any(tag in ("img", "b") for tag, _ in page.tags)
     assert page.text.count("alert(1)") >= 12
     assert "a<b>&c" in page.text
@@ -333,7 +378,8 @@ def test_browser_draws_every_chart(tmp_path: Path) -> None:
     options += ["--virtual-time-budget=4000", "--enable-logging=stderr", "--dump-dom", path.as_uri()]
     done = subprocess.run([chromium, *options], capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr, done.stderr
-    for key in ("loss", "learning-rate", "tokens-per-second", "grad-norm"):
+    for key in ("loss", "learning-rate", "tokens-per-second", "grad-norm", "memory"):
         place = done.stdout.partition(f'id="{key}"')[2].partition("</figure>")[0]
         assert "scatterlayer" in place
+    assert 'class="hm"' in done.stdout.partition('id="update-ratios"')[2].partition("</figure>")[0]
     assert "best loss possible: 1.500" in done.stdout.partition("<main>")[2].partition("application/json")[0]

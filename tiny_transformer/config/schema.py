@@ -198,7 +198,8 @@ class TrainingConfig(Section):
     """Send the same figures to these programs too, each installed by you (`pip install wandb`)."""
 
     sample_prompts: tuple[str, ...] = setting(("Once upon a time",) * 3, "allow", max_length=16)
-    """Prompts continued at the end of the run, for the terminal and the report."""
+    """Prompts continued at the end of the run, for the terminal and the report. The first three different ones are also
+    continued at six points on the way, greedily and in at most 48 tokens. `[]`: none."""
 
     sample_tokens: int = setting(200, "allow", ge=1, le=100_000)
     """Longest continuation of each of them."""

@@ -22,6 +22,7 @@ from tiny_transformer.storage import atomic_write
 DEFAULT_OUT = Path("compare.html")
 MAX_RUNS = 8  # as many colours as can be told apart
 MAX_DIFFERENCES = 100
+WORSE_THAN_UNTRAINED = 1.25  # the chart goes up to so many times the first loss
 AXES = (("step", "step"), ("tokens", "num_tokens"), ("seconds", "elapsed_seconds"))
 _ABSENT = object()
 
@@ -91,7 +92,12 @@ def overlay(runs: list[RunFiles], names: list[str]) -> Chart | None:
     shapes = [
         {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": f, "y1": f} for f in sorted(floors)
     ]
-    layout = {"yaxis": {"title": {"text": "nats per token"}}, "shapes": shapes}
+    y_axis: dict[str, Any] = {"title": {"text": "nats per token"}}
+    shown = [y for trace in traces for y in trace["y"]] + sorted(floors)
+    untrained = max(trace["y"][0] for trace in traces)
+    if max(shown) > WORSE_THAN_UNTRAINED * untrained:  # a run that exploded would flatten the others
+        y_axis |= {"autorange": False, "range": [min(0.0, *shown), WORSE_THAN_UNTRAINED * untrained]}
+    layout = {"yaxis": y_axis, "shapes": shapes}
     note = "training loss, smoothed, as lines; validation loss as dots; dashed: the best loss possible"
     shown_late: list[float] = [y for trace in traces for y in trace["y"][len(trace["y"]) // 4 :]] + sorted(floors)
     low, high = min(shown_late), max(shown_late)

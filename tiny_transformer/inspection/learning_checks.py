@@ -70,7 +70,8 @@ def rate_too_high(e: Evidence) -> Finding | None:
     if len(smooth) < MIN_ROWS:
         return None
     low = int(np.argmin(smooth))
-    climbed = smooth[-1] - smooth[low] > max(CLIMB * smooth[low], CLIMB_IN_JITTERS * e.jitter)
+    is_far = smooth[-1] - smooth[low] > CLIMB_IN_JITTERS * e.jitter or smooth[-1] > (1 + CLIMB) * smooth[0]
+    climbed = is_far and smooth[-1] > (1 + CLIMB) * smooth[low]
     _, _, ratios = e.by_part("update_ratios", blocks_only=True)
     largest = float(np.nanmax(np.nanmedian(ratios, axis=1))) if ratios.size and not np.isnan(ratios).all() else 0.0
     violent = largest > VIOLENT_UPDATE and _stuck_level(e) is not None

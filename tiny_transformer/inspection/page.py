@@ -93,10 +93,13 @@ def chart_section(charts: list[Chart]) -> str:
     parts = []
     for chart in charts:
         is_wide = chart.key in WIDE
-        buttons = '<button type="button" data-toggle="log">log scale</button>' if chart.key != "update-ratios" else ""
+        axes = chart.figure.get("meta", {}).get("axes", ())
+        buttons = f'<button type="button" data-toggle="log">log {"axis" if axes else "steps"}</button>'
+        if chart.key == "update-ratios":
+            buttons = ""
         if chart.key == "loss":
             buttons = '<button type="button" data-toggle="close">close-up</button>' + buttons
-        for axis in chart.figure.get("meta", {}).get("axes", ()):
+        for axis in axes:
             buttons += f'<button type="button" data-axis="{esc(axis)}">by {esc(axis)}</button>'
         # "<" cannot end the script element when it is written as an escape.
         data = json.dumps(chart.figure, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

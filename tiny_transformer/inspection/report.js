@@ -71,8 +71,8 @@
         title: { text: chart.wide ? chart.axis : undefined, standoff: 6 },
       },
       yaxis: {
-        ...axis, ...(isHeat ? {} : { nticks: chart.wide ? 8 : 5 }),
-        ...(chart.close ? { range: chart.figure.meta.close_up.y } : { autorange: true }), ...given.yaxis,
+        ...axis, ...(isHeat ? {} : { nticks: chart.wide ? 8 : 5 }), autorange: true, ...given.yaxis,
+        ...(chart.close ? { autorange: false, range: chart.figure.meta.close_up.y } : {}),
       },
       shapes: (given.shapes || []).map((line) => ({ ...line, line: { color: colour("floor"), width: widths.floor, dash: "dash" } })),
       annotations: (given.annotations || []).map((label) => ({ ...label, font: { color: colour("floor") } })),

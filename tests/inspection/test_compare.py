@@ -1,0 +1,135 @@
+"""Several runs on one page."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import made_up_run as made
+import pytest
+from test_report import Page
+from typer.testing import CliRunner
+
+from tiny_transformer.cli import app
+from tiny_transformer.errors import UserError
+from tiny_transformer.inspection.compare import MAX_RUNS, differences, overlay, unique_names, write_comparison
+from tiny_transformer.inspection.run_files import read_run
+
+
+@pytest.fixture
+def two_runs(tmp_path: Path) -> list[Path]:
+    """The second has another rate, a key that the first lacks, and logs less often."""
+    training = made.CONFIG["training"] | {"learning_rate": 0.003, "dropout": 0.1}
+    first = made.make_run(tmp_path, "first")
+    second = made.make_run(tmp_path, "second", config=made.CONFIG | {"training": training, "out_dir": "elsewhere"})
+    rows = [made.log_row(step, evaluated=step == 1000) for step in range(50, 1001, 50)]
+    made.write_log(second, [row | {"loss": row["loss"] + 1, "val_bits_per_byte": 0.9} for row in rows])
+    return [first, second]
+
+
+def test_only_settings_that_differ_are_listed(two_runs: list[Path]) -> None:
+    found = differences([read_run(path) for path in two_runs])
+    assert found == {"training.learning_rate": ["0.0012", "0.003"], "training.dropout": ["–", "0.1"]}
+
+
+def test_curves_stand_over_steps_tokens_and_seconds(two_runs: list[Path]) -> None:
+    runs = [read_run(path) for path in two_runs]
+    chart = overlay(runs, ["first", "second"])
+    assert chart is not None
+    first, first_val, second, second_val = chart.figure["data"]
+    assert [trace["name"] for trace in (first, first_val, second)] == ["first", "first, validation", "second"]
+    assert first["x"] == first["meta"]["xs"]["step"] == list(range(10, 2001, 10))
+    assert second["meta"]["xs"]["tokens"] == [4096 * step for step in range(50, 1001, 50)]
+    assert second["meta"]["xs"]["seconds"] == pytest.approx([0.288 * step for step in range(50, 1001, 50)])
+    assert (second_val["x"], second_val["mode"]) == ([1000], "markers")
+    assert second_val["y"] == [pytest.approx(made.log_row(1000, evaluated=True)["val_loss"], rel=1e-5)]
+    assert [shape["y0"] for shape in chart.figure["layout"]["shapes"]] == [1.5]
+
+
+def test_a_run_that_exploded_does_not_flatten_the_others(two_runs: list[Path]) -> None:
+    rows = [{"step": step, "loss": 8.0 if step < 10 else 500.0} for step in range(1, 100)]
+    made.write_log(two_runs[1], rows)
+    chart = overlay([read_run(path) for path in two_runs], ["a", "b"])
+    assert chart is not None
+    assert chart.figure["layout"]["yaxis"]["range"] == [0.0, pytest.approx(1.25 * 8.0, rel=0.1)]
+
+
+def test_the_page_has_final_figures_side_by_side(two_runs: list[Path], tmp_path: Path) -> None:
+    page = Page(write_comparison(two_runs, tmp_path / "both.html"))
+    for words in (
+        "Best on held-out text: first, with 0.736 bits per byte.",
+        "state finished finished",
+        "steps 2,000 1,000",
+        "tokens seen 8.19 million 4.1 million",
+        "best validation loss 1.620",
+        "peak memory 902.0 MB 901.0 MB",
+        "training.learning_rate 0.0012 0.003 training.dropout – 0.1",
+    ):
+        assert words in page.text
+    assert page.attributes("data-axis") == ["step", "tokens", "seconds"]
+    assert (tmp_path / "both.html").stat().st_size < 6_000_000
+
+
+def test_runs_with_different_tokenizers_are_not_compared_by_token(tmp_path: Path) -> None:
+    runs = [made.make_run(tmp_path, "a"), made.make_run(tmp_path, "b", tokenizer={"fingerprint": "other"})]
+    assert "compare bits per byte, not nats per token" in Page(write_comparison(runs, tmp_path / "c.html")).text
+
+
+def test_names_stay_apart_and_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    bad = '</script><img src="http://x/">'
+    runs = [
+        made.make_run(tmp_path / "x", "a<b>", config={"model": {bad: bad}, "training": [bad]}),
+        made.make_run(tmp_path / "y", "a<b>", config={"model": {bad: 2}}, status=bad, tokenizer={"fingerprint": bad}),
+    ]
+    made.write_log(runs[1], [{"step": 1, "loss": bad, "seconds": bad, "update_ratios": {bad: bad}}])
+    assert unique_names([read_run(path) for path in runs]) == ["a<b>", "a<b> (2)"]
+    page = Page(write_comparison(runs, tmp_path / "c.html"))
+    assert not any(tag in ("img", "b") for tag, _ in page.tags)
+    assert sum(tag == "script" for tag, _ in page.tags) == 3
+    assert "a<b> (2)" in page.text
+
+
+def test_too_many_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="9 runs are too many") as caught:
+        write_comparison([tmp_path] * (MAX_RUNS + 1), tmp_path / "c.html")
+    assert "name 8 at most" in str(caught.value)
+
+
+def test_the_command_says_where_it_wrote(two_runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [os.path.relpath(path, tmp_path) for path in two_runs]
+    for arguments, written in (
+        (names, "compare.html"),
+        ([*names, "--out", "both.html"], "both.html"),
+        ([names[0]], f"{names[0]}/report.html"),
+        ([names[0], "--out", "one.html"], "one.html"),
+    ):
+        result = CliRunner().invoke(app, ["report", *arguments])
+        assert result.exit_code == 0, result.output
+        assert result.output.strip() == written
+        assert Path(written).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.slow
+def test_browser_draws_the_overlay(two_runs: list[Path], tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    path = write_comparison(two_runs, tmp_path / "both.html")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-sync", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--virtual-time-budget=4000", "--enable-logging=stderr", "--dump-dom", path.as_uri()]
+    done = subprocess.run([chromium, *options], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    place = done.stdout.partition('id="loss"')[2].partition("</figure>")[0]
+    assert place.count('class="trace scatter') == 4
+    assert 'data-axis="step" aria-pressed="true"' in done.stdout
+
+
+def test_json_of_the_overlay_is_valid(two_runs: list[Path]) -> None:
+    chart = overlay([read_run(path) for path in two_runs], ["a", "b"])
+    assert chart is not None
+    assert json.loads(json.dumps(chart.figure, allow_nan=False)) == chart.figure
