@@ -156,6 +156,12 @@ def test_what_follows_from_a_finding_is_not_told_beside_it() -> None:
     assert keys_of(diverged) == ["rate too high"]
 
 
+@pytest.mark.parametrize(("tokens", "expected"), [(64, ["batch too small"]), (1024, [])])
+def test_a_loss_that_jumps_is_only_the_batch_when_that_is_small(tokens: int, expected: list[str]) -> None:
+    jumping = evidence(loss=lambda i: 2.0 + 0.5 * (-1) ** i, num_tokens=lambda i: 20 * tokens * (i + 1))
+    assert keys_of(jumping) == expected
+
+
 HOSTILE = [None, [], "x", {"a": 1}, True, 10**400, -5, 0, float("1e308"), "</script>"]
 
 

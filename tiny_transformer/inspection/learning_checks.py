@@ -36,8 +36,10 @@ SILENT_GRADIENT = 1e-7  # of the loudest part's: below it float32 loses it in th
 CLIPPED_SHARE = 0.95
 CLIPPED_BY = 2.0
 # The loss of one token spreads about as widely as its mean (a third as widely before much is learnt), so that of T
-# independent tokens by 1 / sqrt(T) of it. Beyond this a step sees about 150 at most: its gradient is mostly chance.
+# independent tokens by 1 / sqrt(T) of it: 8 % at 150. Tokens of one text resemble each other, so that a larger batch of
+# few texts jumps as well, and small models learn well from 1,000 tokens a step; hence both conditions.
 NOISY = 0.08
+FEW_TOKENS = 256
 EARLY = 0.1  # share of the run in which a missing warm-up shows
 OVERSHOOT = (
     0.02  # above the loss of the first step; untrained weights guess about evenly, and only a leap makes it worse
@@ -207,14 +209,13 @@ def small_batch(e: Evidence) -> Finding | None:
     tokens = np.diff(e.curve("num_tokens")[1]) / np.maximum(np.diff(e.curve("num_tokens")[0]), 1)
     if len(values) < 2 * MIN_ROWS:
         return None
-    level = float(np.median(values[len(values) // 2 :]))
-    if level <= 0 or e.jitter < NOISY * level:
+    level, size = float(np.median(values[len(values) // 2 :])), float(np.median(tokens)) if len(tokens) else math.inf
+    if level <= 0 or e.jitter < NOISY * level or size > FEW_TOKENS:
         return None
-    size = f" of {count(float(np.median(tokens)))} tokens" if len(tokens) else ""
     return Finding(
         "batch too small",
-        f"The batch is too small: from one step{size} to the next the loss jumps by {e.jitter / level:.0%} of itself, "
-        "so each update is mostly chance.",
+        f"The batch is too small: from one step of {count(size)} tokens to the next the loss jumps by "
+        f"{e.jitter / level:.0%} of itself, so each update is mostly chance.",
         "Raise training.micro_batch_size, or training.grad_accum_steps where memory is short.",
     )
 
