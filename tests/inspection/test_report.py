@@ -157,6 +157,8 @@ def test_heat_map_holds_the_logged_ratios(demo: Page) -> None:
     (heat,) = demo.figures["update-ratios"]["data"]
     assert heat["y"] == ["embed_tokens", *(f"layer {i}" for i in range(6)), "norm"]
     assert [row[0] for row in heat["z"]] == [pytest.approx(math.log10(2e-3 * (1 + i)), abs=1e-3) for i in range(8)]
+    (heat,) = demo.figures["part-grad-norms"]["data"]
+    assert [row[-1] for row in heat["z"]] == [pytest.approx(math.log10(0.1 + 0.05 * i), abs=1e-3) for i in range(8)]
     assert demo.figures["memory"]["data"][0]["y"][-1] == pytest.approx(902.0, abs=0.01)
 
 
@@ -381,5 +383,6 @@ def test_browser_draws_every_chart(tmp_path: Path) -> None:
     for key in ("loss", "learning-rate", "tokens-per-second", "grad-norm", "memory"):
         place = done.stdout.partition(f'id="{key}"')[2].partition("</figure>")[0]
         assert "scatterlayer" in place
-    assert 'class="hm"' in done.stdout.partition('id="update-ratios"')[2].partition("</figure>")[0]
+    for key in ("update-ratios", "part-grad-norms"):
+        assert 'class="hm"' in done.stdout.partition(f'id="{key}"')[2].partition("</figure>")[0]
     assert "best loss possible: 1.500" in done.stdout.partition("<main>")[2].partition("application/json")[0]

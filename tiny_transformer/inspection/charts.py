@@ -53,7 +53,23 @@ def charts(log: list[dict[str, Any]], floor: float | None) -> list[Chart]:
         )
     ]
     memory = _memory_chart(log)
-    return [chart for chart in (loss, *others, memory, _ratio_chart(log)) if chart is not None]
+    maps = [
+        _heat_chart(log, *words)
+        for words in (
+            (
+                "update_ratios",
+                "Update-to-weight ratio",
+                "how far one update moves the weights of each part, as a share of their size: about a thousandth is "
+                "usual, more at first; a row without colour learns nothing",
+            ),
+            (
+                "part_grad_norms",
+                "Gradient norm by part",
+                "after clipping; a row without colour gets no gradient",
+            ),
+        )
+    ]
+    return [chart for chart in (loss, *others, memory, *maps) if chart is not None]
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -155,9 +171,9 @@ def _memory_chart(log: list[dict[str, Any]]) -> Chart | None:
     return Chart("memory", "Memory", note, {"data": traces, "layout": layout})
 
 
-def _ratio_chart(log: list[dict[str, Any]]) -> Chart | None:
-    """A row a layer, a column a stretch of steps, and the update-to-weight ratio as a colour on a logarithmic scale."""
-    rows = [(number(row, "step"), section(row, "update_ratios")) for row in log if section(row, "update_ratios")]
+def _heat_chart(log: list[dict[str, Any]], key: str, title: str, note: str) -> Chart | None:
+    """A row a part of the model, a column a stretch of steps, and a figure as a colour on a logarithmic scale."""
+    rows = [(number(row, "step"), section(row, key)) for row in log if section(row, key)]
     parts = [str(part) for part in (rows[-1][1] if rows else {})][:MAX_PARTS]
     if not parts:
         return None
@@ -178,12 +194,8 @@ def _ratio_chart(log: list[dict[str, Any]]) -> Chart | None:
         "zmax": max(known) if known else -1.0,
         "meta": {"role": "heat"},
     }
-    note = (
-        "how far one update moves the weights of each part, as a share of their size: about a thousandth is usual, "
-        "more at first; a row without colour learns nothing"
-    )
     layout = {"yaxis": {"autorange": "reversed", "type": "category"}, "height": max(180, 60 + 18 * len(parts))}
-    return Chart("update-ratios", "Update-to-weight ratio", note, {"data": [heat], "layout": layout})
+    return Chart(key.replace("_", "-"), title, note, {"data": [heat], "layout": layout})
 
 
 def _mean_log10(values: list[float | None]) -> float | None:

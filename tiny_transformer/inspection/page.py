@@ -22,7 +22,7 @@ MAX_PROMPT_CHARS = 1_000
 MAX_COMMAND_CHARS = 2_000
 MAX_KEY_CHARS = 100
 MAX_TABLES = 8
-WIDE = ("loss", "update-ratios")  # charts over the whole width
+WIDE = ("loss", "update-ratios", "part-grad-norms")  # charts over the whole width
 MAX_ROWS = 60  # of one table
 
 
@@ -95,7 +95,7 @@ def chart_section(charts: list[Chart]) -> str:
         is_wide = chart.key in WIDE
         axes = chart.figure.get("meta", {}).get("axes", ())
         buttons = f'<button type="button" data-toggle="log">log {"axis" if axes else "steps"}</button>'
-        if chart.key == "update-ratios":
+        if chart.figure["data"][0].get("type") == "heatmap":
             buttons = ""
         if chart.key == "loss":
             buttons = '<button type="button" data-toggle="close">close-up</button>' + buttons
