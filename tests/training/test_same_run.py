@@ -91,6 +91,7 @@ OTHER: dict[str, Any] = {
     "training.device": "auto",
     "training.seed": 1,
     "training.eval_steps": 3,
+    "training.eval_tokens": 200,
     "training.save_steps": 2,
     "training.keep_checkpoints": 3,
     "training.early_stopping_patience": 50,

@@ -178,7 +178,7 @@ class TrainingConfig(Section):
     """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best`
     checkpoint."""
 
-    eval_tokens: int | None = setting(None, "allow", ge=1)
+    eval_tokens: int | None = setting(None, "warn", ge=1)
     """Evaluate on this many tokens from the beginning of the validation split, rounded up to a whole batch. Default:
     all of it. Bits per byte then count as many bytes a token as the whole split has."""
 

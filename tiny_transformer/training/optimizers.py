@@ -76,6 +76,18 @@ class Optimizers:
             if torch.is_tensor(value)
         }
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what `state` gives after the first step."""
+        found: dict[str, tuple[int, ...]] = {}
+        for optimizer in self._all:
+            for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+                name, shape = self._names[parameter], tuple(parameter.shape)
+                if isinstance(optimizer, Muon):
+                    found[f"{name}/momentum_buffer"] = shape
+                else:
+                    found |= {f"{name}/step": (), f"{name}/exp_avg": shape, f"{name}/exp_avg_sq": shape}
+        return found
+
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave: whole tensors, of which each process takes its part.
 

@@ -34,6 +34,7 @@ from tiny_transformer.training.loss_scale import first_loss_scale
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.preflight import check_disk, check_memory
 from tiny_transformer.training.processes import ALONE, Processes, fellow_processes
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.run_files import (
@@ -113,6 +114,8 @@ def _pretrain(request: Request, processes: Processes, console: Console) -> Outco
     if request.chooses and not request.resume:
         config = take_choice(config, dataset, hardware, processes, console)
     config = fit_vocabulary(config, dataset, console)
+    if processes.world_size == 1:
+        check_memory(config, hardware, console)
     run = RunDirectory(run_dir)
     with ExitStack() as stack:
         if processes.is_first:
@@ -173,16 +176,16 @@ class Start:
         """Resume if asked, plan, train."""
         if self.request.resume:
             self.load(self.run.newest_whole() if self.processes.is_first else (None, []))
-            if self.processes.is_first:
-                restore_links(self.run, self.state)
+        if self.processes.is_first:
+            restore_links(self.run, self.state)
+            check_disk(self.run, self.config, self.model, self.optimizers, self.identity)
         log, keep = self._records(stack) if self.processes.is_first else (None, lambda record: None)
         pace = self._pace()
         parameters = sum(p.numel() for p in self.model.parameters())
         device = self.hardware.describe() + self.processes.describe()
         announce(self.run.path, pace.plan, self.config, self.dataset, parameters, device, self.console)
-        progress = TrainingProgress(self.console, pace.total_steps, self.state.step)
         stop = stack.enter_context(StopSignals())
-        with progress:
+        with TrainingProgress(self.console, pace.total_steps, self.state.step) as progress:
             job = self.job(pace, save=self._writer(pace, log), log=keep, watcher=progress)
             status = train(job, self.state, stop)
         is_first = self.processes.is_first
@@ -221,9 +224,6 @@ class Start:
         if self.hardware.precision != "fp16":
             self.state.loss_scale = 1.0
         self.console.print(f"resuming from step {self.state.step:,} ({path})", highlight=False)
-
-    # --- the plan
-    # --------------------------------------------------------------------------------------------------------
 
     def _pace(self) -> planning.Pace:
         """The plan of an earlier start, or a new one."""
@@ -278,9 +278,6 @@ class Start:
         sampler = self._sampler()
         seconds = planning.measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
         return self.processes.first(seconds)
-
-    # --- the parts of the job
-    # --------------------------------------------------------------------------------------------
 
     def job(self, pace: planning.Pace, *, save: Save, log: Callable[[dict[str, Any]], None], watcher: Watcher) -> Job:
         """What the loop is handed."""
