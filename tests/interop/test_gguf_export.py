@@ -14,6 +14,7 @@ from tiny_transformer.config.model import LlamaConfig, Qwen3Config
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.gguf_export import default_file_name, export_gguf
 from tiny_transformer.interop.gguf_tokenizer import CONTROL, NORMAL, UNUSED
+from tiny_transformer.interop.llama2c import import_llama2c
 from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import make_tokenizer
 
@@ -265,6 +266,13 @@ def test_a_tokenizer_that_llama_cpp_applies_differently_is_refused(change, words
 def test_a_character_tokenizer_has_no_gguf_form(tmp_path):
     checkpoint = save(CONFIGS["qwen3"], tmp_path / "m", tokenizer="char")
     refusal(checkpoint, tmp_path / "m.gguf", "char tokenizer", "works on characters", "--tokenizer bpe or byte")
+
+
+def test_sentencepiece_tokenizers_have_no_gguf_form(shared_data, tmp_path):
+    """Those of llama2.c's stories: scores, which GGUF would need, are gone once they are merges."""
+    stories = shared_data / "models" / "stories260K"
+    import_llama2c(stories / "stories260K.bin.xz", stories / "tok512.bin.xz", tmp_path / "m")
+    refusal(tmp_path / "m", tmp_path / "m.gguf", "SentencePiece", "scores", "opens in transformers")
 
 
 def test_gpt2s_own_expression_is_named(tmp_path):

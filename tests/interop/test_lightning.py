@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader
 
 from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.data.batches import Batch
-from tiny_transformer.models import build_model
+from tiny_transformer.models import build_model, load_model
+from tiny_transformer.storage import verify
+from tiny_transformer.tokenizers import load_tokenizer
 from tiny_transformer.training.losses import language_modelling_loss
 
 pytestmark = pytest.mark.slow
@@ -99,3 +101,23 @@ def test_without_the_package_the_message_names_the_extra():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "pip install 'tiny-transformer[lightning]'"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_runs_as_it_stands_and_leaves_a_checkpoint(lightning, repository, tmp_path):
+    page = (repository / "docs" / "TRAIN_WITH_LIGHTNING.md").read_text(encoding="utf-8")
+    block = page.partition("```python\n")[2].partition("```")[0]
+    assert "STEPS = 200" in block
+    (tmp_path / "cats.txt").write_text(
+        "\n<|endoftext|>\n".join(f"Cat number {i} sat on mat {i * i}." for i in range(300))
+    )
+    words = ["prepare", "--source", "cats.txt", "--tokenizer", "byte", "--seq_len", "64", "--out_dir", "data"]
+    for command in (
+        [sys.executable, "-m", "tiny_transformer", *words],
+        [sys.executable, "-c", block.replace("STEPS = 200", "STEPS = 12")],
+    ):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+    verify(tmp_path / "models" / "with-lightning")
+    model = load_model(tmp_path / "models" / "with-lightning")
+    assert model.config.hidden_size == 64 and load_tokenizer(tmp_path / "models" / "with-lightning").vocab_size == 257

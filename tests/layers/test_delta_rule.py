@@ -206,16 +206,29 @@ def test_the_kernels_are_given_documents_as_one_row_with_bounds(with_documents, 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("with_documents", [False, True])
 @pytest.mark.parametrize("T", LENGTHS)
-def test_kernels_equal_chunks(T, with_documents):
+def test_kernels_equal_the_recurrence_in_outputs_state_and_gradients(T, with_documents):
+    """The oracle is the loop in float64 on the CPU: nothing that a GPU does takes part in it."""
     pytest.importorskip("fla")
-    made = made_up(T, dtype=torch.float32, Dk=64, Dv=64)
-    inputs = {name: tensor.detach().cuda().requires_grad_() for name, tensor in made.items()}
-    segments = documents(T).cuda() if with_documents else None
-    found = []
-    for form in (delta_rule.delta_rule_by_kernels, delta_rule_in_chunks):
-        out, state = form(**inputs, segments=segments)
-        found.append([out, state, *torch.autograd.grad(out.square().sum() + state.sum(), list(inputs.values()))])
-    for name, kernel, chunks in zip(("out", "final state", *NAMES), *found, strict=True):
+    exact = made_up(T, dtype=torch.float64, Dk=64, Dv=64)
+    inputs = {name: tensor.detach().float().cuda().requires_grad_() for name, tensor in exact.items()}
+    segments = documents(T) if with_documents else None
+    expected = run(delta_rule_recurrently, exact, segments)
+    generator = torch.Generator().manual_seed(1)  # as in `run`
+    out, state = delta_rule.delta_rule_by_kernels(**inputs, segments=None if segments is None else segments.cuda())
+    sum(
+        (x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)).sum() for x in (out, state)
+    ).backward()
+    found = [out.detach(), state.detach(), *(tensor.grad for tensor in inputs.values())]
+    for name, kernel, loop in zip(("out", "final state", *NAMES), found, expected, strict=True):
         # The kernels multiply in TF32: three digits.
-        close = {"rtol": 0, "atol": 1e-2 * max(1.0, chunks.abs().max().item())}
-        torch.testing.assert_close(kernel, chunks, **close, msg=lambda text, name=name: f"{name}: {text}")
+        close = {"rtol": 0, "atol": 1e-2 * max(1.0, loop.abs().max().item())}
+        torch.testing.assert_close(kernel.cpu().double(), loop, **close, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_no_factor_is_so_small_that_products_with_it_are_denormal():
+    logs = -torch.linspace(0, 200, 2001)
+    factors = delta_rule._exp_or_zero(logs)
+    kept = factors[factors > 0]
+    assert kept.min() ** 2 >= torch.finfo(torch.float32).tiny and kept.min() < 1e-18
+    torch.testing.assert_close(factors, logs.exp(), rtol=1e-6, atol=1.1e-19)
+    assert (factors[logs < -44] == 0).all()
