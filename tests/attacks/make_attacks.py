@@ -352,6 +352,9 @@ ATTACKS = {
     "import-template-is-a-pipe": Attack(
         "directory", lambda d: os.mkfifo(d / "chat_template.jinja"), ("chat_template.jinja is not a file",)
     ),
+    "import-template-links-to-passwd": Attack(
+        "directory", lambda d: (d / "chat_template.jinja").symlink_to("/etc/passwd"), ("bytes in its directory",)
+    ),
     "import-template-too-large": Attack(
         "directory", write("chat_template.jinja", b" " * (2**20 + 1)), ("at most 1,048,576 bytes",)
     ),

@@ -69,7 +69,7 @@ def test_the_check_sees_it(line: str) -> None:
 
 def test_nothing_in_the_tree_runs_foreign_code(repository: Path) -> None:
     wrong = []
-    for folder in ("tiny_transformer", "tests"):
+    for folder in ("tiny_transformer", "tests", "benchmarks"):
         for path in sorted((repository / folder).rglob("*.py")):
             wrong += [f"{path.relative_to(repository)}:{what}" for what in findings(path.read_text(encoding="utf-8"))]
     for path in [repository / "README.md", *sorted((repository / "docs").rglob("*.md"))]:

@@ -136,6 +136,19 @@ def test_every_id_that_ends_a_text_is_kept_and_ends_it(tmp_path):
     assert end_token_ids(tmp_path / "m") == [9]
 
 
+def test_a_chat_template_in_the_hubs_cache_is_kept(tmp_path):
+    """There a snapshot is a folder of links to blobs."""
+    snapshot, blobs = tmp_path / "models--x" / "snapshots" / "1234", tmp_path / "models--x" / "blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
+    save_model(build_model(CONFIGS["qwen3"], seed=1), snapshot)
+    make_tokenizer("byte").save(snapshot)
+    (blobs / "abcd").write_text("{{ messages }}")
+    (snapshot / "chat_template.jinja").symlink_to("../../blobs/abcd")
+    import_hf(snapshot, tmp_path / "out")
+    kept = tmp_path / "out" / "chat_template.jinja"
+    assert kept.read_text() == "{{ messages }}" and not kept.is_symlink()
+
+
 def test_a_folder_of_files_is_told_which_file_to_name(tmp_path, capsys):
     def refused(*words: str) -> None:
         assert run(["import", str(tmp_path / "d"), "--out_dir", str(tmp_path / "out")]) in (2, 65)

@@ -15,6 +15,7 @@ from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.batches import IGNORE_INDEX, Batch
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
+from tiny_transformer.models.qwen3_next import model as architecture
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
@@ -127,6 +128,29 @@ def test_a_hybrid_run_logs_its_experts_and_resumes_bit_for_bit(
         assert 0 <= line["idlest_expert_load"] <= 1 <= line["busiest_expert_load"] <= 4
         parts = line["next_token_loss"] + 0.1 * line["second_token_loss"] + line["auxiliary_loss"]
         assert line["loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_the_load_of_the_busiest_and_the_idlest_expert_is_counted_from_what_the_routers_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch, chosen = hybrid(), packed_batch(), []
+    route = architecture.route
+
+    def listening(*arguments):
+        routing = route(*arguments)
+        chosen.append(routing.chosen)
+        return routing
+
+    monkeypatch.setattr(architecture, "route", listening)
+    _, num_tokens, figures = language_modelling_loss(model, batch)
+    is_token = batch.doc_ids.flatten() >= 0
+    shares = []
+    for layer in chosen[:2]:  # the third is the second head's
+        counts = [sum(e in row for row in layer[is_token].tolist()) for e in range(4)]
+        shares += [count / sum(counts) for count in counts]
+    assert len(set(shares)) > 2
+    assert figures["busiest_expert_load"] / num_tokens == pytest.approx(4 * max(shares))  # 1: as an equal share
+    assert figures["idlest_expert_load"] / num_tokens == pytest.approx(4 * min(shares))
 
 
 def test_a_hybrid_learns_one_batch_by_heart() -> None:

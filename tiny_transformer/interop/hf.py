@@ -57,9 +57,13 @@ def _check_tokenizer_is_there(source: Path) -> None:
 
 
 def _small_file(path: Path) -> bytes:
-    if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
+    """The bytes of a file that is copied as it is, so it must lie in its directory, or where the hub's cache keeps the
+    files of one: a link to anything else would carry that into what the user may publish."""
+    directory, real = path.parent.resolve(), path.resolve()
+    is_inside = real.parent in (directory, directory.parent.parent / "blobs")
+    if not is_inside or not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
         raise UserError(
-            f"{path.name} is not a file of at most {MAX_CONFIG_BYTES:,} bytes",
+            f"{path.name} is not a file of at most {MAX_CONFIG_BYTES:,} bytes in its directory",
             where=str(path),
             remedy="fetch it again, or remove it: the model opens without",
             exit_code=ExitCode.BAD_DATA,
