@@ -88,6 +88,9 @@ def test_a_speed_is_found_again_from_its_timings() -> None:
     assert (found.launch, found.operation, found.element) == pytest.approx(
         (LAPTOP.launch, LAPTOP.operation, LAPTOP.element), rel=1e-6
     )
+    # timed on one core: the plain least squares of these three gives a negative launch and a negative element
+    odd = [(shapes[4], 2048, 0.2807), (shapes[4], 1024, 0.1417), (shapes[2], 2048, 0.1513)]
+    assert min(vars(Speed.fit(odd)).values()) >= 0.0
     noisy = [(c, n, s * factor) for (c, n, s), factor in zip(timed, (1.1, 0.9, 1.05, 0.95), strict=True)]
     fitted = Speed.fit(noisy[:2])
     assert min(fitted.launch, fitted.operation, fitted.element) >= 0.0
@@ -142,10 +145,10 @@ def test_evaluating_and_saving_take_a_small_part_of_the_time(minutes: float, cor
     choice = chosen(minutes, corpus)
     taken = settings(choice, corpus, on_cpu=True)["training"]
     token_seconds = choice.best.step_seconds / (choice.best.rows * choice.seq_len) / 3
-    evaluations = choice.best.steps // taken["eval_steps"]
+    evaluations = math.ceil(choice.best.steps / taken["eval_steps"])
     seconds = evaluations * token_seconds * min(taken["eval_tokens"] or math.inf, corpus.val_tokens)
     assert seconds < 0.05 * 60 * minutes
-    assert 1 <= evaluations <= 10
+    assert (2 if minutes == 10 else 1) <= evaluations <= 10
 
 
 def test_sequences_hold_a_document_of_average_length() -> None:
