@@ -135,6 +135,10 @@ FRESH = [
             ("128", "64")),
     Mistake("patience without evaluation", config(training={"early_stopping_patience": 2}), "train --config r.yaml",
             ExitCode.USAGE, ("eval_steps",)),
+    Mistake("an option without its value", nothing, "generate --num_samples", ExitCode.USAGE,
+            ("--num_samples", "generate --help")),
+    Mistake("a file for a run", write("taken", "text"), "train --config tiny --out_dir taken", ExitCode.USAGE,
+            ("taken is a file", "--out_dir")),
     Mistake("an override of nothing", config(), "train --config r.yaml --training.stepz 5", ExitCode.USAGE,
             ("training.stepz", "training.steps")),
     Mistake("nothing to resume", config(), "train --config r.yaml --resume", ExitCode.USAGE, ("nothing to resume", "runs/r")),
@@ -213,6 +217,9 @@ def check(
         assert words in message, message
     after = snapshot(directory)
     assert {name: after.get(name) for name in before} == before, "something that was there is gone or changed"
+    assert not [
+        path for path in directory.rglob("*") if path.is_dir() and [p.name for p in path.iterdir()] == [".lock"]
+    ]
     assert seconds < 5  # two or three of them import torch, once
 
 

@@ -53,6 +53,18 @@ def test_the_saved_config_reads_back_as_itself(tmp_path: Path) -> None:
     assert load_run_config(source) == config
 
 
+@pytest.mark.parametrize(("heads", "groups"), [(8, 4), (12, 4), (6, 6), (2, 2), (1, 1)])
+def test_key_value_heads_that_nobody_named_fit_the_query_heads(heads: int, groups: int) -> None:
+    config = load_run_config({"model": {"n_head": heads, "n_embd": 96, "head_dim": 16}})
+    assert config.model.num_key_value_heads == groups
+
+
+def test_switches_of_other_projects_choose_a_precision() -> None:
+    assert load_run_config({"training": {"bf16": True, "fp16": False}}).training.precision == "bf16"
+    assert load_run_config({}, ["fp16=true"]).training.precision == "fp16"
+    assert load_run_config({"training": {"bf16": False}}).training.precision == "auto"
+
+
 def test_the_words_of_other_projects_mean_our_keys() -> None:
     config = load_run_config(
         {

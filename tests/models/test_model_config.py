@@ -22,7 +22,11 @@ LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "nu
         (LlamaConfig, {"hidden_size": 24}, ["hidden_size 24", "head_dim 3", "odd", "16 or 32"]),
         (LlamaConfig, {"hidden_size": 250, "head_dim": 32}, ["hidden_size 250", "248 or 256", "model_type qwen3"]),
         (Qwen3Config, {"head_dim": 33}, ["head_dim 33", "odd", "32 or 34"]),
-        (Qwen3Config, {"num_attention_heads": 6, "head_dim": 8}, ["num_key_value_heads 4", "heads 6", "1, 2, 3, 6"]),
+        (
+            Qwen3Config,
+            {"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 8},
+            ["num_key_value_heads 4", "heads 6", "1, 2, 3, 6"],
+        ),
         (LlamaConfig, {"norm_type": "layernorm", "sliding_window": 7}, ["layernorm", "sliding_window 7", "mistral"]),
         (LlamaConfig, {"norm_type": "layernorm", "attention_bias": True}, ["layernorm", "attention_bias", "stablelm"]),
         (LlamaConfig, {"norm_type": "layernorm", "head_dim": 16}, ["head_dim 16", "layernorm", "here 32"]),

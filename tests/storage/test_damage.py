@@ -202,3 +202,9 @@ def test_doctor_shares_no_code_with_the_writer(repository):
     source = (repository / "tiny_transformer" / "storage" / "doctor.py").read_text()
     imported = [line for line in source.splitlines() if line.startswith(("import ", "from ")) and "tiny_" in line]
     assert imported == ["from tiny_transformer.errors import ExitCode, UserError"]
+
+
+def test_a_directory_without_a_manifest_gets_advice(tmp_path):
+    (tmp_path / "run/step-00000004").mkdir(parents=True)
+    lines = examine(tmp_path / "run").lines()
+    assert any("no manifest.json" in line and "--resume passes it over" in line for line in lines)

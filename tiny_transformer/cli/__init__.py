@@ -44,7 +44,8 @@ def run(arguments: list[str], prog: str = "tiny-transformer") -> int:
     except typer.Exit as ended:
         return ended.exit_code
     except TyperException as error:
-        typer.echo(f"error: {error.format_message()}\n  try: {prog} --help", err=True)
+        verb = [word for word in arguments[:1] if word in _verbs()]
+        typer.echo(f"error: {error.format_message()}\n  try: {' '.join([prog, *verb])} --help", err=True)
         return ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
         return 130
@@ -62,3 +63,7 @@ def run(arguments: list[str], prog: str = "tiny-transformer") -> int:
             "\nThis is a bug in tiny-transformer, not in your input. Please report it with the lines above.", err=True
         )
         return ExitCode.INTERNAL
+
+
+def _verbs() -> set[str]:
+    return {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}

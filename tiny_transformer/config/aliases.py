@@ -50,6 +50,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "training.mixed_precision": ("training.precision",),
 }
 
+# names of switches -> what they switch on; off, they say nothing
+SWITCHES: dict[str, tuple[str, str]] = {
+    "training.bf16": ("training.precision", "bf16"),
+    "training.fp16": ("training.precision", "fp16"),
+}
+
 # our key -> other spellings of its values
 VALUES: dict[str, dict[Any, Any]] = {
     "training.precision": {
@@ -78,6 +84,9 @@ VALUES: dict[str, dict[Any, Any]] = {
 
 def translate(key: str, value: Any) -> list[tuple[str, Any]]:
     """Our keys and values for one assignment in any known vocabulary; unknown keys come back as they are."""
+    if key in SWITCHES and isinstance(value, bool):
+        name, meaning = SWITCHES[key]
+        return [(name, meaning)] if value else []
     pairs = []
     for name in ALIASES.get(key, (key,)):
         spellings = VALUES.get(name, {})

@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+DEFAULT_GROUPS = 4  # key/value heads
 ABSENT: Any = None  # default of a field that a validator always resolves, so that its type has no None
 
 
@@ -32,8 +33,9 @@ class DecoderConfig(BaseModel):
     num_attention_heads: int = Field(8, ge=1, le=1024)
     """Query heads."""
 
-    num_key_value_heads: int = Field(4, ge=1, le=1024)
-    """Key/value heads, each shared by a group of query heads. As many as query heads: multi-head; 1: multi-query."""
+    num_key_value_heads: int = Field(ABSENT, ge=1, le=1024)
+    """Key/value heads, each shared by a group of query heads. As many as query heads: multi-head; 1: multi-query.
+    `null`: 4, or as many as query heads where 4 does not divide those, then stored."""
 
     head_dim: int = Field(ABSENT, ge=2, le=2**14)
     """Width of one head, even because RoPE turns pairs. `null`: `hidden_size / num_attention_heads`, then stored."""
@@ -55,6 +57,12 @@ class DecoderConfig(BaseModel):
 
     attention_bias: bool = Field(False)
     """Give the four attention projections a bias."""
+
+    @field_validator("num_key_value_heads", mode="before", json_schema_input_type=int | None)
+    @classmethod
+    def _resolve_key_value_heads(cls, value: Any, info: ValidationInfo) -> Any:
+        heads = info.data.get("num_attention_heads", DEFAULT_GROUPS)
+        return value if value is not None else heads if heads % DEFAULT_GROUPS else DEFAULT_GROUPS
 
     @field_validator("head_dim", mode="before", json_schema_input_type=int | None)
     @classmethod
@@ -81,9 +89,8 @@ class DecoderConfig(BaseModel):
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         if heads % groups:
             allowed = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-            said = "" if "num_key_value_heads" in self.model_fields_set else " (the default)"
             raise ValueError(
-                f"num_key_value_heads {groups}{said} does not divide num_attention_heads {heads}; allowed: {allowed}"
+                f"num_key_value_heads {groups} does not divide num_attention_heads {heads}; allowed: {allowed}"
             )
         if self.head_dim % 2:
             raise ValueError(

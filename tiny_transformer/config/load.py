@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tiny_transformer.config.aliases import ALIASES, translate
+from tiny_transformer.config.aliases import ALIASES, SWITCHES, translate
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig
@@ -271,7 +271,7 @@ def _qualify(assignment: Assignment) -> str:
     """The key with its section; a bare name is looked up among all sections."""
     if "." in assignment.key or assignment.key == "out_dir":
         return assignment.key
-    names = [*valid_keys(), *ALIASES]
+    names = [*valid_keys(), *ALIASES, *SWITCHES]
     for section in (*_SECTIONS, "hardware"):
         if f"{section}.{assignment.key}" in names:
             return f"{section}.{assignment.key}"

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tiny_transformer.config.aliases import ALIASES
+from tiny_transformer.config.aliases import ALIASES, SWITCHES
 from tiny_transformer.config.decoder import DecoderConfig
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
@@ -48,6 +48,7 @@ def reference_markdown() -> str:
     parts.append("## Other names for these keys\n\nConfigs written for other projects load as they are.\n")
     parts.append("| name there | our key |\n| --- | --- |")
     parts += [f"| `{name}` | {', '.join(f'`{key}`' for key in keys)} |" for name, keys in sorted(ALIASES.items())]
+    parts += [f"| `{name}: true` | `{key}: {value}` |" for name, (key, value) in SWITCHES.items()]
     return "\n".join(parts) + "\n"
 
 

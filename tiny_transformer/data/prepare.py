@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,6 +29,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunLock, atomic_write, publish
 from tiny_transformer.storage.commit import LEFTOVER_PREFIX, remove_tree
 from tiny_transformer.storage.fs import refusals
+from tiny_transformer.storage.lock import LOCK_NAME
 from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, load_tokenizer, make_tokenizer
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def prepare(
         request["tokenizer_fingerprint"] = fixed.fingerprint
     if (there := _already_there(out_dir, request, overwrite)) is not None:
         return there
-    with RunLock(out_dir):
+    with _gone_when_refused(out_dir), RunLock(out_dir):
         staged = staging_dir(out_dir, request)
         work_dir = out_dir / staged.name.replace(STAGED_PREFIX, WORK_PREFIX)
         _finish_or_remove(out_dir, request, work_dir)
@@ -121,6 +122,20 @@ def prepare(
             return there
         work = _Work(source, settings, work_dir, workers or os.cpu_count() or 1, on_progress)
         return _publish(*work.run(fixed, request), work_dir=work_dir, staged=staged, out_dir=out_dir)
+
+
+@contextmanager
+def _gone_when_refused(out_dir: Path) -> Generator[None]:
+    """Remove a directory that was made for nothing, its lock in it, when the block is refused."""
+    is_new = not out_dir.exists()
+    try:
+        yield
+    except UserError:
+        with suppress(OSError):
+            if is_new and [path.name for path in out_dir.iterdir()] == [LOCK_NAME]:
+                (out_dir / LOCK_NAME).unlink()
+                out_dir.rmdir()
+        raise
 
 
 def is_prepared(data_dir: str | Path) -> bool:

@@ -111,7 +111,9 @@ def _examine_directory(path: Path) -> DirectoryReport:
         raw = (path / "manifest.json").read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         report.state = INCOMPLETE
-        report.problems.append("no manifest.json: it was never published")
+        report.problems.append(
+            "no manifest.json: it was never published, and nothing vouches for it; --resume passes it over"
+        )
         return report
     try:
         # The last 64 hexadecimal digits are the hash of the file with those digits set to zero.

@@ -47,6 +47,8 @@ def choose_run_dir(request: Request) -> Path:
     """
     asked = request.config.out_dir
     base = asked or Path("runs") / request.name
+    if base.exists() and not base.is_dir():
+        raise UserError(f"{base} is a file, and a run is a directory", where=str(base), remedy="another --out_dir")
     if request.resume:
         candidates = [base] if asked else [p for p in (base, *base.parent.glob(f"{base.name}-*")) if holds_a_run(p)]
         newest = max(
