@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.inspection.diagnosis import diagnose, diagnose_run
 from tiny_transformer.inspection.evidence import Evidence, Finding
+from tiny_transformer.inspection.learning_checks import always_clipped
 from tiny_transformer.inspection.outcome import outcome_of
 from tiny_transformer.inspection.page_findings import diagnosis_section
 from tiny_transformer.inspection.run_files import read_run
@@ -149,11 +151,15 @@ def test_a_dead_layer_is_told_from_one_that_starts_at_zero() -> None:
 
     assert keys_of(evidence(part_grad_norms=lambda i: norms(i, 10))) == []
     assert keys_of(evidence(part_grad_norms=lambda i: norms(i, 100))) == ["dead layers"]
+    died = evidence(part_grad_norms=lambda i: {"layers.0": 1.0, "layers.1": 0.5 if i < 40 else 0.0})
+    assert keys_of(died) == ["dead layers"]
 
 
 def test_what_follows_from_a_finding_is_not_told_beside_it() -> None:
     diverged = evidence(loss=lambda i: 3.0 if i < 30 else 7.6, grad_norm=lambda i: 50.0)
-    assert keys_of(diverged) == ["rate too high"]
+    clipped = replace(diverged, config={"training": made.CONFIG["training"] | {"grad_clip": 1.0}})
+    assert always_clipped(clipped) is not None
+    assert keys_of(clipped) == ["rate too high"]
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(64, ["batch too small"]), (1024, [])])

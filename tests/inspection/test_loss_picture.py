@@ -32,6 +32,7 @@ def points(svg: str, kind: str) -> list[tuple[float, float]]:
 def test_curves_and_floor_stand_where_the_numbers_say() -> None:
     svg = loss_svg(LOG, 1.5)
     slope, offset = heights(svg)
+    assert slope < 0  # a higher loss stands higher
     evaluated = [row for row in LOG if "val_loss" in row]
     for (x, y), row in zip(points(svg, "val"), evaluated, strict=True):
         assert x == pytest.approx(LEFT + (RIGHT - LEFT) * row["step"] / 2000, abs=0.06)

@@ -173,3 +173,11 @@ def test_a_plan_for_minutes_leaves_time_for_samples() -> None:
             state.spend("samples", 8.0)  # slower than was thought
             state.elapsed_seconds += 8.0
     assert state.elapsed_seconds == pytest.approx(120, rel=0.03)
+
+
+def test_texts_from_after_the_checkpoint_are_replaced_not_repeated(tiny_data: Path, tmp_path: Path) -> None:
+    model = build_model(load_run_config(TINY).model.model_copy(update={"vocab_size": 257}), seed=3)
+    sampler = through_time.Sampler(model, open_dataset(tiny_data).tokenizer, ("Once",), tmp_path)
+    for step in (4, 8, 12, 8):  # killed after 12, taken up from before 8
+        sampler(TrainState(step=step))
+    assert [s["step"] for s in json.loads((tmp_path / "samples.json").read_text())] == [4, 8]
