@@ -21,6 +21,7 @@ from tiny_transformer.interop.gguf_import import import_gguf
 from tiny_transformer.interop.row_order import half_split, interleaved
 from tiny_transformer.models import build_model, end_token_ids, load_config, load_model, save_model
 from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
+from tiny_transformer.tokenizers.patterns import LLAMA3_PATTERN
 
 TEXT = "Once upon a time there was a little cat who sat on 12 mats. It's 'fine', she'LL say! " * 30
 SHAPE = {
@@ -106,6 +107,18 @@ def test_the_tokenizer_comes_back_as_it_was(tokenizer, tmp_path):
     before, after = load_tokenizer(source), load_tokenizer(tmp_path / "again")
     assert after.fingerprint == before.fingerprint
     assert after.end_id == before.end_id and end_token_ids(tmp_path / "again") == [before.end_id]
+
+
+def test_llama_3s_expression_and_its_whole_words_come_back(tmp_path):
+    source = save(CONFIGS["llama"], tmp_path / "m")
+    content = json.loads((source / "tokenizer.json").read_text())
+    content["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": LLAMA3_PATTERN}
+    content["model"]["ignore_merges"] = True
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    export_gguf(source, tmp_path / "m.gguf", kind="f32")
+    import_gguf(tmp_path / "m.gguf", tmp_path / "again")
+    after = load_tokenizer(tmp_path / "again")
+    assert after.fingerprint == load_tokenizer(source).fingerprint and after.begin_id is None
 
 
 def test_tokens_before_a_text_and_added_text_come_back(tmp_path):
