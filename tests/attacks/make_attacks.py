@@ -144,6 +144,9 @@ ATTACKS = {
     "config-size-is-text": Attack("model", change("config.json", hidden_size="16"), ("hidden_size '16'", "integer")),
     "config-theta-is-true": Attack("model", change("config.json", rope_theta=True), ("rope_theta True",)),
     "config-tie-is-a-number": Attack("model", change("config.json", tie_word_embeddings=1), ("tie_word_embeddings 1",)),
+    "config-flag-is-a-number": Attack(
+        "model", change("config.json", model_type="llama", mlp_bias=0), ("mlp_bias 0 is not supported",)
+    ),
     "config-bias-is-null": Attack("model", change("config.json", attention_bias=None), ("attention_bias None",)),
     "config-is-a-directory": Attack("model", replaced_by("config.json", Path.mkdir), ("no config.json",)),
     "config-is-a-pipe": Attack("model", replaced_by("config.json", os.mkfifo), ("no config.json",)),
