@@ -60,7 +60,7 @@ class Machine:
         monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=self.monotonic))
         monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=self.monotonic))
         monkeypatch.setattr(loop, "update", self.update)
-        monkeypatch.setattr(loop, "_measured", lambda job, state, movement: {})
+        monkeypatch.setattr(loop, "_measured", lambda *arguments: {})
         job = Job(
             model=torch.nn.Linear(1, 1),
             optimizers=None,  # ty: ignore[invalid-argument-type]

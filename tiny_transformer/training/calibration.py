@@ -30,7 +30,7 @@ SHAPE_KEYS = {
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     "intermediate_size",
 }
-FIRST_PROBES = ((4, 2_048), (0, 512), (6, 1_024))  # place on the ladder and tokens of the models timed first
+FIRST_PROBES = ((2, 2_048), (0, 512), (4, 1_024))  # place on the ladder and tokens of the models timed first
 MOST_PROBES = 6
 GROWTH = 6  # a model is timed before one of more than so many times its arithmetic is believed in
 
