@@ -18,7 +18,6 @@ from tiny_transformer.config.load import load_run_config
 from tiny_transformer.inspection.diagnosis import diagnose, diagnose_run
 from tiny_transformer.inspection.evidence import Evidence, Finding
 from tiny_transformer.inspection.learning_checks import always_clipped
-from tiny_transformer.inspection.outcome import outcome_of
 from tiny_transformer.inspection.page_findings import diagnosis_section
 from tiny_transformer.inspection.run_files import read_run
 from tiny_transformer.training.finish import finish
@@ -78,7 +77,13 @@ def test_a_planted_fault_gets_the_right_words(name: str, run_of: Callable[[str],
 def test_a_healthy_run_gets_no_words(name: str, run_of: Callable[[str], Path]) -> None:
     run = read_run(run_of(name))
     assert diagnose_run(run) == []
-    assert "Nothing unusual" in diagnosis_section([], outcome_of(run))
+    assert "Nothing unusual" in diagnosis_section([], len(run.log))
+
+
+def test_a_short_log_is_not_called_healthy() -> None:
+    assert "Too few steps were logged to judge this run." in diagnosis_section([], 9)
+    assert "Nothing unusual: 15 checks" in diagnosis_section([], 10)
+    assert diagnosis_section([], 0) == ""
 
 
 def test_the_made_up_run_is_healthy(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ EXPLAINS = {
     "rate too low": {"stuck", "clipped every step"},
     "batch too small": {"clipped every step"},
 }
-HEALTHY = "Nothing unusual: the loss fell, the updates have a usual size, and the time went into training."
+HEALTHY = f"Nothing unusual: {len(CHECKS)} checks of the loss, the updates, the data and the time found nothing wrong."
+TOO_SHORT = "Too few steps were logged to judge this run."
 
 
 def diagnose(evidence: Evidence) -> list[Finding]:

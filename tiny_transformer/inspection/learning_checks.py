@@ -41,9 +41,8 @@ CLIPPED_BY = 2.0
 NOISY = 0.08
 FEW_TOKENS = 256
 EARLY = 0.1  # share of the run in which a missing warm-up shows
-OVERSHOOT = (
-    0.02  # above the loss of the first step; untrained weights guess about evenly, and only a leap makes it worse
-)
+# Above the loss of the first step: untrained weights guess about evenly, and only a leap makes that worse.
+OVERSHOOT = 0.02
 
 
 def overfitting(e: Evidence) -> Finding | None:

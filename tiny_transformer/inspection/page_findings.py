@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tiny_transformer.inspection.diagnosis import HEALTHY
-from tiny_transformer.inspection.evidence import Finding
-from tiny_transformer.inspection.outcome import Outcome
+from tiny_transformer.inspection.diagnosis import HEALTHY, TOO_SHORT
+from tiny_transformer.inspection.evidence import MIN_ROWS, Finding
 from tiny_transformer.inspection.page import esc
 from tiny_transformer.inspection.words import duration
 
@@ -20,12 +19,12 @@ KINDS = {
 }
 
 
-def diagnosis_section(findings: list[Finding], outcome: Outcome) -> str:
-    """What went wrong and what to do, in plain words; for a run without findings, that there are none."""
-    if outcome.step is None:
-        return ""
+def diagnosis_section(findings: list[Finding], num_rows: int) -> str:
+    """What went wrong and what to do, in plain words; without findings, that there are none, or that a log of
+    `num_rows` is too short to tell."""
     if not findings:
-        return f'<section class="diagnosis healthy"><h2>Diagnosis</h2><p>{esc(HEALTHY)}</p></section>'
+        words = HEALTHY if num_rows >= MIN_ROWS else TOO_SHORT
+        return f'<section class="diagnosis healthy"><h2>Diagnosis</h2><p>{esc(words)}</p></section>' if num_rows else ""
     items = "".join(f"<li><p>{esc(f.what)}</p><p class='note'>{esc(f.remedy)}</p></li>" for f in findings)
     return f'<section class="diagnosis"><h2>Diagnosis</h2><ul>{items}</ul></section>'
 

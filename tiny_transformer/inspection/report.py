@@ -49,7 +49,7 @@ def report_html(run: RunFiles, plotly: str) -> str:
     outcome = outcome_of(run)
     sections = [
         page.heading(run, outcome),
-        diagnosis_section(diagnose_run(run), outcome),
+        diagnosis_section(diagnose_run(run), len(run.log)),
         page.key_figures(outcome),
         page.chart_section(charts(run.log, outcome.floor)),
         time_section(time_spent(run.log), outcome.elapsed_seconds),
