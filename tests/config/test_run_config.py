@@ -199,3 +199,10 @@ def test_a_config_that_is_not_text_says_where(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(b"training: \xff\n")
     assert "not UTF-8 text (byte 10)" in refused(str(path)).what
+
+
+@pytest.mark.parametrize("name", ["c.yaml", "c.toml", "c.json"])
+def test_an_empty_config_says_how_to_write_one(tmp_path: Path, name: str) -> None:
+    error = refused(write(tmp_path / name, "" if name != "c.json" else "null"))
+    assert error.what == "the config is empty"
+    assert "leave --config out for the defaults" in (error.remedy or "")

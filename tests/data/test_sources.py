@@ -258,3 +258,30 @@ def test_name_of_a_file_is_not_taken_for_a_hub_id():
         assert not files.looks_like_hub_id(name)
     with pytest.raises(UserError):
         find_files("data/corpus.txt")
+
+
+@pytest.mark.parametrize(
+    "suffix", [".bz2", ".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".pdf", ".docx", ".epub", ".ZIP"]
+)
+def test_archives_and_documents_that_are_not_read_say_so(tmp_path, suffix):
+    (tmp_path / f"a{suffix}").write_text("plain text under a wrong name")
+    with pytest.raises(UserError, match=rf"{suffix} files are not read") as caught:
+        list(read_documents(tmp_path / f"a{suffix}"))
+    assert "unpack it" in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("raw", "says_binary"), [(b"caf\xe9", False), (b"\xff\xfeh\0e\0n\0", True), (b"\x89PNG\r\n\0\0", True)]
+)
+def test_bytes_that_are_no_text_are_told_from_another_encoding(tmp_path, raw, says_binary):
+    (tmp_path / "a.txt").write_bytes(raw)
+    with pytest.raises(UserError, match="not a text file") as caught:
+        list(read_documents(tmp_path / "a.txt"))
+    assert ("it holds binary data, or UTF-16" in caught.value.what) == says_binary
+    assert ("iconv -f latin1" in (caught.value.remedy or "")) == (not says_binary)
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_source_is_told(name):
+    with pytest.raises(UserError, match="--source is empty"):
+        open_source(name)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from tiny_transformer.config.model import Qwen3NextConfig
 from tiny_transformer.errors import UserError
+from tiny_transformer.interop.command import run_export
 from tiny_transformer.interop.gguf_export import export_gguf
 from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import make_tokenizer
@@ -190,3 +193,13 @@ def test_a_shape_that_llama_cpp_computes_differently_is_refused(tmp_path):
     make_tokenizer("byte", texts=["cats"]).save(directory)
     with pytest.raises(UserError, match="no GGUF file of this shape: it adds rms_norm_eps"):
         export_gguf(directory, tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("num_heads", [0, 1])
+def test_the_command_says_that_a_second_head_is_left_out(tmp_path, num_heads):
+    config = Qwen3NextConfig(**{**SHAPE, "num_nextn_predict_layers": num_heads}, num_experts=0)
+    save_model(build_model(config, seed=0), tmp_path)
+    make_tokenizer("byte").save(tmp_path)
+    screen = io.StringIO()
+    run_export(tmp_path, kind="f32", out=tmp_path / "m.gguf", overwrite=False, console=Console(file=screen, width=400))
+    assert ("the second head (mtp.*) is left out" in screen.getvalue()) == bool(num_heads)

@@ -273,3 +273,11 @@ def test_import_is_cheap_and_needs_no_tensor_library(repository):
     ]
     assert all(output.split(None, 1)[1].strip() == "[]" for output in outputs)
     assert min(float(output.split()[0]) for output in outputs) < 0.1  # 0.04 s measured
+
+
+def test_the_newest_whole_checkpoint_before_a_step(run):
+    with run.lock():
+        put(run, 3, 5, 9)
+    for before, expected in ((10, 9), (9, 5), (4, 3), (3, None)):
+        found, damaged = run.newest_whole(before=before)
+        assert (found.step if found else None, damaged) == (expected, [])

@@ -12,7 +12,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.tokenizers import END_TOKEN, Tokenizer, choose_vocab_size, load_tokenizer, make, make_tokenizer
+from tiny_transformer.tokenizers import (
+    END_TOKEN,
+    Tokenizer,
+    choose_vocab_size,
+    load_tokenizer,
+    make,
+    make_tokenizer,
+    published,
+)
 from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, QWEN2_PATTERN
 
 TEXT = "Once upon a time, a dog's 1234 bones weren't there. ¡Olé! ✓ 😀\n\n  She said: \"DON'T\"\tand left.\r\n"
@@ -242,3 +250,31 @@ def test_cutting_long_texts_changes_no_count(monkeypatch: pytest.MonkeyPatch) ->
     assert len(list(make._pieces([text]))) > 100
     assert "".join(make._pieces([text])) == text
     assert make_tokenizer("bpe", texts=[text], vocab_size=320).content == whole.content
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("vocab.json.xz", "unpack vocab.json.xz"), ("merges.txt.gz", "unpack merges")]
+)
+def test_a_packed_tokenizer_is_told_to_be_unpacked(tmp_path, name, says):
+    (tmp_path / name).write_bytes(b"packed")
+    with pytest.raises(UserError, match="no tokenizer in") as caught:
+        load_tokenizer(tmp_path)
+    assert says in (caught.value.remedy or "")
+
+
+def test_a_stand_in_is_used_with_a_warning_and_named_when_it_fails_too(tmp_path, monkeypatch):
+    make_tokenizer("byte").save(tmp_path)
+
+    def fetch(wanted):
+        if wanted.repository != published.PUBLISHED["qwen2.5"].repository or not have_stand_in:
+            raise UserError(f"cannot fetch {wanted.repository}", exit_code=ExitCode.IO)
+        return tmp_path
+
+    monkeypatch.setattr(published, "_fetch", fetch)
+    have_stand_in = True
+    with pytest.warns(UserWarning, match=r"qwen3 could not be had .*: using qwen2\.5"):
+        assert published.download_tokenizer("qwen3").vocab_size == make_tokenizer("byte").vocab_size
+    have_stand_in = False
+    with pytest.raises(UserError, match=r"cannot fetch Qwen/Qwen3.*; nor can its stand-in qwen2\.5") as caught:
+        published.download_tokenizer("qwen3")
+    assert caught.value.exit_code == ExitCode.IO

@@ -149,3 +149,15 @@ def test_a_logger_that_is_not_installed_is_named_before_training(
         run_tiny(tiny_data, tmp_path / "r", loggers=[name])
     assert f"pip install {name}" in (caught.value.remedy or "")
     assert not list((tmp_path / "r").glob("step-*"))
+
+
+def test_the_gradient_at_half_the_scale_begins_from_nothing(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the overflow left in `grad` must not be added to."""
+    monkeypatch.setattr(stage, "choose_hardware", lambda *asked: Hardware(torch.device("cpu"), torch.float16))
+    for name, scale in (("one", 2.0**10), ("two", 2.0**30)):
+        monkeypatch.setattr(stage, "first_loss_scale", lambda precision, scale=scale: scale)
+        run_tiny(tiny_data, tmp_path / name, steps=2, dropout=0.0)
+    norms = [[line["grad_norm"] for line in log_without_clock(tmp_path / name)] for name in ("one", "two")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
