@@ -12,10 +12,12 @@ import pytest
 from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
+from tiny_transformer.data.shards import open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.inspection.accounting import count_parameters, count_step
 from tiny_transformer.training import calibration
+from tiny_transformer.training.announce import announce
 from tiny_transformer.training.autopilot import (
     MOST_PASSES,
     Corpus,
@@ -28,6 +30,7 @@ from tiny_transformer.training.autopilot import (
 )
 from tiny_transformer.training.calibration import overlay
 from tiny_transformer.training.command import run_training
+from tiny_transformer.training.plan import make_plan
 
 STORIES = Corpus(train_tokens=5_200_000, val_tokens=53_000, num_documents=11_000, vocab_size=2048)
 LAPTOP = Speed(launch=1.5e-3, operation=5e-12, element=2.2e-9)  # two cores, as timed in docs/LOG.md
@@ -201,6 +204,17 @@ def test_a_run_keeps_its_choice_when_it_is_resumed(
         "out_dir: runs/auto", "out_dir: null"
     ) == config
     assert json.loads((tmp_path / "runs/auto/plan.json").read_text()) == plan
+
+
+@pytest.mark.parametrize(("steps", "is_said"), [(99, True), (100, False)])
+def test_a_run_of_few_steps_says_what_that_means(steps: int, is_said: bool, tiny_data: Path) -> None:
+    config = load_run_config({"training": {"max_train_minutes": 0.2}})
+    console = Console(file=io.StringIO(), width=100)
+    plan = make_plan(config.training, steps, "measured", is_fixed=False)
+    announce(Path("runs/x"), plan, config, open_dataset(tiny_data), 1_000_000, "cpu", console)
+    told = " ".join(console.file.getvalue().split())  # ty: ignore[unresolved-attribute]
+    assert ("only 99 steps fit" in told) == is_said
+    assert ("more minutes, a smaller model or batch" in told) == is_said
 
 
 def test_minutes_do_not_choose_a_hybrid(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def announce(
     for name, text in rows.items():
         table.add_row(name, Text(text))
     console.print(table)
-    if plan.asked.minutes is not None and plan.total_steps < FEW_STEPS:
+    if plan.asked.minutes is not None and plan.asked.steps is None and plan.total_steps < FEW_STEPS:
         console.print(
             f"only {plan.total_steps:,} steps fit: each is one lesson, and a model that writes needs some hundreds. "
             "Give it more minutes, a smaller model or batch, or stop what else keeps this machine busy "
