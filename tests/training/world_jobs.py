@@ -21,6 +21,7 @@ import tiny_transformer.cli.training
 import tiny_transformer.training.command
 import tiny_transformer.training.finish  # noqa: F401
 from tiny_transformer.cli import run as run_command_line
+from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.batches import IGNORE_INDEX, Batch
@@ -100,19 +101,23 @@ def spoil_the_sum() -> None:
 
 
 def train(data_dir: str, out_dir: str, **options: Any) -> dict[str, Any]:
-    """One tiny run. `patch` changes the product first, see `PATCHES`."""
+    """One tiny run. `patch` changes the product first, see `PATCHES`; `model` and `data` are keys of those sections."""
     PATCHES[options.pop("patch", "nothing")]()
-    outcome = pretrain.pretrain(tiny_request(Path(data_dir), Path(out_dir), **options), Console(file=io.StringIO()))
+    sections = {name: options.pop(name, {}) for name in ("model", "data")}
+    request = tiny_request(Path(data_dir), Path(out_dir), **options)
+    given = request.config.model_dump(mode="json", exclude_unset=True)
+    config = load_run_config({**given, **{name: {**given[name], **keys} for name, keys in sections.items()}})
+    outcome = pretrain.pretrain(replace(request, config=config), Console(file=io.StringIO()))
     return {"status": outcome.status, "step": outcome.state.step, "metrics": outcome.state.metrics}
 
 
 def load_and_save(data_dir: str, pairs: list[tuple[str, str]], **options: Any) -> None:
     """Take up the last checkpoint of runs, and write weights and optimizer state to other places."""
-    for run_dir, target in pairs:
-        request = tiny_request(Path(data_dir), Path(run_dir), resume=True, **options)
-        run, dataset, console = RunDirectory(run_dir), open_dataset(Path(data_dir)), Console(file=io.StringIO())
-        config = fit_vocabulary(request.config, dataset, console)
-        with fellow_processes(config.training) as processes:
+    dataset, console = open_dataset(Path(data_dir)), Console(file=io.StringIO())
+    with fellow_processes(TrainingConfig(device="cpu")) as processes:
+        for run_dir, target in pairs:
+            request = tiny_request(Path(data_dir), Path(run_dir), resume=True, **options)
+            run, config = RunDirectory(run_dir), fit_vocabulary(request.config, dataset, console)
             start = pretrain.Start(replace(request, config=config), run, dataset, CPU, console, processes)
             start.load(run.newest_whole())
             weights = start.sharing.collect(start.model.state_dict())
@@ -162,11 +167,11 @@ PATCHES = {
 def command(arguments: list[str], fault: str | None = None, at_step: int = 3, rank: int = 1) -> int:
     """The command line, in which one process meets a fault in a step."""
     if fault is not None and int(os.environ["RANK"]) == rank:
-        inner = gradient.draw_random_numbers_for
+        inner, left = gradient.draw_random_numbers_for, [FAULTS[fault]]
 
         def meet(seed: int, step: int, row: int) -> None:
-            if step == at_step:
-                FAULTS[fault]()
+            if step == at_step and left:
+                left.pop()()
             inner(seed, step, row)
 
         gradient.draw_random_numbers_for = meet
@@ -179,6 +184,7 @@ def close_sockets() -> None:
     for path in list(Path("/proc/self/fd").iterdir()):
         try:
             copy = socket.socket(fileno=os.dup(int(path.name)))
+            copy.getpeername()  # listening sockets have no other end
             copy.shutdown(socket.SHUT_RDWR)
             copy.close()
         except OSError:

@@ -51,12 +51,14 @@ class Worlds:
         )
         assert self._answer()["num_threads"] == 1, "a fork of a process with threads may hang"
 
-    def run(self, world_size: int, job: str, timeout: float = 60.0, **arguments: Any) -> Ended:
-        """Run a function of `world_jobs` in each of several processes."""
+    def run(self, world_size: int, job: str, timeout: float = 120.0, after: float = 60.0, **arguments: Any) -> Ended:
+        """Run a function of `world_jobs` in each of several processes, for at most `timeout` seconds, and for at most
+        `after` seconds after one of them has ended."""
         self._count += 1
         directory = self._directory / f"world-{self._count}"
         directory.mkdir()
-        task = {"size": world_size, "job": job, "arguments": arguments, "timeout": timeout, "directory": str(directory)}
+        limits = {"timeout": timeout, "after": after}
+        task = {"size": world_size, "job": job, "arguments": arguments, "directory": str(directory), **limits}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
@@ -65,7 +67,7 @@ class Worlds:
     def results(self, world_size: int, job: str, **arguments: Any) -> list[Any]:
         """The same, for jobs that must end well."""
         ended = self.run(world_size, job, **arguments)
-        assert ended.codes == [0] * world_size, ended.output[-3000:]
+        assert ended.codes == [0] * world_size, f"{ended.codes} after {ended.seconds}: {ended.output[-3000:]}"
         return ended.results
 
     def close(self) -> None:
@@ -96,7 +98,7 @@ def serve() -> None:
         size, directory = task["size"], Path(task["directory"])
         begun = time.monotonic()
         ranks = [fork(partial(work, world_jobs, task, rank, port)) for rank in range(size)]
-        codes, seconds = wait_for(ranks, begun, task["timeout"])
+        codes, seconds = wait_for(ranks, begun, task["timeout"], task["after"])
         os.kill(store, 9)
         os.waitpid(store, 0)
         results = [directory / f"result-{rank}" for rank in range(size)]
@@ -148,12 +150,13 @@ def work(jobs: Any, task: dict[str, Any], rank: int, port: int) -> int:
     return 0
 
 
-def wait_for(pids: list[int], begun: float, timeout: float) -> tuple[list[int | None], list[float]]:
+def wait_for(pids: list[int], begun: float, timeout: float, after: float) -> tuple[list[int | None], list[float]]:
     """Exit codes and times; what is left at the end of the time is killed and has no code."""
     codes: dict[int, int | None] = {}
     seconds: dict[int, float] = {}
     while len(codes) < len(pids):
-        is_late = time.monotonic() - begun > timeout
+        passed = time.monotonic() - begun
+        is_late = passed > timeout or (bool(seconds) and passed > min(seconds.values()) + after)
         for pid in pids:
             if pid in codes:
                 continue

@@ -62,6 +62,11 @@ class Sight:
             self.marks, self.activity, self.step, self.mark_time = int(marks), activity, int(step), now
 
 
+def beat_seconds(lost_seconds: float) -> float:
+    """How often a process answers."""
+    return min(BEAT_SECONDS, lost_seconds / 8)
+
+
 def find_lost(sights: dict[int, Sight], now: float, lost_seconds: float, *, is_suspicious: bool) -> str | None:
     """Who is lost, in words; None while everybody is alive. What that means stands at the top of this module.
 
@@ -75,7 +80,7 @@ def find_lost(sights: dict[int, Sight], now: float, lost_seconds: float, *, is_s
         silent = now - sight.beat_time
         allowed = lost_seconds if sight.activity in MARKED else PATIENCE * lost_seconds
         if is_suspicious:
-            allowed = min(allowed, max(4 * BEAT_SECONDS, lost_seconds / 8))
+            allowed = min(allowed, 4 * beat_seconds(lost_seconds))
         if silent > allowed:
             return f"rank {rank} has not answered for {silent:.0f} s (last seen in {_where(sight)})"
     fewest = min(sight.marks for sight in sights.values())
@@ -175,8 +180,7 @@ class Watch:
         now = time.monotonic()
         sights = {rank: Sight(0, 0, 0, "start", now, now) for rank in self._watched}
         keys = [f"alive/{rank}" for rank in sights]
-        interval = min(BEAT_SECONDS, self._lost_seconds / 8)
-        while not self._done.wait(interval):
+        while not self._done.wait(beat_seconds(self._lost_seconds)):
             try:
                 self._post()
                 if self._store.check([VERDICT]):
