@@ -155,7 +155,8 @@ def test_every_help_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_config_loads(repository: Path) -> None:
-    files = sorted((repository / "configs").rglob("*.*"))
+    launch_files = repository / "configs/launch"  # these start processes; tests/training has a test for them
+    files = sorted(path for path in (repository / "configs").rglob("*.*") if launch_files not in path.parents)
     assert files
     for path in files:
         load_run_config(path)

@@ -62,6 +62,7 @@ def difference(one: dict[str, list[float]], other: dict[str, list[float]]) -> fl
     return worst
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_whole_batch_however_it_is_shared(worlds: Worlds) -> None:
     """32 rows = 8 x 4 = two processes x 4 x 4, with 1 to 15 targets a row, and less on one process than on the
     other."""
@@ -79,6 +80,7 @@ def test_the_gradient_is_that_of_the_whole_batch_however_it_is_shared(worlds: Wo
         assert in_a_tree["gradients"] == alone["gradients"], "not bit for bit"
 
 
+@pytest.mark.slow
 def test_averaging_what_processes_found_would_be_noticed(worlds: Worlds) -> None:
     """The test above can fail: with each process's own count of targets the gradient is another one."""
     ((whole, *_),) = worlds.results(1, "gradients", shape=SHAPE, ways=[{"micro_batch_size": 32}])

@@ -76,7 +76,7 @@ def test_what_depends_on_the_process_or_the_order_is_noticed(
 def test_a_fast_run_has_nearly_the_same_loss(worlds: Worlds, tiny_data: Path, tmp_path: Path, parallelism: str) -> None:
     options = {**SHARED, "steps": 100, "log_steps": 10, "eval_steps": 50, "parallelism": parallelism}
     logs = []
-    for size in SIZES:
+    for size in SIZES if parallelism == "ddp" else (1, 2):
         worlds.results(size, "train", data_dir=str(tiny_data), out_dir=str(tmp_path / str(size)), **options)
         logs.append(log_without_clock(tmp_path / str(size)))
     for log in logs[1:]:
@@ -153,13 +153,12 @@ def test_a_deterministic_run_is_the_same_on_one_and_two_gpus(worlds: Worlds, tin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_weights_and_optimizer_are_the_same_bits_saved_on_n_and_loaded_on_m(
-    worlds: Worlds, tiny_data: Path, tmp_path: Path, optimizer: str
+    worlds: Worlds, tiny_data: Path, tmp_path: Path
 ) -> None:
     """All nine pairs of 1, 2, 4 processes, saved with one way of sharing and loaded with the other, and with the
-    same."""
-    options = {**SHARED, "optimizer": optimizer, "steps": 4, "eval_steps": None}
+    same; Muon's memories and AdamW's, which has the embedding and the norms."""
+    options = {**SHARED, "steps": 3, "eval_steps": None}
     runs = []
     for parallelism in ("ddp", "fsdp"):
         for size in SIZES:
