@@ -206,6 +206,19 @@ def test_a_run_keeps_its_choice_when_it_is_resumed(
     assert json.loads((tmp_path / "runs/auto/plan.json").read_text()) == plan
 
 
+@pytest.mark.parametrize("model_type", ["qwen3", "llama", "qwen3_next"])
+def test_a_shape_that_a_person_set_is_timed_and_kept(
+    model_type: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "_step_seconds", lambda config, dataset, hardware, budget: 0.02)
+    shape = ["hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2", "num_key_value_heads=1"]
+    told = auto(tiny_data, f"model.model_type={model_type}", *shape, "model.head_dim=16", "steps=2")
+    assert "yours x 2" in told and "as you set it" in told
+    config = load_run_config(tmp_path / "runs/auto/config.yaml")
+    assert (config.model.model_type, config.model.hidden_size, config.training.optimizer) == (model_type, 32, "muon")
+
+
 @pytest.mark.parametrize(("steps", "is_said"), [(99, True), (100, False)])
 def test_a_run_of_few_steps_says_what_that_means(steps: int, is_said: bool, tiny_data: Path) -> None:
     config = load_run_config({"training": {"max_train_minutes": 0.2}})

@@ -139,7 +139,7 @@ class Speed:
         """From measured steps `(candidate, tokens, seconds)`: least squares of relative errors, nothing negative."""
         work = np.array([candidate.work(num_tokens) for candidate, num_tokens, _ in timings])
         relative = work / np.array([seconds for _, _, seconds in timings])[:, None]
-        scale = relative.max(axis=0)
+        scale = np.maximum(relative.max(axis=0), 1e-300)  # a kind of work that no candidate has keeps its zeros
         best, least = np.zeros(3), math.inf
         for kinds in [c for size in (1, 2, 3) for c in combinations(range(3), min(size, len(timings)))]:
             factors = np.zeros(3)
