@@ -213,8 +213,10 @@ def test_a_shape_that_a_person_set_is_timed_and_kept(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(calibration, "_step_seconds", lambda config, dataset, hardware, budget: 0.02)
     shape = ["hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2", "num_key_value_heads=1"]
-    told = auto(tiny_data, f"model.model_type={model_type}", *shape, "model.head_dim=16", "steps=2")
-    assert "yours x 2" in told and "as you set it" in told
+    told = auto(
+        tiny_data, f"model.model_type={model_type}", *shape, "model.head_dim=16", "steps=2", "micro_batch_size=3"
+    )
+    assert "yours x 2" in told and told.count("as you set it") == 2  # the shape and the batch
     config = load_run_config(tmp_path / "runs/auto/config.yaml")
     assert (config.model.model_type, config.model.hidden_size, config.training.optimizer) == (model_type, 32, "muon")
 

@@ -176,12 +176,12 @@ def _print(choice: Choice, corpus: Corpus, config: RunConfig, console: Console) 
     reasons = Table.grid(padding=(0, 2))
     reasons.add_column(style="dim")
     reasons.add_column(overflow="fold")
-    for name, text in _reasons(choice, corpus).items():
+    for name, text in _reasons(choice, corpus, config.training.model_fields_set).items():
         reasons.add_row(name, Text(text))
     console.print(table, reasons, "", sep="\n")
 
 
-def _reasons(choice: Choice, corpus: Corpus) -> dict[str, str]:
+def _reasons(choice: Choice, corpus: Corpus, set_by_hand: set[str]) -> dict[str, str]:
     best = choice.best
     per_parameter = best.tokens / best.candidate.parameters
     reasons = {
@@ -194,6 +194,10 @@ def _reasons(choice: Choice, corpus: Corpus) -> dict[str, str]:
     }
     if len(choice.options) == 1:
         reasons["size"] = "as you set it"
+    if {"micro_batch_size", "grad_accum_steps"} & set_by_hand:
+        reasons["batch"] = f"{best.rows} x {choice.seq_len} tokens, as you set it"
+    if {"learning_rate", "muon_learning_rate", "optimizer"} & set_by_hand:
+        reasons["rate"] = "as far as you set it, yours"
     if best.passes > autopilot.MANY_PASSES:
         reasons["text"] = (
             f"{corpus.train_tokens:,} tokens are few: after {autopilot.MANY_PASSES} passes repeated ones count for "
