@@ -206,3 +206,8 @@ def test_an_empty_config_says_how_to_write_one(tmp_path: Path, name: str) -> Non
     error = refused(write(tmp_path / name, "" if name != "c.json" else "null"))
     assert error.what == "the config is empty"
     assert "leave --config out for the defaults" in (error.remedy or "")
+
+
+def test_a_value_out_of_range_says_where_the_ranges_stand() -> None:
+    error = refused({"training": {"steps": 0}})
+    assert error.remedy == "docs/CONFIG_REFERENCE.md tells the type and range of every key"
