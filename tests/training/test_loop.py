@@ -33,6 +33,7 @@ from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.replay import replay
+from tiny_transformer.training.setup import Request, choose_run_dir
 from tiny_transformer.training.stop import StopSignals
 
 CPU = Hardware(torch.device("cpu"), None)
@@ -302,3 +303,12 @@ def test_a_sample_prompt_that_cannot_be_written_costs_no_report(tmp_path: Path) 
     finish(stage.pretrain(request, console), console)
     assert "no samples: the character 'O'" in screen.getvalue()
     assert (tmp_path / "r/report.html").is_file()
+
+
+def test_another_run_of_a_name_gets_the_next_free_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for expected in ("runs/tiny", "runs/tiny-2", "runs/tiny-3"):
+        chosen = choose_run_dir(Request(load_run_config(TINY), "tiny"))
+        assert chosen == Path(expected)
+        chosen.mkdir(parents=True)
+        (chosen / "config.yaml").write_text("")

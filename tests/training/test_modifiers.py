@@ -75,7 +75,9 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_quiet_steps() -> No
     for _ in range(loss_scale.STEPS_UNTIL_DOUBLED):
         loss_scale.count_step_at_loss_scale(state)
     assert state.loss_scale == 4.0
+    loss_scale.count_step_at_loss_scale(state)
     assert [loss_scale.lower_loss_scale(state) for _ in range(3)] == [True, True, False]
+    assert state.steps_at_loss_scale == 0  # quiet steps are counted anew
     assert state.loss_scale == 1.0
 
 
@@ -134,10 +136,35 @@ def test_loggers_get_the_numbers_of_every_logged_step(
     run_tiny(tiny_data, tmp_path / "r", steps=4, eval_steps=4, loggers=["trackio"])
     assert told[0][1]["config"]["training"]["steps"] == 4
     assert [step for step, _ in told[1:]] == [1, 2, 3, 4]
+    assert all("step" not in numbers and "update_ratios" not in numbers for _, numbers in told[1:])
     assert math.isfinite(told[-1][1]["val_loss"])
     assert 0 < told[-1][1]["update_ratios/layers.1"] < 1  # groups arrive as single figures
     assert all(isinstance(value, (int, float)) for value in told[-1][1].values())
     assert ended == ["finish"]
+
+
+def test_tensorboard_forgets_what_a_resumed_run_does_again(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    class Writer:
+        def __init__(self, directory: str, purge_step: int | None) -> None:
+            asked.append(purge_step)
+
+        def add_scalar(self, key: str, value: float, step: int) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    fake = types.ModuleType("torch.utils.tensorboard")
+    fake.__dict__["SummaryWriter"] = Writer
+    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    run_tiny(tiny_data, tmp_path / "r", steps=4, loggers=["tensorboard"])
+    run_tiny(tiny_data, tmp_path / "r", steps=6, loggers=["tensorboard"], resume=True)
+    assert asked == [None, 5]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
