@@ -42,7 +42,8 @@ def test_a_lost_process_ends_the_others_by_name(
         assert ended.codes[1 - rank] == ExitCode.IO, said
         assert ended.seconds[1 - rank] < 30, said
         named = [line for line in ended.output.splitlines() if line.startswith("error: ")]
-        assert len(named) == 1 and named[0].startswith(f"error: rank {rank} "), said
+        assert named and all(line.startswith(f"error: rank {rank} ") for line in named), said
+        assert len(named) == 1 or fault == "closed socket", said  # cut off, it cannot know that the others know
         if fault in ENDED_BY_ITSELF:
             assert ended.codes[rank] == ENDED_BY_ITSELF[fault], said
         elif fault != "SIGSTOP":

@@ -200,6 +200,9 @@ def seen(**changes: Any) -> Sight:
             [seen(marks=48, mark_time=70.0), seen(mark_time=70.0)],
             "rank 0 did not go on for 31 s in step 17 (but answered)",
         ),
+        # seen by another process than the first
+        ([seen(mark_time=70.0)], None),
+        ([seen(beat_time=70.0)], "rank 0 has not answered for 31 s (last seen in step 17)"),
         # all at the same place: nobody can be blamed alone
         (
             [seen(mark_time=70.0), seen(mark_time=70.0)],

@@ -71,7 +71,8 @@ def find_lost(sights: dict[int, Sight], now: float, lost_seconds: float, *, is_s
     """Who is lost, in words; None while everybody is alive. What that means stands at the top of this module.
 
     Args:
-        sights: what is known, by rank.
+        sights: what is known, by rank; of the first process alone, when another one looks: then only its silence
+            counts, for who has the fewest marks is seen from all.
         now: on the clock of the sights.
         lost_seconds: how long a process may be silent, or without a mark.
         is_suspicious: a connection broke, so that somebody must be lost: a few missing answers are enough.
@@ -83,6 +84,8 @@ def find_lost(sights: dict[int, Sight], now: float, lost_seconds: float, *, is_s
             allowed = min(allowed, 4 * beat_seconds(lost_seconds))
         if silent > allowed:
             return f"rank {rank} has not answered for {silent:.0f} s (last seen in {_where(sight)})"
+    if len(sights) == 1:
+        return None
     fewest = min(sight.marks for sight in sights.values())
     behind = {rank: sight for rank, sight in sights.items() if sight.marks == fewest}
     for sight in behind.values():
@@ -189,7 +192,7 @@ class Watch:
                 posted = self._store.multi_get(keys)
             except RuntimeError as error:
                 if not self._done.is_set() and not self._is_over:
-                    what = f"rank {self._rank} cannot reach the machine of rank 0 any more ({_first_line(error)})"
+                    what = f"rank {self._rank} cannot reach the others at rank 0's machine ({_first_line(error)})"
                     self._judge(what, ExitCode.IO, is_shown=True)
                 return None
             now = time.monotonic()
