@@ -24,7 +24,8 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models import load_model
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import pretrain as stage
-from tiny_transformer.training.diagnosis import all_finite
+from tiny_transformer.training.diagnosis import all_finite, first_bad_tensor, named_tensors
+from tiny_transformer.training.gradient import _clip
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.replay import replay
@@ -159,3 +160,17 @@ def test_large_finite_numbers_are_finite() -> None:
     assert all_finite([torch.full((4,), 3e38), torch.zeros(0)])
     assert not all_finite([torch.ones(3), torch.tensor([1.0, -math.inf])])
     assert not all_finite([torch.full((4,), 3e38), torch.tensor([math.nan])])
+
+
+def test_a_gradient_that_is_not_finite_is_not_spread_by_clipping() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    bad = model[1].weight.grad
+    assert bad is not None
+    bad[0, 1] = math.nan
+    assert math.isnan(_clip(model, 0.5))
+    assert first_bad_tensor(named_tensors(model)) == "the gradient of 1.weight"
+    bad[0, 1] = 1.0
+    assert _clip(model, 0.5) == pytest.approx(3.0)  # nine ones
+    assert bad[0, 0] == pytest.approx(0.5 / 3)
