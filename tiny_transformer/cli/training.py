@@ -116,6 +116,9 @@ def train(
     early_stopping_patience: Annotated[
         int | None, typer.Option("--early_stopping_patience", help="Stop after so many evaluations without gain.")
     ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits on 1, 2, 4, ... processes (torchrun); slower.")
+    ] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bf16 where the device has it in hardware.")] = False,
     resume: Annotated[
         bool,
@@ -142,14 +145,16 @@ def train(
         "training.save_steps": save_steps,
         "training.early_stopping_patience": early_stopping_patience,
         "training.precision": "bf16" if bf16 else None,
+        "training.deterministic": "true" if deterministic else None,
     }
-    overrides = [f"{key}={value}" for key, value in flags.items() if value is not None] + overrides_of(context)
+    from tiny_transformer.training.command import one_voice, run_training
+
+    with one_voice():
+        overrides = [f"{key}={value}" for key, value in flags.items() if value is not None] + overrides_of(context)
     if minutes is not None and max_train_minutes is not None:
         raise UserError(
             "--minutes and --max_train_minutes exclude each other", where="command line", remedy="give one of them"
         )
-    from tiny_transformer.training.command import run_training
-
     console = Console()
     status = run_training(config, overrides, resume=resume, overwrite=overwrite, console=console, minutes=minutes)
     if status == "stopped":

@@ -69,7 +69,7 @@ def evaluate_split(
     model.eval()
     mine, sizes, num_tokens = [], [], 0
     for turn in _turns(batches, processes.world_size):
-        processes.mark("evaluation", 0)
+        processes.mark("evaluation")
         batch = turn[min(processes.rank, len(turn) - 1)]  # nobody may stay away: the last batch is computed by several
         losses = sharing.run(lambda batch=batch: token_losses(model, batch, hardware))
         mine.append(losses.double().sum().item())

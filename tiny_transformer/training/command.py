@@ -52,7 +52,7 @@ def run_training(
     if minutes is not None:
         overrides = [*overrides, f"training.max_train_minutes={minutes}"]
     source = config
-    with _one_voice():
+    with one_voice():
         if resume and (config is None or minutes is not None):
             source = _own_config(load_run_config(None, overrides).out_dir) or config
         checked = load_run_config(source, overrides)
@@ -86,7 +86,7 @@ def _with_data_dir(request: Request) -> Request:
 
 
 @contextmanager
-def _one_voice() -> Generator[None]:
+def one_voice() -> Generator[None]:
     """Several processes of a machine find the same mistake in the same config: the first of them tells it."""
     try:
         yield

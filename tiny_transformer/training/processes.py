@@ -75,7 +75,7 @@ class Processes:
         self.rank, self.world_size, self.is_first = place.rank, place.world_size, place.rank == 0
         self._watch = watch
 
-    def mark(self, activity: str, step: int) -> None:
+    def mark(self, activity: str, step: int | None = None) -> None:
         """Say what this process does now (`step`, `evaluation`, or anything else that may take long), and that it goes
         on; see `watch`."""
         if self._watch is not None:

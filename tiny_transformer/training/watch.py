@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ from datetime import timedelta
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.training.stop import SIGNALS
 
 BEAT_SECONDS = 1.0
 PATIENCE = 30  # times `lost_seconds`: for work that is announced
@@ -132,10 +134,10 @@ class Watch:
         self._done.set()
         self._thread.join()
 
-    def mark(self, activity: str, step: int) -> None:
-        """One mark more; a new activity is posted before it begins."""
+    def mark(self, activity: str, step: int | None) -> None:
+        """One mark more; a new activity is posted before it begins. Without a step it is the last one's."""
         is_new = activity != self._now[0]
-        self._marks, self._now = self._marks + 1, (activity, step)
+        self._marks, self._now = self._marks + 1, (activity, self._now[1] if step is None else step)
         if is_new:
             self._post()
 
@@ -148,6 +150,8 @@ class Watch:
             UserError: in the place of a broken connection for which nobody was found lost.
         """
         if isinstance(error, RuntimeError) and any(word in str(error) for word in BROKEN):
+            for number in SIGNALS:  # torchrun sends one to all when a process has died; the reason is still to be told
+                signal.signal(number, signal.SIG_IGN)
             self._try(lambda: self._store.set(SUSPICION, "1"))
             self._thread.join(self._lost_seconds + 8 * BEAT_SECONDS)
             what = f"rank {self._rank} lost its connection to the others in step {self._now[1] + 1}: {error}"
