@@ -34,11 +34,10 @@ SHARED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packing", ["documents", "concat"])
 def test_a_deterministic_run_is_the_same_bit_for_bit_on_1_2_and_4_processes(
-    worlds: Worlds, tiny_data: Path, tmp_path: Path, packing: str
+    worlds: Worlds, tiny_data: Path, tmp_path: Path
 ) -> None:
-    options = {**SHARED, "deterministic": True, "steps": 24, "data": {"packing": packing}}
+    options = {**SHARED, "deterministic": True, "steps": 24, "data": {"packing": "documents"}}
     for size in SIZES:
         worlds.results(size, "train", data_dir=str(tiny_data), out_dir=str(tmp_path / str(size)), **options)
     logs = [log_without_clock(tmp_path / str(size)) for size in SIZES]
@@ -74,7 +73,13 @@ def test_what_depends_on_the_process_or_the_order_is_noticed(
 @pytest.mark.slow
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_a_fast_run_has_nearly_the_same_loss(worlds: Worlds, tiny_data: Path, tmp_path: Path, parallelism: str) -> None:
-    options = {**SHARED, "steps": 100, "log_steps": 10, "eval_steps": 50, "parallelism": parallelism}
+    options = {
+        **SHARED,
+        "steps": 100 if parallelism == "ddp" else 50,
+        "log_steps": 10,
+        "eval_steps": 50,
+        "parallelism": parallelism,
+    }
     logs = []
     for size in SIZES if parallelism == "ddp" else (1, 2):
         worlds.results(size, "train", data_dir=str(tiny_data), out_dir=str(tmp_path / str(size)), **options)
@@ -130,14 +135,14 @@ def test_validation_does_not_depend_on_the_number_of_processes(worlds: Worlds, t
     options = {**SHARED, "data_dir": str(tiny_data), "deterministic": True, "eval_steps": 1}
     found = {}
     for patch in ("nothing", "add as they come"):
-        for size in (1, 2, 4):
+        for size in SIZES if patch == "nothing" else (1, 2):
             result = worlds.results(
                 size, "train", out_dir=str(tmp_path / f"{patch}{size}"), steps=2, patch=patch, **options
             )
             found[patch, size] = result[0]["metrics"]["val_loss"]
             assert all(other == result[0] for other in result), "the processes disagree"
     assert found["nothing", 1] == found["nothing", 2] == found["nothing", 4]
-    assert len({found["add as they come", size] for size in SIZES}) > 1, "this test cannot fail"
+    assert len({found["add as they come", size] for size in (1, 2)}) > 1, "this test cannot fail"
 
 
 @pytest.mark.slow
