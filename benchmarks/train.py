@@ -230,8 +230,8 @@ def our_steps(
     from tiny_transformer.data.shards import open_dataset
     from tiny_transformer.hardware import choose_hardware, keep_freed_memory
     from tiny_transformer.storage import RunDirectory
+    from tiny_transformer.training.budget.plan import Pace, plan_for_counts
     from tiny_transformer.training.loop import train
-    from tiny_transformer.training.plan import Pace, plan_for_counts
     from tiny_transformer.training.pretrain import Start
     from tiny_transformer.training.setup import Request
 

@@ -16,9 +16,9 @@ from tiny_transformer.data.shards import open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.inspection.accounting import count_parameters, count_step
-from tiny_transformer.training import calibration
 from tiny_transformer.training.announce import announce
-from tiny_transformer.training.autopilot import (
+from tiny_transformer.training.budget import calibration
+from tiny_transformer.training.budget.autopilot import (
     MOST_PASSES,
     Corpus,
     Speed,
@@ -28,9 +28,9 @@ from tiny_transformer.training.autopilot import (
     predicted_excess,
     settings,
 )
-from tiny_transformer.training.calibration import overlay
+from tiny_transformer.training.budget.calibration import overlay
+from tiny_transformer.training.budget.plan import make_plan
 from tiny_transformer.training.command import run_training
-from tiny_transformer.training.plan import make_plan
 
 STORIES = Corpus(train_tokens=5_200_000, val_tokens=53_000, num_documents=11_000, vocab_size=2048)
 LAPTOP = Speed(launch=1.5e-3, operation=5e-12, element=2.2e-9)  # two cores, as timed in docs/LOG.md

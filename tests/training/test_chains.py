@@ -26,9 +26,9 @@ from tiny_transformer.data.prepare import prepare
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.training import loop
-from tiny_transformer.training import plan as planning
 from tiny_transformer.training import pretrain as stage
 from tiny_transformer.training import state as train_state
+from tiny_transformer.training.budget import plan as planning
 
 NUM_CHAINS = int(os.environ.get("RESUME_CHAINS", "48"))
 SEED = int(os.environ.get("RESUME_SEED", "20261121"))

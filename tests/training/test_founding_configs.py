@@ -16,10 +16,10 @@ from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.inspection.accounting import count_parameters
 from tiny_transformer.inspection.profile import run_profile
 from tiny_transformer.storage import RunDirectory
+from tiny_transformer.training.budget.plan import Pace, make_plan
 from tiny_transformer.training.loop import train
-from tiny_transformer.training.plan import Pace, make_plan
 from tiny_transformer.training.pretrain import Start
-from tiny_transformer.training.progress import TrainingProgress
+from tiny_transformer.training.records.progress import TrainingProgress
 from tiny_transformer.training.setup import Request, fit_vocabulary
 
 CONFIGS = Path(__file__).parents[2] / "configs"

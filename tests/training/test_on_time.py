@@ -15,8 +15,8 @@ from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.training import loop
 from tiny_transformer.training import state as training_state
+from tiny_transformer.training.budget.plan import Pace, Plan, Speed, plan_for_minutes, read_plan
 from tiny_transformer.training.loop import Gradient, Job, train
-from tiny_transformer.training.plan import Pace, Plan, Speed, plan_for_minutes, read_plan
 from tiny_transformer.training.state import TrainState
 
 MINUTES = 10

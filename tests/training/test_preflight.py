@@ -24,7 +24,7 @@ from tiny_transformer.models import build_model
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import preflight
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.same_run import identity_of
+from tiny_transformer.training.records.same_run import identity_of
 
 CPU = Hardware(torch.device("cpu"), None)
 FAMILIES: dict[str, dict[str, Any]] = {

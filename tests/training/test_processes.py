@@ -17,10 +17,11 @@ from tiny_transformer.data.batches import Batches
 from tiny_transformer.data.shards import open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.training import command, watch
-from tiny_transformer.training.processes import ALONE, Place, Processes
-from tiny_transformer.training.sharing import check_shares, tree_sum
-from tiny_transformer.training.watch import Sight, find_lost
+from tiny_transformer.training import command
+from tiny_transformer.training.parallel import watch
+from tiny_transformer.training.parallel.processes import ALONE, Place, Processes
+from tiny_transformer.training.parallel.sharing import check_shares, tree_sum
+from tiny_transformer.training.parallel.watch import Sight, find_lost
 
 CPU = Hardware(torch.device("cpu"), None)
 SHAPE = {

@@ -25,9 +25,9 @@ from tiny_transformer.data.prepare import prepare
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
-from tiny_transformer.training import plan as planning
 from tiny_transformer.training import pretrain as stage
-from tiny_transformer.training.same_run import check_changes, class_of, identity_of
+from tiny_transformer.training.budget import plan as planning
+from tiny_transformer.training.records.same_run import check_changes, class_of, identity_of
 from tiny_transformer.training.setup import Request
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 8}

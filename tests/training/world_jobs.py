@@ -30,13 +30,14 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model, save_model
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.training import gradient, pretrain, sharing
+from tiny_transformer.training import gradient, pretrain
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.modifiers import checkpoint_gradients
-from tiny_transformer.training.processes import Processes, fellow_processes
+from tiny_transformer.training.parallel import sharing
+from tiny_transformer.training.parallel.processes import Processes, fellow_processes
+from tiny_transformer.training.parallel.sharing import share, whole
 from tiny_transformer.training.setup import fit_vocabulary
-from tiny_transformer.training.sharing import share, whole
 
 CPU = Hardware(torch.device("cpu"), None)
 

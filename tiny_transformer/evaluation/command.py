@@ -29,7 +29,7 @@ from tiny_transformer.generation.command import checkpoint_tokenizer
 from tiny_transformer.generation.find import find_checkpoint
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import load_model
-from tiny_transformer.training.run_files import CONFIG_FILE
+from tiny_transformer.training.records.run_files import CONFIG_FILE
 from tiny_transformer.training.state import load_identity
 
 BATCH_SIZE = 16

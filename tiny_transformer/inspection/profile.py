@@ -257,7 +257,7 @@ def _cache_bytes_per_token(config: ModelConfig) -> int:
 
 def _length(config: RunConfig, step_seconds: float) -> tuple[int, str]:
     """Steps of the whole run, and which key asks for them."""
-    from tiny_transformer.training.plan import DEFAULT_STEPS
+    from tiny_transformer.training.budget.plan import DEFAULT_STEPS
 
     training = config.training
     if training.max_train_minutes is not None:

@@ -1,9 +1,9 @@
 """What a training costs on many GPUs: memory of each, and bytes that each sends in a step.
 
 The counts are those of `accounting`, which runs the training code without contents; here they are divided as
-`training/sharing.py` divides them. Its choices decide the figures: weights, gradients and optimizer state are float32;
-`ddp` exchanges gradients once a step, in a ring; `fsdp` gathers the weights of each block for the forward and again for
-the backward pass and exchanges gradients in every micro-batch.
+`training/parallel/sharing.py` divides them. Its choices decide the figures: weights, gradients and optimizer state are
+float32; `ddp` exchanges gradients once a step, in a ring; `fsdp` gathers the weights of each block for the forward and
+again for the backward pass and exchanges gradients in every micro-batch.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.shards import Dataset
-from tiny_transformer.training.plan import Plan
+from tiny_transformer.training.budget.plan import Plan
 
 FEW_STEPS = 100  # with fewer a small model has hardly left its random beginning
 

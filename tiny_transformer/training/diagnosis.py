@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tiny_transformer.data.batches import Batch
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.sharing import local
+from tiny_transformer.training.parallel.sharing import local
 
 SHOWN_EXAMPLES = 8
 

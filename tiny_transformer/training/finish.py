@@ -20,7 +20,7 @@ from tiny_transformer.inspection.run_files import read_run
 from tiny_transformer.models import load_model
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training.pretrain import Outcome
-from tiny_transformer.training.through_time import keep_samples, samples_before
+from tiny_transformer.training.records.through_time import keep_samples, samples_before
 
 
 def finish(outcome: Outcome, console: Console) -> None:

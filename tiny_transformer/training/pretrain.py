@@ -24,20 +24,28 @@ from tiny_transformer.generation.text import encode_prompt
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import build_model, load_weights
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
-from tiny_transformer.training import plan as planning
 from tiny_transformer.training.announce import announce, tokens_per_step
-from tiny_transformer.training.calibration import take_choice
+from tiny_transformer.training.budget import plan as planning
+from tiny_transformer.training.budget.calibration import take_choice
 from tiny_transformer.training.gradient import compute_gradient
-from tiny_transformer.training.loggers import Loggers
 from tiny_transformer.training.loop import Job, Save, Watcher, train
 from tiny_transformer.training.loss_scale import first_loss_scale
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.parallel.processes import ALONE, Processes, fellow_processes
+from tiny_transformer.training.parallel.sharing import (
+    Sharded,
+    Sharing,
+    check_shares,
+    part_of,
+    repeatable_arithmetic,
+    share,
+)
 from tiny_transformer.training.preflight import check_disk, check_memory
-from tiny_transformer.training.processes import ALONE, Processes, fellow_processes
-from tiny_transformer.training.progress import TrainingProgress
-from tiny_transformer.training.run_files import (
+from tiny_transformer.training.records.loggers import Loggers
+from tiny_transformer.training.records.progress import TrainingProgress
+from tiny_transformer.training.records.run_files import (
     CheckpointWriter,
     environment,
     facts_of,
@@ -45,7 +53,8 @@ from tiny_transformer.training.run_files import (
     restore_links,
     write_config,
 )
-from tiny_transformer.training.same_run import check_changes, identity_of
+from tiny_transformer.training.records.same_run import check_changes, identity_of
+from tiny_transformer.training.records.through_time import Sampler, prompts_through_time
 from tiny_transformer.training.setup import (
     Request,
     choose_run_dir,
@@ -54,10 +63,8 @@ from tiny_transformer.training.setup import (
     open_training_data,
     settle_data_dir,
 )
-from tiny_transformer.training.sharing import Sharded, Sharing, check_shares, part_of, repeatable_arithmetic, share
 from tiny_transformer.training.state import TrainState, load_identity, load_state
 from tiny_transformer.training.stop import StopSignals
-from tiny_transformer.training.through_time import Sampler, prompts_through_time
 from tiny_transformer.training.validation import validation_batches, validation_loss
 
 

@@ -21,13 +21,13 @@ from tiny_transformer.data.shards import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.training import plan as planning
+from tiny_transformer.training.budget import plan as planning
 from tiny_transformer.training.diagnosis import first_bad_after_update, first_bad_tensor, named_tensors
 from tiny_transformer.training.gradient import Gradient
 from tiny_transformer.training.loop import Job, find_gradient, train
 from tiny_transformer.training.pretrain import Start
-from tiny_transformer.training.progress import TrainingProgress
-from tiny_transformer.training.run_files import CONFIG_FILE, holds_a_run
+from tiny_transformer.training.records.progress import TrainingProgress
+from tiny_transformer.training.records.run_files import CONFIG_FILE, holds_a_run
 from tiny_transformer.training.setup import Request
 from tiny_transformer.training.state import TrainState
 

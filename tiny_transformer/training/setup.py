@@ -13,8 +13,8 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.prepare import is_prepared, prepare_with_progress
 from tiny_transformer.data.shards import Dataset, open_dataset
 from tiny_transformer.errors import UserError
-from tiny_transformer.training.plan import FILE as PLAN_FILE
-from tiny_transformer.training.run_files import CONFIG_FILE, holds_a_run
+from tiny_transformer.training.budget.plan import FILE as PLAN_FILE
+from tiny_transformer.training.records.run_files import CONFIG_FILE, holds_a_run
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tiny_transformer.data.batches import Batch, evaluation_batches
 from tiny_transformer.data.shards import Dataset
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.training.sharing import Sharing
+from tiny_transformer.training.parallel.sharing import Sharing
 
 
 def validation_batches(config: RunConfig, dataset: Dataset) -> Iterator[Batch]:

@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.training.processes import ALONE, Processes
+from tiny_transformer.training.parallel.processes import ALONE, Processes
 
 T = TypeVar("T")
 

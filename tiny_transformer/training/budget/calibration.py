@@ -18,13 +18,13 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.inspection.accounting import count_parameters
 from tiny_transformer.models import build_model
-from tiny_transformer.training import autopilot
-from tiny_transformer.training.autopilot import Candidate, Choice, Corpus, Speed
+from tiny_transformer.training.budget import autopilot
+from tiny_transformer.training.budget.autopilot import Candidate, Choice, Corpus, Speed
+from tiny_transformer.training.budget.plan import measure_seconds
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.plan import measure_seconds
-from tiny_transformer.training.processes import Processes
+from tiny_transformer.training.parallel.processes import Processes
 
 SHAPE_KEYS = {
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),

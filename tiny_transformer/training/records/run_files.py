@@ -26,7 +26,7 @@ from tiny_transformer.models import save_model
 from tiny_transformer.storage import RunDirectory, StepLog, atomic_write
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.sharing import Sharing
+from tiny_transformer.training.parallel.sharing import Sharing
 from tiny_transformer.training.state import TrainState, save_state
 
 CONFIG_FILE = "config.yaml"

@@ -15,7 +15,7 @@ from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.storage import atomic_write
 from tiny_transformer.tokenizers import Tokenizer
-from tiny_transformer.training.plan import SAMPLE_POINTS, Pace
+from tiny_transformer.training.budget.plan import SAMPLE_POINTS, Pace
 from tiny_transformer.training.state import TrainState
 
 FILE = "samples.json"

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from tiny_transformer.training.sharing import NOT_SHARED, Sharing, local
+from tiny_transformer.training.parallel.sharing import NOT_SHARED, Sharing, local
 
 DIGITS = 4  # of a logged figure: enough for a chart, and a log line stays short with many layers
 

@@ -24,7 +24,7 @@ from torch import distributed
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import UserError
-from tiny_transformer.training.watch import Watch
+from tiny_transformer.training.parallel.watch import Watch
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # far beyond any save: `watch` ends a run that does not go on much sooner

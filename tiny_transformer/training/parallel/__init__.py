@@ -1,0 +1,1 @@
+"""Several processes, one run: what they tell each other, how they share the work, and how a lost one is found."""

@@ -1,0 +1,1 @@
+"""What a run shows and leaves behind: progress, figures, texts, checkpoints, and what a resumed run must agree with."""
