@@ -202,6 +202,29 @@ def test_the_tokenizer_is_whole(tmp_path):
     assert keys["tokenizer.ggml.add_eos_token"] is False
 
 
+@pytest.mark.parametrize(("of_tokenizer", "of_config", "expected"), [(290, 7, 290), (None, 7, 7), (None, None, 289)])
+def test_a_text_begins_with_the_tokenizers_token_or_the_configs_or_an_end(of_tokenizer, of_config, expected, tmp_path):
+    checkpoint = save(CONFIGS["qwen3"], tmp_path / "m")
+    save_model(load_model(checkpoint), checkpoint, bos_token_id=of_config)
+    content = json.loads((checkpoint / "tokenizer.json").read_text())
+    assert content["added_tokens"][0]["id"] == 289  # the end token
+    if of_tokenizer is not None:
+        content["added_tokens"].append({**content["added_tokens"][0], "id": of_tokenizer, "content": "<s>"})
+        first, text = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+        content["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [first, text],
+            "pair": [first, text, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [of_tokenizer], "tokens": ["<s>"]}},
+        }
+        (checkpoint / "tokenizer.json").write_text(json.dumps(content))
+    export_gguf(checkpoint, tmp_path / "m.gguf")
+    keys, _ = read(tmp_path / "m.gguf")
+    assert keys["tokenizer.ggml.bos_token_id"] == expected
+    assert keys["tokenizer.ggml.add_bos_token"] is (of_tokenizer is not None)
+    assert keys.get("tiny_transformer.config_without_bos_token_id", False) is (of_config is None)
+
+
 def test_a_byte_tokenizer_has_a_merge_that_never_applies(tmp_path):
     export_gguf(save(CONFIGS["qwen3"], tmp_path / "m", tokenizer="byte"), tmp_path / "m.gguf")
     keys, _ = read(tmp_path / "m.gguf")

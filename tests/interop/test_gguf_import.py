@@ -43,7 +43,8 @@ CONFIGS = {
 }
 
 
-def save(config, directory: Path, tokenizer: str = "bpe") -> Path:
+def save(config, directory: Path, tokenizer: str = "bpe", *, begin: bool = False) -> Path:
+    """A checkpoint as `train` writes it, or with a token in config.json that begins a text."""
     directory.mkdir()
     model = build_model(config, seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -51,14 +52,16 @@ def save(config, directory: Path, tokenizer: str = "bpe") -> Path:
         for parameter in model.parameters():
             parameter.add_(torch.empty(parameter.shape).normal_(0, 0.15, generator=generator))
     made = make_tokenizer(tokenizer, texts=[TEXT], **({"vocab_size": 290} if tokenizer == "bpe" else {}))
-    save_model(model, directory, eos_token_id=made.end_id, bos_token_id=made.end_id)
+    begin_ids = {"bos_token_id": made.end_id} if begin else {}
+    save_model(model, directory, eos_token_id=made.end_id, **begin_ids)
     made.save(directory)
     return directory
 
 
+@pytest.mark.parametrize("begin", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_f32_comes_back_to_the_bit(name, tmp_path):
-    source = save(CONFIGS[name], tmp_path / "m")
+def test_f32_comes_back_to_the_bit(name, begin, tmp_path):
+    source = save(CONFIGS[name], tmp_path / "m", begin=begin)
     export_gguf(source, tmp_path / "m.gguf", kind="f32")
     import_gguf(tmp_path / "m.gguf", tmp_path / "again")
     for file in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):

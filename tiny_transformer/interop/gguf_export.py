@@ -24,10 +24,11 @@ import torch
 from tiny_transformer.config.model import ModelConfig, Qwen3NextConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf_next import Tensors, add_next_keys, next_tensors
-from tiny_transformer.interop.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
+from tiny_transformer.interop.gguf_tokenizer import NO_BEGIN_TOKEN, GgufTokenizer, gguf_tokenizer
 from tiny_transformer.interop.portability import llama_cpp_refusal
 from tiny_transformer.interop.row_order import interleaved, is_rotated
 from tiny_transformer.models import load_config, load_model
+from tiny_transformer.models.config_file import read_json
 from tiny_transformer.storage.commit import exists, leftover_path, make_directories
 from tiny_transformer.storage.fs import REAL, refusals
 from tiny_transformer.tokenizers import load_tokenizer
@@ -116,6 +117,7 @@ def export_gguf(checkpoint: Path | str, out: Path | str, *, kind: str = "f16", o
         writer = gguf.GGUFWriter(path, architecture.name)
         try:
             _add_keys(writer, config, tokenizer, kind=kind, name=_name(checkpoint))
+            _add_begin_token(writer, tokenizer, read_json(checkpoint / "config.json").get("bos_token_id"))
             kept = _write_tensors(writer, architecture, model.state_dict().items(), config, kind=kind)
         finally:
             writer.close()
@@ -179,10 +181,21 @@ def _add_keys(writer: GGUFWriter, config: ModelConfig, tokenizer: GgufTokenizer,
     writer.add_token_list(tokenizer.tokens)
     writer.add_token_types(tokenizer.types)
     writer.add_token_merges(tokenizer.merges)
-    writer.add_bos_token_id(tokenizer.end_id if tokenizer.begin_id is None else tokenizer.begin_id)
     writer.add_eos_token_id(tokenizer.end_id)
-    writer.add_add_bos_token(tokenizer.begin_id is not None)
     writer.add_add_eos_token(False)
+
+
+def _add_begin_token(writer: GGUFWriter, tokenizer: GgufTokenizer, of_config: Any) -> None:
+    """The token that begins a text: the tokenizer's, or else config.json's, or else the one that ended the text before.
+
+    Without the key llama.cpp takes token 11, whatever that is, and llama-cpp-python begins an empty prompt with it.
+    A key of our own says that config.json has none, so that an import writes none.
+    """
+    begin = of_config if tokenizer.begin_id is None else tokenizer.begin_id
+    writer.add_bos_token_id(begin if type(begin) is int and 0 <= begin < len(tokenizer.tokens) else tokenizer.end_id)
+    writer.add_add_bos_token(tokenizer.begin_id is not None)
+    if of_config is None:
+        writer.add_bool(NO_BEGIN_TOKEN, True)
 
 
 def _write_tensors(

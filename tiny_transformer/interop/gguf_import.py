@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf_file import GgufTensor, read_gguf_header, read_gguf_tensor
-from tiny_transformer.interop.gguf_tokenizer import CHAT_TEMPLATE, tokenizer_from_gguf
+from tiny_transformer.interop.gguf_tokenizer import CHAT_TEMPLATE, NO_BEGIN_TOKEN, tokenizer_from_gguf
 from tiny_transformer.interop.row_order import half_split, is_rotated
 from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models import empty_model
@@ -71,6 +71,8 @@ def import_gguf(source: Path | str, out_dir: Path | str) -> None:
     tokenizer = tokenizer_from_gguf(keys, source)
     model = _read_model(config, tensors, source)
     ids = {f"{name}_token_id": keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    if keys.get(NO_BEGIN_TOKEN) is True:
+        del ids["bos_token_id"]
     template = keys.get(CHAT_TEMPLATE)
     write_import(
         model,
