@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -266,7 +267,17 @@ def test_the_page_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatc
     assert max(len(line.rstrip()) for line in page.splitlines()) <= 80
     for words in ("Parameters", "embedding", "Operations per token", "activations", "tokens per second", "Opens in"):
         assert words in page
-    assert "vLLM          no: its attention kernels need" in page
+    assert re.search("vLLM +no: its attention kernels need", page)
+    assert "sources (0.33.0 for qwen3_next), not run" in " ".join(page.split())
+
+
+@pytest.mark.parametrize(("tokenizer", "opens"), [("char", False), ("byte", True)])
+def test_llama_cpp_is_told_with_the_configs_tokenizer(
+    tokenizer: str, opens: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["profile", "--json", *SMALL, f"data.tokenizer={tokenizer}"]) == 0
+    assert (json.loads(capsys.readouterr().out)["readers"]["llama.cpp"] is None) == opens
 
 
 @pytest.mark.parametrize("unsteadiness", [1.2, 2.5])

@@ -1,7 +1,7 @@
 """What is said about other programs is true of them: each shape is opened in mlx-lm where it is installed, logits too.
 
 transformers has its own tests (models/test_parity.py), llama.cpp too (test_llama_cpp.py). vLLM needs more than a small
-machine; its rules are read from its sources.
+machine; its rules are read from its sources, and `BASIS` says so.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.interop.gguf_tokenizer import name_refusal
 from tiny_transformer.interop.portability import llama_cpp_refusal, portability
 from tiny_transformer.models import build_model, save_model
+from tiny_transformer.tokenizers.make import byte_tokenizer, char_tokenizer
 
 SHAPE = {
     "vocab_size": 61,
@@ -79,7 +81,7 @@ TABLE = {
     ),
     "next dense": (
         Qwen3NextConfig(**DENSE, num_experts=0),
-        {"mlx-lm": "qwen3_5_text"},
+        {"mlx-lm": "qwen3_5_text", "transformers 4.57": "no qwen3_5_text"},
     ),
 }
 # Shapes that no test opens: too large, or told by the readers' sources alone.
@@ -112,12 +114,42 @@ save_file(logits, root / "logits.safetensors")
 def test_each_program_is_named_with_its_reason(name):
     config, expected = TABLE[name]
     verdicts = {verdict.reader: verdict for verdict in portability(config)}
-    assert list(verdicts) == ["transformers", "vLLM", "llama.cpp", "mlx-lm"]
+    assert list(verdicts) == ["transformers 5", "transformers 4.57", "vLLM", "llama.cpp", "mlx-lm"]
     assert {reader for reader, verdict in verdicts.items() if not verdict.opens} == expected.keys()
     for reader, verdict in verdicts.items():
         assert expected.get(reader, "") in str(verdict.reason)
         assert verdict.opens or "; set " in str(verdict.reason)  # what to change is said
         assert str(verdict).startswith(f"{reader}: yes, " if verdict.opens else f"{reader}: no: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("char", "it works on characters"),
+        ("bpe:sentencepiece", "SentencePiece vocabulary"),
+        ("somebody/something", "not known yet"),
+        ("bpe", None),
+        ("byte", None),
+        ("gpt2", None),
+        ("bpe:own", None),
+    ],
+)
+def test_the_tokenizer_named_in_the_config_is_judged(name, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    byte_tokenizer().save(tmp_path / "own")
+    byte_tokenizer().save(tmp_path / "sentencepiece")
+    content = json.loads((tmp_path / "sentencepiece" / "tokenizer.json").read_text())
+    content["model"]["byte_fallback"] = True
+    (tmp_path / "sentencepiece" / "tokenizer.json").write_text(json.dumps(content))
+    reason = name_refusal(name, tmp_path / "data")
+    assert (reason is None) if words is None else (words in str(reason) and name in str(reason))
+    verdicts = {verdict.reader: verdict.reason for verdict in portability(Qwen3Config(**SHAPE), reason)}
+    assert verdicts.pop("llama.cpp") == reason and set(verdicts.values()) == {None}
+
+
+def test_the_tokenizer_of_prepared_data_counts(tmp_path):
+    char_tokenizer("abc").save(tmp_path)
+    assert "works on characters" in str(name_refusal("bpe", tmp_path))
 
 
 @pytest.mark.parametrize("name", READ)

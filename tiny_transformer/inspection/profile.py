@@ -22,6 +22,7 @@ from tiny_transformer.config.schema import DataConfig, RunConfig
 from tiny_transformer.data.meta import read_meta
 from tiny_transformer.errors import UserError
 from tiny_transformer.inspection.profile_page import print_profile
+from tiny_transformer.interop.gguf_tokenizer import name_refusal
 from tiny_transformer.interop.portability import portability
 from tiny_transformer.tokenizers.make import choose_vocab_size
 
@@ -103,7 +104,7 @@ def run_profile(config: str | None, overrides: Sequence[str], *, as_json: bool, 
         console: where it is printed.
 
     Raises:
-        UserError: a wrong config, or a device that is not there.
+        UserError: a wrong config, a device that is not there, or a damaged tokenizer.
     """
     checked = load_run_config(config, overrides)
     with console.status("counting"):
@@ -120,6 +121,7 @@ def make_profile(config: RunConfig, name: str) -> Profile:
     from tiny_transformer.inspection import accounting
 
     vocab_size, vocab_source = find_vocab_size(config, name)
+    tokenizer = name_refusal(config.data.tokenizer, _data_dir(config, name))
     config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
     hardware = choose_hardware(config.training.device, config.training.precision)
     program_memory = _resident_bytes()
@@ -161,7 +163,7 @@ def make_profile(config: RunConfig, name: str) -> Profile:
         seconds=steps * step_seconds,
         length_source=length_source,
         suggested_tokens=TOKENS_PER_PARAMETER * active,
-        readers={verdict.reader: verdict.reason for verdict in portability(config.model)},
+        readers={verdict.reader: verdict.reason for verdict in portability(config.model, tokenizer)},
     )
 
 
@@ -171,7 +173,7 @@ def find_vocab_size(config: RunConfig, name: str) -> tuple[int, str]:
     if config.model.vocab_size is not None:
         return config.model.vocab_size, "model.vocab_size"
     data: DataConfig = config.data
-    data_dir = data.data_dir or Path("data") / name
+    data_dir = _data_dir(config, name)
     with suppress(UserError):  # not prepared yet
         return read_meta(data_dir).vocab_size, f"the data in {data_dir}"
     if data.vocab_size is not None:
@@ -181,6 +183,11 @@ def find_vocab_size(config: RunConfig, name: str) -> tuple[int, str]:
     size = choose_vocab_size(data.max_bytes or ASSUMED_TEXT_BYTES)
     amount = f"{(data.max_bytes or ASSUMED_TEXT_BYTES) / 1e6:g} MB of text"
     return size, f"a guess for {amount}; model.vocab_size sets it"
+
+
+def _data_dir(config: RunConfig, name: str) -> Path:
+    """Where the prepared data are, or will be."""
+    return config.data.data_dir or Path("data") / name
 
 
 def measure_machine(hardware: Hardware) -> tuple[float, float, float]:

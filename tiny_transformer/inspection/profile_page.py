@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tiny_transformer.interop.portability import BASIS
+
 if TYPE_CHECKING:
     from tiny_transformer.inspection.profile import Profile
 
@@ -139,10 +141,18 @@ def _time(profile: Profile) -> Table:
 
 def _readers(profile: Profile) -> Table:
     table = Table(
-        title="Opens in", title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False
+        title="Opens in",
+        title_justify="left",
+        title_style="bold",
+        caption=BASIS,
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+        show_header=False,
+        width=78,
     )
-    table.add_column(min_width=12)
-    table.add_column(max_width=64, overflow="fold")
+    table.add_column(min_width=17)
+    table.add_column(ratio=1, overflow="fold")
     for reader, reason in profile.readers.items():
         table.add_row(reader, Text("yes" if reason is None else f"no: {reason}"))
     return table

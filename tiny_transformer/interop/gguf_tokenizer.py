@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.tokenizers.load import byte_level_content, check_content
+from tiny_transformer.tokenizers.load import byte_level_content, check_content, has_tokenizer, load_tokenizer
+from tiny_transformer.tokenizers.make import char_tokenizer
 from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
+from tiny_transformer.tokenizers.published import PUBLISHED
 from tiny_transformer.tokenizers.tokenizer import Tokenizer
 
 # The split expression -> llama.cpp's name for it, and whether it takes whole words from the vocabulary without merging.
@@ -81,6 +83,29 @@ def gguf_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> GgufTokenizer:
         end_id=tokenizer.end_id,
         begin_id=tokenizer.begin_id,
     )
+
+
+def name_refusal(name: str, data_dir: Path) -> str | None:
+    """Why the tokenizer of a config cannot be put into a GGUF file, or None: told before there is a checkpoint.
+
+    Args:
+        name: as `make_tokenizer` takes it.
+        data_dir: where prepared data are, or will be; a tokenizer that lies there is the one that counts.
+
+    Raises:
+        UserError: a damaged tokenizer file.
+    """
+    _, _, directory = name.partition(":")
+    path = data_dir if has_tokenizer(data_dir) else Path(directory or name).expanduser()
+    if path.exists():
+        reason = _why_not(load_tokenizer(path).content)
+    elif name in {"bpe", "auto", "byte", *PUBLISHED}:
+        return None
+    elif name == "char":
+        reason = _why_not(char_tokenizer("a").content)
+    else:
+        return f"not known yet: the tokenizer {name} is not on this machine; prepare the data, then profile again"
+    return f"its GGUF file cannot hold the tokenizer {name}: {reason}" if reason else None
 
 
 def tokenizer_from_gguf(keys: dict[str, Any], where: Path) -> Tokenizer:

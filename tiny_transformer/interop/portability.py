@@ -1,8 +1,7 @@
 """Which other programs open a model of a given shape, and why not otherwise: told before it is trained.
 
-No torch: a config is enough. The rules are what these programs' sources demand, not their documentation: transformers
-5.23 and 4.57, vLLM's model files, llama.cpp as in llama-cpp-python 0.3.36, mlx-lm 0.32. The tests open each kind of
-shape in those of them that are installed.
+No torch: a config is enough. The rules are what these programs' sources demand, not their documentation. `BASIS` says
+of which versions, and which of them the tests run: those open each kind of shape where they are installed.
 """
 
 from __future__ import annotations
@@ -12,6 +11,11 @@ from dataclasses import dataclass
 
 from tiny_transformer.config.decoder import nearest
 from tiny_transformer.config.model import ModelConfig, Qwen3Config, Qwen3NextConfig
+
+BASIS = (
+    "Run with transformers 5.23.0 and 4.57.6, llama-cpp-python 0.3.36 and mlx-lm 0.32.2; vLLM by its sources "
+    "(0.33.0 for qwen3_next), not run."
+)
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,30 @@ class Verdict:
         return f"{self.reader}: {'yes, ' + self.route if self.opens else 'no: ' + str(self.reason)}"
 
 
-def portability(config: ModelConfig) -> list[Verdict]:
-    """Which of transformers, vLLM, llama.cpp and mlx-lm open this shape and compute the same; see `Verdict`."""
+def portability(config: ModelConfig, tokenizer: str | None = None) -> list[Verdict]:
+    """Which of transformers, vLLM, llama.cpp and mlx-lm open this shape and compute the same; see `Verdict`.
+
+    Args:
+        config: the shape.
+        tokenizer: why the tokenizer cannot be put into a GGUF file, or None; see `gguf_tokenizer.name_refusal`.
+    """
     directory = "the checkpoint directory as it is"
     # A shape that no Hugging Face architecture computes is refused when its config is read, so this one always opens.
-    verdicts = [Verdict("transformers", None, directory)]
+    verdicts = [Verdict("transformers 5", None, directory)]
     readers: list[tuple[str, Callable[[ModelConfig], str | None], str]] = [
+        ("transformers 4.57", transformers_4_refusal, directory),
         ("vLLM", vllm_refusal, directory),
-        ("llama.cpp", llama_cpp_refusal, "a file from `tiny-transformer export`"),
+        ("llama.cpp", lambda shape: llama_cpp_refusal(shape) or tokenizer, "a file from `tiny-transformer export`"),
         ("mlx-lm", mlx_refusal, directory),
     ]
     return verdicts + [Verdict(reader, refusal(config), route) for reader, refusal, route in readers]
+
+
+def transformers_4_refusal(config: ModelConfig) -> str | None:
+    """Why transformers 4.57 does not open this shape, or None."""
+    if isinstance(config, Qwen3NextConfig) and not config.num_experts:
+        return "it has no qwen3_5_text, which a hybrid without experts is saved as; set num_experts, or use 5.x"
+    return None
 
 
 def vllm_refusal(config: ModelConfig) -> str | None:
@@ -64,7 +81,7 @@ def vllm_refusal(config: ModelConfig) -> str | None:
 
 
 def llama_cpp_refusal(config: ModelConfig) -> str | None:
-    """Why llama.cpp does not compute this shape, or None. Its tokenizers are another matter: see `gguf_tokenizer`."""
+    """Why llama.cpp does not compute this shape, or None. Its tokenizers are another matter: see `portability`."""
     if config.num_hidden_layers > 512:
         return f"it has room for 512 layers, not {config.num_hidden_layers}; set num_hidden_layers 512 at most"
     if isinstance(config, Qwen3NextConfig):
