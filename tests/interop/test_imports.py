@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tiny_transformer.cli import run
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.data.shards import open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.sampling import SamplingConfig
@@ -65,6 +65,31 @@ def test_import_of_our_own_export_is_the_same_to_the_byte(name, dtype, tmp_path)
     for file in names:
         assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
     verify(tmp_path / "again")
+
+
+@pytest.mark.parametrize("wide", ["A_log", "mtp.", "norm", "embed_tokens"])
+def test_each_tensor_keeps_the_type_it_has_on_disk(wide, tmp_path):
+    """Released hybrids are bfloat16 but for a few tensors, which must neither narrow nor widen the others."""
+    experts = {"num_experts": 3, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    config = Qwen3NextConfig(**SHAPE, **experts, full_attention_interval=2, num_nextn_predict_layers=1)
+    source = tmp_path / "ours"
+    source.mkdir()
+    make_tokenizer("byte").save(source)
+    save_model(build_model(config, seed=1, dtype=torch.bfloat16), source, eos_token_id=256)
+    tensors = load_file(source / "model.safetensors")
+    generator = torch.Generator().manual_seed(3)
+    mixed = {
+        name: torch.randn(tensor.shape, generator=generator).to(torch.float32 if wide in name else tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+    save_file(mixed, source / "model.safetensors", metadata={"format": "pt"})
+    import_hf(source, tmp_path / "again")
+    after = load_file(tmp_path / "again" / "model.safetensors")
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32, torch.bfloat16}
+    assert sum(name.startswith("mtp.") for name in after) > 20
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    expected = "float32" if wide == "embed_tokens" else "bfloat16"
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["dtype"] == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,6 +12,7 @@ from tiny_transformer.config.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models import load_config, load_model
+from tiny_transformer.models.checkpoint import stored_dtypes
 from tiny_transformer.models.config_file import MAX_CONFIG_BYTES, end_token_ids, read_json
 from tiny_transformer.tokenizers import load_tokenizer
 from tiny_transformer.tokenizers.load import has_tokenizer
@@ -22,7 +23,7 @@ CHAT_TEMPLATE = "chat_template.jinja"  # kept as it came; no program of ours run
 def import_hf(source: Path | str, out_dir: Path | str) -> None:
     """Write a Hugging Face directory's model, tokenizer and chat template as a checkpoint, all or nothing.
 
-    The data type is kept. A directory that was saved here comes out byte for byte the same.
+    Each tensor keeps its data type. A directory that was saved here comes out byte for byte the same.
 
     Args:
         source: config.json, safetensors (one file or shards with their index), tokenizer.json, and a chat template if
@@ -36,7 +37,7 @@ def import_hf(source: Path | str, out_dir: Path | str) -> None:
     load_config(source)  # told before the tokenizer and the weights are read
     _check_tokenizer_is_there(source)
     tokenizer = load_tokenizer(source)
-    model = load_model(source)
+    model, dtypes = load_model(source), stored_dtypes(source)  # in memory the widest of them all
     hf = read_json(source / "config.json")
     token_ids = {name: hf[name] for name in TOKEN_IDS if hf.get(name) is not None}
     ends = end_token_ids(source)
@@ -44,7 +45,7 @@ def import_hf(source: Path | str, out_dir: Path | str) -> None:
         token_ids["eos_token_id"] = ends[0] if len(ends) == 1 and not isinstance(hf.get("eos_token_id"), list) else ends
     template = source / CHAT_TEMPLATE
     copied = {CHAT_TEMPLATE: _small_file(template)} if template.exists() else None
-    write_import(model, tokenizer, out_dir, source=source, token_ids=token_ids, copied=copied)
+    write_import(model, tokenizer, out_dir, source=source, token_ids=token_ids, copied=copied, dtypes=dtypes)
 
 
 def _check_tokenizer_is_there(source: Path) -> None:

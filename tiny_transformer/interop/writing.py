@@ -26,16 +26,18 @@ def write_import(
     source: Path,
     token_ids: Mapping[str, int | list[int]],
     copied: Mapping[str, bytes] | None = None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> None:
     """Write a model that came from elsewhere as a checkpoint, all or nothing.
 
     Args:
-        model: its dtype is kept.
+        model: holds every tensor without loss.
         tokenizer: has no more ids than the model has rows.
         out_dir: a directory that does not exist yet.
         source: where it came from: its name is noted, and it is the place that messages name.
         token_ids: see `save_model`.
         copied: further files, by name, written as they are.
+        dtypes: of each tensor in the file; None: the model's.
 
     Raises:
         UserError: a weight that is not a number, a token id that the model has not, a tokenizer that is too large for
@@ -62,8 +64,9 @@ def write_import(
             f"the tokenizer has {tokenizer.vocab_size:,} ids, but the model's embedding has {vocab_size:,} rows",
             "put the tokenizer that the model was trained with beside it",
         )
+    tensors = {name: t if dtypes is None else t.to(dtypes.get(name, t.dtype)) for name, t in model.state_dict().items()}
     with publish(out_dir, info={"imported_from": source.absolute().name}) as staging:
-        save_model(model, staging.path, **token_ids)
+        save_model(model, staging.path, tensors, **token_ids)
         tokenizer.save(staging.path)
         for name, content in (copied or {}).items():
             staging.write(name, content)

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import reduce
 from pathlib import Path
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,12 @@ def load_weights(
         weights.copy_into(model, part_of)
 
 
+def stored_dtypes(directory: Path | str) -> dict[str, torch.dtype]:
+    """The dtype that each tensor of a directory has on disk. Published files mix them. Errors as in `load_model`."""
+    with _Weights(Path(directory)) as weights:
+        return weights.dtypes()
+
+
 def save_model(
     model: AnyModel,
     directory: Path | str,
@@ -93,17 +100,17 @@ def save_model(
     Args:
         model: its dtype is kept.
         directory: existing; files of these names are replaced.
-        tensors: what is written in the place of `model.state_dict()`.
+        tensors: what is written in the place of `model.state_dict()`, in dtypes of its own.
         token_ids: `eos_token_id`, `bos_token_id`, `pad_token_id` of the tokenizer, where it has them. Programs that
             generate text stop at `eos_token_id`.
     """
     directory = Path(directory)
-    dtype = str(model.model.embed_tokens.weight.dtype).removeprefix("torch.")
+    tensors = model.state_dict() if tensors is None else tensors
+    dtype = str(tensors[EMBEDDING].dtype).removeprefix("torch.")
     _write_json(directory / "config.json", model.config.to_hf(dtype=dtype, **token_ids))
     _write_json(
         directory / "generation_config.json", {k: token_ids[k] for k in TOKEN_IDS if token_ids.get(k) is not None}
     )
-    tensors = model.state_dict() if tensors is None else tensors
     written = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     if model.config.tie_word_embeddings:
         del written[HEAD]
@@ -179,11 +186,11 @@ class _Weights:
 
     def widest_dtype(self) -> torch.dtype:
         """The dtype that holds every tensor without loss."""
-        dtypes = {_DTYPES[opened.get_slice(name).get_dtype()] for name, opened in self._files.items()}
-        widest = dtypes.pop()
-        for dtype in dtypes:
-            widest = torch.promote_types(widest, dtype)
-        return widest
+        return reduce(torch.promote_types, set(self.dtypes().values()))
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Each tensor's own; call `check` first."""
+        return {name: _DTYPES[opened.get_slice(name).get_dtype()] for name, opened in self._files.items()}
 
     @torch.no_grad()
     def copy_into(self, model: AnyModel, part_of: Callable[..., torch.Tensor] | None = None) -> None:
