@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", default="stories", help="what `prepare --source` takes")
     parser.add_argument("--minutes", type=float, default=8.0, help="of nanoGPT's recipe")
-    parser.add_argument("--speedup", type=float, default=5.0, help="ours gets the minutes divided by this")
+    parser.add_argument("--speedups", type=float, nargs="+", default=[5.0, 3.0], help="ours gets a part of that time")
     parser.add_argument("--steps", type=int, help="of nanoGPT's recipe, instead of minutes")
     parser.add_argument("--quick", action="store_true", help="a few steps of both, no result file")
     options = parser.parse_args()
@@ -66,18 +66,22 @@ def race(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     preparing = run([*cli, "prepare", "--source", options.text, "--out_dir", str(data), *tokens])
     dataset = open_dataset(data)
     theirs = nanogpt(dataset, options, scratch / "nanogpt.safetensors")
-    minutes = 0.1 if options.quick else (theirs["seconds"] + preparing) / 60 / options.speedup - preparing / 60
-    ours = train_ours(cli, dataset, data, minutes, scratch / "run")
-    for side in (theirs, ours):
-        side["seconds, raw text to checkpoint"] = round(side.pop("seconds") + preparing, 1)
+    theirs["seconds, raw text to checkpoint"] = round(theirs["seconds"] + preparing, 1)
+    attempts, sooner = [], []
+    for speedup in [1.0] if options.quick else options.speedups:
+        minutes = 0.1 if options.quick else ((theirs["seconds"] + preparing) / speedup - preparing) / 60
+        ours = train_ours(cli, dataset, data, minutes, scratch / f"run-{speedup:g}")
+        ours["seconds, raw text to checkpoint"] = round(ours["seconds"] + preparing, 1)
+        if ours["val_loss"] <= theirs["val_loss"]:
+            sooner.append((theirs["seconds"] + preparing) / (ours["seconds"] + preparing))
+        attempts.append(ours)
     return {
         "text": Path(options.text).name,
         "train_tokens": dataset.meta.train.num_tokens,
         "prepare_seconds": round(preparing, 1),
         "nanoGPT": theirs,
-        "ours": ours,
-        "sooner by": round(theirs["seconds, raw text to checkpoint"] / ours["seconds, raw text to checkpoint"], 2),
-        "ours is at least as good": ours["val_loss"] <= theirs["val_loss"],
+        "ours": attempts,
+        "at least as good, sooner by": round(max(sooner), 2) if sooner else None,
     }
 
 

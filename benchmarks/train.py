@@ -266,11 +266,18 @@ def our_steps(
         watcher=watch,
     )
 
+    spent: list[float] = []  # share of each turn but the first, which warms up
+
     def steps(number: int) -> list[float]:
+        before = dict(start.state.seconds)
         watch.begin()
         end = start.state.step + number
         train(job, start.state, lambda: start.state.step >= end)
-        facts["precision"], facts["seconds"] = hardware.precision, dict(start.state.seconds)
+        core = sum(start.state.seconds[kind] - before.get(kind, 0.0) for kind in ("forward_backward", "optimizer"))
+        if before:
+            spent.append(1 - core / sum(watch.seconds))
+            facts["outside forward, backward and optimizer"] = round(statistics.median(spent), 4)
+        facts["precision"] = hardware.precision
         return watch.seconds
 
     return steps
