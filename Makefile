@@ -26,7 +26,7 @@ demo: $(STAMP)  ## stories -> tokens -> a small Qwen3 trained for MINUTES -> sam
 
 test: $(STAMP) $(OLD_TRANSFORMERS)/.installed  ## everything: fast suite, then the slow ones, then the faults
 	$(BIN)/python -m pytest -n 2 -m "not slow and not fault"
-	$(BIN)/python -m pytest -m "slow and not fault"
+	$(BIN)/python -m pytest -n 2 -m "slow and not fault"
 	$(BIN)/python -m pytest -n 2 -m fault
 
 test-fast: $(STAMP)  ## the fast suite only, under three minutes
