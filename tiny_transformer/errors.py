@@ -6,7 +6,12 @@ and what to do next. Any other exception that escapes a command is a bug of ours
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
+
+# What a terminal obeys instead of showing it: control characters, halves of surrogate pairs, and the marks that turn
+# the direction of text. Names and values out of files reach messages.
+_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class ExitCode(IntEnum):
@@ -43,9 +48,9 @@ class UserError(Exception):
         self.what, self.where, self.remedy, self.exit_code = what, where, remedy, exit_code
 
     def lines(self) -> list[str]:
-        """The message as at most three lines, each without line breaks."""
+        """The message as at most three lines, each without line breaks or anything else that a terminal obeys."""
         parts = [("error: ", self.what), ("   in: ", self.where), ("  try: ", self.remedy)]
-        return [label + " ".join(text.split()) for label, text in parts if text]
+        return [label + _UNSHOWABLE.sub("\ufffd", " ".join(text.split())) for label, text in parts if text]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -23,7 +23,6 @@ from good_files import (
     LLAMA2C,
     SHAPE,
     WEIGHTS,
-    byte_tokenizer,
     entries,
     llama2c_numbers,
     pieces,
@@ -31,6 +30,7 @@ from good_files import (
     tensors_of,
     write_good,
 )
+from tokenizer_attacks import NESTED, TOKENIZER_ATTACKS
 
 
 def header(edit: Callable[[dict[str, Any]], object], **size: int) -> Callable[[Path], object]:
@@ -85,7 +85,6 @@ def packed_model(directory: Path) -> None:
         file.write(packer.flush())
 
 
-NESTED = '{"a":' * 100_000
 NORM = "model.norm.weight"
 ATTACKS = {
     # config.json
@@ -241,66 +240,7 @@ ATTACKS = {
         "generation", replaced_by("generation_config.json", os.mkfifo), ("not a regular file",)
     ),
     "generation-not-json": Attack("generation", write("generation_config.json", "{"), ("generation_config.json",)),
-    # tokenizer.json
-    "tokenizer-empty": Attack("tokenizer", write("tokenizer.json", ""), ("not JSON",)),
-    "tokenizer-list": Attack("tokenizer", write("tokenizer.json", "[]"), ("not a JSON object",)),
-    "tokenizer-nested": Attack("tokenizer", write("tokenizer.json", NESTED), ("not JSON",)),
-    "tokenizer-latin1": Attack("tokenizer", write("tokenizer.json", b"\xe9"), ("invalid UTF-8",)),
-    "tokenizer-no-model": Attack("tokenizer", write("tokenizer.json", "{}"), ("no model with a vocabulary",)),
-    "tokenizer-id-far-beyond": Attack("tokenizer", change("tokenizer.json", model__vocab__he=2**31), ("ids run",)),
-    "tokenizer-negative-id": Attack("tokenizer", change("tokenizer.json", model__vocab__he=-1), ("ids run",)),
-    "tokenizer-id-twice": Attack("tokenizer", change("tokenizer.json", model__vocab__he=5), ("share an id",)),
-    "tokenizer-id-is-text": Attack("tokenizer", change("tokenizer.json", model__vocab__he="5"), ("whole number",)),
-    "tokenizer-unknown-model": Attack(
-        "tokenizer", change("tokenizer.json", model__type="Oracle"), ("cannot be built",)
-    ),
-    "tokenizer-merge-of-nothing": Attack(
-        "tokenizer", change("tokenizer.json", model__merges=[["q?", "z!"]]), ("cannot be built",)
-    ),
-    "tokenizer-merge-is-no-pair": Attack(
-        "tokenizer", change("tokenizer.json", model__merges=[["h"]]), ("cannot be built",)
-    ),
-    "tokenizer-endless-expression": Attack(
-        "tokenizer",
-        change(
-            "tokenizer.json", pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed"}
-        ),
-        ("do not know to be safe",),
-    ),
-    "tokenizer-endless-normalizer": Attack(
-        "tokenizer",
-        change("tokenizer.json", normalizer={"type": "Replace", "pattern": {"Regex": "(a|aa)+b"}, "content": ""}),
-        ("do not know to be safe",),
-    ),
-    "tokenizer-half-a-surrogate": Attack(
-        "tokenizer", write("tokenizer.json", json.dumps(byte_tokenizer()).replace('"he"', '"\\ud800"')), ("",)
-    ),
-    "tokenizer-no-end": Attack(
-        "tokenizer",
-        lambda d: (
-            write("tokenizer_config.json", "{}")(d),
-            write("tokenizer.json", json.dumps(byte_tokenizer()).replace("<|endoftext|>", "<|other|>"))(d),
-        ),
-        ("no token that ends",),
-    ),
-    "tokenizer-eos-is-a-list": Attack(
-        "tokenizer",
-        lambda d: (
-            write("tokenizer_config.json", '{"eos_token": [1]}')(d),
-            write("tokenizer.json", json.dumps(byte_tokenizer()).replace("<|endoftext|>", "<|other|>"))(d),
-        ),
-        ("no token that ends",),
-    ),
-    "tokenizer-added-without-id": Attack(
-        "tokenizer", change("tokenizer.json", added_tokens=[{"content": "x"}]), ("added_tokens",)
-    ),
-    "tokenizer-added-far-beyond": Attack(
-        "tokenizer", change("tokenizer.json", added_tokens__0__id=2**40), ("ids run",)
-    ),
-    "tokenizer-config-is-a-pipe": Attack(
-        "tokenizer", replaced_by("tokenizer_config.json", os.mkfifo), ("not a regular file",)
-    ),
-    "tokenizer-is-a-pipe": Attack("tokenizer", replaced_by("tokenizer.json", os.mkfifo), ("no tokenizer in",)),
+    **TOKENIZER_ATTACKS,
     # llama2.c
     "llama2c-empty": Attack("llama2c", write("model.bin", b""), ("0 bytes are too few",)),
     "llama2c-half-a-header": Attack("llama2c", write("model.bin", b"\1" * 27), ("27 bytes are too few",)),

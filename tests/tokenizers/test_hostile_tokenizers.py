@@ -31,7 +31,7 @@ BAD_VALUES = {
     "no model": ("model", None, "no model"),
     "no vocabulary": ("model/vocab", {}, "no model"),
     "vocabulary is text": ("model/vocab", "abc", "no model"),
-    "unknown model": ("model/type", "Oracle", "cannot be built"),
+    "unknown model": ("model/type", "Oracle", "of type 'Oracle'"),
     "two tokens share an id": ("model/vocab/a", 5, "share an id"),
     "an id far beyond the others": ("model/vocab/a", 2**31, "ids run from"),
     "a negative id": ("model/vocab/a", -1, "ids run from"),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.tokenizers.load import byte_level_content, check_content, has_tokenizer, load_tokenizer
+from tiny_transformer.tokenizers.judge import check_content
+from tiny_transformer.tokenizers.load import byte_level_content, has_tokenizer, load_tokenizer
 from tiny_transformer.tokenizers.make import char_tokenizer
 from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
 from tiny_transformer.tokenizers.published import PUBLISHED

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, KNOWN_PATTERNS
+from tiny_transformer.tokenizers.judge import bad_tokenizer, check_content
+from tiny_transformer.tokenizers.patterns import GPT2_PATTERN
 from tiny_transformer.tokenizers.tokenizer import CONFIG_FILE, END_TOKEN, TOKENIZER_FILE, Tokenizer
 
 MAX_FILE_BYTES = 64 * 2**20
@@ -29,8 +30,11 @@ def load_tokenizer(path: str | Path, *, name: str | None = None) -> Tokenizer:
     directory = path if path.is_dir() else path.parent
     file = path / TOKENIZER_FILE if path.is_dir() else path
     config = _read_json(directory / CONFIG_FILE) if (directory / CONFIG_FILE).exists() else {}
-    name = name or config.get("tiny_transformer_name") or str(path)
-    if file.is_file():
+    saved_name = config.get("tiny_transformer_name")
+    if saved_name is not None and not isinstance(saved_name, str):
+        raise bad_tokenizer(directory / CONFIG_FILE, "its tiny_transformer_name is no text")
+    name = name or saved_name or str(path)
+    if file.exists() or file.is_symlink():
         content = _read_json(file)
         where = file
     else:
@@ -58,7 +62,7 @@ def gpt2_content(vocab_file: Path, merges_file: Path) -> dict[str, Any]:
     lines = _read_text(merges_file).split("\n")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in merges):
-        raise _bad(merges_file, "a line of the merges is not two tokens with one space between")
+        raise bad_tokenizer(merges_file, "a line of the merges is not two tokens with one space between")
     return byte_level_content(vocab, merges, pattern=GPT2_PATTERN)
 
 
@@ -101,39 +105,6 @@ def tokenizer_content(*, model: dict, pre_tokenizer: dict | None, decoder: dict,
     }
 
 
-def check_content(content: Any, where: Path) -> None:
-    """Refuse what would make a model huge or an encoder hang, before anything is built from it."""
-    model = content.get("model") if isinstance(content, dict) else None
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, dict | list) or not vocab:
-        raise _bad(where, "it has no model with a vocabulary")
-    if isinstance(vocab, dict):
-        added = content.get("added_tokens") or []
-        if not isinstance(added, list) or not all(isinstance(t, dict) and isinstance(t.get("id"), int) for t in added):
-            raise _bad(where, "its added_tokens are not a list of tokens with an id")
-        if not all(type(i) is int for i in vocab.values()) or len(ids := set(vocab.values())) != len(vocab):
-            raise _bad(where, "two tokens share an id, or an id is not a whole number")
-        ids.update(token["id"] for token in added)
-        if min(ids) < 0 or max(ids) >= 2 * len(ids):
-            raise _bad(where, f"ids run from {min(ids)} to {max(ids)} for {len(ids)} tokens")
-    for expression in _expressions(content):
-        if expression not in KNOWN_PATTERNS:
-            raise _bad(where, f"it cuts text with an expression we do not know to be safe: {expression[:60]!r}")
-
-
-def _expressions(value: Any) -> list[str]:
-    """Every regular expression in the parts that see text."""
-    found, open_values = [], [value.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")]
-    while open_values:
-        value = open_values.pop()
-        if isinstance(value, dict):
-            found += [str(value["Regex"])] if "Regex" in value else []
-            open_values += value.values()
-        elif isinstance(value, list):
-            open_values += value
-    return found
-
-
 def has_tokenizer(directory: Path) -> bool:
     """Whether `load_tokenizer` finds files in a directory; it may yet refuse them."""
     files = [(TOKENIZER_FILE,), *VOCAB_AND_MERGES]
@@ -142,14 +113,14 @@ def has_tokenizer(directory: Path) -> bool:
 
 def _read_text(file: Path) -> str:
     if not file.is_file():
-        raise _bad(file, "not a regular file")
+        raise bad_tokenizer(file, "not a regular file")
     size = file.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise _bad(file, f"it has {size:,} bytes; a tokenizer file has at most {MAX_FILE_BYTES:,}")
+        raise bad_tokenizer(file, f"it has {size:,} bytes; a tokenizer file has at most {MAX_FILE_BYTES:,}")
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise _bad(file, f"invalid UTF-8 at byte {error.start}") from None
+        raise bad_tokenizer(file, f"invalid UTF-8 at byte {error.start}") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}", exit_code=ExitCode.IO) from None
 
@@ -158,16 +129,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(file))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise _bad(file, f"not JSON ({error})") from None
+        raise bad_tokenizer(file, f"not JSON ({error})") from None
     if not isinstance(value, dict):
-        raise _bad(file, "not a JSON object")
+        raise bad_tokenizer(file, "not a JSON object")
     return value
-
-
-def _bad(file: Path, problem: str) -> UserError:
-    return UserError(
-        f"not a usable tokenizer: {problem}",
-        where=str(file),
-        remedy="fetch the file again, or choose another tokenizer (byte, char, bpe)",
-        exit_code=ExitCode.BAD_DATA,
-    )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.tokenizers.judge import library_errors
 from tiny_transformer.tokenizers.load import byte_level_content, load_tokenizer, tokenizer_content
 from tiny_transformer.tokenizers.patterns import QWEN2_PATTERN, byte_characters
 from tiny_transformer.tokenizers.published import PUBLISHED, download_tokenizer
@@ -113,7 +114,8 @@ def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=byte_characters(),
         show_progress=False,
     )
-    backend.train_from_iterator(_pieces(texts), trainer)
+    with library_errors("no BPE can be trained on this text"):
+        backend.train_from_iterator(_pieces(texts), trainer)
     model = json.loads(backend.to_str())["model"]
     if not model["merges"]:
         raise _no_text("bpe")

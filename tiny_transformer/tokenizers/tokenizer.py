@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.tokenizers.documents import DocumentEncoder, plain_encoder
 from tiny_transformer.tokenizers.fast import fast_encoder
+from tiny_transformer.tokenizers.judge import library_errors
 from tiny_transformer.tokenizers.streaming import StreamDecoder
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Tokenizer:
         """Ids of every text, on all cores; the same as `encode` one by one."""
         for text in texts:
             self._check_characters(text)
-        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with library_errors(f"the tokenizer {self.name} cannot encode this text"):
+            return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def document_encoder(self) -> DocumentEncoder:
         """What turns many documents into ids at once, begin and end tokens in place; several threads may call it.
@@ -86,13 +88,15 @@ class Tokenizer:
         slow = plain_encoder(self)
         if self.begin_id is not None:
             return slow
-        return fast_encoder(self.content, self._backend, end_id=self.end_id, slow=slow) or slow
+        with library_errors(f"the tokenizer {self.name} cannot encode its own tokens"):
+            return fast_encoder(self.content, self._backend, end_id=self.end_id, slow=slow) or slow
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`. Bytes that are not UTF-8 become U+FFFD; control tokens are left out unless asked for."""
         if skip_special_tokens:
             ids = (i for i in ids if i not in self._special_ids)
-        return self._backend.decode(list(ids), skip_special_tokens=False)
+        with library_errors(f"the tokenizer {self.name} cannot decode these ids"):
+            return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder that takes one id at a time and never gives half a character."""
@@ -153,7 +157,8 @@ class Tokenizer:
 
     def _find_begin_id(self) -> int | None:
         """The id that the tokenizer's own template puts before a text, if it does."""
-        first = self._backend.encode("", add_special_tokens=True).ids[:1]
+        with library_errors(f"the tokenizer {self.name} cannot encode an empty text", TOKENIZER_FILE):
+            first = self._backend.encode("", add_special_tokens=True).ids[:1]
         return first[0] if first and first[0] != self.end_id else None
 
     def _check_characters(self, text: str) -> None:
@@ -184,15 +189,8 @@ def _build_backend(content: dict[str, Any], name: str) -> tokenizers.Tokenizer:
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
 
-    try:
+    with library_errors(f"the tokenizer {name} cannot be built", TOKENIZER_FILE):
         backend = Backend.from_str(json.dumps(content))
-    except Exception as error:  # the library raises plain Exception for every kind of malformed content
-        raise UserError(
-            f"the tokenizer {name} cannot be built: {error}",
-            where=TOKENIZER_FILE,
-            remedy="fetch the file again, or choose another tokenizer",
-            exit_code=ExitCode.BAD_DATA,
-        ) from None
     backend.no_truncation()
     backend.no_padding()
     # Only tokens marked special can be kept from matching inside text, so in memory every control token is marked.
