@@ -75,6 +75,33 @@ def test_it_fits_on_what_there_is(lightning, precision, tmp_path):
     assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.1, 0.0]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_rate_rises_with_each_update_and_then_stays(lightning, tmp_path):
+    from tiny_transformer.interop.lightning import LitLanguageModel
+
+    rates = []
+
+    class Watch(lightning.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            rates.append([group["lr"] for group in optimizer.param_groups])
+
+    module = LitLanguageModel(build_model(CONFIG, seed=0), learning_rate=2e-3, warmup_steps=4)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=7,
+        accumulate_grad_batches=2,  # a batch is not an update
+        callbacks=[Watch()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, batches(14))
+    shares = [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0]
+    assert rates == [pytest.approx([2e-3 * share] * 2) for share in shares]
+
+
 def test_loss_and_gradients_are_ours(lightning):
     from tiny_transformer.interop.lightning import LitLanguageModel
 

@@ -106,7 +106,8 @@ def test_a_missing_tensor(saved):
 
 def test_a_surplus_tensor(saved):
     change_tensors(saved, **{"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)})
-    refusal(saved, ["qwen3 does not have: model.layers.0.self_attn.q_proj.bias"])
+    # either file may be the wrong one
+    refusal(saved, ["qwen3 does not have: model.layers.0.self_attn.q_proj.bias", "do not belong together"])
 
 
 def test_a_misshaped_tensor_is_refused_before_memory_is_taken(saved):

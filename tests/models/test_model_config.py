@@ -225,6 +225,15 @@ def test_a_config_json_we_do_not_compute_is_refused(change, words):
     assert len(caught.value.lines()) == 3 and all(len(line) < 250 for line in caught.value.lines())
 
 
+@pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3_5_text"])
+def test_a_hybrid_may_say_that_it_has_no_window(model_type):
+    config = {"model_type": model_type, "vocab_size": 99}
+    assert config_from_hf({**config, "use_sliding_window": False}, "x") == config_from_hf(config, "x")
+    for value in (True, 0, None):
+        with pytest.raises(UserError, match=f"use_sliding_window {value} is not supported"):
+            config_from_hf({**config, "use_sliding_window": value}, "x")
+
+
 KEYS = [
     *Qwen3Config.model_fields,
     *(name for name in Qwen3NextConfig.model_fields if name not in Qwen3Config.model_fields),

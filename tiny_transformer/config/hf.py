@@ -76,8 +76,13 @@ _ONLY: dict[str, dict[str, Any]] = {
     "mistral": {"hidden_act": "silu"},
     "stablelm": {"hidden_act": "silu", "use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False},
     "qwen3": {"hidden_act": "silu"},
-    "qwen3_next": {"hidden_act": "silu", "attn_output_gate": True},
-    "qwen3_5_text": {"hidden_act": "silu", "attn_output_gate": True, "mtp_use_dedicated_embeddings": False},
+    "qwen3_next": {"hidden_act": "silu", "attn_output_gate": True, "use_sliding_window": False},
+    "qwen3_5_text": {
+        "hidden_act": "silu",
+        "attn_output_gate": True,
+        "use_sliding_window": False,
+        "mtp_use_dedicated_embeddings": False,
+    },
 }
 # Keys that do not change what a forward pass computes.
 _HARMLESS = {

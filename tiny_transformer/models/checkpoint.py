@@ -36,6 +36,8 @@ WEIGHTS, INDEX, HEAD, EMBEDDING = (
 )
 # A shard is named by a file beside the index and by nothing else: no path, no odd character.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
+_DAMAGED = "the checkpoint is damaged or half-written; take another one, or fetch it again"
+_UNLIKE = "config.json and the weights do not belong together: take both from one place, or fetch them again"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -161,26 +163,28 @@ class _Weights:
             experts = config.num_experts * sum(map(config.is_sparse, range(layers)))
         if layers + experts > len(self._files):
             asked = f"{layers} layers" + (f" and {experts} experts" if experts else "")
-            raise _bad(self.directory, f"config.json asks for {asked}, but there are {len(self._files)} tensors")
+            raise _bad(
+                self.directory, f"config.json asks for {asked}, but there are {len(self._files)} tensors", _UNLIKE
+            )
 
     def check(self, model: AnyModel) -> None:
         """Compare the files' headers with what the model needs."""
         expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         if missing := expected.keys() - self._files.keys():
-            raise _bad(self.directory, f"missing tensors: {_some(missing)}")
+            raise _bad(self.directory, f"missing tensors: {_some(missing)}", _UNLIKE)
         surplus = self._files.keys() - expected.keys()
         if model.config.tie_word_embeddings:
             surplus -= {HEAD}
         if surplus:
-            raise _bad(self.directory, f"tensors that {model.config.model_type} does not have: {_some(surplus)}")
+            what = f"tensors that {model.config.model_type} does not have: {_some(surplus)}"
+            raise _bad(self.directory, what, _UNLIKE)
         if HEAD in self._files:
             expected[HEAD] = expected[EMBEDDING]
         for name, shape in expected.items():
             header = self._files[name].get_slice(name)
             if tuple(header.get_shape()) != shape:
-                raise _bad(
-                    self.directory, f"tensor {name} has shape {header.get_shape()}; config.json asks for {list(shape)}"
-                )
+                what = f"tensor {name} has shape {header.get_shape()}; config.json asks for {list(shape)}"
+                raise _bad(self.directory, what, _UNLIKE)
             if header.get_dtype() not in _DTYPES:
                 raise _bad(self.directory, f"tensor {name} has dtype {header.get_dtype()}; known: {', '.join(_DTYPES)}")
 
@@ -201,7 +205,7 @@ class _Weights:
         if model.config.tie_word_embeddings and HEAD in self._files:
             head, embedding = (self._files[name].get_tensor(name) for name in (HEAD, EMBEDDING))
             if not torch.equal(head, embedding):
-                raise _bad(self.directory, f"{HEAD} differs from {EMBEDDING}, but config.json ties them")
+                raise _bad(self.directory, f"{HEAD} differs from {EMBEDDING}, but config.json ties them", _UNLIKE)
 
 
 def _weight_files(directory: Path) -> Mapping[str, set[str] | None]:
@@ -242,10 +246,5 @@ def _some(names: set[str]) -> str:
     return ", ".join(name[:80] for name in first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _bad(where: Path, what: str) -> UserError:
-    return UserError(
-        what,
-        where=str(where),
-        remedy="the checkpoint is damaged or half-written; take another one, or fetch it again",
-        exit_code=ExitCode.BAD_DATA,
-    )
+def _bad(where: Path, what: str, remedy: str = _DAMAGED) -> UserError:
+    return UserError(what, where=str(where), remedy=remedy, exit_code=ExitCode.BAD_DATA)
