@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tiny_transformer.cli.frame import overrides_of
 from tiny_transformer.config.aliases import ALIASES
-from tiny_transformer.config.load import load_run_config, valid_keys
+from tiny_transformer.config.load import is_switch, load_run_config, valid_keys
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.errors import UserError
 
@@ -183,6 +185,41 @@ def test_a_wrong_file_is_refused_with_place_value_and_remedy(
     assert what in error.what
     assert where in (error.where or "")
     assert remedy in (error.remedy or "")
+
+
+@pytest.mark.parametrize(
+    "words", [["--compile"], ["--training.compile"], ["--compile", "true"], ["--hardware.compile"]]
+)
+def test_a_key_that_is_true_or_false_may_stand_alone(words: list[str]) -> None:
+    config = load_run_config(None, overrides_of(SimpleNamespace(args=[*words, "seed=7", "--steps", "5"])))
+    assert (config.training.compile, config.training.seed, config.training.steps) == (True, 7, 5)
+
+
+def test_every_switch_of_the_schema_may_stand_alone() -> None:
+    switches = [key for key in valid_keys() if is_switch(key)]
+    assert {"training.compile", "training.deterministic", "training.zero_residual", "model.norm_topk_prob"} <= {
+        *switches
+    }
+    assert overrides_of(SimpleNamespace(args=[f"--{key}" for key in switches])) == [f"{key}=true" for key in switches]
+    assert overrides_of(SimpleNamespace(args=["--fp16", "--deterministic", "no"])) == ["fp16=true", "deterministic=no"]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [(["--learning_rate"], "--learning_rate needs a value"), (["--compil"], "no such option or key: --compil")],
+)
+def test_a_key_without_its_value_is_told_from_one_that_does_not_exist(words: list[str], what: str) -> None:
+    with pytest.raises(UserError) as caught:
+        overrides_of(SimpleNamespace(args=words, command=SimpleNamespace(params=[])))
+    assert caught.value.what == what
+
+
+@pytest.mark.parametrize("words", ["tensorboard,wandb", "tensorboard, wandb", "[tensorboard, wandb]"])
+def test_a_list_of_names_is_written_as_words_with_commas(words: str) -> None:
+    assert load_run_config(None, [f"loggers={words}"]).training.loggers == ("tensorboard", "wandb")
+    assert load_run_config(None, ["loggers=wandb"]).training.loggers == ("wandb",)
+    assert "loggers = 'tensorbord'" in refused(None, "loggers=tensorbord").what
+    assert load_run_config(None, ["sample_prompts=A hen, and"]).training.sample_prompts == ("A hen, and",)
 
 
 def test_a_wrong_override_names_the_command_line() -> None:

@@ -143,17 +143,18 @@ def test_loggers_get_the_numbers_of_every_logged_step(
     assert ended == ["finish"]
 
 
-def test_tensorboard_forgets_what_a_resumed_run_does_again(
+def test_tensorboard_gets_each_step_and_forgets_what_a_resumed_run_does_again(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int | None] = []
+    told: list[tuple[str, float, int]] = []
 
     class Writer:
         def __init__(self, directory: str, purge_step: int | None) -> None:
             asked.append(purge_step)
 
         def add_scalar(self, key: str, value: float, step: int) -> None:
-            pass
+            told.append((key, value, step))
 
         def close(self) -> None:
             pass
@@ -162,9 +163,42 @@ def test_tensorboard_forgets_what_a_resumed_run_does_again(
     fake.__dict__["SummaryWriter"] = Writer
     monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    run_tiny(tiny_data, tmp_path / "r", steps=4, loggers=["tensorboard"])
+    run_tiny(tiny_data, tmp_path / "r", steps=4, loggers="tensorboard")
     run_tiny(tiny_data, tmp_path / "r", steps=6, loggers=["tensorboard"], resume=True)
     assert asked == [None, 5]
+    losses = [(value, step) for key, value, step in told if key == "loss"]
+    assert losses == [(line["loss"], line["step"]) for line in log_without_clock(tmp_path / "r")]
+    assert len(losses) == 6
+
+
+def test_wandb_gets_each_figure_with_its_step_and_goes_on_with_the_same_run(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Any]] = []
+    told: list[tuple[int, dict[str, float]]] = []
+    ended: list[str] = []
+
+    class Run:
+        def log(self, numbers: dict[str, float], step: int) -> None:
+            told.append((step, numbers))
+
+        def finish(self) -> None:
+            ended.append("finish")
+
+    def init(**options: Any) -> Run:
+        opened.append(options)
+        return Run()
+
+    fake = types.ModuleType("wandb")
+    fake.__dict__["init"] = init
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run_tiny(tiny_data, tmp_path / "r", steps=4, eval_steps=4, loggers=["wandb"])
+    run_tiny(tiny_data, tmp_path / "r", steps=6, eval_steps=4, loggers=["wandb"], resume=True)
+    assert opened[0]["id"] == opened[1]["id"] and {options["resume"] for options in opened} == {"allow"}
+    lines = log_without_clock(tmp_path / "r")
+    assert [(step, numbers["loss"]) for step, numbers in told] == [(line["step"], line["loss"]) for line in lines]
+    assert told[3][1]["val_loss"] == lines[3]["val_loss"]
+    assert ended == ["finish", "finish"]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])

@@ -17,6 +17,7 @@ SETTINGS: dict[str, Any] = {
     "token_normalize_func": lambda name: name.replace("-", "_"),
     "help_option_names": ["-h", "--help"],
 }
+TRUTHS = ("true", "false", "yes", "no", "on", "off")  # what YAML reads as true or false
 OPEN_SETTINGS = {**SETTINGS, "allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -76,14 +77,23 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def overrides_of(context: typer.Context) -> list[str]:
-    """What is left on the command line as `key=value`: `--key value`, `--key=value` or `key=value`."""
+    """What is left on the command line as `key=value`: `--key value`, `--key=value` or `key=value`; a key that is true
+    or false may stand alone."""
+    from tiny_transformer.config.load import is_key, is_switch
+
     overrides, words = [], list(context.args)
     while words:
         word = words.pop(0)
+        key = word[2:].replace("-", "_") if word.startswith("--") else ""
         if "=" in word:
             overrides.append(word.removeprefix("--"))
-        elif word.startswith("--") and words and not words[0].startswith("--"):
-            overrides.append(f"{word[2:].replace('-', '_')}={words.pop(0)}")
+        elif is_switch(key):
+            has_value = bool(words) and words[0].lower() in TRUTHS
+            overrides.append(f"{key}={words.pop(0) if has_value else 'true'}")
+        elif key and words and not words[0].startswith("--"):
+            overrides.append(f"{key}={words.pop(0)}")
+        elif is_key(key):
+            raise UserError(f"{word} needs a value", where="command line", remedy=f"{word} VALUE")
         else:
             known = [name for option in context.command.params for name in option.opts]
             near = difflib.get_close_matches(word, known, n=1)

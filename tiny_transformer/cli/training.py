@@ -116,9 +116,6 @@ def train(
     early_stopping_patience: Annotated[
         int | None, typer.Option("--early_stopping_patience", help="Stop after so many evaluations without gain.")
     ] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same bits on 1, 2, 4, ... processes (torchrun); slower.")
-    ] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bf16 where the device has it in hardware.")] = False,
     resume: Annotated[
         bool,
@@ -132,8 +129,9 @@ def train(
 
     Who does not want to choose says how long: --minutes 10 --data_dir DIR.
 
-    Any other key of the config can be set too: --learning_rate 3e-4, --model.hidden_size 128, training.seed=7
-    (docs/CONFIG_REFERENCE.md lists them). Ctrl+C saves and leaves; --resume continues bit for bit.
+    Any other key of the config can be set too: --learning_rate 3e-4, --model.hidden_size 128, training.seed=7, and
+    alone where it is true or false: --compile, --deterministic (the same bits on 1, 2, 4, ... processes; slower).
+    docs/CONFIG_REFERENCE.md lists them. Ctrl+C saves and leaves; --resume continues bit for bit.
     """
     flags = {
         "data.source": source,
@@ -145,7 +143,6 @@ def train(
         "training.save_steps": save_steps,
         "training.early_stopping_patience": early_stopping_patience,
         "training.precision": "bf16" if bf16 else None,
-        "training.deterministic": "true" if deterministic else None,
     }
     from tiny_transformer.training.command import one_voice, run_training
 

@@ -107,6 +107,27 @@ def valid_keys() -> list[str]:
     return sorted(keys)
 
 
+def is_key(name: str) -> bool:
+    """Whether a config has such a key, with or without its section, in our words or in other ones."""
+    return _key_called(name) is not None
+
+
+def is_switch(name: str) -> bool:
+    """Whether such a key is true or false, and nothing else."""
+    key = _key_called(name)
+    section, _, leaf = ALIASES.get(key or "", (key or "",))[0].rpartition(".")
+    fields = [model.model_fields[leaf] for model in _SECTIONS.get(section, ()) if leaf in model.model_fields]
+    return key in SWITCHES or any(field.annotation is bool for field in fields)
+
+
+def _key_called(name: str) -> str | None:
+    try:
+        key = _qualify(Assignment(name, None, ""))
+    except UserError:
+        return None
+    return key if key in {*valid_keys(), *ALIASES, *SWITCHES} else None
+
+
 # --- reading
 # -------------------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,9 @@ This page is generated from the schema by `python -m tiny_transformer.config.ref
 
 A config is a `.yaml`, `.json` or `.toml` file with the sections `model`, `data` and `training`, or the name of a preset
 ({presets}). What it does not say has the default below. Any key can be set on the command line, which is stronger than
-the file: `--training.steps 200`, `training.steps=200`, or, where one section only has such a key, `--steps 200`. A
-typo, a wrong type or an impossible combination is refused before anything starts.
+the file: `--training.steps 200`, `training.steps=200`, or, where one section only has such a key, `--steps 200`. One
+that is true or false may stand alone (`--compile`), and a list may be one word, or several with commas
+(`--loggers tensorboard,wandb`). A typo, a wrong type or an impossible combination is refused before anything starts.
 
 **On resume**: *fixed* keys must be those of the run that is resumed. *Warns*: it may change, and then the rest of the
 run is not the one that was started. *Free*: it may change, and the weights are what they would have been. The size of a

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.model import ModelConfig, Qwen3Config
@@ -97,7 +97,7 @@ class TrainingConfig(Section):
     """Passes whose gradients are added before one update. A step sees `micro_batch_size x grad_accum_steps`
     sequences, however many processes share them."""
 
-    parallelism: Literal["ddp", "fsdp"] = setting("ddp", "allow")
+    parallelism: Literal["ddp", "fsdp"] = setting("ddp", "warn")
     """How processes started with `torchrun` share the work: `ddp` keeps the whole model in each, `fsdp` a part of every
     weight, gradient and optimizer state. With one process it says nothing."""
 
@@ -195,7 +195,8 @@ class TrainingConfig(Section):
     """Write a line to log.jsonl every this many steps."""
 
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting((), "allow")
-    """Send the same figures to these programs too, each installed by you (`pip install wandb`)."""
+    """Send the same figures to these programs too, each installed by you (`pip install wandb`): one, or several with
+    commas between them."""
 
     sample_prompts: tuple[str, ...] = setting(("Once upon a time",) * 3, "allow", max_length=16)
     """Prompts continued at the end of the run, for the terminal and the report. The first three different ones are also
@@ -203,6 +204,16 @@ class TrainingConfig(Section):
 
     sample_tokens: int = setting(200, "allow", ge=1, le=100_000)
     """Longest continuation of each of them."""
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _names_with_commas(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("sample_prompts", mode="before")
+    @classmethod
+    def _one_prompt(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _settings_fit_each_other(self) -> TrainingConfig:
