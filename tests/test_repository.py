@@ -35,15 +35,6 @@ TORCH_FREE = (
     "inspection.runs",
     "inspection.profile",
 )
-FORBIDDEN = {
-    "pickle": r"^\s*(import|from)\s+(pickle|dill|joblib|cloudpickle|marshal|shelve)\b",
-    "torch.load or torch.save": r"\btorch\.(load|save)\(",
-    "numpy pickles": r"allow_pickle\s*=\s*True",
-    "eval or exec": r"(?<![\w.])(eval|exec)\(",
-    "yaml.load": r"\byaml\.(load|unsafe_load|full_load)\(",
-    "a shell": r"shell\s*=\s*True",
-    "remote code": r"trust_remote_code\s*=\s*True",
-}
 
 
 def line_of(room: str) -> int:
@@ -108,17 +99,6 @@ def test_no_import_circle(repository: Path) -> None:
 
     for name in graph:
         visit(name, ())
-
-
-def test_nothing_that_runs_foreign_code(repository: Path) -> None:
-    found = [
-        f"{path.relative_to(repository)}: {what}"
-        for path in [*sources(repository), *sorted((repository / "tests").rglob("*.py"))]
-        if path.name != Path(__file__).name
-        for what, pattern in FORBIDDEN.items()
-        if re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
-    ]
-    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("name", TORCH_FREE)

@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -246,7 +247,7 @@ def test_max_bytes_must_be_positive(max_bytes):
 )
 def test_missing_package_names_the_extra(tmp_path, monkeypatch, suffix, package, extra):
     path = write(tmp_path / f"x.txt{suffix}" if suffix == ".zst" else tmp_path / "x.parquet", TEXTS)
-    monkeypatch.setitem(__import__("sys").modules, package, None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=package) as caught:
         list(read_documents(path))
     assert f"tiny-transformer[{extra}]" in caught.value.remedy
