@@ -65,6 +65,16 @@ def shard_that_is_a_pipe(directory: Path) -> None:
     os.mkfifo(directory / "a.safetensors")
 
 
+def linked(name: str, target: str) -> Callable[[Path], object]:
+    """A link of this name in the place of the file, if there was one."""
+    return lambda d: ((d / name).unlink(missing_ok=True), (d / name).symlink_to(target))
+
+
+def linked_to_a_copy(name: str) -> Callable[[Path], object]:
+    """The same bytes as in the good directory, but beyond it: they would be imported."""
+    return lambda d: ((d / name).rename(d.parent / "secret"), (d / name).symlink_to("../secret"))
+
+
 def last_weight(value: float) -> Callable[[Path], object]:
     """Change the last weight of the file."""
     return lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-4] + struct.pack("<f", value))
@@ -86,6 +96,7 @@ def packed_model(directory: Path) -> None:
 
 
 NORM = "model.norm.weight"
+OUTSIDE = ("is a link that leads outside",)
 ATTACKS = {
     # config.json
     "config-empty": Attack("model", write("config.json", ""), ("cannot read config.json",)),
@@ -202,12 +213,6 @@ ATTACKS = {
         ("does not have: xxx",),
     ),
     "weights-are-a-pipe": Attack("model", replaced_by(WEIGHTS, os.mkfifo), ("no model.safetensors",)),
-    "weights-link-to-a-device": Attack(
-        "model", replaced_by(WEIGHTS, lambda p: p.symlink_to("/dev/zero")), ("no model.safetensors",)
-    ),
-    "weights-link-to-passwd": Attack(
-        "model", replaced_by(WEIGHTS, lambda p: p.symlink_to("/etc/passwd")), ("cannot read model.safetensors",)
-    ),
     "weights-pickled": Attack(
         "model", lambda d: (d / WEIGHTS).rename(d / "pytorch_model.bin"), ("pickled", "never read")
     ),
@@ -241,6 +246,46 @@ ATTACKS = {
     ),
     "generation-not-json": Attack("generation", write("generation_config.json", "{"), ("generation_config.json",)),
     **TOKENIZER_ATTACKS,
+    # links
+    "link-weights-to-passwd": Attack("model", linked(WEIGHTS, "/etc/passwd"), OUTSIDE),
+    "link-weights-to-a-device": Attack("model", linked(WEIGHTS, "/dev/zero"), OUTSIDE),
+    "link-weights-to-nothing": Attack("model", linked(WEIGHTS, "../nothing"), OUTSIDE),
+    "link-weights-beside": Attack("directory", linked_to_a_copy(WEIGHTS), OUTSIDE),
+    "link-weights-to-itself": Attack("model", linked(WEIGHTS, WEIGHTS), ("model.safetensors",)),
+    "link-shard-beside": Attack(
+        "directory",
+        lambda d: (
+            index(dict.fromkeys(tensors_of(SHAPE), "a.safetensors"))(d),
+            write_good(d.parent / "other"),
+            (d / "a.safetensors").symlink_to("../other/model.safetensors"),
+        ),
+        OUTSIDE,
+    ),
+    "link-index-beside": Attack(
+        "directory",
+        lambda d: (index({NORM: "a.safetensors"})(d), linked_to_a_copy(INDEX)(d)),
+        OUTSIDE,
+    ),
+    **{
+        f"link-{name}-beside": Attack("directory", linked_to_a_copy(name), OUTSIDE)
+        for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+    },
+    "link-tokenizer-to-a-device": Attack("tokenizer", linked("tokenizer.json", "/dev/zero"), OUTSIDE),
+    "link-vocabulary-beside": Attack(
+        "tokenizer",
+        lambda d: (
+            (d / "tokenizer.json").unlink(),
+            (d / "vocab.json").symlink_to("/etc/passwd"),
+            (d / "merges.txt").write_text(""),
+        ),
+        OUTSIDE,
+    ),
+    "link-template-to-passwd": Attack("directory", linked("chat_template.jinja", "/etc/passwd"), OUTSIDE),
+    "link-to-a-blob-of-another-model": Attack(
+        "model",
+        lambda d: ((d.parent / "blobs").mkdir(), linked(WEIGHTS, "../blobs/x")(d)),  # no snapshots/ above it
+        OUTSIDE,
+    ),
     # llama2.c
     "llama2c-empty": Attack("llama2c", write("model.bin", b""), ("0 bytes are too few",)),
     "llama2c-half-a-header": Attack("llama2c", write("model.bin", b"\1" * 27), ("27 bytes are too few",)),
@@ -294,9 +339,6 @@ ATTACKS = {
     ),
     "import-template-is-a-pipe": Attack(
         "directory", lambda d: os.mkfifo(d / "chat_template.jinja"), ("chat_template.jinja is not a file",)
-    ),
-    "import-template-links-to-passwd": Attack(
-        "directory", lambda d: (d / "chat_template.jinja").symlink_to("/etc/passwd"), ("bytes in its directory",)
     ),
     "import-template-too-large": Attack(
         "directory", write("chat_template.jinja", b" " * (2**20 + 1)), ("at most 1,048,576 bytes",)

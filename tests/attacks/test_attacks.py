@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 import tracemalloc
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from gguf_attacks import gguf_good
 from good_files import WEIGHTS, write_good
-from make_attacks import ATTACKS, write_attack
+from make_attacks import ATTACKS, OUTSIDE, write_attack
 from rich.console import Console
 
 from tiny_transformer.data.shards import open_dataset
@@ -95,6 +94,21 @@ def test_messages_do_not_carry_what_a_terminal_obeys():
     assert str(UserError("a key 'è✓👩‍💻'")) == "error: a key 'è✓👩‍💻'"
 
 
+def test_links_of_the_hub_cache_and_inside_the_directory_are_followed(tmp_path):
+    repository = tmp_path / "models--org--name"
+    snapshot = repository / "snapshots" / "abc123"
+    write_good(snapshot)
+    (repository / "blobs").mkdir()
+    for i, name in enumerate(("config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json")):
+        (snapshot / name).rename(repository / "blobs" / str(i))
+        (snapshot / name).symlink_to(f"../../blobs/{i}")
+    (snapshot / "template").write_text("hello")
+    (snapshot / "chat_template.jinja").symlink_to("template")
+    (tmp_path / "link").symlink_to(snapshot)  # the directory itself may be a link
+    import_whole(tmp_path / "link", tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "hello"
+
+
 _opened: list[str] | None = None
 
 
@@ -130,19 +144,33 @@ CLIMBING = [
 
 
 def test_no_path_leaves_its_directory(tmp_path, opened_paths):
-    """Forty-five ways out, in names of shards; a header is checked through Python's open, which is seen."""
+    """Five hundred ways out, in names of shards; a header is checked through Python's open, which is seen."""
     (tmp_path / "secret.safetensors").write_bytes(b"secret")
-    for name in [
-        f"{climb}{suffix}" for climb in CLIMBING for suffix in ("", ".safetensors", "/x.safetensors", ".bin", "/..")
-    ]:
-        directory = tmp_path / "it"
-        write_good(directory)
-        (directory / WEIGHTS).unlink()
+    directory = tmp_path / "it"
+    write_good(directory)
+    (directory / WEIGHTS).unlink()
+    names = {
+        f"{before}{climb}{suffix}"
+        for before in ("", "./", "a/", "a/../", "//", ".\\", "%2e%2e/", "\u2024\u2024/", "\x7f", " ", "\ufeff")
+        for climb in CLIMBING
+        for suffix in ("", ".safetensors", "/x.safetensors", ".bin", "/..", "\0.safetensors")
+    }
+    assert len(names) >= 500
+    for name in names:
         (directory / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
         opened_paths.clear()
         with pytest.raises(UserError, match="not a plain"):
             load_model(directory)
         ours = [path for path in opened_paths if path.startswith(str(tmp_path))]
-        assert ours and all(path.startswith(str(directory)) for path in ours)
+        assert ours and all(path.startswith(f"{directory}/") for path in ours)
         assert not [path for path in opened_paths if "secret" in path or "passwd" in path]
-        shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack.words == OUTSIDE])
+def test_no_link_out_of_the_directory_is_opened(name, tmp_path, opened_paths):
+    attack = write_attack(name, tmp_path / "it")
+    opened_paths.clear()
+    with pytest.raises(UserError):
+        OPEN[attack.target](tmp_path / "it")
+    links = [str(path) for path in (tmp_path / "it").iterdir() if path.is_symlink()]
+    assert links and not set(links) & set(opened_paths)

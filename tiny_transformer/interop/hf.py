@@ -14,6 +14,7 @@ from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models import load_config, load_model
 from tiny_transformer.models.checkpoint import stored_dtypes
 from tiny_transformer.models.config_file import MAX_CONFIG_BYTES, end_token_ids, read_json
+from tiny_transformer.storage.inside import check_inside
 from tiny_transformer.tokenizers import load_tokenizer
 from tiny_transformer.tokenizers.load import has_tokenizer
 
@@ -44,7 +45,8 @@ def import_hf(source: Path | str, out_dir: Path | str) -> None:
     if ends:
         token_ids["eos_token_id"] = ends[0] if len(ends) == 1 and not isinstance(hf.get("eos_token_id"), list) else ends
     template = source / CHAT_TEMPLATE
-    copied = {CHAT_TEMPLATE: _small_file(template)} if template.exists() else None
+    is_there = template.exists() or template.is_symlink()
+    copied = {CHAT_TEMPLATE: _small_file(template)} if is_there else None
     write_import(model, tokenizer, out_dir, source=source, token_ids=token_ids, copied=copied, dtypes=dtypes)
 
 
@@ -58,13 +60,11 @@ def _check_tokenizer_is_there(source: Path) -> None:
 
 
 def _small_file(path: Path) -> bytes:
-    """The bytes of a file that is copied as it is, so it must lie in its directory, or where the hub's cache keeps the
-    files of one: a link to anything else would carry that into what the user may publish."""
-    directory, real = path.parent.resolve(), path.resolve()
-    is_inside = real.parent in (directory, directory.parent.parent / "blobs")
-    if not is_inside or not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
+    """The bytes of a file that is copied as it is."""
+    check_inside(path)
+    if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
         raise UserError(
-            f"{path.name} is not a file of at most {MAX_CONFIG_BYTES:,} bytes in its directory",
+            f"{path.name} is not a file of at most {MAX_CONFIG_BYTES:,} bytes",
             where=str(path),
             remedy="fetch it again, or remove it: the model opens without",
             exit_code=ExitCode.BAD_DATA,

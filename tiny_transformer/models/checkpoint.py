@@ -24,6 +24,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.building import empty_model
 from tiny_transformer.models.config_file import MAX_INDEX_BYTES, load_config, read_json
 from tiny_transformer.models.safetensors_header import check_header
+from tiny_transformer.storage.inside import check_inside
 
 if TYPE_CHECKING:
     from tiny_transformer.models.building import AnyModel
@@ -210,9 +211,11 @@ class _Weights:
 
 def _weight_files(directory: Path) -> Mapping[str, set[str] | None]:
     """File names, and the tensors each should hold where an index tells."""
+    index = directory / INDEX
+    for path in (directory / WEIGHTS, index):
+        check_inside(path)
     if (directory / WEIGHTS).is_file():
         return {WEIGHTS: None}
-    index = directory / INDEX
     if not index.is_file():
         if pickled := sorted(path.name for path in directory.glob("pytorch_model*.bin")):
             raise UserError(
@@ -234,6 +237,7 @@ def _weight_files(directory: Path) -> Mapping[str, set[str] | None]:
 
 
 def _open(path: Path) -> Any:
+    check_inside(path)
     try:
         check_header(path)
         return safe_open(path, framework="pt")

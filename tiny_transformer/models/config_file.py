@@ -11,6 +11,7 @@ from typing import Any
 from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.config.model import ModelConfig
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.inside import check_inside
 
 MAX_CONFIG_BYTES = 2**20
 MAX_GROUPS = 10_000  # an empty list is two bytes in the file and dozens in memory
@@ -26,6 +27,7 @@ def load_config(directory: Path | str) -> ModelConfig:
     """
     directory = Path(directory)
     path = directory / "config.json"
+    check_inside(path)
     if not path.is_file():
         what = "is not a directory" if not directory.is_dir() else "is not a model directory: it has no config.json"
         if path.exists():
@@ -64,8 +66,9 @@ def read_json(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any
     """The JSON object in a small file.
 
     Raises:
-        UserError: unreadable, oversized, not JSON, a repeated key, or not an object.
+        UserError: unreadable, a link that leads outside, oversized, not JSON, a repeated key, or not an object.
     """
+    check_inside(path)
     try:
         if not path.is_file():
             raise ValueError("not a regular file")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.inside import check_inside
 from tiny_transformer.tokenizers.judge import bad_tokenizer, check_content
 from tiny_transformer.tokenizers.patterns import GPT2_PATTERN
 from tiny_transformer.tokenizers.tokenizer import CONFIG_FILE, END_TOKEN, TOKENIZER_FILE, Tokenizer
@@ -112,6 +113,7 @@ def has_tokenizer(directory: Path) -> bool:
 
 
 def _read_text(file: Path) -> str:
+    check_inside(file)
     if not file.is_file():
         raise bad_tokenizer(file, "not a regular file")
     size = file.stat().st_size
