@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.interop.gguf_tokenizer import name_refusal
-from tiny_transformer.interop.portability import llama_cpp_refusal, portability
+from tiny_transformer.interop.portability import llama_cpp_refusal, portability, transformers_4_refusal
 from tiny_transformer.models import build_model, save_model
 from tiny_transformer.tokenizers.make import byte_tokenizer, char_tokenizer
 
@@ -120,6 +120,16 @@ def test_each_program_is_named_with_its_reason(name):
         assert expected.get(reader, "") in str(verdict.reason)
         assert verdict.opens or "; set " in str(verdict.reason)  # what to change is said
         assert str(verdict).startswith(f"{reader}: yes, " if verdict.opens else f"{reader}: no: ")
+
+
+def test_transformers_4_57_knows_the_types_that_are_said_to_open_there(repository: Path):
+    known = repository / ".cache" / "transformers-4.57" / "transformers" / "models" / "auto" / "configuration_auto.py"
+    if not known.is_file():
+        pytest.skip("transformers 4.57 is not installed beside the environment (make test does it)")
+    text = known.read_text(encoding="utf-8")
+    verdicts = {config.to_hf()["model_type"]: transformers_4_refusal(config) for config, _ in TABLE.values()}
+    assert verdicts.keys() == {"llama", "mistral", "stablelm", "qwen3", "qwen3_next", "qwen3_5_text"}
+    assert {name for name, reason in verdicts.items() if not reason} == {n for n in verdicts if f'"{n}"' in text}
 
 
 @pytest.mark.parametrize(
