@@ -74,8 +74,12 @@ def gguf_tensors() -> list[bytes]:
 
 def gguf_good(directory: Path) -> None:
     """Write model.gguf, of which every byte is right."""
-    end = sum(-(-4 * math.prod(shape) // 32) * 32 for shape in tensors_of(SHAPE).values())
-    gguf(rest=bytes(end))(directory)
+    gguf(rest=good_weights())(directory)
+
+
+def good_weights() -> bytes:
+    """The bytes of the tensors that `gguf_tensors` describes: zeros."""
+    return bytes(sum(-(-4 * math.prod(shape) // 32) * 32 for shape in tensors_of(SHAPE).values()))
 
 
 def gguf(
@@ -99,6 +103,12 @@ def counts(version: int = 3, tensors: int = 0, keys: int = 0, magic: bytes = b"G
 def one(entry: bytes) -> list[bytes]:
     """The good keys and one more."""
     return [*gguf_keys(), entry]
+
+
+def instead(entry: bytes) -> list[bytes]:
+    """The good keys with another in the place of the one of its name."""
+    name = entry[: 8 + entry[0]]
+    return [entry if key.startswith(name) else key for key in gguf_keys()]
 
 
 NORM_RECORD = ("output_norm.weight", (16,))  # what spoilt tensors are made of
@@ -135,6 +145,38 @@ GGUF_ATTACKS = {
     ),
     "gguf-list-petabytes": Attack(
         "gguf", gguf(one(gguf_key("x", 9, struct.pack("<IQ", 12, 2**60)))), ("'x' has 1,152,921,504",)
+    ),
+    "gguf-lists-of-empty-texts": Attack(
+        "gguf",
+        gguf(
+            [
+                gguf_key("x", 9, struct.pack("<IQ", 8, 10) + bytes(80)),
+                *one(gguf_key("y", 9, struct.pack("<IQ", 8, 2**20))),
+            ]
+        ),
+        ("its lists have 1,048,8",),
+    ),
+    "gguf-bad-text-in-a-list": Attack(
+        "gguf",
+        gguf(instead(gguf_key("tokenizer.ggml.tokens", 9, struct.pack("<IQQ", 8, 1, 1) + b"\xff"))),
+        ("not UTF-8",),
+    ),
+    "gguf-shape-is-a-list": Attack(
+        "gguf",
+        gguf(instead(gguf_key("qwen3.block_count", 9, struct.pack("<IQ2I", 4, 2, 1, 1))), rest=good_weights()),
+        ("num_hidden_layers",),
+    ),
+    "gguf-template-without-end": Attack(
+        "gguf",
+        gguf(one(gguf_key("tokenizer.chat_template", 8, gguf_text("x" * (2**20 + 1))))),
+        ("a text of 1,048,577",),
+    ),
+    "gguf-template-is-a-list": Attack(
+        "gguf",
+        gguf(
+            one(gguf_key("tokenizer.chat_template", 9, struct.pack("<IQ", 8, 1) + gguf_text("x"))), rest=good_weights()
+        ),
+        ("not one text",),
     ),
     "gguf-list-of-endless-texts": Attack(
         "gguf", gguf(one(gguf_key("x", 9, struct.pack("<IQ", 8, 10**6) + bytes(8_000))), []), ("inside its header",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import sys
 import time
 import tracemalloc
@@ -11,9 +12,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from gguf_attacks import gguf_good
+from gguf_attacks import gguf, gguf_good, gguf_key, gguf_keys, good_weights
 from good_files import WEIGHTS, write_good
 from make_attacks import ATTACKS, OUTSIDE, write_attack
+from peak_memory import peak_kib
 from rich.console import Console
 
 from tiny_transformer.data.shards import open_dataset
@@ -107,6 +109,22 @@ def test_links_of_the_hub_cache_and_inside_the_directory_are_followed(tmp_path):
     (tmp_path / "link").symlink_to(snapshot)  # the directory itself may be a link
     import_whole(tmp_path / "link", tmp_path / "out")
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "hello"
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_lists", "count"), [(0, 60, 2**20), (12, 7, 2**20), (8, 4, 2**18 - 100)], ids=["u8", "f64", "texts"]
+)
+def test_lists_of_a_gguf_that_nobody_asks_for_cost_little(tmp_path, kind, num_lists, count):
+    write_good(tmp_path / "it")
+    width = {0: 1, 8: 8, 12: 8}[kind]
+    lists = [gguf_key(f"x{i}", 9, struct.pack("<IQ", kind, count) + bytes(width * count)) for i in range(num_lists)]
+    gguf([*gguf_keys(), *lists], rest=good_weights())(tmp_path / "it")
+    del lists
+    size = (tmp_path / "it" / "model.gguf").stat().st_size
+    before, started = peak_kib(reset=True), time.process_time()
+    OPEN["gguf"](tmp_path / "it")
+    seconds, grown = time.process_time() - started, (peak_kib() - before) * 1024
+    assert seconds < SECONDS and grown < PEAK_BYTES + 2 * size, (seconds, grown)
 
 
 _opened: list[str] | None = None

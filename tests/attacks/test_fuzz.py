@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-import resource
 import shutil
 import struct
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from gguf_attacks import gguf, gguf_good, gguf_keys, gguf_tensors
 from good_files import LLAMA2C, SHAPE, WEIGHTS, entries, pieces, safetensors, tensors_of, write_good
+from peak_memory import peak_kib
 
 from tiny_transformer.data.meta import read_meta
 from tiny_transformer.errors import UserError
@@ -216,15 +216,6 @@ TARGETS: dict[str, tuple[Callable[[Path, random.Random], object], Callable[[Path
 
 def test_there_are_ten_thousand_inputs():
     assert EACH * len(TARGETS) >= 10_000
-
-
-def peak_kib(*, reset: bool = False) -> int:
-    """The most memory this process has had, or, where the system can reset that, has had since it was reset."""
-    if not Path("/proc/self/clear_refs").exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
 @pytest.mark.slow

@@ -20,11 +20,14 @@ from tiny_transformer.errors import ExitCode, UserError
 
 MAX_HEADER_BYTES = 64 * 2**20  # the largest published vocabularies take about 20 MB
 MAX_TENSORS, MAX_KEYS = 100_000, 10_000
-MAX_ENTRIES = 2**20  # of one array; published vocabularies have up to 262,144 tokens and 514,906 merges
+MAX_ENTRIES = 2**20  # of one list of numbers, and of all lists of texts together: published vocabularies have up to
+# 262,144 tokens and 514,906 merges
+MAX_TEXT_BYTES = 2**20  # of a text that is no list's entry; chat templates have up to 100,000
 MAX_NAME_BYTES, MAX_DIMENSIONS = 256, 4
 VERSIONS = (2, 3)  # version 1 counted in 32 bits and was replaced within weeks
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 # Tensor types that are read: number in the file -> name, weights in a block, bytes of a block.
 _TENSOR_TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 8: ("Q8_0", 32, 34), 30: ("BF16", 1, 2)}
 
@@ -45,8 +48,19 @@ class GgufTensor:
     num_bytes: int
 
 
-def read_gguf_header(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+@dataclass(frozen=True)
+class Passed:
+    """A list that nobody asked for: its length stands in the place of its entries."""
+
+    length: int
+
+
+def read_gguf_header(path: Path, lists: frozenset[str] = frozenset()) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     """The keys (numbers, booleans, text, lists of them) and the tensors of a file, by name.
+
+    Args:
+        path: of the file.
+        lists: the names of keys whose lists are wanted; other lists are passed over by their size.
 
     Raises:
         UserError: not such a file, one that describes other bytes than follow, or a tensor of a type not read here.
@@ -57,7 +71,7 @@ def read_gguf_header(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            return _Header(file.read(min(size, MAX_HEADER_BYTES)), size).parse()
+            return _Header(file.read(min(size, MAX_HEADER_BYTES)), size, lists).parse()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", exit_code=ExitCode.IO) from None
     except ValueError as error:
@@ -96,11 +110,19 @@ def _dequantized(raw: bytes, kind: str) -> np.ndarray:
     return (np.concatenate((pairs & 15, pairs >> 4), axis=1).astype("=f4") - 8) * scales
 
 
+def _decoded(raw: bytes, start: int) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text that is not UTF-8 at byte {start + error.start:,}") from None
+
+
 class _Header:
     """A cursor over a file's first bytes. Every method raises ValueError in words for the user."""
 
-    def __init__(self, raw: bytes, size: int) -> None:
-        self.raw, self.size, self.at = raw, size, 0
+    def __init__(self, raw: bytes, size: int, lists: frozenset[str]) -> None:
+        self.raw, self.size, self.lists, self.at = raw, size, lists, 0
+        self.num_texts = 0  # in lists so far
 
     def parse(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         if self.take(4) != b"GGUF":
@@ -123,25 +145,26 @@ class _Header:
             records[name] = self.tensor_record(name)
         return keys, self.placed(records, keys.get("general.alignment", 32))
 
-    def take(self, count: int) -> bytes:
+    def pass_over(self, count: int) -> int:
+        """Where the bytes passed over began."""
         if count > len(self.raw) - self.at:
             limit = "it ends" if len(self.raw) == self.size else f"the {MAX_HEADER_BYTES:,} bytes read for it end"
             raise ValueError(f"{limit} inside its header, where {count:,} more bytes should be")
         self.at += count
-        return self.raw[self.at - count : self.at]
+        return self.at - count
+
+    def take(self, count: int) -> bytes:
+        start = self.pass_over(count)
+        return self.raw[start : self.at]
 
     def number(self, kind: str) -> Any:
         return struct.unpack(f"<{kind}", self.take(struct.calcsize(f"<{kind}")))[0]
 
-    def text(self, most: int = MAX_HEADER_BYTES) -> str:
+    def text(self, most: int = MAX_TEXT_BYTES) -> str:
         length = self.number("Q")
         if length > most:
             raise ValueError(f"a text of {length:,} bytes where at most {most:,} can be")
-        raw = self.take(length)
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"text that is not UTF-8 at byte {self.at - length + error.start:,}") from None
+        return _decoded(self.take(length), self.at - length)
 
     def new_name(self, known: dict[str, Any]) -> str:
         name = self.text(MAX_NAME_BYTES)
@@ -162,9 +185,26 @@ class _Header:
         if count > MAX_ENTRIES:
             raise ValueError(f"key {name[:60]!r} has {count:,} entries; at most {MAX_ENTRIES:,}")
         if kind == _STRING:
-            return [self.text() for _ in range(count)]
-        form = f"{count}{_NUMBERS[kind]}"
-        return list(struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}"))))
+            return self.texts(count, wanted=name in self.lists)
+        form = f"<{count}{_NUMBERS[kind]}"
+        start = self.pass_over(struct.calcsize(form))
+        return list(struct.unpack_from(form, self.raw, start)) if name in self.lists else Passed(count)
+
+    def texts(self, count: int, *, wanted: bool) -> list[str] | Passed:
+        """A list of texts, each with its length before it."""
+        self.num_texts += count
+        if self.num_texts > MAX_ENTRIES:
+            raise ValueError(f"its lists have {self.num_texts:,} texts or more; at most {MAX_ENTRIES:,}")
+        at, last, found = self.at, len(self.raw) - _LENGTH.size, []
+        for _ in range(count):
+            if at > last:
+                self.pass_over(at + _LENGTH.size - self.at)  # says that the next length lies beyond the header
+            start = at + _LENGTH.size
+            at = start + _LENGTH.unpack_from(self.raw, at)[0]
+            if wanted:
+                found.append(_decoded(self.raw[start:at], start))
+        self.pass_over(at - self.at)
+        return found if wanted else Passed(count)
 
     def tensor_record(self, name: str) -> tuple[str, tuple[int, ...], int, int]:
         """Type, shape, offset, number of bytes."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf_file import GgufTensor, read_gguf_header, read_gguf_tensor
-from tiny_transformer.interop.gguf_tokenizer import CHAT_TEMPLATE, NO_BEGIN_TOKEN, tokenizer_from_gguf
+from tiny_transformer.interop.gguf_tokenizer import CHAT_TEMPLATE, NO_BEGIN_TOKEN, TOKENIZER_LISTS, tokenizer_from_gguf
 from tiny_transformer.interop.row_order import half_split, is_rotated
 from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models import empty_model
@@ -66,7 +66,7 @@ def import_gguf(source: Path | str, out_dir: Path | str) -> None:
             here, or `out_dir` exists.
     """
     source = Path(source)
-    keys, tensors = read_gguf_header(source)
+    keys, tensors = read_gguf_header(source, TOKENIZER_LISTS)
     config = _config(keys, tensors, source)
     tokenizer = tokenizer_from_gguf(keys, source)
     model = _read_model(config, tensors, source)
@@ -74,13 +74,15 @@ def import_gguf(source: Path | str, out_dir: Path | str) -> None:
     if keys.get(NO_BEGIN_TOKEN) is True:
         del ids["bos_token_id"]
     template = keys.get(CHAT_TEMPLATE)
+    if template is not None and not isinstance(template, str):
+        raise _bad(source, f"{CHAT_TEMPLATE} is not one text")
     write_import(
         model,
         tokenizer,
         out_dir,
         source=source,
         token_ids={name: value for name, value in ids.items() if value is not None},
-        copied={"chat_template.jinja": template.encode()} if isinstance(template, str) else None,
+        copied={"chat_template.jinja": template.encode()} if template else None,
     )
 
 

@@ -26,6 +26,7 @@ _MERGE_THAT_NEVER_APPLIES = "ĀĀ ĀĀ"
 # Token types of the format.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 CHAT_TEMPLATE = "tokenizer.chat_template"
+TOKENIZER_LISTS = frozenset(f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges"))
 NO_BEGIN_TOKEN = "tiny_transformer.config_without_bos_token_id"  # a key of our own, which other readers pass over
 
 

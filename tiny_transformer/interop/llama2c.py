@@ -29,7 +29,6 @@ from tiny_transformer.interop.row_order import half_split, is_rotated
 from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models import empty_model
 from tiny_transformer.tokenizers.llama2c import load_llama2c_tokenizer
-from tiny_transformer.tokenizers.load import MAX_FILE_BYTES
 from tiny_transformer.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ HEADER = struct.Struct("<7i")
 BEGIN_ID, END_ID = 1, 2
 MAX_EXPANSION = 100  # of a packed model; trained weights shrink by a tenth, zeros by a factor of 7,000
 MAX_PIECES, MAX_PIECE_BYTES = 2**18, 512
+MAX_TOKENIZER_BYTES = 8 * 2**20  # that of 32,000 pieces has 434 thousand
 SKIPPED = None  # an array of the file that Hugging Face computes instead of storing
 
 
@@ -139,7 +139,9 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer; a packed one is unpacked beside the system's temporary files first."""
     with _open(path) as file, tempfile.TemporaryDirectory() as folder:
         unpacked = Path(folder) / "tokenizer.bin"
-        data = file.read(MAX_FILE_BYTES)
+        data = file.read(MAX_TOKENIZER_BYTES + 1)
+        if len(data) > MAX_TOKENIZER_BYTES:
+            raise _bad(path, f"more than {MAX_TOKENIZER_BYTES:,} bytes are no llama2.c tokenizer")
         _check_pieces(data, path)
         unpacked.write_bytes(data)
         try:
