@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import struct
 import sys
 import time
@@ -125,6 +126,16 @@ def test_lists_of_a_gguf_that_nobody_asks_for_cost_little(tmp_path, kind, num_li
     OPEN["gguf"](tmp_path / "it")
     seconds, grown = time.process_time() - started, (peak_kib() - before) * 1024
     assert seconds < SECONDS and grown < PEAK_BYTES + 2 * size, (seconds, grown)
+
+
+def test_text_never_becomes_a_control_token(tmp_path):
+    write_good(tmp_path / "it")
+    tokenizer = load_tokenizer(tmp_path / "it")
+    rng = random.Random(5)
+    parts = ["<|endoftext|>", "<|", "|>", "endoftext", "he", " ", "\n", "é", "\0", "<", "t|>", "＜|endoftext|＞"]
+    texts = ["".join(rng.choices(parts, k=rng.randrange(1, 8))) for _ in range(100_000)]
+    assert sum("<|endoftext|>" in text for text in texts) > 20_000
+    assert not any(tokenizer.end_id in ids for ids in tokenizer.encode_batch(texts))
 
 
 _opened: list[str] | None = None

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_origin, get_type_hints
 
 from tiny_transformer.errors import ExitCode, UserError
 
@@ -110,12 +111,37 @@ def read_meta(data_dir: Path) -> Meta:
         raise damaged(file, "its content does not match its own hash")
     version = body.pop("format_version", None)
     if version != FORMAT_VERSION:
-        raise damaged(file, f"it has format {version!r}; this version reads format {FORMAT_VERSION}")
-    names = {field.name for field in fields(Meta)}
-    if set(body) != names or body["dtype"] not in TOKEN_DTYPES:
-        raise damaged(file, "it has not the keys that meta.json has")
-    body["train"], body["val"] = SplitMeta(**body["train"]), SplitMeta(**body["val"])
-    return Meta(**body)
+        raise damaged(file, f"it has format {version!r:.40}; this version reads format {FORMAT_VERSION}")
+    try:
+        return checked(body)
+    except (ValueError, TypeError) as error:
+        raise damaged(file, f"it has not the keys that meta.json has, or one of another kind ({error})") from None
+
+
+def checked(body: dict[str, Any]) -> Meta:
+    """The content as a `Meta`; ValueError or TypeError where a key is missing, surplus or of another kind."""
+    splits = {name: SplitMeta(**_of_kind(body[name], SplitMeta)) for name in ("train", "val") if name in body}
+    meta = Meta(**_of_kind({**body, **splits}, Meta))
+    if meta.dtype not in TOKEN_DTYPES:
+        raise ValueError(f"dtype {meta.dtype!r:.40}")
+    return meta
+
+
+def _of_kind(values: Any, form: type[Meta | SplitMeta]) -> dict[str, Any]:
+    """The values once each is of the kind that its field says; whole numbers are not negative."""
+    if not isinstance(values, dict):
+        raise TypeError("a split that is no object")
+    for name, kind in get_type_hints(form).items():
+        value = values.get(name)
+        plain = get_origin(kind) or kind
+        if plain is UnionType:  # dict[str, float] | None
+            right = value is None or (isinstance(value, dict) and all(type(v) in (int, float) for v in value.values()))
+        else:
+            right = type(value) is plain and not (plain is int and value < 0)
+        right = right and not (plain is list and not all(type(v) is int for v in value))
+        if not right:
+            raise ValueError(name)
+    return values
 
 
 def token_dtype(vocab_size: int) -> str:

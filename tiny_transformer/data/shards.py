@@ -54,7 +54,11 @@ class TokenFile:
             expected = split.num_tokens * self._dtype.itemsize
             raise damaged(path, f"{path.name} has {self._size_bytes:,} bytes, meta.json says {expected:,}")
         if self._size_bytes % self._dtype.itemsize:
-            raise damaged(path, f"{path.name} has {self._size_bytes:,} bytes, not a multiple of {self._dtype.itemsize}")
+            what = f"{path.name} has {self._size_bytes:,} bytes, not a multiple of {self._dtype.itemsize}"
+            error = damaged(path, what)
+            if split is None:  # not made here
+                error.remedy = "fetch the file again: it was cut short, or holds numbers of another width"
+            raise error
         self._checked = bytearray(-(-self._size_bytes // BLOCK_BYTES))
 
     def __len__(self) -> int:
@@ -185,9 +189,10 @@ def open_token_files(
     if dtype not in TOKEN_DTYPES:
         raise UserError(f"token files are {' or '.join(TOKEN_DTYPES)}, not {dtype}")
     names = [name for name in ("val.bin", "validation.bin") if (data_dir / name).is_file()]
+    odd = [path.name for path in map(data_dir.joinpath, ("train.bin", "val.bin")) if path.exists() != path.is_file()]
     if not names or not (data_dir / "train.bin").is_file():
         raise UserError(
-            f"no token files in {data_dir}",
+            f"{odd[0]} is not a regular file" if odd else f"no token files in {data_dir}",
             where=str(data_dir),
             remedy="it needs train.bin and val.bin (or validation.bin); prepare makes them from text",
         )

@@ -92,7 +92,8 @@ def read_manifest(directory: Path, fs: Fs = REAL) -> Manifest:
             raise _damaged(directory, MANIFEST, f"has format {body['format']!r}; this version reads format {FORMAT}")
         files = {name: FileEntry(int(e["size_bytes"]), str(e["sha256"])) for name, e in body["files"].items()}
         info = dict(body["info"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        "".join(files).encode()  # half of a surrogate pair is no name
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(directory, MANIFEST, "is not a manifest") from None
     if bad := [name for name in files if not is_safe_name(name)]:
         raise _damaged(directory, MANIFEST, f"lists a name that leaves the directory: {bad[0]!r}")
