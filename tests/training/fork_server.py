@@ -88,7 +88,7 @@ def announce_phases(wanted: str | None, times: int, pipe: int) -> None:
 
     pretrain.pretrain = entering("start-up", pretrain.pretrain)
     loop.update = entering("steps", loop.update)
-    pretrain.Start._split_loss = entering("evaluation", pretrain.Start._split_loss)
+    pretrain.Start.split_loss = entering("evaluation", pretrain.Start.split_loss)
     RunDirectory.publish_step = entering("save", RunDirectory.publish_step)
     RunDirectory.prune = entering("prune", RunDirectory.prune)
 

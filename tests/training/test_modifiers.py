@@ -24,6 +24,7 @@ from tiny_transformer.training import loss_scale, modifiers
 from tiny_transformer.training import pretrain as stage
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.records.run_files import holds_a_run
 from tiny_transformer.training.state import TrainState
 
 
@@ -209,7 +210,12 @@ def test_a_logger_that_is_not_installed_is_named_before_training(
     with pytest.raises(UserError, match=f"asks for {name}") as caught:
         run_tiny(tiny_data, tmp_path / "r", loggers=[name])
     assert f"pip install {name}" in (caught.value.remedy or "")
-    assert not list((tmp_path / "r").glob("step-*"))
+    assert not holds_a_run(tmp_path / "r") and not list(tmp_path.rglob("*.jsonl"))
+    if name == "wandb":  # the corrected command is a start like any other, and one that replaces a run removes nothing
+        run_tiny(tiny_data, tmp_path / "r", steps=2)
+        with pytest.raises(UserError, match="asks for wandb"):
+            run_tiny(tiny_data, tmp_path / "r", loggers=[name], overwrite=True)
+        assert len(log_without_clock(tmp_path / "r")) == 2
 
 
 def test_the_gradient_at_half_the_scale_begins_from_nothing(

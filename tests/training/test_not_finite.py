@@ -124,7 +124,7 @@ def test_what_is_not_finite_is_found_in_its_step_named_and_seen_again(
             assert f" at step {step}; the step was not saved" in caught.value.what, about
             assert f"first bad tensor: {fault.name or ''}" in caught.value.what, about
             assert caught.value.where == f"the batch of step {step}, examples {', '.join(map(str, examples))}"
-            assert f"replay RUN --step {step}" in (caught.value.remedy or "")
+            assert f"replay {run_dir} --step {step}" in (caught.value.remedy or "")
             assert caught.value.exit_code == ExitCode.BAD_DATA
             checkpoints = RunDirectory(run_dir).checkpoints()
             assert max(checkpoint.step for checkpoint in checkpoints) == step - 1, about

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import math
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from run_helpers import tiny_request
 
 from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.data.shards import open_dataset
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
 from tiny_transformer.training import state as training_state
 from tiny_transformer.training.budget.plan import Pace, Plan, Speed, plan_for_minutes, read_plan
+from tiny_transformer.training.budget.timing import measure_speed
 from tiny_transformer.training.loop import Gradient, Job, train
+from tiny_transformer.training.pretrain import Start
+from tiny_transformer.training.setup import fit_vocabulary
 from tiny_transformer.training.state import TrainState
 
 MINUTES = 10
@@ -122,3 +133,22 @@ def test_a_plan_survives_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Any
     assert again == last
     schedule = last.schedule(CONFIG)
     assert [schedule.factor(step) for step in range(last.total_steps)] == machine.factors
+
+
+def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, run = RunDirectory.publish_step, RunDirectory(tmp_path / "r")
+
+    def slow(directory: RunDirectory, step: int) -> Any:
+        time.sleep(0.5)
+        return publish(directory, step)
+
+    monkeypatch.setattr(RunDirectory, "publish_step", slow)
+    dataset, console = open_dataset(tiny_data), Console(file=io.StringIO())
+    request = tiny_request(tiny_data, run.path, max_train_minutes=0.02)
+    request = replace(request, config=fit_vocabulary(request.config, dataset, console))
+    speed = measure_speed(Start(request, run, dataset, Hardware(torch.device("cpu"), None), console))
+    assert 0.5 <= speed.save < 1.5
+    assert 0 < speed.step < 0.5 and speed.evaluation > 0
+    assert not list(run.path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ import yaml
 from run_helpers import TINY, fingerprint, log_without_clock
 from worlds import Worlds
 
+from tiny_transformer.data.batches import Batches
+from tiny_transformer.data.shards import open_dataset
 from tiny_transformer.errors import ExitCode
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.doctor import examine
@@ -240,6 +243,17 @@ def test_what_all_find_is_shown_once(worlds: Worlds, tiny_data: Path, tmp_path: 
     assert (ended.codes, ended.output.count("already holds a run")) == ([2, 2], 1), ended.output
     ended = worlds.run(2, "command", arguments=command_of(tiny_data, tmp_path, micro_batch_size=1, grad_accum_steps=1))
     assert (ended.codes, ended.output.count("cannot share a batch of 1 sequences")) == ([2, 2], 1), ended.output
+
+
+def test_what_is_not_finite_names_the_whole_batch(worlds: Worlds, tiny_data: Path, tmp_path: Path) -> None:
+    """Not only the rows of the process that tells it."""
+    run = str(tmp_path / "run")
+    options = {**SHARED, "optimizer": "adamw", "learning_rate": 1e30, "warmup_steps": 0}
+    ended = worlds.run(2, "train", data_dir=str(tiny_data), out_dir=run, **options)
+    found = re.search(rf"the batch of step (\d+), examples ([\d, ]+)\n.*replay {run} --step \1 ", ended.output)
+    assert found, ended.output
+    batches = Batches(open_dataset(tiny_data).train, seq_len=32, global_batch_size=8, seed=0)
+    assert [int(row) for row in found[2].split(",")] == batches.batch(int(found[1]) - 1).sample_ids.tolist()
 
 
 # --- as a person starts it --------------------------------------------------------------------------------------------

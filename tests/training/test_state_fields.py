@@ -115,8 +115,7 @@ class Clock:
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same readings of the clock in every run, losses that first fall and then rise, and fp16 on the CPU."""
     monkeypatch.setattr(planning, "measure_seconds", lambda *_, **__: 0.02)
-    monkeypatch.setattr(planning, "SAVE_SECONDS", 0.02)
-    monkeypatch.setattr(stage.Start, "_split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 4), 1, 1))
+    monkeypatch.setattr(stage.Start, "split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 4), 1, 1))
     choose = stage.choose_hardware
     half = Hardware(torch.device("cpu"), torch.float16)
     monkeypatch.setattr(stage, "choose_hardware", lambda d, p: half if p == "fp16" else choose(d, p))

@@ -6,12 +6,12 @@ function of the step: `tiny-transformer replay RUN --step N` makes the same step
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tiny_transformer.data.batches import Batch
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.parallel.sharing import local
@@ -54,22 +54,24 @@ def first_bad_tensor(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return next((name for name, tensor in tensors if not local(tensor).isfinite().all()), None)
 
 
-def not_finite(step: int, what: str, culprit: str | None, batches: Iterable[Batch]) -> UserError:
+def not_finite(step: int, what: str, culprit: str | None, examples: Sequence[int], run_dir: Path) -> UserError:
     """The error that ends a run.
 
     Args:
         step: the update that would have been made, counted from 1.
         what: which figure is not finite, and what it is.
         culprit: the first tensor that is not finite; None when all are.
-        batches: of this step.
+        examples: the rows of the step's batch, all processes together.
+        run_dir: of the run.
     """
-    examples = [str(example) for batch in batches for example in batch.sample_ids.tolist()]
-    shown = ", ".join(examples[:SHOWN_EXAMPLES]) + (", ..." if len(examples) > SHOWN_EXAMPLES else "")
+    shown = ", ".join(str(example) for example in examples[:SHOWN_EXAMPLES]) + (
+        ", ..." if len(examples) > SHOWN_EXAMPLES else ""
+    )
     first = f"; first bad tensor: {culprit}" if culprit else ""
     return UserError(
         f"{what} at step {step}; the step was not saved{first}",
         where=f"the batch of step {step}, examples {shown}",
-        remedy=f"tiny-transformer replay RUN --step {step} shows it again; resume with a lower learning rate, "
+        remedy=f"tiny-transformer replay {run_dir} --step {step} shows it again; resume with a lower learning rate, "
         "or with precision=fp32",
         exit_code=ExitCode.BAD_DATA,
     )

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
@@ -64,6 +65,7 @@ class Job:
         hardware: device and precision.
         watcher: shows progress.
         sharing: how the processes share the work; each of them runs this loop, and all do the same at the same step.
+        run_dir: how messages call the run.
     """
 
     model: nn.Module
@@ -79,6 +81,7 @@ class Job:
     hardware: Hardware
     watcher: Watcher
     sharing: Sharing = NOT_SHARED
+    run_dir: Path = Path("RUN")
 
 
 def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> str:
@@ -191,7 +194,10 @@ def _gradient(job: Job, state: TrainState) -> Gradient:
 
 
 def _not_finite(job: Job, state: TrainState, what: str, culprit: str | None) -> UserError:
-    return not_finite(state.step + 1, what, culprit, job.batches.micro_batches(state.step, job.config.micro_batch_size))
+    batches = job.batches.micro_batches(state.step, job.config.micro_batch_size)
+    everybodys = job.sharing.processes.gather([row for batch in batches for row in batch.sample_ids.tolist()])
+    examples = [int(row) for rows in everybodys for row in rows]
+    return not_finite(state.step + 1, what, culprit, examples, job.run_dir)
 
 
 def _take_evaluation(job: Job, state: TrainState) -> bool:

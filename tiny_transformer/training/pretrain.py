@@ -27,7 +27,7 @@ from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_w
 from tiny_transformer.training.announce import announce, tokens_per_step
 from tiny_transformer.training.budget import plan as planning
 from tiny_transformer.training.budget.calibration import take_choice
-from tiny_transformer.training.gradient import compute_gradient
+from tiny_transformer.training.budget.timing import measure_speed
 from tiny_transformer.training.loop import Job, Save, Watcher, train
 from tiny_transformer.training.loss_scale import first_loss_scale
 from tiny_transformer.training.losses import language_modelling_loss
@@ -43,7 +43,7 @@ from tiny_transformer.training.parallel.sharing import (
     share,
 )
 from tiny_transformer.training.preflight import check_disk, check_memory
-from tiny_transformer.training.records.loggers import Loggers
+from tiny_transformer.training.records.loggers import Loggers, check_installed
 from tiny_transformer.training.records.progress import TrainingProgress
 from tiny_transformer.training.records.run_files import (
     CheckpointWriter,
@@ -110,6 +110,8 @@ def _pretrain(request: Request, processes: Processes, console: Console) -> Outco
     training = request.config.training
     hardware = choose_hardware(training.device, training.precision)
     check_shares(training, processes, hardware)
+    if processes.is_first:
+        check_installed(training.loggers)  # before anything is written, or removed by `overwrite`
     run_dir = Path(processes.first(str(choose_run_dir(request)) if processes.is_first else ""))
     if hardware.note:
         console.print(hardware.note, highlight=False)
@@ -150,7 +152,7 @@ class Start:
         self.request, self.config, self.run = request, request.config, run
         self.dataset, self.hardware, self.console = dataset, hardware, console
         self.processes, training = processes, self.config.training
-        self.model, self.sharing, self.optimizers = self._build()
+        self.model, self.sharing, self.optimizers = self.build()
         self.batches = Batches(
             dataset.train,
             seq_len=self.config.data.seq_len,
@@ -163,7 +165,7 @@ class Start:
         self.identity = identity_of(self.config, dataset.meta.fingerprint, dataset.tokenizer.fingerprint)
         self.state = TrainState(loss_scale=first_loss_scale(hardware.precision))
 
-    def _build(self) -> tuple[Any, Sharing, Optimizers]:
+    def build(self) -> tuple[Any, Sharing, Optimizers]:
         """A model with its first weights, how the processes share it, and its optimizers."""
         training, device = self.config.training, str(self.hardware.device)
         is_sharded = self.processes.world_size > 1 and training.parallelism == "fsdp"
@@ -200,13 +202,13 @@ class Start:
 
     def _records(self, stack: ExitStack) -> tuple[StepLog, Callable[[dict[str, Any]], None]]:
         """Write config.yaml; open log.jsonl at the step where the run stands, and give what takes a line of it."""
+        settings = self.config.model_dump(mode="json")
+        loggers = Loggers(self.config.training.loggers, self.run.path, settings, self.state.step)
+        stack.callback(loggers.close)
         log = StepLog(self.run.path / "log.jsonl")
         stack.callback(log.close)
         log.truncate_after(self.state.step)
         write_config(self.run.path, self.config, self.request.command)
-        settings = self.config.model_dump(mode="json")
-        loggers = Loggers(self.config.training.loggers, self.run.path, settings, self.state.step)
-        stack.callback(loggers.close)
 
         def keep(record: dict[str, Any]) -> None:
             log.append(record)
@@ -222,7 +224,7 @@ class Start:
             self.console.print(f"skipping a damaged checkpoint: {problem.what} ({problem.where})", highlight=False)
         name = self.processes.first(None if checkpoint is None else str(checkpoint.path))
         if name is None:
-            self.console.print("no checkpoint had been saved yet: starting from the beginning", highlight=False)
+            self.console.print("there is no checkpoint to go on from: starting from the beginning", highlight=False)
             return
         path = Path(name)
         check_changes(load_identity(path), self.config, self.identity, path, self.console)
@@ -242,9 +244,7 @@ class Start:
         speed, begun = None, time.monotonic()
         if training.max_train_minutes is not None and (plan is None or not plan.is_fixed):
             self.console.print("[dim]timing a few steps to plan the run[/]")
-            speed = planning.Speed(
-                self._step_seconds(), self._eval_seconds(), planning.SAVE_SECONDS, self._sampling_seconds()
-            )
+            speed = measure_speed(self)
             self.state.elapsed_seconds += self.processes.first(time.monotonic() - begun)
         if plan is None and speed is not None:
             plan = planning.plan_for_minutes(training, tokens_per_step(self.config), self.state, speed)
@@ -260,52 +260,27 @@ class Start:
         most = planning.plan_for_counts(training, tokens_per_step(self.config)).total_steps if is_counted else math.inf
         return planning.Pace(plan, training, speed, write, self.processes.first, most_steps=most)
 
-    def _step_seconds(self) -> float:
-        model, sharing, optimizers = self._build()  # a second one, so that the run's own does not learn from it
-        compiled = self._compiled(model)
-
-        def one_step() -> None:
-            training, hardware = self.config.training, self.hardware
-            compute_gradient(compiled, self.batches, 0, training, hardware, language_modelling_loss, sharing=sharing)
-            optimizers.step(0.0)
-
-        budget = 60 * (self.config.training.max_train_minutes or 0.0)
-        return planning.measure_seconds(one_step, self.processes.first, at_least_seconds=min(2.0, 0.01 * budget))
-
-    def _eval_seconds(self) -> float:
-        if self.config.training.eval_steps is None:
-            return 0.0
-        batches = list(validation_batches(self.config, self.dataset))
-        few = batches[:2]
-        agree, world_size = self.processes.first, self.processes.world_size
-        seconds = planning.measure_seconds(lambda: self._split_loss(few), agree, at_least_seconds=0.5, warm_up=1)
-        return seconds * -(-len(batches) // world_size) / -(-len(few) // world_size)
-
-    def _sampling_seconds(self) -> float:
-        sampler = self._sampler()
-        seconds = planning.measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
-        return self.processes.first(seconds)
-
     def job(self, pace: planning.Pace, *, save: Save, log: Callable[[dict[str, Any]], None], watcher: Watcher) -> Job:
         """What the loop is handed."""
         evaluates = self.config.training.eval_steps is not None
         return Job(
-            model=self._compiled(self.model),
+            model=self.compiled(self.model),
             optimizers=self.optimizers,
             pace=pace,
             batches=self.batches,
             loss_function=language_modelling_loss,
-            evaluate=(lambda: self._split_loss(validation_batches(self.config, self.dataset))) if evaluates else None,
-            sample=self._sampler(),
+            evaluate=(lambda: self.split_loss(validation_batches(self.config, self.dataset))) if evaluates else None,
+            sample=self.sampler(),
             save=save,
             log=log,
             config=self.config.training,
             hardware=self.hardware,
             watcher=watcher,
             sharing=self.sharing,
+            run_dir=self.run.path,
         )
 
-    def _sampler(self) -> Sampler | None:
+    def sampler(self) -> Sampler | None:
         """None when there is no prompt, or one that this tokenizer cannot write (the end of the run tells which), or
         when this process does not write, or has only parts of the model."""
         if not self.processes.is_first or isinstance(self.sharing, Sharded):
@@ -318,14 +293,14 @@ class Start:
             return None
         return Sampler(self.model, self.dataset.tokenizer, prompts, self.run.path) if prompts else None
 
-    def _compiled(self, model: nn.Module) -> nn.Module:
+    def compiled(self, model: nn.Module) -> nn.Module:
         if not self.config.training.compile:
             return model
         compiled = copy(model)  # the same weights; evaluation and generation go on with the plain model
         compiled.backbone = torch.compile(compiled.backbone)  # ty: ignore[no-matching-overload]
         return compiled
 
-    def _split_loss(self, batches: Iterable[Batch]) -> SplitLoss:
+    def split_loss(self, batches: Iterable[Batch]) -> SplitLoss:
         return validation_loss(self.model, batches, self.config, self.dataset, self.hardware, self.sharing)
 
     def _writer(self, pace: planning.Pace, log: StepLog | None) -> CheckpointWriter:

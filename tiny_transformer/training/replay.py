@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from tiny_transformer.config.load import load_run_config
+from tiny_transformer.config.load import load_run_config, valid_keys
+from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import Batch
 from tiny_transformer.data.shards import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import choose_hardware
-from tiny_transformer.storage import RunDirectory
+from tiny_transformer.storage import RunDirectory, read_log
 from tiny_transformer.training.budget import plan as planning
 from tiny_transformer.training.diagnosis import first_bad_after_update, first_bad_tensor, named_tensors
 from tiny_transformer.training.gradient import Gradient
@@ -29,9 +31,10 @@ from tiny_transformer.training.pretrain import Start
 from tiny_transformer.training.records.progress import TrainingProgress
 from tiny_transformer.training.records.run_files import CONFIG_FILE, holds_a_run
 from tiny_transformer.training.setup import Request
-from tiny_transformer.training.state import TrainState
+from tiny_transformer.training.state import TrainState, load_identity
 
 SHOWN_CHARACTERS = 60
+SAME = 1e-4  # relative: other threads or another processor round differently
 
 
 def replay(run_dir: Path, step: int, console: Console) -> Gradient:
@@ -42,7 +45,8 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
     """
     if not holds_a_run(run_dir):
         raise UserError("this is not a training run", where=str(run_dir), remedy="tiny-transformer runs lists them")
-    config = load_run_config(str(run_dir / CONFIG_FILE))
+    run = RunDirectory(run_dir)
+    config = _settings_of_step(run, step)
     plan, data_dir = planning.read_plan(run_dir), config.data.data_dir
     if data_dir is None or plan is None:
         raise UserError("this run was never started", where=str(run_dir), exit_code=ExitCode.BAD_DATA)
@@ -50,7 +54,7 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
         raise UserError(f"--step {step} is not one of the run's steps, 1 to {plan.total_steps:,}", where=str(run_dir))
     quiet = config.training.model_copy(update={"eval_steps": None, "early_stopping_patience": None, "loggers": ()})
     hardware = choose_hardware(quiet.device, quiet.precision)
-    run, dataset = RunDirectory(run_dir), open_dataset(data_dir)
+    dataset = open_dataset(data_dir)
     start = Start(Request(config, run_dir.name, resume=True), run, dataset, hardware, console)
     start.load(run.newest_whole(before=step))
     pace = planning.Pace(replace(plan, is_fixed=True), quiet, None, lambda plan: None)
@@ -61,11 +65,42 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
             train(job, start.state, lambda: start.state.step >= step - 1)
     job.model.train()
     gradient = find_gradient(job, start.state)
+    _compare_with_log(run_dir, step, gradient.loss, quiet.learning_rate * pace.factor(step - 1), console)
     _show(job, start, gradient, console)
     job.optimizers.step(job.pace.factor(start.state.step))
     if (culprit := first_bad_after_update(job.model, job.optimizers)) is not None:
         console.print(f"[bold red]not finite after the update[/]: first bad tensor {culprit}", highlight=False)
     return gradient
+
+
+def _settings_of_step(run: RunDirectory, step: int) -> RunConfig:
+    """What a step was made with: a resumption may have changed config.yaml since then, but the first checkpoint after
+    the step holds the settings of the start that made it. Where data and device are now, config.yaml says."""
+    now = load_run_config(str(run.path / CONFIG_FILE))
+    after = next((checkpoint for checkpoint in run.checkpoints() if checkpoint.step >= step), None)
+    if after is None:
+        return now
+    tree: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "training": {}}
+    for key, value in load_identity(after.path).items():
+        section, _, name = key.partition(".")
+        if key in valid_keys() and section in tree:
+            tree[section][name] = value
+    tree["data"]["data_dir"] = now.data.data_dir
+    tree["training"]["device"] = now.training.device
+    return load_run_config({**tree, "out_dir": now.out_dir})
+
+
+def _compare_with_log(run_dir: Path, step: int, loss: float, learning_rate: float, console: Console) -> None:
+    """Say so when the log tells another story of this step: it was made with settings that no checkpoint holds."""
+    told = next((row for row in read_log(run_dir / "log.jsonl") if row.get("step") == step), {})
+    for name, found in (("loss", loss), ("learning_rate", learning_rate)):
+        logged = told.get(name)
+        if isinstance(logged, float) and not math.isclose(found, logged, rel_tol=SAME):
+            console.print(
+                f"[bold red]not the same step[/]: its {name} was {logged:.6g} in the log and is {found:.6g} now. It "
+                "was made with other settings, on another machine, or along another plan",
+                highlight=False,
+            )
 
 
 def _save_nothing(state: TrainState, status: str, is_best: bool) -> None:

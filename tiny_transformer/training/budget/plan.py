@@ -28,7 +28,6 @@ WSD_DECAY_FRACTION = 0.2
 # Progress at which the sample prompts are continued (see `through_time`): close together at first, where a text changes
 # most (noise, then words, then sentences), and at the end.
 SAMPLE_POINTS = (0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
-SAVE_SECONDS = 2.0  # until it is measured: one checkpoint of a laptop-sized model, hashed, synced and read back
 
 
 @dataclass(frozen=True)
@@ -241,12 +240,13 @@ def measure_seconds(
     *,
     at_least_seconds: float = 2.0,
     warm_up: int = 2,
+    least: int = 3,
 ) -> float:
-    """The median time of `work`, repeated three times or more, after a warm-up; `agree` as in `Pace`."""
+    """The median time of `work`, repeated `least` times or more, after a warm-up; `agree` as in `Pace`."""
     for _ in range(warm_up):
         work()
     times: list[float] = []
-    while agree(len(times) < 3 or (sum(times) < at_least_seconds and len(times) < 50)):
+    while agree(len(times) < least or (sum(times) < at_least_seconds and len(times) < 50)):
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)

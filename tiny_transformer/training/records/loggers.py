@@ -91,6 +91,16 @@ def flat(record: Record) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
+def check_installed(names: Iterable[str]) -> None:
+    """Refuse a run that asks for a logger which is not there.
+
+    Raises:
+        UserError: one of them is not installed.
+    """
+    for name in names:
+        needs(name)
+
+
 def needs(name: str) -> ModuleType:
     """The package of a logger.
 
