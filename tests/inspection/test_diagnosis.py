@@ -126,6 +126,17 @@ def test_a_validation_loss_that_rises_with_the_training_loss_is_not_overfitting(
     assert "overfitting" not in keys_of(both)
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(103, []), (200, ["stuck"])])
+def test_a_short_run_at_the_default_rate_is_not_told_to_look_at_its_labels(steps: int, expected: list[str]) -> None:
+    """A hundred steps of AdamW at 1e-3 end where the frequencies of the tokens are known and little else is."""
+    log = [made.log_row(step, evaluated=False) for step in range(1, steps + 1)]
+    for row in log:
+        row["loss"] = 5.4 + 3.0 * math.exp(-row["step"] / 10)
+    info = made.run_info(steps)
+    info["data"] = {**info["data"], "unigram_nats": 5.4}
+    assert [key for key in keys_of(Evidence(log, made.CONFIG, info, "finished")) if key == "stuck"] == expected
+
+
 def test_speed_is_judged_by_what_lasts() -> None:
     assert keys_of(evidence(tokens_per_second=lambda i: 9000.0 if i < 70 else 4000.0)) == ["slowed down"]
     assert keys_of(evidence(tokens_per_second=lambda i: 9000.0 if i % 10 else 1000.0)) == []

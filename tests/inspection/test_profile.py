@@ -21,7 +21,7 @@ from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.inspection.accounting import Ledger, count_generation, count_parameters, count_step
-from tiny_transformer.inspection.profile import find_vocab_size, measure_machine, unseen_products
+from tiny_transformer.inspection.profile import _length, find_vocab_size, measure_machine, unseen_products
 from tiny_transformer.inspection.profile_page import duration, quantity, size
 from tiny_transformer.models import build_model, empty_model
 from tiny_transformer.training.losses import language_modelling_loss
@@ -328,3 +328,13 @@ def test_a_wrong_config_is_told_before_torch_is_imported() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2 and "hidden_size" in result.stderr
+
+
+def test_the_length_of_a_run_is_that_of_the_key_that_ends_first() -> None:
+    def length(*overrides: str) -> tuple[int, str]:
+        return _length(load_run_config(None, ["micro_batch_size=4", "seq_len=64", *overrides]), 0.5)
+
+    assert length() == (1000, "steps 1,000, the default")
+    assert length("max_tokens=5000") == (20, "max_tokens 5,000")  # 19.5 steps of 256 tokens
+    assert length("max_tokens=5000", "steps=12") == (12, "steps 12")
+    assert length("max_tokens=5000", "max_train_minutes=0.1") == (12, "max_train_minutes 0.1")

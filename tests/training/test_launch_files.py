@@ -72,3 +72,17 @@ def test_a_stopped_run_is_continued_by_the_next_start(repository: Path) -> None:
         assert not line.startswith("#SBATCH") or re.fullmatch(r"#SBATCH --[a-z-]+(=\S+)?", line), line
     sky = yaml.safe_load((repository / "configs/launch/skypilot.yaml").read_text())
     assert sky["envs"]["OUT_DIR"].startswith(next(iter(sky["file_mounts"]))), "the run must outlive its machines"
+
+
+def test_rented_machines_prepare_their_data_before_their_processes_start(repository: Path) -> None:
+    """Each machine once, as the config says, with what reading from the hub needs; data/ is not uploaded."""
+    sky = yaml.safe_load((repository / "configs/launch/skypilot.yaml").read_text())
+    assert "'.[hub]'" in sky["setup"]
+    lines = sky["run"].splitlines()
+    (number,) = (i for i, line in enumerate(lines) if "-m tiny_transformer prepare" in line)
+    assert number < next(i for i, line in enumerate(lines) if "torchrun" in line)
+    words = shlex.split(lines[number].partition(" prepare ")[2])
+    named = {key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+    data = load_run_config(str(repository / sky["envs"]["CONFIG"])).data
+    names = {"source": data.source, "out_dir": data.data_dir, "seq_len": data.seq_len, "max_bytes": data.max_bytes}
+    assert named == {key: str(value) for key, value in {**names, "vocab_size": data.vocab_size}.items()}

@@ -30,6 +30,9 @@ STILL_FALLING = 0.01  # of the loss, over the last quarter of the run
 # Any context lowers the loss clearly below that of single tokens: in English the letter before is worth a fifth of it.
 STUCK = 0.03
 MIN_STEPS = 50  # before that a loss may well be where it began
+# A healthy small model first learns how often each token occurs, and may stand there, its rate already falling, when a
+# run of the default 1e-3 ends after a hundred steps.
+MIN_STEPS_FOR_CONTEXT = 120
 SILENT_GRADIENT = 1e-7  # of the loudest part's: below it float32 loses it in the sum of squares
 # Clipping is for single steps. Where even the usual gradient is twice the limit, nearly each step is cut, and the
 # length of the gradient means nothing any more.
@@ -101,7 +104,7 @@ def rate_too_low(e: Evidence) -> Finding | None:
     return Finding(
         "rate too low",
         f"The learning rate is too low: all {count(steps[-1])} updates together moved the layers' weights by at most "
-        f"{moved:.1%} of their size, and the loss was still at {loss(smooth[-1])}.",
+        f"{100 * moved:.1g}% of their size, and the loss was still at {loss(smooth[-1])}.",
         "Try ten times the learning rate.",
     )
 
@@ -109,7 +112,7 @@ def rate_too_low(e: Evidence) -> Finding | None:
 def stuck(e: Evidence) -> Finding | None:
     """The loss stayed where a model is that does not read what stands before a token."""
     level = _stuck_level(e)
-    if level is None or _is_falling(e):
+    if level is None or _is_falling(e) or e.loss[0][-1] < MIN_STEPS_FOR_CONTEXT:
         return None
     name, nats = level
     return Finding(

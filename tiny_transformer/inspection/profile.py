@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -263,17 +264,21 @@ def _cache_bytes_per_token(config: ModelConfig) -> int:
 
 
 def _length(config: RunConfig, step_seconds: float) -> tuple[int, str]:
-    """Steps of the whole run, and which key asks for them."""
+    """Steps of the whole run, and which key asks for them: of several the one that ends first."""
+    from tiny_transformer.training.announce import tokens_per_step
     from tiny_transformer.training.budget.plan import DEFAULT_STEPS
 
-    training = config.training
+    training, choices = config.training, []
+    if training.steps is not None:
+        choices.append((training.steps, f"steps {training.steps:,}"))
+    if training.max_tokens is not None:
+        steps = math.ceil(training.max_tokens / tokens_per_step(config))
+        choices.append((steps, f"max_tokens {training.max_tokens:,}"))
     if training.max_train_minutes is not None:
         fitting = max(1, int(60 * training.max_train_minutes / step_seconds))
-        if training.steps is None or fitting < training.steps:
-            return fitting, f"max_train_minutes {training.max_train_minutes:g}"
-    if training.steps is not None:
-        return training.steps, f"steps {training.steps:,}"
-    return DEFAULT_STEPS, f"steps {DEFAULT_STEPS:,}, the default"
+        choices.append((fitting, f"max_train_minutes {training.max_train_minutes:g}"))
+    default = (DEFAULT_STEPS, f"steps {DEFAULT_STEPS:,}, the default")
+    return min(choices, key=lambda choice: choice[0], default=default)
 
 
 def _in_words(config: ModelConfig) -> str:

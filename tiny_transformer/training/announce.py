@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.schema import RunConfig, TrainingConfig
 from tiny_transformer.data.shards import Dataset
 from tiny_transformer.training.budget.plan import Plan
 
@@ -34,7 +34,7 @@ def announce(
         "data": f"{meta.source}, {meta.train.num_tokens:,} tokens ({dataset.tokenizer.name}, "
         f"{dataset.tokenizer.vocab_size:,} words); this run sees {seen:.2f} times that",
         "plan": f"{plan.reason}; {tokens:,} tokens a step",
-        "rate": f"{training.optimizer}, {plan.warmup_steps} steps warm-up, {training.schedule} decay",
+        "rate": rate_in_words(plan, training),
         "device": device,
         "run": str(run),
     }
@@ -51,6 +51,17 @@ def announce(
             "(the plan is corrected in the first third of the run)",
             highlight=False,
         )
+
+
+def rate_in_words(plan: Plan, training: TrainingConfig) -> str:
+    """What moves the weights, and what of the config it does not follow."""
+    asked, warmup = training.warmup_steps, f"{plan.warmup_steps} steps warm-up"
+    if asked is not None and asked > plan.warmup_steps:
+        warmup += f" (half the run: not the {asked:,} asked for)"
+    unused = training.optimizer != "muon" and "muon_learning_rate" in training.model_fields_set
+    is_other = training.muon_learning_rate != type(training).model_fields["muon_learning_rate"].default
+    note = "; muon_learning_rate says nothing without optimizer=muon" if unused and is_other else ""
+    return f"{training.optimizer}, {warmup}, {training.schedule} decay{note}"
 
 
 def _heads(model: Any) -> str:
