@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from run_helpers import tiny_request
+from run_helpers import run_tiny, tiny_request
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.shards import open_dataset
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.inspection.page_findings import time_section
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
 from tiny_transformer.training import state as training_state
@@ -152,3 +153,10 @@ def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(
     assert 0.5 <= speed.save < 1.5
     assert 0 < speed.step < 0.5 and speed.evaluation > 0
     assert not list(run.path.iterdir())
+
+
+def test_the_time_of_planning_has_a_name_of_its_own(tiny_data: Path, tmp_path: Path) -> None:
+    state = run_tiny(tiny_data, tmp_path / "r", steps=3, max_train_minutes=0.02).state
+    assert 0.5 < state.seconds["planning"] < state.elapsed_seconds  # evaluations alone are timed for half a second
+    assert "timing steps to plan the run" in time_section(state.seconds, state.elapsed_seconds)
+    assert "planning" not in run_tiny(tiny_data, tmp_path / "counted", steps=3).state.seconds

@@ -16,6 +16,7 @@ KINDS = {
     "saves": "saving",
     "samples": "samples",
     "logging": "logging",
+    "planning": "timing steps to plan the run",
 }
 
 

@@ -245,7 +245,9 @@ class Start:
         if training.max_train_minutes is not None and (plan is None or not plan.is_fixed):
             self.console.print("[dim]timing a few steps to plan the run[/]")
             speed = measure_speed(self)
-            self.state.elapsed_seconds += self.processes.first(time.monotonic() - begun)
+            spent = self.processes.first(time.monotonic() - begun)
+            self.state.elapsed_seconds += spent
+            self.state.spend("planning", spent)
         if plan is None and speed is not None:
             plan = planning.plan_for_minutes(training, tokens_per_step(self.config), self.state, speed)
         elif plan is None:

@@ -41,7 +41,8 @@ class TrainState:
         steps_at_loss_scale: steps without overflow since it changed.
         metrics: the last training loss and validation figures.
         seconds: where the time went, over all starts: `steps` (and of these `data`, `forward_backward` and
-            `optimizer`), `evaluations`, `samples`, `logging` and `saves`. Each ends with a figure that the host waits
+            `optimizer`), `evaluations`, `samples`, `logging`, `saves` and `planning`.
+            Each ends with a figure that the host waits
             for (loss, gradient norm, whether the weights are finite), so a GPU's time is counted where it was asked
             for; only copies of batches to it are not waited for, and count as `forward_backward`.
         counts: how often, for what is planned by its mean: `evaluations`, `samples` and `saves`.
