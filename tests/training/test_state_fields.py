@@ -79,7 +79,7 @@ ROWS: dict[str, tuple[str, Edit, dict[str, Any]]] = {
     "metrics.val_bits_per_byte": (COUNTERS, counter("metrics.val_bits_per_byte", 9.0), {"eval_steps": 5}),
     **{
         f"seconds.{kind}": (COUNTERS, counter(f"seconds.{kind}", 0.0 if kind == "steps" else 1.0), MINUTES)
-        for kind in ("steps", "data", "forward_backward", "optimizer", "logging")
+        for kind in ("steps", "data", "forward_backward", "optimizer", "logging", "planning")
     },
     **{
         f"{table}.{kind}": (COUNTERS, counter(f"{table}.{kind}", value), MINUTES)
