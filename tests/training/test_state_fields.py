@@ -32,7 +32,7 @@ from tiny_transformer.training.state import TrainState
 
 Edit = Callable[[Any], Any]
 WEIGHTS, OPTIMIZER, COUNTERS = "model.safetensors", "trainer_state/optimizer.safetensors", "trainer_state/state.json"
-MINUTES = {"max_train_minutes": 0.03, "steps": None}
+MINUTES = {"max_train_minutes": 0.06, "steps": None}
 PATIENCE = {"early_stopping_patience": 4, "eval_steps": 1}
 
 
@@ -114,7 +114,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same readings of the clock in every run, losses that first fall and then rise, and fp16 on the CPU."""
-    monkeypatch.setattr(planning, "measure_seconds", lambda *_, **__: 0.02)
+    monkeypatch.setattr(stage, "measure_speed", lambda start: planning.Speed(0.02, 0.02, 0.02, 0.02))
     monkeypatch.setattr(stage.Start, "split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 4), 1, 1))
     choose = stage.choose_hardware
     half = Hardware(torch.device("cpu"), torch.float16)
@@ -126,7 +126,7 @@ def start(data_dir: Path, run_dir: Path, *, resume: bool, stop_at: int | None = 
     """One start of the run; everything about it that can be seen."""
     with pytest.MonkeyPatch.context() as patch:
         inner, clock, screen = loop.train, Clock(), io.StringIO()
-        for module in (loop, gradient, train_state):
+        for module in (loop, gradient, train_state, stage):
             patch.setattr(module, "time", types.SimpleNamespace(monotonic=clock.monotonic))
         if stop_at is not None:
             patch.setattr(stage, "train", lambda job, state, _: inner(job, state, lambda: state.step >= stop_at))
