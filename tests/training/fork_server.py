@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ class ForkServer:
     def signal(self, pid: int, number: int) -> None:
         """Send a signal, unless the command has ended."""
         if self._status is None:
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # it has just ended, and its status is on the way
+                os.kill(pid, number)
 
     def wait(self) -> int:
         """The exit code of the command, negative for the signal that ended it."""
