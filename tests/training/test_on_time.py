@@ -157,6 +157,6 @@ def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(
 
 def test_the_time_of_planning_has_a_name_of_its_own(tiny_data: Path, tmp_path: Path) -> None:
     state = run_tiny(tiny_data, tmp_path / "r", steps=3, max_train_minutes=0.02).state
-    assert 0.5 < state.seconds["planning"] < state.elapsed_seconds  # evaluations alone are timed for half a second
+    assert 0.05 < state.seconds["planning"] < state.elapsed_seconds
     assert "timing steps to plan the run" in time_section(state.seconds, state.elapsed_seconds)
     assert "planning" not in run_tiny(tiny_data, tmp_path / "counted", steps=3).state.seconds
