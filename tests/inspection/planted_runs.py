@@ -152,8 +152,8 @@ FAULTS = {
     "evaluates all the time": Recipe("overhead", {"eval_steps": 1, "steps": 20}),
     "saves all the time": Recipe(
         "overhead",
-        {"save_steps": 1, "eval_steps": None, "steps": 40},
-        also=frozenset({"slowed down"}),
+        {"save_steps": 1, "eval_steps": None, "steps": 160, "micro_batch_size": 2},
+        also=frozenset({"slowed down", "batch too small"}),
         waits_for_the_disk=True,
     ),
     "eight tokens a step": Recipe("batch too small", {"micro_batch_size": 1, "eval_steps": None}, seq_len=8),
