@@ -224,7 +224,7 @@ def meta(directory: Path, rng: random.Random) -> None:
 # What must have been entered many times: the function behind the first checks, where it is looked up.
 BEHIND_THE_DOOR = {
     "config.json": "tiny_transformer.models.checkpoint.empty_model",
-    "safetensors": "tiny_transformer.models.checkpoint.safe_open",
+    "safetensors": "tiny_transformer.models.safetensors_header._span",
     "index": "tiny_transformer.models.checkpoint._open",
     "generation_config.json": "tiny_transformer.models.config_file.read_json",
     "tokenizer.json": "tiny_transformer.tokenizers.tokenizer._build_backend",
@@ -283,6 +283,6 @@ def test_a_thousand_spoilt_files_are_opened_or_refused(target, tmp_path, monkeyp
         slowest = max(slowest, time.process_time() - started)
     assert refused > EACH // 4, (opened_ids, refused)
     assert slowest < 1
-    assert entered.call_count > EACH // 50  # the doors are strict: of spoilt safetensors files 3 in 100 come so far
+    assert entered.call_count > EACH // 20
     size = sum(path.stat().st_size for path in (tmp_path / "good").iterdir()) // 1024
     assert peak_kib() - memory < 64 * 1024 + 4 * size  # over all of them, so over each

@@ -46,6 +46,7 @@ class ForkServer:
         pid = self._answer()["pid"]
         answer = self._answer()
         self._status: int | None = answer.get("status")
+        self.processor_seconds: float = answer.get("processor_seconds", 0.0)
         return pid
 
     def signal(self, pid: int, number: int) -> None:
@@ -57,7 +58,8 @@ class ForkServer:
     def wait(self) -> int:
         """The exit code of the command, negative for the signal that ended it."""
         if self._status is None:
-            self._status = self._answer()["status"]
+            answer = self._answer()
+            self._status, self.processor_seconds = answer["status"], answer["processor_seconds"]
         return os.waitstatus_to_exitcode(self._status)
 
     def close(self) -> None:
@@ -134,8 +136,8 @@ def serve() -> None:
         if os.read(reading, 1):
             print(json.dumps({"reached": True}), flush=True)
         os.close(reading)
-        _, status = os.waitpid(pid, 0)
-        print(json.dumps({"status": status}), flush=True)
+        _, status, used = os.wait4(pid, 0)
+        print(json.dumps({"status": status, "processor_seconds": used.ru_utime + used.ru_stime}), flush=True)
 
 
 if __name__ == "__main__":

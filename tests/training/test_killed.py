@@ -104,6 +104,15 @@ class Lives:
         self.judge(code)
 
 
+def processor_seconds(pid: int) -> float | None:
+    """What a process has used so far; None when it has ended, or where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def complete_lines(run_dir: Path) -> list[dict[str, object]]:
     """The log's records; a torn last line is not one."""
     path = run_dir / "log.jsonl"
@@ -149,6 +158,7 @@ def test_asked_to_stop_a_run_saves_within_a_step_and_leaves(
     """
     lives = Lives(tmp_path, tiny_data, server, random.Random(SEED))
     longest = {"stop": 0.0, "second": 0.0}
+    busiest = 0.0  # after a second signal, in seconds of a processor: a busy machine may wake the run late
     for count in range(NUM_STOPS):
         phase, number = PHASES[count % len(PHASES)], lives.rng.choice(STOP_SIGNALS)
         pid = lives.live_until(phase)
@@ -159,9 +169,12 @@ def test_asked_to_stop_a_run_saves_within_a_step_and_leaves(
         asked, kind = time.monotonic(), "stop"
         if count % 3 == 2:
             time.sleep(lives.rng.uniform(0, 0.01))
+            used = processor_seconds(pid)
             server.signal(pid, lives.rng.choice(STOP_SIGNALS))
             asked, kind = time.monotonic(), "second"
         code = server.wait()
+        if kind == "second" and used is not None:
+            busiest = max(busiest, server.processor_seconds - used)
         longest[kind] = max(longest[kind], time.monotonic() - asked)
         newest, _ = RunDirectory(lives.run).newest_whole()
         after = len(complete_lines(lives.run))
@@ -177,7 +190,7 @@ def test_asked_to_stop_a_run_saves_within_a_step_and_leaves(
         lives.tally[f"{phase} {code}"] += 1
         lives.judge(code)
     lives.finish()
-    assert longest["stop"] < 30 and longest["second"] < 5  # the promise is 1 s; a busy machine may wake us late
+    assert longest["stop"] < 30 and longest["second"] < 5 and busiest < 1.0
     print(f"seed {SEED}: {dict(lives.tally)}, {lives.num_runs - 1} runs, longest {longest}")
 
 

@@ -23,6 +23,7 @@ from tiny_transformer.hardware import Hardware
 from tiny_transformer.inspection.page_findings import time_section
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
+from tiny_transformer.training import pretrain as stage
 from tiny_transformer.training import state as training_state
 from tiny_transformer.training.budget.plan import Pace, Plan, Speed, plan_for_minutes, read_plan
 from tiny_transformer.training.budget.timing import measure_speed
@@ -155,8 +156,11 @@ def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(
     assert not list(run.path.iterdir())
 
 
-def test_the_time_of_planning_has_a_name_of_its_own(tiny_data: Path, tmp_path: Path) -> None:
+def test_the_time_of_planning_has_a_name_of_its_own(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "measure_speed", lambda start: time.sleep(0.5) or measure_speed(start))
     state = run_tiny(tiny_data, tmp_path / "r", steps=3, max_train_minutes=0.02).state
-    assert 0.05 < state.seconds["planning"] < state.elapsed_seconds
+    assert 0.5 < state.seconds["planning"] < state.elapsed_seconds
     assert "timing steps to plan the run" in time_section(state.seconds, state.elapsed_seconds)
     assert "planning" not in run_tiny(tiny_data, tmp_path / "counted", steps=3).state.seconds
