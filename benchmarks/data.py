@@ -26,9 +26,9 @@ from machine import CORES, keep, machine
 
 from tiny_transformer.data.batches import Batches
 from tiny_transformer.data.meta import BLOCK_BYTES, SplitMeta
-from tiny_transformer.data.prepare import prepare
-from tiny_transformer.data.shards import TokenFile
-from tiny_transformer.data.sources import open_source
+from tiny_transformer.data.prepare.command import prepare
+from tiny_transformer.data.prepare.sources import open_source
+from tiny_transformer.data.token_file import TokenFile
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 from tiny_transformer.tokenizers.fast import pattern_of, ranks_of
 

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tiny_transformer.data.batches import Batches, evaluation_batches
-from tiny_transformer.data.shards import Dataset, open_dataset
+from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.evaluation.loss import evaluate_split
 from tiny_transformer.hardware import Hardware, choose_hardware, keep_freed_memory
 from tiny_transformer.models import load_model

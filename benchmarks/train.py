@@ -226,14 +226,14 @@ def our_steps(
     from rich.console import Console
 
     from tiny_transformer.config.load import load_run_config
-    from tiny_transformer.data.prepare import prepare
-    from tiny_transformer.data.shards import open_dataset
+    from tiny_transformer.data.prepare.command import prepare
+    from tiny_transformer.data.token_file import open_dataset
     from tiny_transformer.hardware import choose_hardware, keep_freed_memory
+    from tiny_transformer.stages.launch import Request
+    from tiny_transformer.stages.run import Start
     from tiny_transformer.storage import RunDirectory
-    from tiny_transformer.training.budget.plan import Pace, plan_for_counts
     from tiny_transformer.training.loop import train
-    from tiny_transformer.training.pretrain import Start
-    from tiny_transformer.training.setup import Request
+    from tiny_transformer.training.plan import Pace, plan_for_counts
 
     keep_freed_memory()
     prepare("stories", out_dir=scratch / "data", tokenizer="byte", max_bytes=3_000_000, seq_len=shape.seq_len)

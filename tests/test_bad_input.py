@@ -316,7 +316,7 @@ def test_a_bug_of_ours_is_told_apart_from_a_mistake(
     def broken(*paths: Path) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("tiny_transformer.inspection.runs.list_runs", broken)
+    monkeypatch.setattr("tiny_transformer.reports.runs_table.list_runs", broken)
     assert run(["runs"]) == ExitCode.INTERNAL
     message = capsys.readouterr().err
     assert "ZeroDivisionError: ours" in message

@@ -19,11 +19,11 @@ from make_attacks import ATTACKS, OUTSIDE, write_attack
 from peak_memory import peak_kib
 from rich.console import Console
 
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.command import run_import
-from tiny_transformer.interop.foreign import kind_of
-from tiny_transformer.interop.gguf_import import import_gguf
+from tiny_transformer.interop.detect import kind_of
+from tiny_transformer.interop.gguf.importing import import_gguf
 from tiny_transformer.interop.llama2c import import_llama2c
 from tiny_transformer.models import end_token_ids, load_model
 from tiny_transformer.storage import verify

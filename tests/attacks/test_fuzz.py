@@ -22,8 +22,8 @@ from peak_memory import peak_kib
 
 from tiny_transformer.data.meta import Meta, SplitMeta, read_meta
 from tiny_transformer.errors import UserError
-from tiny_transformer.interop.foreign import kind_of
-from tiny_transformer.interop.gguf_import import import_gguf
+from tiny_transformer.interop.detect import kind_of
+from tiny_transformer.interop.gguf.importing import import_gguf
 from tiny_transformer.interop.llama2c import import_llama2c
 from tiny_transformer.models import end_token_ids, load_model
 from tiny_transformer.storage import Manifest, verify
@@ -231,8 +231,8 @@ BEHIND_THE_DOOR = {
     "tokenizer_config.json": "tiny_transformer.tokenizers.tokenizer._build_backend",
     "llama2c model": "tiny_transformer.interop.llama2c._read_header",
     "llama2c tokenizer": "tiny_transformer.interop.llama2c.load_llama2c_tokenizer",
-    "gguf": "tiny_transformer.interop.gguf_import.tokenizer_from_gguf",
-    "import": "tiny_transformer.interop.foreign._pickled",
+    "gguf": "tiny_transformer.interop.gguf.importing.tokenizer_from_gguf",
+    "import": "tiny_transformer.interop.detect._pickled",
     "manifest.json": "tiny_transformer.storage.manifest.is_safe_name",
     "meta.json": "tiny_transformer.data.meta.checked",
 }

@@ -36,7 +36,7 @@ SWITCHES = ("shell", "trust_remote_code", "allow_pickle")
 POSITIONS = {"subprocess.run": 1, "subprocess.Popen": 1, "subprocess.call": 1, "subprocess.check_call": 1}
 POSITIONS |= {"subprocess.check_output": 1, "numpy.save": 2}
 # `needs` of the loggers, whose callers give it plain names.
-ALLOWED = {("tiny_transformer/training/records/loggers.py", "imports a module by a name that is not plain")}
+ALLOWED = {("tiny_transformer/training/loggers.py", "imports a module by a name that is not plain")}
 IMPORTERS = ("importlib.import_module", "importlib.__import__")
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny_transformer.data.batches import IGNORE_INDEX, Batch, Batches, evaluation_batches
-from tiny_transformer.data.shards import TokenFile
+from tiny_transformer.data.token_file import TokenFile
 from tiny_transformer.errors import UserError
 
 

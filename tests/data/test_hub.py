@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from tiny_transformer.data import hub
-from tiny_transformer.data.sources import open_source
+from tiny_transformer.data.prepare import hub
+from tiny_transformer.data.prepare.sources import open_source
 from tiny_transformer.errors import ExitCode, UserError
 
 ARTICLES = ["Intro of one.\n\nIts body.", "Intro of two,\nstill the intro.\n\nMore.\n\nAnd more.", "Only an intro."]

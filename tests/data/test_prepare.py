@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiny_transformer.data import encode as encode_module
-from tiny_transformer.data import prepare as prepare_module
 from tiny_transformer.data.batches import Batches
-from tiny_transformer.data.gather import Gathering, Split
 from tiny_transformer.data.meta import read_meta
-from tiny_transformer.data.prepare import is_prepared, prepare, prepare_with_progress
-from tiny_transformer.data.shards import open_dataset
-from tiny_transformer.data.sources import Document, Source, open_source
+from tiny_transformer.data.prepare import command as prepare_module
+from tiny_transformer.data.prepare import encode as encode_module
+from tiny_transformer.data.prepare.command import is_prepared, prepare, prepare_with_progress
+from tiny_transformer.data.prepare.gather import Gathering, Split
+from tiny_transformer.data.prepare.sources import Document, Source, open_source
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunLock, verify
 from tiny_transformer.tokenizers import make_tokenizer

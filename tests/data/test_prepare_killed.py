@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tiny_transformer.data import encode as encode_module
-from tiny_transformer.data import prepare as prepare_module
-from tiny_transformer.data.prepare import is_prepared, prepare
-from tiny_transformer.data.shards import open_dataset
-from tiny_transformer.data.sources import Document, Source
+from tiny_transformer.data.prepare import command as prepare_module
+from tiny_transformer.data.prepare import encode as encode_module
+from tiny_transformer.data.prepare.command import is_prepared, prepare
+from tiny_transformer.data.prepare.sources import Document, Source
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.tokenizers import Tokenizer
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tiny_transformer.data.meta import BLOCK_BYTES, read_meta
-from tiny_transformer.data.prepare import prepare
-from tiny_transformer.data.shards import TokenFile, open_dataset, open_token_files
+from tiny_transformer.data.prepare.command import prepare
+from tiny_transformer.data.token_file import TokenFile, open_dataset, open_token_files
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.tokenizers import make_tokenizer
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tiny_transformer.data import files
-from tiny_transformer.data.files import MAX_DOCUMENT_CHARS, PIECE_CHARS, find_files, read_documents
-from tiny_transformer.data.sources import STORIES_DEFAULT_BYTES, open_source
+from tiny_transformer.data.prepare import files
+from tiny_transformer.data.prepare.files import MAX_DOCUMENT_CHARS, PIECE_CHARS, find_files, read_documents
+from tiny_transformer.data.prepare.sources import STORIES_DEFAULT_BYTES, open_source
 from tiny_transformer.errors import ExitCode, UserError
 
 TEXTS = ["One.\nTwo ✓", "  Three\n\nparagraphs", "Four"]

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from small_corpus import MANY, PLAIN, Oracle
 
-from tiny_transformer.data.shards import Dataset
+from tiny_transformer.data.token_file import Dataset
 
 
 @pytest.fixture(autouse=True, scope="session")

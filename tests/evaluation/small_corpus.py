@@ -12,13 +12,13 @@ from torch import nn
 
 from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.data.batches import Batches
-from tiny_transformer.data.prepare import prepare
-from tiny_transformer.data.shards import Dataset, TokenFile, open_dataset
-from tiny_transformer.data.sources import STORIES, Document, Source
+from tiny_transformer.data.prepare.command import prepare
+from tiny_transformer.data.prepare.sources import STORIES, Document, Source
 from tiny_transformer.data.stories.parser import Parser
 from tiny_transformer.data.stories.sampler import Sampler, available
 from tiny_transformer.data.stories.template import Alternatives, Draw, Literal, Node, Reader, Reference
 from tiny_transformer.data.stories.words.build import nouns, people
+from tiny_transformer.data.token_file import Dataset, TokenFile, open_dataset
 from tiny_transformer.evaluation.stories import Reading, ToldStory
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model

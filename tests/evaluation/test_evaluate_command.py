@@ -15,13 +15,13 @@ from rich.console import Console
 from small_corpus import MANY
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.data.prepare import prepare
+from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation import loss as loss_module
 from tiny_transformer.evaluation import stories as stories_module
 from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
-from tiny_transformer.training.pretrain import Outcome, pretrain
-from tiny_transformer.training.setup import Request
+from tiny_transformer.stages.launch import Request
+from tiny_transformer.stages.run import Outcome, pretrain
 
 SMALL = {
     "model": {

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from tiny_transformer.data.batches import evaluation_batches
 from tiny_transformer.data.packing import IGNORE_INDEX, Concatenated, Example
-from tiny_transformer.data.shards import Dataset
 from tiny_transformer.data.stories.analysis import entropy
+from tiny_transformer.data.token_file import Dataset
 from tiny_transformer.evaluation.floor import FloorCheck, check_split, check_texts
 from tiny_transformer.evaluation.loss import evaluate_split
 from tiny_transformer.evaluation.skills import measure_skills

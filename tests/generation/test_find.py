@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.generation.find import find_checkpoint
+from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.storage import RunDirectory
 
 
@@ -177,7 +177,7 @@ def test_config_without_weights_is_half_written(tmp_path):
 
 
 def test_finding_a_checkpoint_imports_no_torch():
-    code = "import sys, tiny_transformer.generation.find; sys.exit('torch' in sys.modules)"
+    code = "import sys, tiny_transformer.models.find; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from tiny_transformer.generation.engine import generate_without_cache
-from tiny_transformer.generation.find import find_checkpoint
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import TextRow, complete, encode_prompt, stream
 from tiny_transformer.interop.llama2c import import_llama2c
 from tiny_transformer.models import load_model
+from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.tokenizers import load_tokenizer
 
 PROMPT = "Once upon a time"

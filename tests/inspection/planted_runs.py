@@ -15,10 +15,11 @@ from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.data import batches
-from tiny_transformer.data.prepare import prepare
-from tiny_transformer.training import loop, pretrain
+from tiny_transformer.data.prepare.command import prepare
+from tiny_transformer.stages import run as pretrain
+from tiny_transformer.stages.launch import Request
+from tiny_transformer.training import loop
 from tiny_transformer.training.losses import language_modelling_loss
-from tiny_transformer.training.setup import Request
 
 MODEL = {
     "hidden_size": 32,

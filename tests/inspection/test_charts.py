@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tiny_transformer.inspection.charts import charts, column, smoothed, thinned
+from tiny_transformer.reports.charts import charts, column, smoothed, thinned
 
 
 def test_smoothed_equals_the_mean_of_the_neighbours() -> None:

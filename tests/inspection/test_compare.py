@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from tiny_transformer.cli import app
 from tiny_transformer.errors import UserError
-from tiny_transformer.inspection.compare import MAX_RUNS, differences, overlay, unique_names, write_comparison
-from tiny_transformer.inspection.run_files import read_run
+from tiny_transformer.reports.compare import MAX_RUNS, differences, overlay, unique_names, write_comparison
+from tiny_transformer.reports.run_reader import read_run
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ import pytest
 from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.inspection.diagnosis import diagnose, diagnose_run
-from tiny_transformer.inspection.evidence import Evidence, Finding
-from tiny_transformer.inspection.learning_checks import always_clipped
-from tiny_transformer.inspection.page_findings import diagnosis_section
-from tiny_transformer.inspection.run_files import read_run
-from tiny_transformer.training.finish import finish
-from tiny_transformer.training.pretrain import pretrain
-from tiny_transformer.training.setup import Request
+from tiny_transformer.reports.diagnosis.diagnose import diagnose, diagnose_run
+from tiny_transformer.reports.diagnosis.evidence import Evidence, Finding
+from tiny_transformer.reports.diagnosis.learning import always_clipped
+from tiny_transformer.reports.page_findings import diagnosis_section
+from tiny_transformer.reports.run_reader import read_run
+from tiny_transformer.stages.launch import Request
+from tiny_transformer.stages.run import pretrain
+from tiny_transformer.stages.summary import finish
 
 # What the sentence about each planted fault must say.
 WORDS = {

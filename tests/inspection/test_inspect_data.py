@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from tiny_transformer.data.packing import BestFit, Concatenated
-from tiny_transformer.data.prepare import prepare
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.data.prepare.command import prepare
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.inspection.tokens import (
     BORDER,

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import made_up_run as made
 import pytest
 
-from tiny_transformer.inspection.loss_picture import BOTTOM, LEFT, RIGHT, TOP, loss_svg
-from tiny_transformer.inspection.report import write_report
+from tiny_transformer.reports.loss_svg import BOTTOM, LEFT, RIGHT, TOP, loss_svg
+from tiny_transformer.reports.report import write_report
 
 LOG = [made.log_row(step, evaluated=step % 200 == 0) for step in range(10, 2001, 10)]
 

@@ -19,10 +19,10 @@ from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.costs.accounting import Ledger, count_generation, count_parameters, count_step
+from tiny_transformer.costs.profile import _length, find_vocab_size, measure_machine, unseen_products
+from tiny_transformer.costs.profile_tables import duration, quantity, size
 from tiny_transformer.hardware import choose_hardware
-from tiny_transformer.inspection.accounting import Ledger, count_generation, count_parameters, count_step
-from tiny_transformer.inspection.profile import _length, find_vocab_size, measure_machine, unseen_products
-from tiny_transformer.inspection.profile_page import duration, quantity, size
 from tiny_transformer.models import build_model, empty_model
 from tiny_transformer.training.losses import language_modelling_loss
 
@@ -284,7 +284,7 @@ def test_llama_cpp_is_told_with_the_configs_tokenizer(
 def test_an_unsteady_machine_is_told(
     unsteadiness: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tiny_transformer.inspection.profile.measure_machine", lambda _: (1e11, 1e10, unsteadiness))
+    monkeypatch.setattr("tiny_transformer.costs.profile.measure_machine", lambda _: (1e11, 1e10, unsteadiness))
     assert run(["profile", *SMALL]) == 0
     page = " ".join(capsys.readouterr().out.split())
     assert ("the middle try took 2.5 times as long as the fastest" in page) == (unsteadiness == 2.5)
@@ -292,7 +292,7 @@ def test_an_unsteady_machine_is_told(
 
 def test_unsteadiness_is_the_middle_try_beside_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = iter([[2.0, 1.0, 3.0], [1.0, 1.1, 1.2, 1.0, 1.3]])
-    monkeypatch.setattr("tiny_transformer.inspection.profile._tries", lambda *_: next(tries))
+    monkeypatch.setattr("tiny_transformer.costs.profile._tries", lambda *_: next(tries))
     products, copies, unsteadiness = measure_machine(choose_hardware("cpu", "fp32"))
     assert (products, copies, unsteadiness) == (2 * 1024**3, 2 * 2**26, 2.0)
 
@@ -309,7 +309,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
 def test_overrides_are_read_with_and_without_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
-        "tiny_transformer.inspection.profile.run_profile",
+        "tiny_transformer.costs.profile.run_profile",
         lambda config, overrides, **_: asked.append((config, overrides)),
     )
     for words in ("--model.vocab_size 96 steps=7", "tiny vocab_size=96 --steps 7", "--config tiny --hidden-size 40"):

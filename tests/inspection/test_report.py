@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.inspection.charts import Chart
-from tiny_transformer.inspection.page import chart_section
-from tiny_transformer.inspection.report import write_report
+from tiny_transformer.reports.charts import Chart
+from tiny_transformer.reports.page import chart_section
+from tiny_transformer.reports.report import write_report
 
 
 class Page(HTMLParser):

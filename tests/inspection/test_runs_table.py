@@ -12,7 +12,7 @@ import made_up_run as made
 import pytest
 from rich.console import Console
 
-from tiny_transformer.inspection.runs import RunSummary, list_runs, print_runs
+from tiny_transformer.reports.runs_table import RunSummary, list_runs, print_runs
 from tiny_transformer.storage import RunDirectory
 
 SAVED = 1_795_257_000  # 2026-11-21T10:30:00Z, the `saved_at` of every made-up checkpoint
@@ -170,10 +170,10 @@ def test_listing_and_reporting_import_no_torch(tmp_path: Path) -> None:
     made.make_run(tmp_path, "demo")
     code = (
         "import io, sys, json; from pathlib import Path; from rich.console import Console\n"
-        "from tiny_transformer.inspection.runs import list_runs, print_runs\n"
+        "from tiny_transformer.reports.runs_table import list_runs, print_runs\n"
         f"print_runs(Console(file=io.StringIO()), list_runs(Path({str(tmp_path)!r})))\n"
         "print(json.dumps([m for m in ('torch', 'numpy', 'plotly', 'yaml') if m in sys.modules]))\n"
-        "from tiny_transformer.inspection.report import write_report\n"
+        "from tiny_transformer.reports.report import write_report\n"
         f"write_report(Path({str(tmp_path / 'demo')!r}))\n"
         "print(json.dumps('torch' in sys.modules))\n"
     )

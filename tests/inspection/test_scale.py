@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tiny_transformer.config.load import load_run_config
+from tiny_transformer.costs.scale import ModelCost, count_model, gpu_memory, sent_bytes
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.inspection.scale import ModelCost, count_model, gpu_memory, sent_bytes
 
 BATCH, SEQ_LEN, GPUS, FLOPS = 2048, 2048, (8, 64, 1024), 4e14
 GPT2 = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 12}

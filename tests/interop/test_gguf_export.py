@@ -12,8 +12,8 @@ import torch
 
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config
 from tiny_transformer.errors import UserError
-from tiny_transformer.interop.gguf_export import default_file_name, export_gguf
-from tiny_transformer.interop.gguf_tokenizer import CONTROL, NORMAL, UNUSED
+from tiny_transformer.interop.gguf.exporting import default_file_name, export_gguf
+from tiny_transformer.interop.gguf.tokenizer import CONTROL, NORMAL, UNUSED
 from tiny_transformer.interop.llama2c import import_llama2c
 from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import make_tokenizer

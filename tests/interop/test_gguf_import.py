@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from tiny_transformer.cli import run
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config
 from tiny_transformer.errors import UserError
-from tiny_transformer.interop.gguf_export import export_gguf
-from tiny_transformer.interop.gguf_file import read_gguf_header, read_gguf_tensor
-from tiny_transformer.interop.gguf_import import import_gguf
+from tiny_transformer.interop.gguf.exporting import export_gguf
+from tiny_transformer.interop.gguf.file import read_gguf_header, read_gguf_tensor
+from tiny_transformer.interop.gguf.importing import import_gguf
 from tiny_transformer.interop.row_order import half_split, interleaved
 from tiny_transformer.models import build_model, end_token_ids, load_config, load_model, save_model
 from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer

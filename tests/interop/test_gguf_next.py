@@ -13,7 +13,7 @@ from rich.console import Console
 from tiny_transformer.config.model import Qwen3NextConfig
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.command import run_export
-from tiny_transformer.interop.gguf_export import export_gguf
+from tiny_transformer.interop.gguf.exporting import export_gguf
 from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import make_tokenizer
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file
 
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
-from tiny_transformer.interop.gguf_export import export_gguf
+from tiny_transformer.interop.gguf.exporting import export_gguf
 from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
 

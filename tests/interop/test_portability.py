@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
-from tiny_transformer.interop.gguf_tokenizer import name_refusal
+from tiny_transformer.interop.gguf.tokenizer import name_refusal
 from tiny_transformer.interop.portability import llama_cpp_refusal, portability, transformers_4_refusal
 from tiny_transformer.models import build_model, save_model
 from tiny_transformer.tokenizers.make import byte_tokenizer, char_tokenizer

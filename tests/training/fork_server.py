@@ -75,8 +75,9 @@ class ForkServer:
 
 def announce_phases(wanted: str | None, times: int, pipe: int) -> None:
     """Wrap what a run consists of, so that entering the wanted phase for the n-th time writes a byte."""
+    from tiny_transformer.stages import run as pretrain
     from tiny_transformer.storage import RunDirectory
-    from tiny_transformer.training import loop, pretrain
+    from tiny_transformer.training import loop
 
     left = [times]
 
@@ -116,8 +117,8 @@ def serve() -> None:
     """Import, then fork until the input ends."""
 
     import tiny_transformer.cli.training
-    import tiny_transformer.training.command
-    import tiny_transformer.training.finish  # noqa: F401
+    import tiny_transformer.stages.command
+    import tiny_transformer.stages.summary  # noqa: F401
 
     num_threads = len(list(Path("/proc/self/task").iterdir())) if Path("/proc/self/task").exists() else 1
     print(json.dumps({"ready": True, "num_threads": num_threads}), flush=True)

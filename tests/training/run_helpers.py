@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.data.prepare import prepare
-from tiny_transformer.training.pretrain import Outcome, pretrain
-from tiny_transformer.training.setup import Request
+from tiny_transformer.data.prepare.command import prepare
+from tiny_transformer.stages.launch import Request
+from tiny_transformer.stages.run import Outcome, pretrain
 
 CLOCK_KEYS = {"elapsed_seconds", "tokens_per_second", "seconds", "peak_memory_bytes", "peak_device_memory_bytes"}
 TINY: dict[str, Any] = {

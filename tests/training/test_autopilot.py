@@ -12,13 +12,14 @@ import pytest
 from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.costs.accounting import count_parameters, count_step
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import choose_hardware
-from tiny_transformer.inspection.accounting import count_parameters, count_step
-from tiny_transformer.training.announce import announce
-from tiny_transformer.training.budget import calibration
-from tiny_transformer.training.budget.autopilot import (
+from tiny_transformer.stages.announcement import announce
+from tiny_transformer.stages.command import run_training
+from tiny_transformer.stages.minutes import calibration
+from tiny_transformer.stages.minutes.autopilot import (
     MOST_PASSES,
     Corpus,
     Speed,
@@ -28,9 +29,8 @@ from tiny_transformer.training.budget.autopilot import (
     predicted_excess,
     settings,
 )
-from tiny_transformer.training.budget.calibration import overlay
-from tiny_transformer.training.budget.plan import make_plan
-from tiny_transformer.training.command import run_training
+from tiny_transformer.stages.minutes.calibration import overlay
+from tiny_transformer.training.plan import make_plan
 
 STORIES = Corpus(train_tokens=5_200_000, val_tokens=53_000, num_documents=11_000, vocab_size=2048)
 LAPTOP = Speed(launch=1.5e-3, operation=5e-12, element=2.2e-9)  # two cores, as timed in docs/LOG.md

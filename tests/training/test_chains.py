@@ -22,13 +22,13 @@ import pytest
 import torch
 from run_helpers import TINY, log_without_clock, run_tiny
 
-from tiny_transformer.data.prepare import prepare
+from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.stages import run as stage
 from tiny_transformer.training import loop
-from tiny_transformer.training import pretrain as stage
+from tiny_transformer.training import plan as planning
 from tiny_transformer.training import state as train_state
-from tiny_transformer.training.budget import plan as planning
 
 NUM_CHAINS = int(os.environ.get("RESUME_CHAINS", "48"))
 SEED = int(os.environ.get("RESUME_SEED", "20261121"))

@@ -12,9 +12,9 @@ from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.batches import Batch
 from tiny_transformer.evaluation.loss import evaluate_split
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.parallel.processes import Place, Processes
+from tiny_transformer.parallel.sharing import Sharing
 from tiny_transformer.training.gradient import compute_gradient
-from tiny_transformer.training.parallel.processes import Place, Processes
-from tiny_transformer.training.parallel.sharing import Sharing
 
 CPU = Hardware(torch.device("cpu"), None)
 

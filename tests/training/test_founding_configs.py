@@ -11,16 +11,16 @@ from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.presets import PRESETS
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.costs.accounting import count_parameters
+from tiny_transformer.costs.profile import run_profile
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.hardware import choose_hardware
-from tiny_transformer.inspection.accounting import count_parameters
-from tiny_transformer.inspection.profile import run_profile
+from tiny_transformer.stages.launch import Request, fit_vocabulary
+from tiny_transformer.stages.run import Start
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.training.budget.plan import Pace, make_plan
 from tiny_transformer.training.loop import train
-from tiny_transformer.training.pretrain import Start
-from tiny_transformer.training.records.progress import TrainingProgress
-from tiny_transformer.training.setup import Request, fit_vocabulary
+from tiny_transformer.training.plan import Pace, make_plan
+from tiny_transformer.training.progress import TrainingProgress
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CHARACTERS = 65  # different ones in a typical English text

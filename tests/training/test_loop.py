@@ -20,21 +20,21 @@ from run_helpers import TINY, log_without_clock, run_tiny, tiny_request
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.batches import IGNORE_INDEX, Batch, Batches, evaluation_batches
-from tiny_transformer.data.prepare import prepare
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.data.prepare.command import prepare
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
+from tiny_transformer.parallel.stop import StopSignals
+from tiny_transformer.stages import run as stage
+from tiny_transformer.stages.launch import Request, choose_run_dir
+from tiny_transformer.stages.replay import replay
+from tiny_transformer.stages.summary import finish
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.training import pretrain as stage
-from tiny_transformer.training.finish import finish
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.replay import replay
-from tiny_transformer.training.setup import Request, choose_run_dir
-from tiny_transformer.training.stop import StopSignals
 
 CPU = Hardware(torch.device("cpu"), None)
 

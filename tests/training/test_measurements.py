@@ -15,14 +15,15 @@ from run_helpers import TINY, fingerprint, run_tiny, tiny_request
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.data.shards import open_dataset, unigram_nats
+from tiny_transformer.data.token_file import open_dataset, unigram_nats
 from tiny_transformer.models import build_model
-from tiny_transformer.training import loop, pretrain
-from tiny_transformer.training.budget.plan import SAMPLE_POINTS, Pace, Speed, make_plan, plan_for_minutes
-from tiny_transformer.training.finish import finish
-from tiny_transformer.training.records import through_time
-from tiny_transformer.training.records.measurements import Movement, part_of, peak_memory
+from tiny_transformer.stages import run as pretrain
+from tiny_transformer.stages import samples as through_time
+from tiny_transformer.stages.summary import finish
+from tiny_transformer.training import loop
+from tiny_transformer.training.plan import SAMPLE_POINTS, Pace, Speed, make_plan, plan_for_minutes
 from tiny_transformer.training.state import TrainState
+from tiny_transformer.training.update_stats import Movement, part_of, peak_memory
 
 
 def log_of(run_dir: Path) -> list[dict]:

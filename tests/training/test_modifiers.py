@@ -16,15 +16,15 @@ from torch import nn
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.data.batches import Batch, Batches
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware, agrees_with_float64, choose_hardware
 from tiny_transformer.models import build_model
+from tiny_transformer.stages import run as stage
 from tiny_transformer.training import loss_scale, modifiers
-from tiny_transformer.training import pretrain as stage
+from tiny_transformer.training.checkpoint_writer import holds_a_run
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
-from tiny_transformer.training.records.run_files import holds_a_run
 from tiny_transformer.training.state import TrainState
 
 

@@ -19,16 +19,16 @@ from run_helpers import TINY, run_tiny
 from torch import Tensor, nn
 
 from tiny_transformer.data.batches import Batch, Batches
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models import load_model
+from tiny_transformer.stages import run as stage
+from tiny_transformer.stages.replay import replay
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.training import pretrain as stage
-from tiny_transformer.training.diagnosis import all_finite, first_bad_tensor, named_tensors
 from tiny_transformer.training.gradient import _clip
 from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.nonfinite import all_finite, first_bad_tensor, named_tensors
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.replay import replay
 
 NUM_PLACES = int(os.environ.get("NOT_FINITE_PLACES", "40"))
 SEED = int(os.environ.get("NOT_FINITE_SEED", "20261121"))

@@ -17,19 +17,19 @@ from rich.console import Console
 from run_helpers import run_tiny, tiny_request
 
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.inspection.page_findings import time_section
+from tiny_transformer.reports.page_findings import time_section
+from tiny_transformer.stages import run as stage
+from tiny_transformer.stages.launch import fit_vocabulary
+from tiny_transformer.stages.minutes.timing import measure_speed
+from tiny_transformer.stages.run import Start
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
-from tiny_transformer.training import pretrain as stage
 from tiny_transformer.training import state as training_state
-from tiny_transformer.training.budget.plan import Pace, Plan, Speed, plan_for_minutes, read_plan
-from tiny_transformer.training.budget.timing import measure_speed
 from tiny_transformer.training.loop import Gradient, Job, train
-from tiny_transformer.training.pretrain import Start
-from tiny_transformer.training.setup import fit_vocabulary
+from tiny_transformer.training.plan import Pace, Plan, Speed, plan_for_minutes, read_plan
 from tiny_transformer.training.state import TrainState
 
 MINUTES = 10

@@ -17,14 +17,14 @@ from run_helpers import TINY, run_tiny, tiny_request
 from test_hybrid import SHAPE as HYBRID
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
+from tiny_transformer.stages import preflight
+from tiny_transformer.stages.resume_check import identity_of
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.training import preflight
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.records.same_run import identity_of
 
 CPU = Hardware(torch.device("cpu"), None)
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -110,7 +110,7 @@ BIG = {"model": {"vocab_size": 2048, "num_hidden_layers": 2, "hidden_size": 64},
 def test_a_step_that_cannot_fit_is_refused_and_one_that_hardly_fits_is_warned_about(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tiny_transformer.inspection.accounting import count_step
+    from tiny_transformer.costs.accounting import count_step
 
     config = load_run_config(BIG)
     needed = count_step(config, CPU).memory.total()
@@ -129,7 +129,7 @@ def test_a_step_that_cannot_fit_is_refused_and_one_that_hardly_fits_is_warned_ab
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch", [{"micro_batch_size": 1}, {"micro_batch_size": 16, "optimizer": "muon"}])
 def test_what_is_not_counted_is_never_less_than_what_is(family: str, batch: dict[str, Any]) -> None:
-    from tiny_transformer.inspection.accounting import count_step
+    from tiny_transformer.costs.accounting import count_step
 
     model = {**TINY["model"], **FAMILIES[family], "vocab_size": 257}
     config = load_run_config({**TINY, "model": model, "training": batch})
@@ -137,7 +137,7 @@ def test_what_is_not_counted_is_never_less_than_what_is(family: str, batch: dict
 
 
 def test_a_small_run_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiny_transformer.inspection.accounting.count_step", lambda *_: 1 / 0)
+    monkeypatch.setattr("tiny_transformer.costs.accounting.count_step", lambda *_: 1 / 0)
     config = load_run_config("configs/demo.yaml", ["model.vocab_size=4096"])
     monkeypatch.setattr(preflight, "available_bytes", lambda device: 8 * 2**30)
     begun = time.process_time()

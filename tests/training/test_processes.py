@@ -14,14 +14,14 @@ from worlds import Worlds
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.batches import Batches
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.training import command
-from tiny_transformer.training.parallel import watch
-from tiny_transformer.training.parallel.processes import ALONE, Place, Processes
-from tiny_transformer.training.parallel.sharing import check_shares, tree_sum
-from tiny_transformer.training.parallel.watch import Sight, find_lost
+from tiny_transformer.parallel import heartbeat as watch
+from tiny_transformer.parallel.heartbeat import Sight, find_lost
+from tiny_transformer.parallel.processes import ALONE, Place, Processes
+from tiny_transformer.parallel.sharing import check_shares, tree_sum
+from tiny_transformer.stages import command
 
 CPU = Hardware(torch.device("cpu"), None)
 SHAPE = {

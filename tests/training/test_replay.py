@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from run_helpers import log_without_clock, run_tiny
 
-from tiny_transformer.training.replay import replay
+from tiny_transformer.stages.replay import replay
 
 
 def test_a_step_from_before_a_changed_resumption(tiny_data: Path, tmp_path: Path) -> None:

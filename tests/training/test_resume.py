@@ -10,9 +10,10 @@ from run_helpers import fingerprint, log_without_clock, run_tiny
 
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss
+from tiny_transformer.stages import run as pretrain
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.manifest import Manifest, digest, read_manifest
-from tiny_transformer.training import gradient, loop, pretrain, state
+from tiny_transformer.training import gradient, loop, state
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

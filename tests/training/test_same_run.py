@@ -21,14 +21,14 @@ from run_helpers import TINY, fingerprint, run_tiny, tiny_request
 
 from tiny_transformer.config.load import load_run_config, valid_keys
 from tiny_transformer.config.schema import DataConfig, TrainingConfig
-from tiny_transformer.data.prepare import prepare
+from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.errors import UserError
+from tiny_transformer.stages import run as stage
+from tiny_transformer.stages.launch import Request
+from tiny_transformer.stages.resume_check import check_changes, class_of, identity_of
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
-from tiny_transformer.training import pretrain as stage
-from tiny_transformer.training.budget import plan as planning
-from tiny_transformer.training.records.same_run import check_changes, class_of, identity_of
-from tiny_transformer.training.setup import Request
+from tiny_transformer.training import plan as planning
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 8}
 # Another valid value for each key of the tiny run, with whatever else must then change too.

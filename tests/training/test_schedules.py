@@ -9,16 +9,8 @@ from pathlib import Path
 import pytest
 
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.training.announce import rate_in_words
-from tiny_transformer.training.budget.plan import (
-    Pace,
-    Plan,
-    Speed,
-    make_plan,
-    plan_for_counts,
-    plan_for_minutes,
-    read_plan,
-)
+from tiny_transformer.stages.announcement import rate_in_words
+from tiny_transformer.training.plan import Pace, Plan, Speed, make_plan, plan_for_counts, plan_for_minutes, read_plan
 from tiny_transformer.training.schedules import Leg, Schedule
 from tiny_transformer.training.state import TrainState
 

@@ -17,7 +17,7 @@ from run_helpers import TINY, fingerprint, log_without_clock
 from worlds import Worlds
 
 from tiny_transformer.data.batches import Batches
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.doctor import examine

@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.stages import run as stage
+from tiny_transformer.stages.summary import show_figures
 from tiny_transformer.storage import publish
 from tiny_transformer.training import gradient, loop, loss_scale
-from tiny_transformer.training import pretrain as stage
+from tiny_transformer.training import plan as planning
 from tiny_transformer.training import state as train_state
-from tiny_transformer.training.budget import plan as planning
-from tiny_transformer.training.finish import show_figures
 from tiny_transformer.training.state import TrainState
 
 Edit = Callable[[Any], Any]

@@ -18,26 +18,27 @@ from run_helpers import tiny_request
 from safetensors.torch import save_file
 
 import tiny_transformer.cli.training
-import tiny_transformer.training.command
-import tiny_transformer.training.finish  # noqa: F401
+import tiny_transformer.stages.command
+import tiny_transformer.stages.summary  # noqa: F401
 from tiny_transformer.cli import run as run_command_line
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.batches import IGNORE_INDEX, Batch
-from tiny_transformer.data.shards import open_dataset
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model, save_model
+from tiny_transformer.parallel import sharing
+from tiny_transformer.parallel.processes import Processes, fellow_processes
+from tiny_transformer.parallel.sharing import share, whole
+from tiny_transformer.stages import run as pretrain
+from tiny_transformer.stages.launch import fit_vocabulary
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.training import gradient, pretrain
+from tiny_transformer.training import gradient
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.modifiers import checkpoint_gradients
-from tiny_transformer.training.parallel import sharing
-from tiny_transformer.training.parallel.processes import Processes, fellow_processes
-from tiny_transformer.training.parallel.sharing import share, whole
-from tiny_transformer.training.setup import fit_vocabulary
 
 CPU = Hardware(torch.device("cpu"), None)
 

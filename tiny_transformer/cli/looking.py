@@ -20,7 +20,7 @@ def runs(
     ] = None,
 ) -> None:
     """A table of runs and checkpoints: step, epoch, losses, size, age."""
-    from tiny_transformer.inspection.runs import list_runs, print_runs
+    from tiny_transformer.reports.runs_table import list_runs, print_runs
 
     print_runs(Console(), list_runs(*(paths or [Path("runs"), *sorted(Path().glob("runs_*"))])))
 
@@ -54,7 +54,7 @@ def replay(
     Starts from the newest checkpoint before the step and writes nothing. For a loss that is not a number, or one that
     jumped.
     """
-    from tiny_transformer.training.replay import replay as make_again
+    from tiny_transformer.stages.replay import replay as make_again
 
     make_again(run, step, Console())
 
@@ -87,11 +87,11 @@ def report(
     the final figures side by side.
     """
     if len(runs) == 1:
-        from tiny_transformer.inspection.report import write_report
+        from tiny_transformer.reports.report import write_report
 
         typer.echo(write_report(runs[0], out))
     else:
-        from tiny_transformer.inspection.compare import DEFAULT_OUT, write_comparison
+        from tiny_transformer.reports.compare import DEFAULT_OUT, write_comparison
 
         typer.echo(write_comparison(runs, out or DEFAULT_OUT))
 

@@ -54,7 +54,7 @@ def prepare(
 
     Without options the built-in story corpus is written, tokenized with a vocabulary trained on it.
     """
-    from tiny_transformer.data.prepare import prepare_with_progress
+    from tiny_transformer.data.prepare.command import prepare_with_progress
 
     console = Console()
     prepare_with_progress(
@@ -144,7 +144,7 @@ def train(
         "training.early_stopping_patience": early_stopping_patience,
         "training.precision": "bf16" if bf16 else None,
     }
-    from tiny_transformer.training.command import one_voice, run_training
+    from tiny_transformer.stages.command import one_voice, run_training
 
     with one_voice():
         overrides = [f"{key}={value}" for key, value in flags.items() if value is not None] + overrides_of(context)
@@ -179,6 +179,6 @@ def profile(
     if config is not None and (config.startswith("-") or "=" in config):  # an override stands first: no file was named
         context.args.insert(0, config)
         config = None
-    from tiny_transformer.inspection.profile import run_profile
+    from tiny_transformer.costs.profile import run_profile
 
     run_profile(config or named, overrides_of(context), as_json=as_json, console=Console())

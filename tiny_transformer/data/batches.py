@@ -16,7 +16,7 @@ import torch
 
 from tiny_transformer.data.order import Permutation
 from tiny_transformer.data.packing import IGNORE_INDEX, BestFit, Concatenated, Packing
-from tiny_transformer.data.shards import TokenFile
+from tiny_transformer.data.token_file import TokenFile
 from tiny_transformer.errors import UserError
 
 __all__ = ["IGNORE_INDEX", "Batch", "Batches", "evaluation_batches"]

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from tiny_transformer.data.shards import TokenFile
+from tiny_transformer.data.token_file import TokenFile
 from tiny_transformer.errors import ExitCode, UserError
 
 IGNORE_INDEX = -100

@@ -17,19 +17,19 @@ from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import evaluation_batches
 from tiny_transformer.data.meta import SplitMeta, read_meta
-from tiny_transformer.data.prepare import is_prepared
-from tiny_transformer.data.shards import Dataset, TokenFile, open_dataset
-from tiny_transformer.data.sources import STORIES
+from tiny_transformer.data.prepare.command import is_prepared
+from tiny_transformer.data.prepare.sources import STORIES
+from tiny_transformer.data.token_file import Dataset, TokenFile, open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.floor import FloorCheck, check_split
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport, measure_skills
 from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_stories, split_stories
 from tiny_transformer.generation.command import checkpoint_tokenizer
-from tiny_transformer.generation.find import find_checkpoint
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import load_model
-from tiny_transformer.training.records.run_files import CONFIG_FILE
+from tiny_transformer.models.find import find_checkpoint
+from tiny_transformer.training.checkpoint_writer import CONFIG_FILE
 from tiny_transformer.training.state import load_identity
 
 BATCH_SIZE = 16

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tiny_transformer.data.batches import IGNORE_INDEX, Batch
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.training.parallel.sharing import NOT_SHARED, Sharing
+from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import nn
 
 from tiny_transformer.data import stories
 from tiny_transformer.data.batches import IGNORE_INDEX, Batch
-from tiny_transformer.data.shards import TokenFile
 from tiny_transformer.data.stories import Choice
+from tiny_transformer.data.token_file import TokenFile
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation.loss import token_losses
 from tiny_transformer.hardware import Hardware

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.engine import check_prompts
-from tiny_transformer.generation.find import find_checkpoint
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import encode_prompt, write
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models import end_token_ids, load_model
+from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 
 

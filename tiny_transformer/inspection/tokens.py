@@ -12,12 +12,12 @@ from rich.text import Text
 
 from tiny_transformer.data.meta import META_FILE
 from tiny_transformer.data.packing import IGNORE_INDEX, BestFit, Concatenated, Example, Packing
-from tiny_transformer.data.prepare import is_prepared
-from tiny_transformer.data.shards import open_dataset
-from tiny_transformer.data.summary import print_summary
+from tiny_transformer.data.prepare.command import is_prepared
+from tiny_transformer.data.prepare.summary import print_summary
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import UserError
-from tiny_transformer.inspection.run_files import is_run_directory
-from tiny_transformer.inspection.words import plain
+from tiny_transformer.reports.formats import plain
+from tiny_transformer.reports.run_reader import is_run_directory
 from tiny_transformer.tokenizers import Tokenizer
 
 SPLITS = ("train", "val")

@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.generation.find import find_checkpoint
-from tiny_transformer.interop.foreign import kind_of
+from tiny_transformer.interop.detect import kind_of
+from tiny_transformer.models.find import find_checkpoint
 
 
 def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrite: bool, console: Console) -> Path:
@@ -24,7 +24,7 @@ def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrit
         UserError: see `find_checkpoint` and `export_gguf`.
     """
     directory, sentence = find_checkpoint(checkpoint)
-    from tiny_transformer.interop.gguf_export import default_file_name, export_gguf
+    from tiny_transformer.interop.gguf.exporting import default_file_name, export_gguf
 
     console.print(f"[dim]{sentence}[/]", highlight=False, soft_wrap=True)
     written = export_gguf(directory, out or default_file_name(directory, kind), kind=kind, overwrite=overwrite)
@@ -62,7 +62,7 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
 
             import_hf(source, out_dir)
         else:
-            from tiny_transformer.interop.gguf_import import import_gguf
+            from tiny_transformer.interop.gguf.importing import import_gguf
 
             import_gguf(source, out_dir)
     elif tokenizer is None:

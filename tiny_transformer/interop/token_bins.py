@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from tiny_transformer.data.meta import META_FILE, Meta, SplitMeta, token_dtype
-from tiny_transformer.data.shards import TokenFile, open_token_files
-from tiny_transformer.data.split_writer import SplitWriter
+from tiny_transformer.data.prepare.split_writer import SplitWriter
+from tiny_transformer.data.token_file import TokenFile, open_token_files
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.commit import publish
 from tiny_transformer.tokenizers import Tokenizer, make_tokenizer

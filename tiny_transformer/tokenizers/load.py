@@ -8,9 +8,9 @@ from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.inside import check_inside
-from tiny_transformer.tokenizers.judge import bad_tokenizer, check_content
 from tiny_transformer.tokenizers.patterns import GPT2_PATTERN
 from tiny_transformer.tokenizers.tokenizer import CONFIG_FILE, END_TOKEN, TOKENIZER_FILE, Tokenizer
+from tiny_transformer.tokenizers.validate import bad_tokenizer, check_content
 
 MAX_FILE_BYTES = 64 * 2**20
 # The two files of a tokenizer older than tokenizer.json, vocabulary and merges, as OpenAI and Hugging Face name them.

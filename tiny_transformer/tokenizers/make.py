@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.tokenizers.judge import library_errors
 from tiny_transformer.tokenizers.load import byte_level_content, load_tokenizer, tokenizer_content
 from tiny_transformer.tokenizers.patterns import QWEN2_PATTERN, byte_characters
 from tiny_transformer.tokenizers.published import PUBLISHED, download_tokenizer
 from tiny_transformer.tokenizers.tokenizer import END_TOKEN, Tokenizer
+from tiny_transformer.tokenizers.validate import library_errors
 
 # Made from the text that is being prepared; the others are what they are.
 TRAINED_KINDS = ("bpe", "char")

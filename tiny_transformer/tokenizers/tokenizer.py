@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.tokenizers.documents import DocumentEncoder, plain_encoder
 from tiny_transformer.tokenizers.fast import fast_encoder
-from tiny_transformer.tokenizers.judge import library_errors
 from tiny_transformer.tokenizers.streaming import StreamDecoder
+from tiny_transformer.tokenizers.validate import library_errors
 
 if TYPE_CHECKING:
     import tokenizers

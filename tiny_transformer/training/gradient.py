@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.batches import Batch
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.training.parallel.sharing import NOT_SHARED, Sharing, whole
+from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing, whole
 
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, int, dict[str, float]]]
 

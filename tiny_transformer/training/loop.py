@@ -21,16 +21,16 @@ from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.training.budget.plan import Pace
-from tiny_transformer.training.diagnosis import first_bad_after_update, first_bad_tensor, named_tensors, not_finite
+from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing
+from tiny_transformer.stages.samples import is_due
 from tiny_transformer.training.gradient import BatchSource, Gradient, LossFunction, compute_gradient
 from tiny_transformer.training.loss_scale import count_step_at_loss_scale, lower_loss_scale
 from tiny_transformer.training.modifiers import set_dropout
+from tiny_transformer.training.nonfinite import first_bad_after_update, first_bad_tensor, named_tensors, not_finite
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.parallel.sharing import NOT_SHARED, Sharing
-from tiny_transformer.training.records.measurements import Movement, peak_memory
-from tiny_transformer.training.records.through_time import is_due
+from tiny_transformer.training.plan import Pace
 from tiny_transformer.training.state import TrainState
+from tiny_transformer.training.update_stats import Movement, peak_memory
 
 Save = Callable[[TrainState, str, bool], None]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from tiny_transformer.training.parallel.sharing import part_of, whole
+from tiny_transformer.parallel.sharing import part_of, whole
 
 # a x + b x^3 + c x^5 with the slope at 0 made as large as possible: singular values end between about 0.7 and 1.2
 COEFFICIENTS = (3.4445, -4.775, 2.0315)

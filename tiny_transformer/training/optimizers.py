@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.hardware import has_fast_bf16
+from tiny_transformer.parallel.sharing import part_of
 from tiny_transformer.training.muon import Muon
-from tiny_transformer.training.parallel.sharing import part_of
 
 # Routers, and the projection that only gates the delta rule: each row decides for itself, so a matrix of equal singular
 # values is no better a step.

@@ -1,0 +1,1 @@
+"""GGUF files: written from our checkpoints, and read into them."""

@@ -1,0 +1,165 @@
+"""Import of GGUF files: `llama` and `qwen3` models with a byte-level BPE, which is what `export` writes of them.
+
+f32 files give back every weight to the bit; f16 and quantized ones give what their blocks hold, in float32. The header
+is judged by `gguf_file` before anything is allocated, and every key of the architecture must be one that is known here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.interop.gguf.file import GgufTensor, read_gguf_header, read_gguf_tensor
+from tiny_transformer.interop.gguf.tokenizer import CHAT_TEMPLATE, NO_BEGIN_TOKEN, TOKENIZER_LISTS, tokenizer_from_gguf
+from tiny_transformer.interop.row_order import half_split, is_rotated
+from tiny_transformer.interop.writing import write_import
+from tiny_transformer.models import empty_model
+
+if TYPE_CHECKING:
+    from tiny_transformer.models.building import AnyModel
+
+_CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+# A key behind the architecture's name -> ours. Absent ones keep our default, which is llama.cpp's too.
+_SHAPE = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+_OPTIONAL = {"attention.head_count_kv", "attention.key_length", "rope.freq_base"}
+# Keys that repeat what another says, and must say the same: key -> the field it repeats.
+_REPEATED = {"attention.value_length": "head_dim", "rope.dimension_count": "head_dim", "vocab_size": "vocab_size"}
+_TENSORS = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    **{f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"},
+    "self_attn.o_proj": "attn_output",
+    **{f"self_attn.{part}_norm": f"attn_{part}_norm" for part in "qk"},
+    **{f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
+}
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+
+
+def import_gguf(source: Path | str, out_dir: Path | str) -> None:
+    """Write a GGUF file's model and tokenizer as a checkpoint in float32, all or nothing.
+
+    Args:
+        source: a file of the architecture `llama` or `qwen3`, tensors f32, f16, bf16, q8_0 or q4_0.
+        out_dir: a directory that does not exist yet.
+
+    Raises:
+        UserError: a file that is not what it should be, an architecture, key, tensor or tokenizer that is not known
+            here, or `out_dir` exists.
+    """
+    source = Path(source)
+    keys, tensors = read_gguf_header(source, TOKENIZER_LISTS)
+    config = _config(keys, tensors, source)
+    tokenizer = tokenizer_from_gguf(keys, source)
+    model = _read_model(config, tensors, source)
+    ids = {f"{name}_token_id": keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    if keys.get(NO_BEGIN_TOKEN) is True:
+        del ids["bos_token_id"]
+    template = keys.get(CHAT_TEMPLATE)
+    if template is not None and not isinstance(template, str):
+        raise _bad(source, f"{CHAT_TEMPLATE} is not one text")
+    write_import(
+        model,
+        tokenizer,
+        out_dir,
+        source=source,
+        token_ids={name: value for name, value in ids.items() if value is not None},
+        copied={"chat_template.jinja": template.encode()} if template else None,
+    )
+
+
+def _config(keys: dict[str, Any], tensors: dict[str, GgufTensor], source: Path) -> LlamaConfig | Qwen3Config:
+    architecture = keys.get("general.architecture")
+    if not isinstance(architecture, str) or architecture not in _CONFIGS:
+        raise _bad(source, f"a GGUF file of architecture {str(architecture)[:40]!r} is not imported")
+    own = {
+        name.removeprefix(f"{architecture}."): value
+        for name, value in keys.items()
+        if name.startswith(f"{architecture}.")
+    }
+    if own.pop("rope.scaling.type", "none") != "none":
+        raise _bad(source, "its RoPE is scaled, which is not computed here")
+    if missing := _SHAPE.keys() - _OPTIONAL - own.keys():
+        raise _bad(source, f"it lacks the key {architecture}.{min(missing)}")
+    if unknown := own.keys() - _SHAPE.keys() - _REPEATED.keys():
+        raise _bad(source, f"the key {architecture}.{min(unknown)[:60]} is not known here")
+    embedding = tensors.get(_EMBEDDING)
+    if embedding is None:
+        raise _bad(source, f"it has no tensor {_EMBEDDING}")
+    values = {ours: _decimal(own[theirs]) for theirs, ours in _SHAPE.items() if theirs in own}
+    values.setdefault("num_key_value_heads", values["num_attention_heads"])
+    values |= {
+        "vocab_size": embedding.shape[0],
+        "tie_word_embeddings": _HEAD not in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+    }
+    try:
+        config = _CONFIGS[architecture].model_validate(values, strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        raise _bad(
+            source, f"its keys describe no model: {name} {problem['msg'].removeprefix('Value error, ')}"
+        ) from None
+    for theirs, ours in _REPEATED.items():
+        if own.get(theirs, getattr(config, ours)) != getattr(config, ours):
+            raise _bad(source, f"{architecture}.{theirs} is not the {ours} {getattr(config, ours)} of the rest")
+    if config.num_hidden_layers > len(tensors):  # before so many layers are built
+        raise _bad(source, f"it claims {config.num_hidden_layers} layers, but has {len(tensors)} tensors")
+    return config
+
+
+def _decimal(value: Any) -> Any:
+    """A float32 of the file as the decimal number that was meant: 1e-6 and not 9.99999997e-07."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+@torch.no_grad()
+def _read_model(config: LlamaConfig | Qwen3Config, tensors: dict[str, GgufTensor], source: Path) -> AnyModel:
+    """The model, once every tensor is there in its shape and no other is."""
+    expected = {_gguf_name(name): tuple(p.shape) for name, p in empty_model(config, device="meta").named_parameters()}
+    for what, names in (("lacks", expected.keys() - tensors.keys()), ("should not have", tensors.keys() - expected)):
+        if names:
+            raise _bad(
+                source, f"it {what} the tensor {min(names)[:60]}" + f" and {len(names) - 1} more" * (len(names) > 1)
+            )
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise _bad(source, f"tensor {name} has shape {list(tensors[name].shape)}, its keys ask for {list(shape)}")
+    model = empty_model(config)
+    for name, parameter in model.named_parameters():
+        weight = torch.from_numpy(read_gguf_tensor(source, tensors[_gguf_name(name)]))
+        turned = isinstance(config, LlamaConfig) and is_rotated(name)
+        parameter.copy_(half_split(weight, config.head_dim) if turned else weight)
+    return model
+
+
+def _gguf_name(name: str) -> str:
+    place, _, suffix = name.rpartition(".")
+    if not place.startswith("model.layers."):
+        return f"{_TENSORS[place]}.{suffix}"
+    layer, _, part = place.removeprefix("model.layers.").partition(".")
+    return f"blk.{layer}.{_TENSORS[part]}.{suffix}"
+
+
+def _bad(where: Path, what: str) -> UserError:
+    remedy = "import the Hugging Face directory the file was made from; of GGUF, llama and qwen3 models are read"
+    return UserError(what, where=str(where), remedy=remedy, exit_code=ExitCode.BAD_DATA)

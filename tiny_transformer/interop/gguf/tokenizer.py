@@ -1,0 +1,221 @@
+"""A tokenizer as the keys of a GGUF file, in llama.cpp's terms, and back: byte-level BPE with a known split expression.
+
+llama.cpp's own converter recognises tokenizers by a hash of some test text and refuses every one that was trained at
+home. The loader asks only for a known name of the split expression, and our names are true: the expressions are equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.tokenizers.load import byte_level_content, has_tokenizer, load_tokenizer
+from tiny_transformer.tokenizers.make import char_tokenizer
+from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
+from tiny_transformer.tokenizers.published import PUBLISHED
+from tiny_transformer.tokenizers.tokenizer import Tokenizer
+from tiny_transformer.tokenizers.validate import check_content
+
+# The split expression -> llama.cpp's name for it, and whether it takes whole words from the vocabulary without merging.
+_PRE_NAMES = {QWEN2_PATTERN: ("qwen2", False), GPT2_PATTERN: ("gpt-2", False), LLAMA3_PATTERN: ("llama-bpe", True)}
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
+# llama.cpp wants at least one merge. In a vocabulary of single bytes neither side of this one ever comes about.
+_MERGE_THAT_NEVER_APPLIES = "ĀĀ ĀĀ"
+# Token types of the format.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+CHAT_TEMPLATE = "tokenizer.chat_template"
+TOKENIZER_LISTS = frozenset(f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges"))
+NO_BEGIN_TOKEN = "tiny_transformer.config_without_bos_token_id"  # a key of our own, which other readers pass over
+
+
+@dataclass(frozen=True)
+class GgufTokenizer:
+    """What `tokenizer.ggml.*` says.
+
+    Attributes:
+        pre: llama.cpp's name of the split expression.
+        tokens: spellings by id; bytes as GPT-2's printable characters, added tokens as they are.
+        types: of each token, in the format's numbers.
+        merges: "left right", best first.
+        end_id: ends a text. It also begins one where no other token does.
+        begin_id: what the tokenizer puts before a text, or None.
+    """
+
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    end_id: int
+    begin_id: int | None
+
+
+def gguf_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> GgufTokenizer:
+    """The tokenizer in GGUF's terms, with unused entries up to the model's `vocab_size`.
+
+    Raises:
+        UserError: a kind of tokenizer that the format does not have (the message says why), one that llama.cpp would
+            apply differently, or more tokens than the model's embedding has rows.
+    """
+    content = tokenizer.content
+    if tokenizer.vocab_size > vocab_size:
+        raise _refused(f"the tokenizer has {tokenizer.vocab_size} ids, but the model's embedding has {vocab_size} rows")
+    if reason := _why_not(content):
+        raise _refused(f"the {tokenizer.name} tokenizer cannot be put into a GGUF file: {reason}")
+    model, added = content["model"], content.get("added_tokens") or []
+    tokens = [f"<unused {i}>" for i in range(vocab_size)]  # a space: no byte-level token is spelled like this
+    types = [UNUSED] * vocab_size
+    for token, i in model["vocab"].items():
+        tokens[i], types[i] = token, NORMAL
+    for token in added:
+        i = tokenizer.token_id(token["content"])
+        if i is not None:
+            tokens[i], types[i] = token["content"], CONTROL if token["special"] else USER_DEFINED
+    if len(set(tokens)) != len(tokens) or "" in tokens:
+        raise _refused(
+            f"the {tokenizer.name} tokenizer has an empty token or two of one spelling; llama.cpp has no way"
+        )
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return GgufTokenizer(
+        pre=_pre_name(content) or "gpt-2",  # nothing to merge: however a text is cut, its bytes are its tokens
+        tokens=tokens,
+        types=types,
+        merges=merges or [_MERGE_THAT_NEVER_APPLIES],
+        end_id=tokenizer.end_id,
+        begin_id=tokenizer.begin_id,
+    )
+
+
+def name_refusal(name: str, data_dir: Path) -> str | None:
+    """Why the tokenizer of a config cannot be put into a GGUF file, or None: told before there is a checkpoint.
+
+    Args:
+        name: as `make_tokenizer` takes it.
+        data_dir: where prepared data are, or will be; a tokenizer that lies there is the one that counts.
+
+    Raises:
+        UserError: a damaged tokenizer file.
+    """
+    _, _, directory = name.partition(":")
+    path = data_dir if has_tokenizer(data_dir) else Path(directory or name).expanduser()
+    if path.exists():
+        reason = _why_not(load_tokenizer(path).content)
+    elif name in {"bpe", "auto", "byte", *PUBLISHED}:
+        return None
+    elif name == "char":
+        reason = _why_not(char_tokenizer("a").content)
+    else:
+        return f"not known yet: the tokenizer {name} is not on this machine; prepare the data, then profile again"
+    return f"its GGUF file cannot hold the tokenizer {name}: {reason}" if reason else None
+
+
+def tokenizer_from_gguf(keys: dict[str, Any], where: Path) -> Tokenizer:
+    """The tokenizer that a GGUF file's keys describe: what `gguf_tokenizer` was given, where it wrote them.
+
+    Args:
+        keys: of the file.
+        where: the file, for messages.
+
+    Raises:
+        UserError: not a byte-level BPE with a split expression that is known here, or keys that do not fit together.
+    """
+    kind, pre = (keys.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    expressions = {name: (pattern, whole_words) for pattern, (name, whole_words) in _PRE_NAMES.items()}
+    if kind != "gpt2" or not isinstance(pre, str) or pre not in expressions:
+        what = f"its tokenizer is {str(kind)[:40]!r} with the split expression {str(pre)[:40]!r}"
+        raise _not_read(where, f"{what}; read is 'gpt2' (byte-level BPE) with one of {', '.join(expressions)}")
+    tokens, types, merges = (
+        _entries(keys, name, kind, where) for name, kind in (("tokens", str), ("token_type", int), ("merges", str))
+    )
+    if not len(tokens) == len(types) == len(set(tokens)) or set(types) - {NORMAL, CONTROL, USER_DEFINED, UNUSED}:
+        raise _not_read(where, "its tokens and token_type do not fit together, or two tokens are spelled alike")
+    pairs = [] if merges == [_MERGE_THAT_NEVER_APPLIES] else [merge.split(" ") for merge in merges]
+    if any(len(pair) != 2 for pair in pairs):
+        raise _not_read(where, "one of its merges is not two tokens with one space between")
+    pattern, whole_words = expressions[pre]
+    vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind == NORMAL}
+    content = byte_level_content(vocab, pairs, pattern=pattern if pairs else None)
+    content["model"]["ignore_merges"] = whole_words and bool(pairs)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] = [
+        {"id": i, "content": token, **flags, "special": kind == CONTROL}
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    begin, end = (_token(tokens, keys.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos"))
+    if keys.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
+        if begin is None:
+            raise _not_read(where, "a token is to begin each text, but its bos_token_id names none")
+        content["post_processor"] = _begins_with(begin, tokens.index(begin))
+    check_content(content, where)
+    return Tokenizer(content, name=where.name, config={} if end is None else {"eos_token": end})
+
+
+def _entries(keys: dict[str, Any], name: str, kind: type, where: Path) -> list[Any]:
+    value = keys.get(f"tokenizer.ggml.{name}")
+    if not isinstance(value, list) or not all(type(entry) is kind for entry in value):
+        raise _not_read(where, f"tokenizer.ggml.{name} is missing or of another kind")
+    return value
+
+
+def _token(tokens: list[str], i: Any) -> str | None:
+    return tokens[i] if type(i) is int and 0 <= i < len(tokens) else None
+
+
+def _begins_with(token: str, i: int) -> dict[str, Any]:
+    """tokenizer.json's words for a token before each text."""
+    special, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, text],
+        "pair": [special, text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]}},
+    }
+
+
+def _not_read(where: Path, what: str) -> UserError:
+    remedy = "import the Hugging Face directory the file was made from"
+    return UserError(what, where=str(where), remedy=remedy, exit_code=ExitCode.BAD_DATA)
+
+
+def _why_not(content: dict[str, Any]) -> str | None:
+    """What is in the way, or None."""
+    model = content["model"]
+    if model.get("type") != "BPE":
+        return f"its model is {model.get('type')!r}, and GGUF has byte-level BPE for what is trained here"
+    if model.get("byte_fallback"):
+        return "it is a SentencePiece vocabulary with merges, and GGUF keeps those by scores, which it does not have"
+    if (content.get("decoder") or {}).get("type") != "ByteLevel":
+        return "it works on characters, and GGUF's BPE works on bytes; train with --tokenizer bpe or byte"
+    altered = [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token") if model.get(key)]
+    if altered:
+        return f"it has {', '.join(altered)}, which llama.cpp does not apply"
+    # Qwen's own files compose accents first (NFC) and are read by llama.cpp all the same: most text is composed.
+    if (content.get("normalizer") or {"type": "NFC"}).get("type") != "NFC":
+        return "it rewrites text before cutting it (a normalizer), which llama.cpp does not"
+    pre = _pre_name(content)
+    if pre is None and model["merges"]:
+        return "it cuts text into words in a way llama.cpp has no name for; known are those of Qwen2, GPT-2 and Llama 3"
+    whole_words = bool(model.get("ignore_merges"))
+    if pre is not None and whole_words != dict(_PRE_NAMES.values())[pre]:
+        return f"ignore_merges is {whole_words}, and llama.cpp's {pre!r} does the opposite"
+    return None
+
+
+def _pre_name(content: dict[str, Any]) -> str | None:
+    """llama.cpp's name for how the text is cut into words, or None when it has none."""
+    pre = content.get("pre_tokenizer") or {}
+    if pre.get("type") == "Sequence" and len(pre.get("pretokenizers") or []) == 2:
+        split, byte_level = pre["pretokenizers"]
+        plain_split = split.get("type") == "Split" and split.get("behavior") == "Isolated" and not split.get("invert")
+        if plain_split and byte_level.items() >= {**_BYTE_LEVEL, "use_regex": False}.items():
+            return _PRE_NAMES.get(split["pattern"].get("Regex"), (None, False))[0]
+    elif pre.items() >= _BYTE_LEVEL.items() and pre.get("use_regex", True):
+        return "gpt-2"
+    return None
+
+
+def _refused(what: str) -> UserError:
+    remedy = "the checkpoint directory itself opens in transformers, vLLM and mlx-lm with any tokenizer"
+    return UserError(what, remedy=remedy, exit_code=ExitCode.BAD_DATA)

@@ -1,0 +1,59 @@
+"""The sections of the run report that judge: the diagnosis, and where the time went. They need no JavaScript."""
+
+from __future__ import annotations
+
+from tiny_transformer.reports.diagnosis.diagnose import HEALTHY, TOO_SHORT
+from tiny_transformer.reports.diagnosis.evidence import MIN_ROWS, Finding
+from tiny_transformer.reports.formats import duration
+from tiny_transformer.reports.page import esc
+
+# What each kind of `seconds` is called, in the order of the bar.
+KINDS = {
+    "forward_backward": "forward and backward",
+    "optimizer": "optimizer",
+    "data": "reading data",
+    "evaluations": "evaluation",
+    "saves": "saving",
+    "samples": "samples",
+    "logging": "logging",
+    "planning": "timing steps to plan the run",
+}
+
+
+def diagnosis_section(findings: list[Finding], num_rows: int) -> str:
+    """What went wrong and what to do, in plain words; without findings, that there are none, or that a log of
+    `num_rows` is too short to tell."""
+    if not findings:
+        words = HEALTHY if num_rows >= MIN_ROWS else TOO_SHORT
+        return f'<section class="diagnosis healthy"><h2>Diagnosis</h2><p>{esc(words)}</p></section>' if num_rows else ""
+    items = "".join(f"<li><p>{esc(f.what)}</p><p class='note'>{esc(f.remedy)}</p></li>" for f in findings)
+    return f'<section class="diagnosis"><h2>Diagnosis</h2><ul>{items}</ul></section>'
+
+
+def time_section(seconds: dict[str, float], elapsed_seconds: float | None) -> str:
+    """One bar of all the time, and what each part of it was."""
+    parts = [(kind, name, seconds[kind]) for kind, name in KINDS.items() if seconds.get(kind, 0.0) > 0.0]
+    named = sum(spent for _, _, spent in parts)
+    if named <= 0:
+        return ""
+    rest = max(0.0, (elapsed_seconds or 0.0) - named)
+    total = named + rest
+    parts += [("other", "everything else", rest)] if rest > 0.0005 * total else []
+    bar = "".join(
+        f'<span class="time-{kind}" style="width:{100 * spent / total:.2f}%" title="{esc(name)}"></span>'
+        for kind, name, spent in parts
+    )
+    legend = "".join(
+        f'<li><span class="key time-{kind}"></span>{esc(name)} <b>{spent / total:.1%}</b> '
+        f"<small>{esc(_time(spent))}</small></li>"
+        for kind, name, spent in parts
+    )
+    return (
+        f'<section id="time"><h2>Where the time went</h2><p class="note">{esc(duration(total))} of training in all</p>'
+        f'<div class="timebar" role="img" aria-label="shares of the time, listed below">{bar}</div>'
+        f'<ul class="legend">{legend}</ul></section>'
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} seconds" if seconds < 10 else duration(seconds)

@@ -1,0 +1,212 @@
+"""What `train --minutes` does before the run: time real steps of a few models, let `autopilot` choose, say why."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.costs.accounting import count_parameters
+from tiny_transformer.data.batches import Batches
+from tiny_transformer.data.token_file import Dataset
+from tiny_transformer.errors import UserError
+from tiny_transformer.hardware import Hardware
+from tiny_transformer.models import build_model
+from tiny_transformer.parallel.processes import Processes
+from tiny_transformer.stages.minutes import autopilot
+from tiny_transformer.stages.minutes.autopilot import Candidate, Choice, Corpus, Speed
+from tiny_transformer.training.gradient import compute_gradient
+from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.plan import measure_seconds
+
+SHAPE_KEYS = {
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    "intermediate_size",
+}
+FIRST_PROBES = ((2, 2_048), (0, 512), (4, 1_024))  # place on the ladder and tokens of the models timed first
+MOST_PROBES = 6
+GROWTH = 6  # a model is timed before one of more than so many times its arithmetic is believed in
+
+
+def take_choice(
+    config: RunConfig, dataset: Dataset, hardware: Hardware, processes: Processes, console: Console
+) -> RunConfig:
+    """The config with everything filled in that its author has not set, for `training.max_train_minutes`.
+
+    Whoever sets one key of the model's shape keeps the whole shape; then only batch, rates and length are chosen.
+
+    Raises:
+        UserError: a kind of model whose shape is not chosen here, or a run shared by several processes.
+    """
+    if processes.world_size > 1:
+        raise UserError(
+            f"--minutes chooses for one process, and here are {processes.world_size}",
+            where="command line",
+            remedy="choose with one process, then share its config.yaml, with --max_train_minutes",
+        )
+    assert config.training.max_train_minutes is not None  # the caller's promise
+    with console.status("timing a few models"):
+        choice, corpus = _measure_and_choose(config, dataset, hardware)
+    chosen = autopilot.settings(
+        choice, corpus, on_cpu=hardware.device.type == "cpu", optimizer=_said(config, "training", "optimizer", "muon")
+    )
+    _print(choice, corpus, config, console)
+    return overlay(config, chosen)
+
+
+def overlay(config: RunConfig, chosen: dict[str, dict[str, Any]]) -> RunConfig:
+    """What was chosen, under what the config's author has set."""
+    tree: dict[str, Any] = {"out_dir": config.out_dir}
+    for section in ("model", "data", "training"):
+        said = getattr(config, section).model_dump(include=getattr(config, section).model_fields_set)
+        keys = dict(chosen[section])
+        if section == "model" and SHAPE_KEYS & said.keys():
+            keys = {}
+        if section == "training" and {"micro_batch_size", "grad_accum_steps"} & said.keys():
+            del keys["micro_batch_size"], keys["grad_accum_steps"]
+        tree[section] = {**keys, **said}
+    return load_run_config({key: value for key, value in tree.items() if value is not None})
+
+
+def _measure_and_choose(config: RunConfig, dataset: Dataset, hardware: Hardware) -> tuple[Choice, Corpus]:
+    """Time models, from the demo's size towards the chosen one, until that one has been timed itself."""
+    meta, training = dataset.meta, config.training
+    seconds = 60 * (training.max_train_minutes or 0.0)
+    vocab_size = max(dataset.tokenizer.vocab_size, config.model.vocab_size or 0)
+    corpus = Corpus(meta.train.num_tokens, meta.val.num_tokens, meta.train.num_documents, vocab_size)
+    seq_len = _said(config, "data", "seq_len", corpus.seq_len)
+    rows = None
+    if {"micro_batch_size", "grad_accum_steps"} & training.model_fields_set:
+        rows = training.micro_batch_size * training.grad_accum_steps
+    candidates = _candidates(config, vocab_size, seq_len)
+    started = time.monotonic()
+    first = FIRST_PROBES if seconds > 30 else FIRST_PROBES[:2]
+    if len(candidates) == 1:
+        first = ((0, 2_048), (0, 512))
+    probes = [(candidates[place], rows or max(1, tokens // seq_len)) for place, tokens in first]
+    timings: list[tuple[Candidate, int, float]] = []
+    while True:
+        for probe, probe_rows in probes:
+            took = _step_seconds(_trial(config, probe, probe_rows, seq_len), dataset, hardware, seconds)
+            timings.append((probe, probe_rows * seq_len, took))
+        left = max(0.5 * seconds, seconds - (time.monotonic() - started))
+        most = GROWTH * max(candidate.token_operations for candidate, _, _ in timings)
+        believed = [c for c in candidates if c.token_operations <= most] or candidates
+        choice = autopilot.choose(left, corpus, Speed.fit(timings), believed, seq_len, rows)
+        probes = [(choice.best.candidate, min(choice.best.rows, max(1, 8192 // seq_len)))]
+        if any(choice.best.candidate == timed for timed, _, _ in timings) or len(timings) >= MOST_PROBES:
+            return choice, corpus
+
+
+def _candidates(config: RunConfig, vocab_size: int, seq_len: int) -> list[Candidate]:
+    model = config.model.model_copy(update={"vocab_size": vocab_size})
+    if SHAPE_KEYS & config.model.model_fields_set:
+        parts, active = count_parameters(model)
+        attention = 6.0 * model.num_hidden_layers * model.num_attention_heads * model.head_dim * seq_len
+        shape = {"num_hidden_layers": model.num_hidden_layers}
+        return [Candidate(shape, parts.total(), parts.total(), 6.0 * active + attention, 0.0, 0.0)]
+    if model.model_type == "qwen3_next":
+        raise UserError(
+            "--minutes chooses the shape of qwen3 and llama models, not of a qwen3_next",
+            where="model.model_type",
+            remedy="give one: --config configs/qwen3_next_demo.json",
+        )
+    return autopilot.ladder(vocab_size, seq_len)
+
+
+def _trial(config: RunConfig, candidate: Candidate, rows: int, seq_len: int) -> RunConfig:
+    """The config with a candidate in it, to be timed."""
+    model = {**candidate.model, "max_position_embeddings": max(autopilot.LONGEST, seq_len)}
+    training = {"optimizer": "muon", "micro_batch_size": rows, "grad_accum_steps": 1}
+    return overlay(config, {"model": model, "data": {"seq_len": seq_len}, "training": training})
+
+
+def _step_seconds(config: RunConfig, dataset: Dataset, hardware: Hardware, budget: float) -> float:
+    """The median time of an update of a fresh model; few repetitions where time is short."""
+    model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or dataset.tokenizer.vocab_size})
+    fresh = build_model(model, seed=0, device=str(hardware.device))
+    optimizers = Optimizers(fresh, config.training)
+    size = config.training.micro_batch_size
+    batches = Batches(
+        dataset.train,
+        seq_len=config.data.seq_len,
+        global_batch_size=size,
+        seed=config.training.seed,
+        packing=config.data.packing,
+    )
+
+    def one_step() -> None:
+        compute_gradient(fresh, batches, 0, config.training, hardware, language_modelling_loss)
+        optimizers.step(0.0)
+
+    return measure_seconds(one_step, at_least_seconds=min(1.0, 0.005 * budget), warm_up=1)
+
+
+def _said(config: RunConfig, section: str, key: str, otherwise: Any) -> Any:
+    """What the config's author has set, or else something."""
+    part = getattr(config, section)
+    return getattr(part, key) if key in part.model_fields_set else otherwise
+
+
+# --- saying it
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _print(choice: Choice, corpus: Corpus, config: RunConfig, console: Console) -> None:
+    """The options beside the one taken, and a reason for each part of the choice."""
+    best, minutes = choice.best, config.training.max_train_minutes
+    table = Table(title=f"what {minutes:g} minutes buy on this machine", title_justify="left", box=None, pad_edge=False)
+    for name in ("", "width x layers", "parameters", "tokens a step", "steps", "tokens", "passes", "excess"):
+        table.add_column(name, justify="right" if name else "left")
+    place = choice.options.index(best)
+    for option in choice.options[max(0, place - 2) : place + 3]:
+        shape = option.candidate.model
+        name = f"{shape.get('hidden_size', 'yours')} x {shape['num_hidden_layers']}"
+        batch = option.rows * choice.seq_len
+        cells = (f"{option.candidate.parameters / 1e6:.2f} M", f"{batch:,}", f"{option.steps:,}", f"{option.tokens:,}")
+        mark, style = ("->", "bold") if option is best else ("", "dim")
+        table.add_row(mark, name, *cells, f"{option.passes:.2f}", f"{option.excess / best.excess:.2f}", style=style)
+    reasons = Table.grid(padding=(0, 2))
+    reasons.add_column(style="dim")
+    reasons.add_column(overflow="fold")
+    for name, text in _reasons(choice, corpus, config.training.model_fields_set).items():
+        reasons.add_row(name, Text(text))
+    console.print(table, reasons, "", sep="\n")
+
+
+def _reasons(choice: Choice, corpus: Corpus, set_by_hand: set[str]) -> dict[str, str]:
+    best = choice.best
+    per_parameter = best.tokens / best.candidate.parameters
+    reasons = {
+        "size": "a larger model learns more from each token and sees fewer of them. `excess` is how far the law of "
+        "Hoffmann 2022 and Muennighoff 2023 predicts the loss to be above the best possible; the chosen model's is 1, "
+        f"at {per_parameter:.1f} tokens a parameter",
+        "batch": f"{best.rows} x {choice.seq_len} tokens: near 0.58 D^0.571 tokens for a run over D of them "
+        "(Step Law, Li 2025). Small batches mean more steps",
+        "rate": "the same for every width, as Muon's updates are (Yang 2023); straight to zero over the last 60 %",
+    }
+    if len(choice.options) == 1:
+        reasons["size"] = "as you set it"
+    if {"micro_batch_size", "grad_accum_steps"} & set_by_hand:
+        reasons["batch"] = f"{best.rows} x {choice.seq_len} tokens, as you set it"
+    if {"learning_rate", "muon_learning_rate", "optimizer"} & set_by_hand:
+        reasons["rate"] = "as far as you set it, yours"
+    if best.passes > autopilot.MANY_PASSES:
+        reasons["text"] = (
+            f"{corpus.train_tokens:,} tokens are few: after {autopilot.MANY_PASSES} passes repeated ones count for "
+            "less, and a tenth of the activations is dropped out (Xue 2023)"
+        )
+    if best.is_cut:
+        minutes = math.ceil(best.steps * best.step_seconds / 6) / 10
+        reasons["length"] = (
+            f"{autopilot.MOST_PASSES} passes take about {minutes:g} minutes, and more would teach nothing: the run "
+            "ends then. More text would use the rest"
+        )
+    return reasons

@@ -1,0 +1,81 @@
+"""The same prompts continued again and again while a model learns, so that one can watch it learn.
+
+Greedy and short: no random number is drawn, so training does not notice, and a resumed run writes the same texts. They
+stand in samples.json beside those of the end of the run, which are longer and drawn at random.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.generation.text import complete
+from tiny_transformer.storage import atomic_write
+from tiny_transformer.tokenizers import Tokenizer
+from tiny_transformer.training.plan import SAMPLE_POINTS, Pace
+from tiny_transformer.training.state import TrainState
+
+FILE = "samples.json"
+MAX_PROMPTS = 3
+MAX_TOKENS = 48
+
+
+def is_due(pace: Pace, step: int) -> bool:
+    """Whether a point was passed by the update that made `step` steps."""
+    before, now = pace.progress(step - 1), pace.progress(step)
+    return any(before < point <= now for point in SAMPLE_POINTS)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Continues the prompts and keeps the texts.
+
+    Attributes:
+        model: the one in training; its mode is put back.
+        tokenizer: its own.
+        prompts: those of the config, without repetitions.
+        run_dir: where samples.json is.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
+    prompts: tuple[str, ...]
+    run_dir: Path
+
+    def texts(self) -> list[str]:
+        """One continuation a prompt.
+
+        Raises:
+            UserError: this tokenizer cannot write a prompt.
+        """
+        settings = SamplingConfig(temperature=0.0, max_new_tokens=MAX_TOKENS)
+        return complete(self.model, self.tokenizer, self.prompts, settings)
+
+    def __call__(self, state: TrainState) -> None:
+        """Add the texts of this step to samples.json."""
+        texts = zip(self.prompts, self.texts(), strict=True)
+        settings = {"temperature": 0.0}
+        new = [{"prompt": prompt, "text": text, "step": state.step, "settings": settings} for prompt, text in texts]
+        keep_samples(self.run_dir, [*samples_before(self.run_dir, state.step), *new])
+
+
+def prompts_through_time(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    """The first few different ones."""
+    return tuple(dict.fromkeys(prompts))[:MAX_PROMPTS]
+
+
+def samples_before(run_dir: Path, step: int) -> list[dict[str, Any]]:
+    """The greedy texts of samples.json from before a step; none when there is no such file or it is damaged."""
+    try:
+        samples = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+        return [s for s in samples if s["step"] < step and s["settings"] == {"temperature": 0.0}]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def keep_samples(run_dir: Path, samples: list[dict[str, Any]]) -> None:
+    """Replace samples.json."""
+    atomic_write(run_dir / FILE, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")

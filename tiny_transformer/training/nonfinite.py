@@ -1,0 +1,77 @@
+"""When a number stops being one: which tensor was first, which examples were in the batch, and how to see it again.
+
+A step that is not finite is never saved, so the newest checkpoint is from before it, and the order of the examples is a
+function of the step: `tiny-transformer replay RUN --step N` makes the same step again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.parallel.sharing import local
+from tiny_transformer.training.optimizers import Optimizers
+
+SHOWN_EXAMPLES = 8
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor holds a nan or an infinity, or this process's part of it; one pass over the memory."""
+    parts = [local(tensor.detach()) for tensor in tensors]
+    parts = [part for part in parts if part.numel()]
+    # The usual norm is many times faster than the largest element; it alone can overflow, and then the other decides.
+    return any(bool(torch.stack(torch._foreach_norm(parts, order)).isfinite().all()) for order in (2, torch.inf))
+
+
+def first_bad_after_update(model: nn.Module, optimizers: Optimizers) -> str | None:
+    """The name of the first tensor that an update left not finite: of what the optimizers remember, then the weights.
+
+    An infinite mean of squared gradients would stay unseen in the weights: it makes their updates zero.
+    """
+    memory = optimizers.state()
+    if all_finite([*memory.values(), *model.parameters()]):
+        return None
+    named: dict[str, Tensor] = {f"the optimizer's {name}": tensor for name, tensor in memory.items()}
+    named |= {f"the weight {name}": parameter for name, parameter in model.named_parameters()}
+    return first_bad_tensor(named.items())
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights, then their gradients, in the order in which a batch meets them."""
+    for name, parameter in model.named_parameters():
+        yield f"the weight {name}", parameter
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            yield f"the gradient of {name}", parameter.grad
+
+
+def first_bad_tensor(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that is not finite."""
+    return next((name for name, tensor in tensors if not local(tensor).isfinite().all()), None)
+
+
+def not_finite(step: int, what: str, culprit: str | None, examples: Sequence[int], run_dir: Path) -> UserError:
+    """The error that ends a run.
+
+    Args:
+        step: the update that would have been made, counted from 1.
+        what: which figure is not finite, and what it is.
+        culprit: the first tensor that is not finite; None when all are.
+        examples: the rows of the step's batch, all processes together.
+        run_dir: of the run.
+    """
+    shown = ", ".join(str(example) for example in examples[:SHOWN_EXAMPLES]) + (
+        ", ..." if len(examples) > SHOWN_EXAMPLES else ""
+    )
+    first = f"; first bad tensor: {culprit}" if culprit else ""
+    return UserError(
+        f"{what} at step {step}; the step was not saved{first}",
+        where=f"the batch of step {step}, examples {shown}",
+        remedy=f"tiny-transformer replay {run_dir} --step {step} shows it again; resume with a lower learning rate, "
+        "or with precision=fp32",
+        exit_code=ExitCode.BAD_DATA,
+    )
