@@ -263,7 +263,7 @@ def our_steps(
         pace,
         save=lambda state, status, is_best: None,
         log=lambda record: print(json.dumps(record), file=log),
-        watcher=watch,
+        progress=watch,
     )
 
     spent: list[float] = []  # share of each turn but the first, which warms up
@@ -284,7 +284,7 @@ def our_steps(
 
 
 class Watch:
-    """Notes how long each step took; the loop's watcher."""
+    """Notes how long each step took; the loop's progress."""
 
     def begin(self) -> None:
         self.seconds: list[float] = []

@@ -21,7 +21,8 @@ from tiny_transformer.evaluation import loss as loss_module
 from tiny_transformer.evaluation import stories as stories_module
 from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
 from tiny_transformer.stages.launch import Request
-from tiny_transformer.stages.run import Outcome, pretrain
+from tiny_transformer.stages.run import pretrain
+from tiny_transformer.stages.summary import RunResult
 
 SMALL = {
     "model": {
@@ -51,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def trained(changes: dict[str, Any], name: str) -> Outcome:
+def trained(changes: dict[str, Any], name: str) -> RunResult:
     tree: dict[str, Any] = {**SMALL, **changes}
     return pretrain(Request(load_run_config(tree), name), Console(file=io.StringIO()))
 

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.errors import UserError
-from tiny_transformer.generation.command import GenerateOptions, checkpoint_tokenizer, run_generate
+from tiny_transformer.generation.command import GenerateOptions, run_generate
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.models import build_model, save_model
+from tiny_transformer.models.open import checkpoint_tokenizer
 from tiny_transformer.tokenizers import make_tokenizer
 
 

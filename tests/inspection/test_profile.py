@@ -309,7 +309,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
 def test_overrides_are_read_with_and_without_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
-        "tiny_transformer.costs.profile.run_profile",
+        "tiny_transformer.costs.command.run_profile",
         lambda config, overrides, **_: asked.append((config, overrides)),
     )
     for words in ("--model.vocab_size 96 steps=7", "tiny vocab_size=96 --steps 7", "--config tiny --hidden-size 40"):

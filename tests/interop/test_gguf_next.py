@@ -174,7 +174,7 @@ def test_every_key_reads_back(name, tmp_path):
     else:
         expected |= {"feed_forward_length": 48, "rope.dimension_sections": [2, 1, 1, 0]}
     assert {key: keys.get(f"{name}.{key}") for key in expected} == expected
-    assert f"{name}.nextn_predict_layers" not in keys  # the second head is left out, and nothing says it is there
+    assert f"{name}.nextn_predict_layers" not in keys  # the MTP head is left out, and nothing says it is there
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -202,4 +202,4 @@ def test_the_command_says_that_a_second_head_is_left_out(tmp_path, num_heads):
     make_tokenizer("byte").save(tmp_path)
     screen = io.StringIO()
     run_export(tmp_path, kind="f32", out=tmp_path / "m.gguf", overwrite=False, console=Console(file=screen, width=400))
-    assert ("the second head (mtp.*) is left out" in screen.getvalue()) == bool(num_heads)
+    assert ("the MTP head (mtp.*) is left out" in screen.getvalue()) == bool(num_heads)

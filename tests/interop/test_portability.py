@@ -65,7 +65,7 @@ TABLE = {
         {"vLLM": "sliding_window 4", "llama.cpp": "sliding_window 4", "mlx-lm": "sliding_window 4"},
     ),
     "next": (Qwen3NextConfig(**NEXT), {}),
-    "next second head": (Qwen3NextConfig(**NEXT, num_nextn_predict_layers=1), {}),
+    "next MTP head": (Qwen3NextConfig(**NEXT, num_nextn_predict_layers=1), {}),
     "next widths": (
         Qwen3NextConfig(**{**NEXT, "linear_value_head_dim": 64}),
         {"llama.cpp": "linear_key_head_dim is 32 and linear_value_head_dim 64"},

@@ -354,7 +354,7 @@ def test_draft(qwen3_next: ModuleType) -> None:
         return with_probabilities(*module(hidden=h[None], embedded=embedded, context=context))
 
     check_module(
-        scrambled(architecture.Qwen3NextDraftHead(CONFIG, dropout=0.0), seed=5),
+        scrambled(architecture.Qwen3NextMTPHead(CONFIG, dropout=0.0), seed=5),
         forward=lambda h, E, w: qwen3_next.draft(h, next_ids, E, w, c)[:2],
         backward=lambda dy, dp, h, E, w: qwen3_next.draft_backward(dy, dp, h, next_ids, E, w, c),
         product=product,
@@ -374,7 +374,7 @@ class Whole(nn.Module):
 
 
 def test_next_model(qwen3_next: ModuleType) -> None:
-    """Both kinds of layer, routers, second head and all four terms of the loss: the gradient of every weight."""
+    """Both kinds of layer, routers, MTP head and all four terms of the loss: the gradient of every weight."""
     rng, c = np.random.default_rng(3), page_context(qwen3_next)
     ids, labels = rng.integers(0, 11, T), rng.integers(0, 11, T)
     labels[1] = -100

@@ -143,7 +143,7 @@ def test_tied_weights_stay_tied(model, input_ids, tmp_path):
 
 
 def every_output(model, input_ids, **keywords) -> torch.Tensor:
-    """Logits, and those of the second head where there is one."""
+    """Logits, and those of the MTP head where there is one."""
     logits = model(input_ids, **keywords)
     if getattr(model, "mtp", None) is None:
         return logits

@@ -1,4 +1,4 @@
-"""What Qwen3-Next alone promises: a cache of constant size, a second head, experts, Qwen3.5's names without them."""
+"""What Qwen3-Next alone promises: a cache of constant size, an MTP head, experts, Qwen3.5's names without them."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_the_auxiliary_loss_equals_transformers(transformers, shake, all_configs
         torch.testing.assert_close(model.backbone(input_ids)[1], 0.001 * expected, rtol=1e-5, atol=0)
 
 
-# --- the second head
+# --- the MTP head
 # ---------------------------------------------------------------------------------------------------------------
 
 

@@ -93,7 +93,7 @@ def announce_phases(wanted: str | None, times: int, pipe: int) -> None:
 
     pretrain.pretrain = entering("start-up", pretrain.pretrain)
     loop.update = entering("steps", loop.update)
-    pretrain.Start.split_loss = entering("evaluation", pretrain.Start.split_loss)
+    pretrain.Run.split_loss = entering("evaluation", pretrain.Run.split_loss)
     RunDirectory.publish_step = entering("save", RunDirectory.publish_step)
     RunDirectory.prune = entering("prune", RunDirectory.prune)
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.stages.launch import Request
-from tiny_transformer.stages.run import Outcome, pretrain
+from tiny_transformer.stages.run import pretrain
+from tiny_transformer.stages.summary import RunResult
 
 CLOCK_KEYS = {"elapsed_seconds", "tokens_per_second", "seconds", "peak_memory_bytes", "peak_device_memory_bytes"}
 TINY: dict[str, Any] = {
@@ -58,7 +59,7 @@ def tiny_request(
     return Request(load_run_config(tree), "tiny", resume=resume, overwrite=overwrite, command=["test"])
 
 
-def run_tiny(data_dir: Path, out_dir: Path, **options: Any) -> Outcome:
+def run_tiny(data_dir: Path, out_dir: Path, **options: Any) -> RunResult:
     """Run it, silently."""
     return pretrain(tiny_request(data_dir, out_dir, **options), Console(file=io.StringIO()))
 

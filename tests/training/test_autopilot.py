@@ -16,13 +16,12 @@ from tiny_transformer.costs.accounting import count_parameters, count_step
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import choose_hardware
-from tiny_transformer.stages.announcement import announce
 from tiny_transformer.stages.command import run_training
 from tiny_transformer.stages.minutes import calibration
 from tiny_transformer.stages.minutes.autopilot import (
     MOST_PASSES,
     Corpus,
-    Speed,
+    SpeedModel,
     batch_rows,
     choose,
     ladder,
@@ -30,14 +29,15 @@ from tiny_transformer.stages.minutes.autopilot import (
     settings,
 )
 from tiny_transformer.stages.minutes.calibration import overlay
+from tiny_transformer.stages.summary import announce
 from tiny_transformer.training.plan import make_plan
 
 STORIES = Corpus(train_tokens=5_200_000, val_tokens=53_000, num_documents=11_000, vocab_size=2048)
-LAPTOP = Speed(launch=1.5e-3, operation=5e-12, element=2.2e-9)  # two cores, as timed in docs/LOG.md
-GPU = Speed(launch=3e-3, operation=1 / 4e13, element=1e-12)  # 1e14 operations a second at best, 4e13 in practice
+LAPTOP = SpeedModel(launch=1.5e-3, operation=5e-12, element=2.2e-9)  # two cores, as timed in docs/LOG.md
+GPU = SpeedModel(launch=3e-3, operation=1 / 4e13, element=1e-12)  # 1e14 operations a second at best, 4e13 in practice
 
 
-def chosen(minutes: float, corpus: Corpus = STORIES, speed: Speed = LAPTOP):
+def chosen(minutes: float, corpus: Corpus = STORIES, speed: SpeedModel = LAPTOP):
     return choose(60 * minutes, corpus, speed, ladder(corpus.vocab_size, corpus.seq_len), corpus.seq_len)
 
 
@@ -87,15 +87,15 @@ def test_operations_and_parameters_are_those_of_the_model() -> None:
 def test_a_speed_is_found_again_from_its_timings() -> None:
     shapes = ladder(2048, 512)
     timed = [(shapes[i], n, LAPTOP.step_seconds(shapes[i], n)) for i, n in ((2, 2048), (0, 512), (4, 1024), (1, 4096))]
-    found = Speed.fit(timed)
+    found = SpeedModel.fit(timed)
     assert (found.launch, found.operation, found.element) == pytest.approx(
         (LAPTOP.launch, LAPTOP.operation, LAPTOP.element), rel=1e-6
     )
     # timed on one core: the plain least squares of these three gives a negative launch and a negative element
     odd = [(shapes[2], 2048, 0.2807), (shapes[2], 1024, 0.1417), (shapes[0], 2048, 0.1513)]
-    assert min(vars(Speed.fit(odd)).values()) >= 0.0
+    assert min(vars(SpeedModel.fit(odd)).values()) >= 0.0
     noisy = [(c, n, s * factor) for (c, n, s), factor in zip(timed, (1.1, 0.9, 1.05, 0.95), strict=True)]
-    fitted = Speed.fit(noisy[:2])
+    fitted = SpeedModel.fit(noisy[:2])
     assert min(fitted.launch, fitted.operation, fitted.element) >= 0.0
     for candidate, num_tokens, seconds in noisy[:2]:
         assert fitted.step_seconds(candidate, num_tokens) == pytest.approx(seconds, rel=0.05)

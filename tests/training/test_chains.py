@@ -107,7 +107,7 @@ class Chains:
         monkeypatch.setattr(planning, "measure_seconds", lambda *_, **__: 0.02)
         if "early_stopping_patience" in changes:
             monkeypatch.setattr(
-                stage.Start, "split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 5), 1, 1)
+                stage.Run, "split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 5), 1, 1)
             )
         short: dict[str, Any] = {"steps": 9, "micro_batch_size": 3, "save_steps": 3, "eval_steps": 4, "dropout": 0.0}
         self.options = {**short, "optimizer": "adamw", **changes}

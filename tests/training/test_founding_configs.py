@@ -12,11 +12,11 @@ from rich.console import Console
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.costs.accounting import count_parameters
-from tiny_transformer.costs.profile import run_profile
+from tiny_transformer.costs.command import run_profile
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.stages.launch import Request, fit_vocabulary
-from tiny_transformer.stages.run import Start
+from tiny_transformer.stages.run import Run
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training.loop import train
 from tiny_transformer.training.plan import Pace, make_plan
@@ -130,12 +130,12 @@ def test_each_starts_training(source: str, tiny_data: Path, tmp_path: Path) -> N
     dataset = open_dataset(tiny_data)
     request = Request(fit_vocabulary(config, dataset, quiet), "test", command=["test"])
     hardware = choose_hardware("cpu", config.training.precision)
-    start = Start(request, RunDirectory(tmp_path), dataset, hardware, quiet)
+    start = Run(request, RunDirectory(tmp_path), dataset, hardware, quiet)
     before = {name: float(weight.detach().double().sum()) for name, weight in start.model.named_parameters()}
     pace = Pace(make_plan(config.training, 10, ""), config.training, None, lambda plan: None)
     records = []
     progress = TrainingProgress(quiet, 10, 0)
-    job = start.job(pace, save=lambda state, status, is_best: None, log=records.append, watcher=progress)
+    job = start.job(pace, save=lambda state, status, is_best: None, log=records.append, progress=progress)
     assert train(job, start.state, lambda: True) == "stopped"
     assert 0 < records[0]["loss"] < 20
     moved = [n for n, w in start.model.named_parameters() if float(w.detach().double().sum()) != before[n]]

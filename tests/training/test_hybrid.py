@@ -1,4 +1,4 @@
-"""Training of a model with experts and a second head: its loss, its log, its optimizer groups, its resumption."""
+"""Training of a model with experts and an MTP head: its loss, its log, its optimizer groups, its resumption."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_the_load_of_the_busiest_and_the_idlest_expert_is_counted_from_what_the_
     _, num_tokens, figures = language_modelling_loss(model, batch)
     is_token = batch.doc_ids.flatten() >= 0
     shares = []
-    for layer in chosen[:2]:  # the third is the second head's
+    for layer in chosen[:2]:  # the third is the MTP head's
         counts = [sum(e in row for row in layer[is_token].tolist()) for e in range(4)]
         shares += [count / sum(counts) for count in counts]
     assert len(set(shares)) > 2

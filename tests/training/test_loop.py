@@ -212,7 +212,7 @@ def test_patience_ends_the_run_after_so_many_evaluations_without_gain(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr(stage.Start, "split_loss", lambda start, batches: SplitLoss(next(losses), 1, 1))
+    monkeypatch.setattr(stage.Run, "split_loss", lambda start, batches: SplitLoss(next(losses), 1, 1))
     outcome = run_tiny(tiny_data, tmp_path / "r", eval_steps=2, early_stopping_patience=2)
     assert (outcome.status, outcome.state.step) == ("stopped_early", 8)
     best = RunDirectory(tmp_path / "r").resolve("best")

@@ -23,7 +23,7 @@ from tiny_transformer.stages.summary import finish
 from tiny_transformer.training import loop
 from tiny_transformer.training.plan import SAMPLE_POINTS, Pace, Speed, make_plan, plan_for_minutes
 from tiny_transformer.training.state import TrainState
-from tiny_transformer.training.update_stats import Movement, part_of, peak_memory
+from tiny_transformer.training.update_stats import UpdateStats, part_name, peak_memory
 
 
 def log_of(run_dir: Path) -> list[dict]:
@@ -41,7 +41,7 @@ def log_of(run_dir: Path) -> list[dict]:
     ],
 )
 def test_a_parameter_belongs_to_its_block(name: str, part: str) -> None:
-    assert part_of(name) == part
+    assert part_name(name) == part
 
 
 def test_movement_equals_norms_taken_by_hand() -> None:
@@ -50,20 +50,20 @@ def test_movement_equals_norms_taken_by_hand() -> None:
     for parameter in list(model.parameters())[1:]:  # the first gets no gradient
         parameter.grad = torch.randn(parameter.shape, generator=chance)
     before = {name: parameter.detach().double().clone() for name, parameter in model.named_parameters()}
-    movement = Movement(model)
-    movement.begin()
+    update_stats = UpdateStats(model)
+    update_stats.begin()
     torch.optim.SGD(model.parameters(), lr=0.01).step()
-    movement.end()
+    update_stats.end()
     for part in ("embed_tokens", "layers.0", "layers.1", "norm"):
-        names = [name for name, _ in model.named_parameters() if part_of(name) == part]
+        names = [name for name, _ in model.named_parameters() if part_name(name) == part]
         weights = math.sqrt(sum(before[name].square().sum().item() for name in names))
         now = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
         moved = math.sqrt(sum((now[name] - before[name]).square().sum().item() for name in names))
-        found = movement.figures["update_ratios"][part]
+        found = update_stats.figures["update_ratios"][part]
         assert found == pytest.approx(moved / weights, rel=2e-3)
-        assert movement.figures["part_grad_norms"][part] == pytest.approx(moved / 0.01, rel=2e-3)
-    assert movement.figures["update_ratios"]["embed_tokens"] == 0.0
-    assert set(movement.figures["update_ratios"]) == {part_of(name) for name in before}
+        assert update_stats.figures["part_grad_norms"][part] == pytest.approx(moved / 0.01, rel=2e-3)
+    assert update_stats.figures["update_ratios"]["embed_tokens"] == 0.0
+    assert set(update_stats.figures["update_ratios"]) == {part_name(name) for name in before}
 
 
 def test_each_line_tells_of_parts_time_and_memory(tiny_data: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_weights_are_only_copied_at_logged_steps(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    monkeypatch.setattr(loop, "Movement", lambda model, sharing: made.append(1) or Movement(model))
+    monkeypatch.setattr(loop, "UpdateStats", lambda model, sharing: made.append(1) or UpdateStats(model))
     run_tiny(tiny_data, tmp_path / "r", log_steps=5, eval_steps=None)
     assert len(made) == 3  # of 12 steps: 5, 10 and the last
 
@@ -150,7 +150,7 @@ def test_each_point_of_the_run_is_met_once_also_when_its_length_changes(total: i
     longer = plan.ending_at(2 * total, seen_from=total // 3, reason="", is_fixed=True)
     for made in (plan, longer):
         pace = Pace(made, TrainingConfig(), None, lambda plan: None)
-        due = [step for step in range(1, made.total_steps + 1) if through_time.is_due(pace, step)]
+        due = [step for step in range(1, made.total_steps + 1) if pace.samples_at(step)]
         assert due[-1] == made.total_steps
         assert len(due) <= len(SAMPLE_POINTS)
         assert sum(any(pace.progress(s - 1) < p <= pace.progress(s) for s in due) for p in SAMPLE_POINTS) == 6
@@ -171,7 +171,7 @@ def test_a_plan_for_minutes_leaves_time_for_samples() -> None:
         state.step += 1
         state.spend("steps", 1.0)
         state.elapsed_seconds += 1.0
-        if through_time.is_due(pace, state.step):
+        if pace.samples_at(state.step):
             state.spend("samples", 8.0)  # slower than was thought
             state.elapsed_seconds += 8.0
     assert state.elapsed_seconds == pytest.approx(120, rel=0.03)

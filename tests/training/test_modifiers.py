@@ -21,8 +21,8 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware, agrees_with_float64, choose_hardware
 from tiny_transformer.models import build_model
 from tiny_transformer.stages import run as stage
+from tiny_transformer.storage.runs import holds_a_run
 from tiny_transformer.training import loss_scale, modifiers
-from tiny_transformer.training.checkpoint_writer import holds_a_run
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.state import TrainState

@@ -24,7 +24,7 @@ from tiny_transformer.reports.page_findings import time_section
 from tiny_transformer.stages import run as stage
 from tiny_transformer.stages.launch import fit_vocabulary
 from tiny_transformer.stages.minutes.timing import measure_speed
-from tiny_transformer.stages.run import Start
+from tiny_transformer.stages.run import Run
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
 from tiny_transformer.training import state as training_state
@@ -57,7 +57,7 @@ class Machine:
     def pass_by(self, seconds: float) -> None:
         self.now += seconds
 
-    def update(self, job: Job, state: TrainState, movement: Any) -> tuple[Gradient, float]:
+    def update(self, job: Job, state: TrainState, update_stats: Any) -> tuple[Gradient, float]:
         noise = 1 + 0.3 * math.sin(1.7 * state.step) * math.sin(0.13 * state.step)
         self.pass_by(self._step_seconds(self.now) * noise * (20.0 if state.step == 0 else 1.0))
         self.factors.append(job.pace.factor(state.step))
@@ -86,7 +86,7 @@ class Machine:
             log=lambda record: self.pass_by(0.004),
             config=config,
             hardware=Hardware(torch.device("cpu"), None),
-            watcher=SimpleNamespace(  # ty: ignore[invalid-argument-type]
+            progress=SimpleNamespace(  # ty: ignore[invalid-argument-type]
                 step=lambda state, tokens_per_second: None, length=lambda total_steps: None
             ),
         )
@@ -150,7 +150,7 @@ def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(
     dataset, console = open_dataset(tiny_data), Console(file=io.StringIO())
     request = tiny_request(tiny_data, run.path, max_train_minutes=0.02)
     request = replace(request, config=fit_vocabulary(request.config, dataset, console))
-    speed = measure_speed(Start(request, run, dataset, Hardware(torch.device("cpu"), None), console))
+    speed = measure_speed(Run(request, run, dataset, Hardware(torch.device("cpu"), None), console))
     assert 0.5 <= speed.save < 1.5
     assert 0 < speed.step < 0.5 and speed.evaluation > 0
     assert not list(run.path.iterdir())

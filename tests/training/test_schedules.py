@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.stages.announcement import rate_in_words
+from tiny_transformer.stages.summary import rate_in_words
 from tiny_transformer.training.plan import Pace, Plan, Speed, make_plan, plan_for_counts, plan_for_minutes, read_plan
-from tiny_transformer.training.schedules import Leg, Schedule
+from tiny_transformer.training.schedules import Schedule, Segment
 from tiny_transformer.training.state import TrainState
 
 
 def test_warm_up_rises_to_the_peak_in_equal_steps() -> None:
-    schedule = Schedule("cosine", legs=(Leg(0, 0.0, 100),), warmup_steps=4)
+    schedule = Schedule("cosine", segments=(Segment(0, 0.0, 100),), warmup_steps=4)
     assert [schedule.factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
 def test_the_last_step_uses_the_final_fraction(shape: str) -> None:
-    schedule = Schedule(shape, legs=(Leg(0, 0.0, 100),), warmup_steps=10, final_fraction=0.1)
+    schedule = Schedule(shape, segments=(Segment(0, 0.0, 100),), warmup_steps=10, final_fraction=0.1)
     assert schedule.factor(99) == pytest.approx(0.1)
     assert schedule.factor(54) == pytest.approx(0.55)  # half-way down
     factors = [schedule.factor(step) for step in range(9, 100)]
@@ -30,14 +30,16 @@ def test_the_last_step_uses_the_final_fraction(shape: str) -> None:
 
 
 def test_decay_fraction_keeps_the_peak_before_the_decay() -> None:
-    schedule = Schedule("linear", legs=(Leg(0, 0.0, 110),), warmup_steps=10, decay_fraction=0.5, final_fraction=0.0)
+    schedule = Schedule(
+        "linear", segments=(Segment(0, 0.0, 110),), warmup_steps=10, decay_fraction=0.5, final_fraction=0.0
+    )
     assert schedule.factor(59) == pytest.approx(1.0)
     assert schedule.factor(60) == pytest.approx(0.98)
     assert schedule.factor(109) == pytest.approx(0.0)
 
 
 def test_constant_stays_at_the_peak() -> None:
-    schedule = Schedule("constant", legs=(Leg(0, 0.0, 10),), warmup_steps=0)
+    schedule = Schedule("constant", segments=(Segment(0, 0.0, 10),), warmup_steps=0)
     assert {schedule.factor(step) for step in range(10)} == {1.0}
 
 
@@ -124,7 +126,7 @@ def test_a_wrong_first_guess_of_the_speed_is_corrected_in_the_first_third(real: 
     assert run.state.elapsed_seconds == pytest.approx(120, rel=0.03)
     assert run.factors[-1] == pytest.approx(0.1)  # fully decayed
     assert [plan.is_fixed for plan in written] == [False, False, False, True]
-    assert written[-1].legs[-1].step < 0.4 * run.pace.total_steps
+    assert written[-1].segments[-1].step < 0.4 * run.pace.total_steps
 
 
 def test_a_resumed_run_follows_the_plan_of_the_first_one() -> None:

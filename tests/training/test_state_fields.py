@@ -90,7 +90,7 @@ ROWS: dict[str, tuple[str, Edit, dict[str, Any]]] = {
         f"{table}.samples": (COUNTERS, counter(f"{table}.samples", value), {**MINUTES, "sample_prompts": ["Once"]})
         for table, value in (("seconds", 30.0), ("counts", 0.01))
     },
-    "plan.legs": ("plan.json", counter("legs", [[0, 0.0, 14]]), {}),
+    "plan.segments": ("plan.json", counter("segments", [[0, 0.0, 14]]), {}),
     "plan.warmup_steps": ("plan.json", counter("warmup_steps", 9), {}),
     "plan.reason": ("plan.json", counter("reason", "because"), {}),
     "plan.asked": ("plan.json", counter("asked.minutes", 9.0), MINUTES),
@@ -115,7 +115,7 @@ class Clock:
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same readings of the clock in every run, losses that first fall and then rise, and fp16 on the CPU."""
     monkeypatch.setattr(stage, "measure_speed", lambda start: planning.Speed(0.02, 0.02, 0.02, 0.02))
-    monkeypatch.setattr(stage.Start, "split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 4), 1, 1))
+    monkeypatch.setattr(stage.Run, "split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 4), 1, 1))
     choose = stage.choose_hardware
     half = Hardware(torch.device("cpu"), torch.float16)
     monkeypatch.setattr(stage, "choose_hardware", lambda d, p: half if p == "fp16" else choose(d, p))

@@ -51,7 +51,7 @@ def talk() -> dict[str, Any]:
             "total": processes.total(10 + rank),
             "any": [processes.any(rank == 1), processes.any(False)],
             "gather": processes.gather([rank + 0.1, float("inf")]),
-            "first": processes.first({"rank": rank, "text": "é" * (5 - rank)}),
+            "first": processes.broadcast({"rank": rank, "text": "é" * (5 - rank)}),
         }
 
 
@@ -120,7 +120,7 @@ def load_and_save(data_dir: str, pairs: list[tuple[str, str]], **options: Any) -
         for run_dir, target in pairs:
             request = tiny_request(Path(data_dir), Path(run_dir), resume=True, **options)
             run, config = RunDirectory(run_dir), fit_vocabulary(request.config, dataset, console)
-            start = pretrain.Start(replace(request, config=config), run, dataset, CPU, console, processes)
+            start = pretrain.Run(replace(request, config=config), run, dataset, CPU, console, processes)
             start.load(run.newest_whole())
             weights = start.sharing.collect(start.model.state_dict())
             memories = start.sharing.collect(start.optimizers.state())

@@ -57,7 +57,7 @@ app = typer.Typer(
 OutDir = Annotated[
     Path | None, typer.Option("--out_dir", metavar="DIR", help="Where the run goes. Default: runs/NAME of the config.")
 ]
-Checkpoint = Annotated[
+CheckpointOption = Annotated[
     Path | None,
     typer.Option(
         "--ckpt_dir",

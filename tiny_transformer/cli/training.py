@@ -179,6 +179,6 @@ def profile(
     if config is not None and (config.startswith("-") or "=" in config):  # an override stands first: no file was named
         context.args.insert(0, config)
         config = None
-    from tiny_transformer.costs.profile import run_profile
+    from tiny_transformer.costs.command import run_profile
 
     run_profile(config or named, overrides_of(context), as_json=as_json, console=Console())

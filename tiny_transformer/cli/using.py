@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, Checkpoint, app
+from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, app
 
 
 @app.command(context_settings=SETTINGS)
 def generate(
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "Once upon a time",
-    ckpt_dir: Checkpoint = None,
+    ckpt_dir: CheckpointOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max_new_tokens", "--max_tokens", "--max_length", help="Longest continuation.")
     ] = 200,

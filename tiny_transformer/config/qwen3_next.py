@@ -25,7 +25,7 @@ EXPERT_KEYS = (
 
 
 class Qwen3NextConfig(DecoderConfig):
-    """Qwen3-Next: gated delta rule and gated attention in turn, sparse experts, zero-centred norms, a second head."""
+    """Qwen3-Next: gated delta rule and gated attention in turn, sparse experts, zero-centred norms, an MTP head."""
 
     model_type: Literal["qwen3_next"] = "qwen3_next"
     """Which architecture; decides which other keys exist."""
@@ -79,7 +79,7 @@ class Qwen3NextConfig(DecoderConfig):
     """Weight of the loss that keeps the experts equally busy."""
 
     num_nextn_predict_layers: int = Field(0, ge=0, le=1)
-    """1: a second head of one layer predicts the token after the next (multi-token prediction)."""
+    """1: an MTP head of one layer predicts the token after the next (multi-token prediction)."""
 
     mtp_loss_coef: float = Field(0.1, ge=0, le=10, allow_inf_nan=False)
     """Weight of that head's loss in training."""

@@ -241,6 +241,11 @@ class RunConfig(Section):
     out_dir: Path | None = setting(None, "allow")
     """The run directory. Default: `runs/NAME`, where NAME is the config file's."""
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in the batch of one update, all processes together."""
+        return self.training.micro_batch_size * self.training.grad_accum_steps * self.data.seq_len
+
     @model_validator(mode="after")
     def _sequence_fits_the_model(self) -> RunConfig:
         limit = self.model.max_position_embeddings

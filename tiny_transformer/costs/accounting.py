@@ -142,7 +142,7 @@ def count_parameters(config: ModelConfig) -> tuple[Counter[str], int]:
     """The parameters of each part of a model, shared ones once, and how many of them work on one token.
 
     Parts are `embedding`, `attention` (the delta rule's layers too), `feed-forward` or `experts` with their routers,
-    `norms`, `head` (absent when it is the embedding) and `second head`.
+    `norms`, `head` (absent when it is the embedding) and `MTP head`.
     """
     parts: Counter[str] = Counter()
     idle = 0
@@ -157,7 +157,7 @@ def count_parameters(config: ModelConfig) -> tuple[Counter[str], int]:
 
 def _part(name: str) -> str:
     if name.startswith("mtp."):
-        return "second head"
+        return "MTP head"
     if "norm." in name:
         return "norms"
     if "expert" in name or name.endswith("mlp.gate.weight"):

@@ -1,26 +1,21 @@
 """What a config will cost, told before anything runs: parameters, arithmetic, memory, time, tokens, who can open it.
 
-`inspection.accounting` counts; here the counts become answers. Importing this module does not import torch.
+`costs.accounting` counts; here the counts become answers. Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from tiny_transformer.config.load import config_name, load_run_config
 from tiny_transformer.config.model import ModelConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.schema import DataConfig, RunConfig
-from tiny_transformer.costs.profile_tables import print_profile
 from tiny_transformer.data.meta import read_meta
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.gguf.tokenizer import name_refusal
@@ -93,27 +88,6 @@ class Profile:
     length_source: str
     suggested_tokens: int
     readers: dict[str, str | None]
-
-
-def run_profile(config: str | None, overrides: Sequence[str], *, as_json: bool, console: Console) -> None:
-    """What `tiny-transformer profile` does.
-
-    Args:
-        config: a file, a preset, or None for the defaults.
-        overrides: `section.key=value` strings, stronger than the file.
-        as_json: print one JSON object instead of tables.
-        console: where it is printed.
-
-    Raises:
-        UserError: a wrong config, a device that is not there, or a damaged tokenizer.
-    """
-    checked = load_run_config(config, overrides)
-    with console.status("counting"):
-        profile = make_profile(checked, config_name(config))
-    if as_json:
-        console.file.write(json.dumps(asdict(profile), indent=2) + "\n")
-    else:
-        print_profile(profile, console)
 
 
 def make_profile(config: RunConfig, name: str) -> Profile:
@@ -265,14 +239,13 @@ def _cache_bytes_per_token(config: ModelConfig) -> int:
 
 def _length(config: RunConfig, step_seconds: float) -> tuple[int, str]:
     """Steps of the whole run, and which key asks for them: of several the one that ends first."""
-    from tiny_transformer.stages.announcement import tokens_per_step
     from tiny_transformer.training.plan import DEFAULT_STEPS
 
     training, choices = config.training, []
     if training.steps is not None:
         choices.append((training.steps, f"steps {training.steps:,}"))
     if training.max_tokens is not None:
-        steps = math.ceil(training.max_tokens / tokens_per_step(config))
+        steps = math.ceil(training.max_tokens / config.tokens_per_step)
         choices.append((steps, f"max_tokens {training.max_tokens:,}"))
     if training.max_train_minutes is not None:
         fitting = max(1, int(60 * training.max_train_minutes / step_seconds))

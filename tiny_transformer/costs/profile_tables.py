@@ -14,7 +14,7 @@ from tiny_transformer.interop.portability import BASIS
 if TYPE_CHECKING:
     from tiny_transformer.costs.profile import Profile
 
-PARTS = ("embedding", "attention", "feed-forward", "experts", "norms", "head", "second head")
+PARTS = ("embedding", "attention", "feed-forward", "experts", "norms", "head", "MTP head")
 KINDS = {
     "weights": "weights",
     "gradients": "gradients",

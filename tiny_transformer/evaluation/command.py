@@ -25,12 +25,11 @@ from tiny_transformer.evaluation.floor import FloorCheck, check_split
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport, measure_skills
 from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_stories, split_stories
-from tiny_transformer.generation.command import checkpoint_tokenizer
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import load_model
 from tiny_transformer.models.find import find_checkpoint
-from tiny_transformer.training.checkpoint_writer import CONFIG_FILE
-from tiny_transformer.training.state import load_identity
+from tiny_transformer.models.open import checkpoint_tokenizer
+from tiny_transformer.storage.runs import CONFIG_FILE, load_identity
 
 BATCH_SIZE = 16
 SPLITS = ("val", "train")

@@ -15,7 +15,7 @@ from tiny_transformer.generation.text import encode_prompt, write
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models import end_token_ids, load_model
 from tiny_transformer.models.find import find_checkpoint
-from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
+from tiny_transformer.models.open import checkpoint_tokenizer
 
 
 @dataclass(frozen=True)
@@ -74,22 +74,3 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
 def _show(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def checkpoint_tokenizer(checkpoint: Path, name: str = "auto") -> Tokenizer:
-    """The tokenizer in a checkpoint; `name` other than `auto` must mean the same one.
-
-    Raises:
-        UserError: it is another one: its ids would mean other words to this model.
-    """
-    own = load_tokenizer(checkpoint)
-    if name == "auto" or name == own.name:
-        return own
-    asked = make_tokenizer(name)
-    if asked.fingerprint != own.fingerprint:
-        raise UserError(
-            f"{checkpoint} was trained with the tokenizer {own.name}, not with {name}",
-            where=str(checkpoint),
-            remedy="leave --tokenizer away: the checkpoint has its own",
-        )
-    return own

@@ -32,7 +32,7 @@ def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrit
     if written.kept_f16:
         lines.append(f"{len(written.kept_f16)} tensors stay f16: {kind} needs rows of a multiple of 32 weights")
     if written.has_second_head:
-        lines.append("the second head (mtp.*) is left out: llama.cpp has no use for it")
+        lines.append("the MTP head (mtp.*) is left out: llama.cpp has no use for it")
     lines.append(f'next: llama-cli -m {written.path} -no-cnv -p "Once upon a time"')
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

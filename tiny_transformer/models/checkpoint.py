@@ -151,7 +151,7 @@ class _Weights:
         self._stack.close()
 
     def second_head(self, config: ModelConfig) -> ModelConfig:
-        """The config with a second head if the files hold one: programs drop one of the two and say nothing."""
+        """The config with an MTP head if the files hold one: programs drop one of the two and say nothing."""
         if not isinstance(config, Qwen3NextConfig):
             return config
         there = any(name.startswith("mtp.") for name in self._files)

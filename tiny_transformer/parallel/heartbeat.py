@@ -103,7 +103,7 @@ def _where(sight: Sight) -> str:
     return f"step {sight.step + 1}" if sight.activity == "step" else f"{sight.activity}, step {sight.step + 1}"
 
 
-class Watch:
+class Heartbeat:
     """Posts that this process is alive, and looks after the others.
 
     Args:
@@ -126,7 +126,7 @@ class Watch:
         self._post()
 
     def start(self) -> None:
-        """Begin; every process has made its `Watch` before."""
+        """Begin; every process has made its `Heartbeat` before."""
         self._thread.start()
 
     def stop(self) -> None:

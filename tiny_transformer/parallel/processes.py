@@ -24,10 +24,10 @@ from torch import distributed
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import UserError
-from tiny_transformer.parallel.heartbeat import Watch
+from tiny_transformer.parallel.heartbeat import Heartbeat
 
 T = TypeVar("T")
-COLLECTIVE_TIMEOUT = timedelta(hours=2)  # far beyond any save: `watch` ends a run that does not go on much sooner
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # far beyond any save: `heartbeat` ends a run that does not go on much sooner
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,16 @@ class Processes:
         is_first: whether this is the one that writes files and shows progress.
     """
 
-    def __init__(self, place: Place | None = None, watch: Watch | None = None) -> None:
+    def __init__(self, place: Place | None = None, heartbeat: Heartbeat | None = None) -> None:
         place = place or Place()
         self.rank, self.world_size, self.is_first = place.rank, place.world_size, place.rank == 0
-        self._watch = watch
+        self._heartbeat = heartbeat
 
     def mark(self, activity: str, step: int | None = None) -> None:
         """Say what this process does now (`step`, `evaluation`, or anything else that may take long), and that it goes
-        on; see `watch`."""
-        if self._watch is not None:
-            self._watch.mark(activity, step)
+        on; see `heartbeat`."""
+        if self._heartbeat is not None:
+            self._heartbeat.mark(activity, step)
 
     def describe(self) -> str:
         """For the terminal, behind the device: `, 8 processes`."""
@@ -97,6 +97,10 @@ class Processes:
         """Whether it holds for one of them."""
         return self.total(int(flag)) > 0
 
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+        self.total(0)
+
     def gather(self, values: Sequence[float]) -> list[list[float]]:
         """Everybody's figures, first process first; each must give equally many."""
         if self.world_size == 1:
@@ -106,7 +110,7 @@ class Processes:
         distributed.all_gather(everybodys, mine)
         return [figures.tolist() for figures in everybodys]
 
-    def first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process says: anything JSON can write. The others' values are ignored."""
         if self.world_size == 1:
             return value
@@ -155,16 +159,16 @@ def fellow_processes(
     distributed.init_process_group(
         backend, store=store, rank=place.rank, world_size=place.world_size, timeout=COLLECTIVE_TIMEOUT
     )
-    watch = Watch(store, place.rank, place.world_size, training.lost_rank_seconds, lost)
-    processes = Processes(place, watch)
-    processes.any(False)  # everybody has said that it is there
-    watch.start()
+    heartbeat = Heartbeat(store, place.rank, place.world_size, training.lost_rank_seconds, lost)
+    processes = Processes(place, heartbeat)
+    processes.barrier()  # everybody has said that it is there
+    heartbeat.start()
     try:
         yield processes
-        processes.any(False)
+        processes.barrier()
     except BaseException as error:
-        watch.failed(error)
+        heartbeat.failed(error)
         raise
-    watch.stop()
-    processes.any(False)  # nobody leaves while another one still watches
+    heartbeat.stop()
+    processes.barrier()  # nobody leaves while another one still watches
     distributed.destroy_process_group()

@@ -247,7 +247,7 @@ def local(tensor: Any) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def part_of(full: Tensor, like: Any) -> Tensor:
+def local_part(full: Tensor, like: Any) -> Tensor:
     """This process's part of a whole tensor that every process has, cut and placed as `like` is."""
     if not hasattr(like, "full_tensor"):
         return full

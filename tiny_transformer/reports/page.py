@@ -133,7 +133,7 @@ def samples_section(samples: list[dict[str, Any]]) -> str:
     return f'<section><h2>Samples</h2>{note}<div class="samples">{"".join(items)}</div></section>'
 
 
-def through_time_section(samples: list[dict[str, Any]]) -> str:
+def samples_over_time_section(samples: list[dict[str, Any]]) -> str:
     """How the same prompts were continued at several points of the run, each from noise to sentences."""
     of_the_way = [sample for sample in samples if is_of_the_way(sample)]
     prompts = list(dict.fromkeys(str(sample.get("prompt", "")) for sample in of_the_way))

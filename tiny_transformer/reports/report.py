@@ -54,7 +54,7 @@ def report_html(run: RunFiles, plotly: str) -> str:
         page.chart_section(charts(run.log, outcome.floor)),
         time_section(time_spent(run.log), outcome.elapsed_seconds),
         page.samples_section(run.samples),
-        page.through_time_section(run.samples),
+        page.samples_over_time_section(run.samples),
         page.settings_section(run.config),
         page.environment_section(run),
         page.files_section(run),

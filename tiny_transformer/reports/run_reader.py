@@ -25,7 +25,7 @@ MAX_JSON_BYTES = 16 << 20  # far above any run_info.json, samples.json or config
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class StepDirectory:
     """One step directory. `problem` is None when its manifest is whole and every file in it has the listed size."""
 
     path: Path
@@ -46,7 +46,7 @@ class RunFiles:
     config: dict[str, Any]
     config_comments: list[str]
     log: list[dict[str, Any]]  # strictly increasing `step`
-    checkpoints: list[Checkpoint]  # by step
+    checkpoints: list[StepDirectory]  # by step
     samples: list[dict[str, Any]]
     problems: list[str] = field(default_factory=list)
 
@@ -55,12 +55,12 @@ class RunFiles:
         return self.path.resolve().name
 
     @property
-    def newest(self) -> Checkpoint | None:
+    def newest(self) -> StepDirectory | None:
         """The newest whole checkpoint."""
         return next((c for c in reversed(self.checkpoints) if c.problem is None), None)
 
 
-def state_of(run_dir: Path, checkpoints: list[Checkpoint]) -> str:
+def state_of(run_dir: Path, checkpoints: list[StepDirectory]) -> str:
     """What became of a run: "running", "finished", "finished early", "stopped" or "not whole".
 
     "not whole": there are checkpoints and none of them counts.
@@ -111,7 +111,7 @@ def read_run(path: Path) -> RunFiles:
     )
 
 
-def read_checkpoints(run_dir: Path) -> list[Checkpoint]:
+def read_checkpoints(run_dir: Path) -> list[StepDirectory]:
     """The step directories of a run, by step, damaged and half-written ones included."""
     marks = {name: _link_target(run_dir / name) for name in ("last", "best")}
     return [
@@ -157,10 +157,10 @@ def _link_target(link: Path) -> str | None:
         return None
 
 
-def _read_checkpoint(step: int, path: Path, *, is_last: bool, is_best: bool) -> Checkpoint:
+def _read_checkpoint(step: int, path: Path, *, is_last: bool, is_best: bool) -> StepDirectory:
     info = _object(_read_parsed(path / "run_info.json", json.loads, []))
     size_bytes, newest = _size_and_time(path)
-    return Checkpoint(
+    return StepDirectory(
         path=path,
         step=step,
         problem=_problem(path),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiny_transformer.reports.formats import NOTHING, ago, count, loss, plain, size
-from tiny_transformer.reports.run_reader import Checkpoint, is_run_directory, number, read_checkpoints, state_of
+from tiny_transformer.reports.run_reader import StepDirectory, is_run_directory, number, read_checkpoints, state_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,7 @@ class RunSummary:
 
     path: Path
     state: str  # see `state_of`
-    checkpoints: list[Checkpoint]
+    checkpoints: list[StepDirectory]
 
     @property
     def name(self) -> str:
@@ -94,7 +94,7 @@ def print_runs(console: Console, summaries: list[RunSummary], now: float | None 
         console.print(Text("\n".join(hints), style="yellow"), soft_wrap=True)
 
 
-def _row(checkpoint: Checkpoint, now: float) -> list[str]:
+def _row(checkpoint: StepDirectory, now: float) -> list[str]:
     info = checkpoint.info
     epoch = number(info, "epoch")
     marks = [name for name, marked in (("last", checkpoint.is_last), ("best", checkpoint.is_best)) if marked]

@@ -13,7 +13,7 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.prepare.command import is_prepared, prepare_with_progress
 from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.errors import UserError
-from tiny_transformer.training.checkpoint_writer import CONFIG_FILE, holds_a_run
+from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run
 from tiny_transformer.training.plan import FILE as PLAN_FILE
 
 

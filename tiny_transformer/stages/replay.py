@@ -23,15 +23,15 @@ from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.stages.launch import Request
-from tiny_transformer.stages.run import Start
+from tiny_transformer.stages.run import Run
 from tiny_transformer.storage import RunDirectory, read_log
+from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run, load_identity
 from tiny_transformer.training import plan as planning
-from tiny_transformer.training.checkpoint_writer import CONFIG_FILE, holds_a_run
 from tiny_transformer.training.gradient import Gradient
 from tiny_transformer.training.loop import Job, find_gradient, train
 from tiny_transformer.training.nonfinite import first_bad_after_update, first_bad_tensor, named_tensors
 from tiny_transformer.training.progress import TrainingProgress
-from tiny_transformer.training.state import TrainState, load_identity
+from tiny_transformer.training.state import TrainState
 
 SHOWN_CHARACTERS = 60
 SAME = 1e-4  # relative: other threads or another processor round differently
@@ -55,11 +55,11 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
     quiet = config.training.model_copy(update={"eval_steps": None, "early_stopping_patience": None, "loggers": ()})
     hardware = choose_hardware(quiet.device, quiet.precision)
     dataset = open_dataset(data_dir)
-    start = Start(Request(config, run_dir.name, resume=True), run, dataset, hardware, console)
+    start = Run(Request(config, run_dir.name, resume=True), run, dataset, hardware, console)
     start.load(run.newest_whole(before=step))
     pace = planning.Pace(replace(plan, is_fixed=True), quiet, None, lambda plan: None)
     with TrainingProgress(console, step, start.state.step) as progress:
-        job = start.job(pace, save=_save_nothing, log=lambda record: None, watcher=progress)
+        job = start.job(pace, save=_save_nothing, log=lambda record: None, progress=progress)
         job = replace(job, config=quiet, evaluate=None, sample=None)
         if start.state.step < step - 1:
             train(job, start.state, lambda: start.state.step >= step - 1)
@@ -107,7 +107,7 @@ def _save_nothing(state: TrainState, status: str, is_best: bool) -> None:
     """A replay leaves the run as it is."""
 
 
-def _show(job: Job, start: Start, gradient: Gradient, console: Console) -> None:
+def _show(job: Job, start: Run, gradient: Gradient, console: Console) -> None:
     step = start.state.step
     console.print(
         f"\nstep {step + 1:,}: loss {gradient.loss:.6g}, gradient norm {gradient.norm:.6g}, learning rate "
@@ -140,7 +140,7 @@ def _gradients(model: nn.Module) -> Table:
     return table
 
 
-def _examples(batches: list[Batch], start: Start) -> Table:
+def _examples(batches: list[Batch], start: Run) -> Table:
     """Each row of the batch: its number in the epoch and how its text begins."""
     table = Table(title="examples", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("number", justify="right")

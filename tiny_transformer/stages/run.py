@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import Batch, Batches
 from tiny_transformer.data.token_file import Dataset
 from tiny_transformer.errors import UserError
@@ -25,9 +24,8 @@ from tiny_transformer.generation.text import encode_prompt
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import build_model, load_weights
 from tiny_transformer.parallel.processes import ALONE, Processes, fellow_processes
-from tiny_transformer.parallel.sharing import Sharded, Sharing, check_shares, part_of, repeatable_arithmetic, share
+from tiny_transformer.parallel.sharing import Sharded, Sharing, check_shares, local_part, repeatable_arithmetic, share
 from tiny_transformer.parallel.stop import StopSignals
-from tiny_transformer.stages.announcement import announce, tokens_per_step
 from tiny_transformer.stages.launch import (
     Request,
     choose_run_dir,
@@ -40,51 +38,29 @@ from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.minutes.timing import measure_speed
 from tiny_transformer.stages.preflight import check_disk, check_memory
 from tiny_transformer.stages.resume_check import check_changes, identity_of
-from tiny_transformer.stages.samples import Sampler, prompts_through_time
+from tiny_transformer.stages.samples import Sampler, distinct_prompts
+from tiny_transformer.stages.summary import RunResult, announce
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
+from tiny_transformer.storage.runs import holds_a_run, load_identity
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.checkpoint_writer import (
     CheckpointWriter,
     environment,
     facts_of,
-    holds_a_run,
     restore_links,
     write_config,
 )
 from tiny_transformer.training.loggers import Loggers, check_installed
-from tiny_transformer.training.loop import Job, Save, Watcher, train
+from tiny_transformer.training.loop import Job, Progress, Save, train
 from tiny_transformer.training.loss_scale import first_loss_scale
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.progress import TrainingProgress
-from tiny_transformer.training.state import TrainState, load_identity, load_state
+from tiny_transformer.training.state import TrainState, load_state
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        run_dir: where it is.
-        status: `finished`, `stopped` or `stopped_early`.
-        state: its counters and last figures.
-        dataset: what it was trained on.
-        config: the resolved config.
-        hardware: where.
-        is_first: whether this process shows and writes the results.
-    """
-
-    run_dir: Path
-    status: str
-    state: TrainState
-    dataset: Dataset
-    config: RunConfig
-    hardware: Hardware
-    is_first: bool
-
-
-def pretrain(request: Request, console: Console) -> Outcome:
+def pretrain(request: Request, console: Console) -> RunResult:
     """Run or resume a pretraining, together with the other processes that `torchrun` started.
 
     Raises:
@@ -98,19 +74,19 @@ def pretrain(request: Request, console: Console) -> Outcome:
         return _pretrain(request, processes, console)
 
 
-def _pretrain(request: Request, processes: Processes, console: Console) -> Outcome:
+def _pretrain(request: Request, processes: Processes, console: Console) -> RunResult:
     """The first process alone decides about files, and writes them; the others wait for it and read."""
     training = request.config.training
     hardware = choose_hardware(training.device, training.precision)
     check_shares(training, processes, hardware)
     if processes.is_first:
         check_installed(training.loggers)  # before anything is written, or removed by `overwrite`
-    run_dir = Path(processes.first(str(choose_run_dir(request)) if processes.is_first else ""))
+    run_dir = Path(processes.broadcast(str(choose_run_dir(request)) if processes.is_first else ""))
     if hardware.note:
         console.print(hardware.note, highlight=False)
     config = settle_data_dir(request)
     dataset = open_training_data(config, console) if processes.is_first else None
-    processes.any(False)  # the data is there now
+    processes.barrier()  # the data is there now
     dataset = dataset or open_training_data(config, console)
     begun = time.monotonic()
     if request.chooses and not request.resume:
@@ -125,12 +101,12 @@ def _pretrain(request: Request, processes: Processes, console: Console) -> Outco
             if request.overwrite and holds_a_run(run_dir):
                 clear_run(run_dir)
             run.clean_leftovers()
-        start = Start(replace(request, config=config), run, dataset, hardware, console, processes)
+        start = Run(replace(request, config=config), run, dataset, hardware, console, processes)
         start.state.elapsed_seconds = time.monotonic() - begun  # choosing is part of the minutes
         return start.go(stack)
 
 
-class Start:
+class Run:
     """One start of a run: from an open data set and a locked directory to the end of training."""
 
     def __init__(
@@ -174,7 +150,7 @@ class Start:
         sharing = share(model, self.processes, training, self.hardware)
         return model, sharing, Optimizers(model, training)
 
-    def go(self, stack: ExitStack) -> Outcome:
+    def go(self, stack: ExitStack) -> RunResult:
         """Resume if asked, plan, train."""
         if self.request.resume:
             self.load(self.run.newest_whole() if self.processes.is_first else (None, []))
@@ -188,10 +164,10 @@ class Start:
         announce(self.run.path, pace.plan, self.config, self.dataset, parameters, device, self.console)
         stop = stack.enter_context(StopSignals())
         with TrainingProgress(self.console, pace.total_steps, self.state.step) as progress:
-            job = self.job(pace, save=self._writer(pace, log), log=keep, watcher=progress)
+            job = self.job(pace, save=self._writer(pace, log), log=keep, progress=progress)
             status = train(job, self.state, stop)
         is_first = self.processes.is_first
-        return Outcome(self.run.path, status, self.state, self.dataset, self.config, self.hardware, is_first)
+        return RunResult(self.run.path, status, self.state, self.dataset, self.config, self.hardware, is_first)
 
     def _records(self, stack: ExitStack) -> tuple[StepLog, Callable[[dict[str, Any]], None]]:
         """Write config.yaml; open log.jsonl at the step where the run stands, and give what takes a line of it."""
@@ -215,13 +191,13 @@ class Start:
         checkpoint, damaged = found
         for problem in damaged:
             self.console.print(f"skipping a damaged checkpoint: {problem.what} ({problem.where})", highlight=False)
-        name = self.processes.first(None if checkpoint is None else str(checkpoint.path))
+        name = self.processes.broadcast(None if checkpoint is None else str(checkpoint.path))
         if name is None:
             self.console.print("there is no checkpoint to go on from: starting from the beginning", highlight=False)
             return
         path = Path(name)
         check_changes(load_identity(path), self.config, self.identity, path, self.console)
-        load_weights(self.model, path, part_of)
+        load_weights(self.model, path, local_part)
         self.state = load_state(path, self.model, self.optimizers)
         if self.hardware.precision != "fp16":
             self.state.loss_scale = 1.0
@@ -231,20 +207,20 @@ class Start:
         """The plan of an earlier start, or a new one."""
         training = self.config.training
         plan = planning.read_plan(self.run.path) if self.request.resume else None
-        self.processes.any(False)  # everybody has read it before the first process writes it
+        self.processes.barrier()  # everybody has read it before the first process writes it
         if plan is not None and plan.asked != planning.Asked.by(training):
             plan = None
         speed, begun = None, time.monotonic()
         if training.max_train_minutes is not None and (plan is None or not plan.is_fixed):
             self.console.print("[dim]timing a few steps to plan the run[/]")
             speed = measure_speed(self)
-            spent = self.processes.first(time.monotonic() - begun)
+            spent = self.processes.broadcast(time.monotonic() - begun)
             self.state.elapsed_seconds += spent
             self.state.spend("planning", spent)
         if plan is None and speed is not None:
-            plan = planning.plan_for_minutes(training, tokens_per_step(self.config), self.state, speed)
+            plan = planning.plan_for_minutes(training, self.config.tokens_per_step, self.state, speed)
         elif plan is None:
-            plan = planning.plan_for_counts(training, tokens_per_step(self.config))
+            plan = planning.plan_for_counts(training, self.config.tokens_per_step)
         path, is_first = self.run.path / planning.FILE, self.processes.is_first
 
         def write(plan: planning.Plan) -> None:
@@ -252,10 +228,10 @@ class Start:
                 atomic_write(path, plan.to_json())
 
         is_counted = training.steps is not None or training.max_tokens is not None
-        most = planning.plan_for_counts(training, tokens_per_step(self.config)).total_steps if is_counted else math.inf
-        return planning.Pace(plan, training, speed, write, self.processes.first, most_steps=most)
+        most = planning.plan_for_counts(training, self.config.tokens_per_step).total_steps if is_counted else math.inf
+        return planning.Pace(plan, training, speed, write, self.processes.broadcast, most_steps=most)
 
-    def job(self, pace: planning.Pace, *, save: Save, log: Callable[[dict[str, Any]], None], watcher: Watcher) -> Job:
+    def job(self, pace: planning.Pace, *, save: Save, log: Callable[[dict[str, Any]], None], progress: Progress) -> Job:
         """What the loop is handed."""
         evaluates = self.config.training.eval_steps is not None
         return Job(
@@ -270,7 +246,7 @@ class Start:
             log=log,
             config=self.config.training,
             hardware=self.hardware,
-            watcher=watcher,
+            progress=progress,
             sharing=self.sharing,
             run_dir=self.run.path,
         )
@@ -280,7 +256,7 @@ class Start:
         when this process does not write, or has only parts of the model."""
         if not self.processes.is_first or isinstance(self.sharing, Sharded):
             return None
-        prompts = prompts_through_time(self.config.training.sample_prompts)
+        prompts = distinct_prompts(self.config.training.sample_prompts)
         try:
             for prompt in prompts:
                 encode_prompt(self.dataset.tokenizer, prompt)

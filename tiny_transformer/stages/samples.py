@@ -15,18 +15,11 @@ from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.storage import atomic_write
 from tiny_transformer.tokenizers import Tokenizer
-from tiny_transformer.training.plan import SAMPLE_POINTS, Pace
 from tiny_transformer.training.state import TrainState
 
 FILE = "samples.json"
 MAX_PROMPTS = 3
 MAX_TOKENS = 48
-
-
-def is_due(pace: Pace, step: int) -> bool:
-    """Whether a point was passed by the update that made `step` steps."""
-    before, now = pace.progress(step - 1), pace.progress(step)
-    return any(before < point <= now for point in SAMPLE_POINTS)
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ class Sampler:
         keep_samples(self.run_dir, [*samples_before(self.run_dir, state.step), *new])
 
 
-def prompts_through_time(prompts: tuple[str, ...]) -> tuple[str, ...]:
+def distinct_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
     """The first few different ones."""
     return tuple(dict.fromkeys(prompts))[:MAX_PROMPTS]
 

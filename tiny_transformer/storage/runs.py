@@ -5,6 +5,7 @@ Nothing is remembered between calls: what stands on the disk is asked each time.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ from tiny_transformer.storage.fs import REAL, Fs, refusals
 from tiny_transformer.storage.lock import RunLock
 from tiny_transformer.storage.manifest import Manifest, read_manifest, verify
 
+CONFIG_FILE = "config.yaml"
+STATE_DIRECTORY, STATE_FILE = "trainer_state", "state.json"  # in a checkpoint, beside the weights
 _STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
 
 
@@ -163,3 +166,19 @@ class RunDirectory:
     def _target(self, name: str) -> str | None:
         with refusals("read", self.path / name):
             return self._fs.readlink(self.path / name) if exists(self.path / name, self._fs) else None
+
+
+def holds_a_run(run_dir: Path) -> bool:
+    """Whether a training run has used a directory before."""
+    return (run_dir / CONFIG_FILE).exists() or any(run_dir.glob("step-*"))
+
+
+def load_identity(checkpoint: Path) -> dict[str, Any]:
+    """What the run that wrote this checkpoint was: its settings, data and tokenizer, see `resume_check`."""
+    path = checkpoint / STATE_DIRECTORY / STATE_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot read the trainer state: {error}", where=str(path), exit_code=ExitCode.BAD_DATA
+        ) from None

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from tiny_transformer.tokenizers.tokenizer import Tokenizer
 
 
 class EncodedDocuments(NamedTuple):
@@ -22,7 +19,25 @@ class EncodedDocuments(NamedTuple):
 DocumentEncoder = Callable[[Sequence[str]], EncodedDocuments]
 
 
-def plain_encoder(tokenizer: Tokenizer) -> DocumentEncoder:
+class Encodes(Protocol):
+    """What a tokenizer must offer to encode documents."""
+
+    @property
+    def begin_id(self) -> int | None:
+        """The token before each document, if there is one."""
+        ...
+
+    @property
+    def end_id(self) -> int:
+        """The token after each document."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text."""
+        ...
+
+
+def plain_encoder(tokenizer: Encodes) -> DocumentEncoder:
     """The readable encoder: begin token (if there is one), ids and end token of each document."""
     before = [] if tokenizer.begin_id is None else [tokenizer.begin_id]
 

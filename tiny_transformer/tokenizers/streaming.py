@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+from collections.abc import Sequence
+from typing import Protocol
 
 REPLACEMENT = "\ufffd"
+
+
+class Decodes(Protocol):
+    """What a tokenizer must offer to decode one id at a time."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids."""
+        ...
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether an id stands for no text."""
+        ...
+
+    def is_byte_piece(self, token_id: int) -> bool:
+        """Whether an id stands for a single byte of a character."""
+        ...
 
 
 class StreamDecoder:
@@ -18,7 +32,7 @@ class StreamDecoder:
     new is given; what may still change, the end of an unfinished character, is held back.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Decodes) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []  # what the last piece came from, then what has come since
         self._num_context = 0  # how many of them belong to the last piece

@@ -25,11 +25,10 @@ from tiny_transformer.data.token_file import Dataset, unigram_nats
 from tiny_transformer.models import save_model
 from tiny_transformer.parallel.sharing import Sharing
 from tiny_transformer.storage import RunDirectory, StepLog, atomic_write
+from tiny_transformer.storage.runs import CONFIG_FILE
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.state import TrainState, save_state
-
-CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class CheckpointWriter:
         log: brought to the disk before each checkpoint, so that no checkpoint outlives its own log; None in processes
             that do not write.
         model, optimizers, tokenizer: what is saved.
-        identity: what a resumed run is compared with, see `same_run`.
+        identity: what a resumed run is compared with, see `resume_check`.
         facts: what run_info.json says besides the counters.
         keep: how many of the newest checkpoints stay.
         sharing: puts the tensors together that processes have parts of; the first process writes them.
@@ -140,8 +139,3 @@ def write_config(run_dir: Path, config: RunConfig, command: list[str]) -> None:
     header = f"# {shlex.join(command)}\n# {versions}, {time.strftime('%Y-%m-%d %H:%M')}\n"
     body = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     atomic_write(run_dir / CONFIG_FILE, header + body)
-
-
-def holds_a_run(run_dir: Path) -> bool:
-    """Whether a directory was used by a training run before."""
-    return (run_dir / CONFIG_FILE).exists() or any(run_dir.glob("step-*"))

@@ -22,7 +22,6 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing
-from tiny_transformer.stages.samples import is_due
 from tiny_transformer.training.gradient import BatchSource, Gradient, LossFunction, compute_gradient
 from tiny_transformer.training.loss_scale import count_step_at_loss_scale, lower_loss_scale
 from tiny_transformer.training.modifiers import set_dropout
@@ -30,12 +29,12 @@ from tiny_transformer.training.nonfinite import first_bad_after_update, first_ba
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.plan import Pace
 from tiny_transformer.training.state import TrainState
-from tiny_transformer.training.update_stats import Movement, peak_memory
+from tiny_transformer.training.update_stats import UpdateStats, peak_memory
 
 Save = Callable[[TrainState, str, bool], None]
 
 
-class Watcher(Protocol):
+class Progress(Protocol):
     """Whoever shows progress."""
 
     def step(self, state: TrainState, tokens_per_second: float) -> None:
@@ -63,7 +62,7 @@ class Job:
         log: takes one record per logged step.
         config: how often to do which.
         hardware: device and precision.
-        watcher: shows progress.
+        progress: shows progress.
         sharing: how the processes share the work; each of them runs this loop, and all do the same at the same step.
         run_dir: how messages call the run.
     """
@@ -79,7 +78,7 @@ class Job:
     log: Callable[[dict[str, Any]], None]
     config: TrainingConfig
     hardware: Hardware
-    watcher: Watcher
+    progress: Progress
     sharing: Sharing = NOT_SHARED
     run_dir: Path = Path("RUN")
 
@@ -105,30 +104,30 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
     status = _status(config, state, state.step >= job.pace.total_steps, False)
     while status == "running":
         if job.pace.revise(state):
-            job.watcher.length(job.pace.total_steps)
+            job.progress.length(job.pace.total_steps)
         total_steps = job.pace.total_steps
         is_last = state.step + 1 >= total_steps
         evaluates = job.evaluate is not None and (is_last or (state.step + 1) % (config.eval_steps or total_steps) == 0)
         is_logged = evaluates or is_last or (state.step + 1) % config.log_steps == 0
-        movement = Movement(job.model, job.sharing) if is_logged else None
+        update_stats = UpdateStats(job.model, job.sharing) if is_logged else None
         with state.timed("steps"):
-            gradient, factor = update(job, state, movement)
+            gradient, factor = update(job, state, update_stats)
 
         state.step += 1
         state.num_tokens += gradient.num_tokens
         state.metrics = {**state.metrics, "loss": gradient.loss}
         is_best = evaluates and _take_evaluation(job, state)
-        if job.sample is not None and is_due(job.pace, state.step):
+        if job.sample is not None and job.pace.samples_at(state.step):
             with state.timed("samples"):
                 job.sample(state)
         state.elapsed_seconds = elapsed_before + time.monotonic() - started
         tokens_per_second = (state.num_tokens - mark_tokens) / max(state.seconds["steps"] - mark_seconds, 1e-9)
-        if movement is not None:
+        if update_stats is not None:
             with state.timed("logging"):
                 record = _record(job, state, gradient, factor, evaluates)
-                job.log(record | _measured(job, state, movement, tokens_per_second))
+                job.log(record | _measured(job, state, update_stats, tokens_per_second))
             mark_seconds, mark_tokens = state.seconds["steps"], state.num_tokens
-        job.watcher.step(state, tokens_per_second)
+        job.progress.step(state, tokens_per_second)
 
         status = _status(config, state, is_last, job.sharing.processes.any(stop_requested()))
         if is_best or status != "running" or state.step % (config.save_steps or total_steps) == 0:
@@ -138,12 +137,12 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
     return status
 
 
-def update(job: Job, state: TrainState, movement: Movement | None = None) -> tuple[Gradient, float]:
+def update(job: Job, state: TrainState, update_stats: UpdateStats | None = None) -> tuple[Gradient, float]:
     """One update of the weights: gradient, learning rate, step.
 
     Args:
         job, state: as in `train`; the step is not counted here.
-        movement: reads how far the weights move.
+        update_stats: reads how far the weights move.
 
     Returns:
         What the batch gave, and the share of the peak learning rate that was used.
@@ -161,14 +160,14 @@ def update(job: Job, state: TrainState, movement: Movement | None = None) -> tup
     state.spend("data", gradient.data_seconds)
     state.spend("forward_backward", ready - begun - gradient.data_seconds)
     factor = job.pace.factor(state.step)
-    if movement is not None:
-        movement.begin()
+    if update_stats is not None:
+        update_stats.begin()
     job.optimizers.step(factor)
     culprit = first_bad_after_update(job.model, job.optimizers)
     if job.sharing.processes.any(culprit is not None):
         raise _not_finite(job, state, "the update is not finite", culprit)
-    if movement is not None:
-        movement.end()
+    if update_stats is not None:
+        update_stats.end()
     state.spend("optimizer", time.monotonic() - ready)
     return gradient, factor
 
@@ -233,12 +232,12 @@ def _record(job: Job, state: TrainState, gradient: Gradient, factor: float, eval
     }
 
 
-def _measured(job: Job, state: TrainState, movement: Movement, tokens_per_second: float) -> dict[str, Any]:
+def _measured(job: Job, state: TrainState, update_stats: UpdateStats, tokens_per_second: float) -> dict[str, Any]:
     """The rest of the line: the clock, what each part did, the loss scale of fp16, where all the time went, memory."""
     scale = {"loss_scale": state.loss_scale} if job.hardware.precision == "fp16" else {}
     seconds = {kind: round(spent, 3) for kind, spent in state.seconds.items() if kind != "steps"}
     clock = {"elapsed_seconds": round(state.elapsed_seconds, 3), "tokens_per_second": round(tokens_per_second, 1)}
-    return {**clock, **movement.figures, **scale, "seconds": seconds, **peak_memory(job.hardware.device)}
+    return {**clock, **update_stats.figures, **scale, "seconds": seconds, **peak_memory(job.hardware.device)}
 
 
 def _status(config: TrainingConfig, state: TrainState, is_last: bool, stop_requested: bool) -> str:

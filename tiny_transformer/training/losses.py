@@ -15,7 +15,7 @@ from tiny_transformer.data.batches import IGNORE_INDEX, Batch
 def language_modelling_loss(model: Any, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
     """Cross-entropy of each next token, and what else the model wants to be trained on.
 
-    That is its auxiliary loss, times the number of targets, and, with a second head, `mtp_loss_coef` times the
+    That is its auxiliary loss, times the number of targets, and, with an MTP head, `mtp_loss_coef` times the
     cross-entropy of each token after the next. The auxiliary loss is computed from one micro-batch: it alone depends on
     how a batch is cut.
 
@@ -31,7 +31,7 @@ def language_modelling_loss(model: Any, batch: Batch) -> tuple[Tensor, int, dict
     next_token = _cross_entropy(model.lm_head(hidden), batch.labels)
     loss_sum, figures = next_token + auxiliary * batch.num_tokens, {}
     if getattr(model, "mtp", None) is not None:
-        second_token, its_auxiliary = _second_token_loss(model, hidden, batch)
+        second_token, its_auxiliary = _mtp_loss(model, hidden, batch)
         auxiliary = auxiliary + its_auxiliary
         loss_sum = loss_sum + model.config.mtp_loss_coef * second_token + its_auxiliary * batch.num_tokens
         figures["second_token_loss"] = second_token.item()
@@ -45,8 +45,8 @@ def language_modelling_loss(model: Any, batch: Batch) -> tuple[Tensor, int, dict
     return loss_sum, batch.num_tokens, figures
 
 
-def _second_token_loss(model: Any, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The summed cross-entropy of the tokens t + 2, and the second head's auxiliary loss."""
+def _mtp_loss(model: Any, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy of the tokens t + 2, and the MTP head's auxiliary loss."""
     positions = None if batch.positions is None else batch.positions[:, :-1]
     doc_ids, labels = None, batch.labels[:, 1:]
     if batch.doc_ids is not None:  # a text's last token says nothing about the next text's second

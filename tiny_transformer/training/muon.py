@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from tiny_transformer.parallel.sharing import part_of, whole
+from tiny_transformer.parallel.sharing import local_part, whole
 
 # a x + b x^3 + c x^5 with the slope at 0 made as large as possible: singular values end between about 0.7 and 1.2
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
                 ahead = parameter.grad.lerp(mean, group["momentum"])
                 rows, columns = parameter.shape
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                update = part_of(orthogonalise(whole(ahead), self._dtype), parameter)
+                update = local_part(orthogonalise(whole(ahead), self._dtype), parameter)
                 parameter.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
 
 

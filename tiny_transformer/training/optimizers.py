@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.hardware import has_fast_bf16
-from tiny_transformer.parallel.sharing import part_of
+from tiny_transformer.parallel.sharing import local_part
 from tiny_transformer.training.muon import Muon
 
 # Routers, and the projection that only gates the delta rule: each row decides for itself, so a matrix of equal singular
@@ -105,7 +105,7 @@ class Optimizers:
                     for key in keys:
                         value = remaining.pop(key).to(parameter.device)
                         is_like_it = value.shape == parameter.shape  # other values count for all parts of a weight
-                        value = part_of(value, parameter) if is_like_it else value
+                        value = local_part(value, parameter) if is_like_it else value
                         optimizer.state[parameter][key.removeprefix(prefix)] = value
         if remaining:
             raise KeyError(f"the optimizer state has {next(iter(remaining))}, which belongs to no weight of this model")

@@ -18,14 +18,14 @@ from typing import Any
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.training.schedules import Leg, Schedule
+from tiny_transformer.training.schedules import Schedule, Segment
 from tiny_transformer.training.state import TrainState
 
 FILE = "plan.json"
 DEFAULT_STEPS = 1000
 REVISIONS = (0.03, 0.1, 0.3)  # progress at which a budget's number of steps is fitted anew; fixed after the last
 WSD_DECAY_FRACTION = 0.2
-# Progress at which the sample prompts are continued (see `through_time`): close together at first, where a text changes
+# Progress at which the sample prompts are continued (see `samples`): close together at first, where a text changes
 # most (noise, then words, then sentences), and at the end.
 SAMPLE_POINTS = (0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
 
@@ -49,14 +49,14 @@ class Plan:
     """The length of a run.
 
     Attributes:
-        legs: the stretches it consists of, see `Schedule`.
+        segments: the stretches it consists of, see `Schedule`.
         warmup_steps: of these steps, spent raising the learning rate.
         reason: where the number comes from, in words.
         asked: what the config asked for.
         is_fixed: whether the number of steps is final.
     """
 
-    legs: tuple[Leg, ...]
+    segments: tuple[Segment, ...]
     warmup_steps: int
     reason: str
     asked: Asked
@@ -65,17 +65,19 @@ class Plan:
     @property
     def total_steps(self) -> int:
         """Updates in the whole run."""
-        return self.legs[-1].total_steps
+        return self.segments[-1].total_steps
 
     def schedule(self, config: TrainingConfig) -> Schedule:
         """The learning rate over this plan."""
         decay = config.decay_fraction or (WSD_DECAY_FRACTION if config.schedule == "wsd" else 1.0)
-        return Schedule(config.schedule, self.legs, self.warmup_steps, decay, config.final_rate_fraction)
+        return Schedule(config.schedule, self.segments, self.warmup_steps, decay, config.final_rate_fraction)
 
     def ending_at(self, total_steps: int, *, seen_from: int, reason: str, is_fixed: bool) -> Plan:
         """The same plan up to step `seen_from`, and from there to another end."""
         done = self.schedule(TrainingConfig()).progress(seen_from)
-        return replace(self, legs=(*self.legs, Leg(seen_from, done, total_steps)), reason=reason, is_fixed=is_fixed)
+        return replace(
+            self, segments=(*self.segments, Segment(seen_from, done, total_steps)), reason=reason, is_fixed=is_fixed
+        )
 
     def to_json(self) -> str:
         """For plan.json."""
@@ -85,7 +87,7 @@ class Plan:
 def make_plan(config: TrainingConfig, total_steps: int, reason: str, *, is_fixed: bool = True) -> Plan:
     """A plan of `total_steps`, with the warm-up the config asks for, but no longer than half the run."""
     warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_fraction * total_steps)
-    return Plan((Leg(0, 0.0, total_steps),), min(warmup, total_steps // 2), reason, Asked.by(config), is_fixed)
+    return Plan((Segment(0, 0.0, total_steps),), min(warmup, total_steps // 2), reason, Asked.by(config), is_fixed)
 
 
 def plan_for_counts(config: TrainingConfig, tokens_per_step: int) -> Plan:
@@ -180,6 +182,11 @@ class Pace:
         """How much of the run is done after `step` steps: 0 to 1."""
         return self._schedule.progress(step)
 
+    def samples_at(self, step: int) -> bool:
+        """Whether the update that made `step` steps passed one of `SAMPLE_POINTS`."""
+        before, now = self.progress(step - 1), self.progress(step)
+        return any(before < point <= now for point in SAMPLE_POINTS)
+
     def revise(self, state: TrainState) -> bool:
         """Fit the number of steps to the speed so far, if it is time to; true when the plan changed."""
         if self._plan.is_fixed or self._estimate is None:
@@ -212,7 +219,7 @@ class Pace:
     def _adopt(self, plan: Plan) -> None:
         self._write(plan)
         self._plan, self._schedule = plan, plan.schedule(self._config)
-        self._next_revision = next((at for at in REVISIONS if at > plan.legs[-1].progress), REVISIONS[-1])
+        self._next_revision = next((at for at in REVISIONS if at > plan.segments[-1].progress), REVISIONS[-1])
 
 
 def _busy(state: TrainState) -> float:
@@ -226,8 +233,8 @@ def read_plan(run_dir: Path) -> Plan | None:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         del raw["total_steps"]
-        legs = tuple(Leg(*leg) for leg in raw.pop("legs"))
-        return Plan(legs=legs, asked=Asked(**raw.pop("asked")), **raw)
+        segments = raw.pop("legs" if "legs" in raw else "segments")  # "legs" until November 2026
+        return Plan(segments=tuple(Segment(*segment) for segment in segments), asked=Asked(**raw.pop("asked")), **raw)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -16,7 +16,7 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 class TrainingProgress:
-    """Shows each step of a run; the training loop's watcher.
+    """Shows each step of a run; the training loop's progress.
 
     Args:
         console: where to write.

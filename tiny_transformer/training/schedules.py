@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Leg(NamedTuple):
+class Segment(NamedTuple):
     """A stretch of a run, planned to go straight from `progress` after `step` steps to 1 after `total_steps`; the next
-    leg, if there is one, begins before that."""
+    segment, if there is one, begins before that."""
 
     step: int
     progress: float
@@ -25,18 +25,18 @@ class Schedule:
     """Linear warm-up, an optional stretch at the peak, then a decay.
 
     The decay is drawn over *progress*, which goes from 0 at the first step to 1 at the last. A run whose length is
-    known from the start has one leg; each revision of its length adds one.
+    known from the start has one segment; each revision of its length adds one.
 
     Attributes:
         shape: `cosine`, `linear`, `wsd` (warm-up, stable, decay: linear as well) or `constant`.
-        legs: the first from (0, 0.0); the last one's end is the run's.
+        segments: the first from (0, 0.0); the last one's end is the run's.
         warmup_steps: steps over which the rate rises from zero to its peak.
         decay_fraction: share of the steps after warm-up over which it falls.
         final_fraction: the last rate as a share of the peak.
     """
 
     shape: str
-    legs: tuple[Leg, ...]
+    segments: tuple[Segment, ...]
     warmup_steps: int
     decay_fraction: float = 1.0
     final_fraction: float = 0.1
@@ -44,12 +44,12 @@ class Schedule:
     @property
     def total_steps(self) -> int:
         """Steps in the whole run."""
-        return self.legs[-1].total_steps
+        return self.segments[-1].total_steps
 
     def progress(self, step: int) -> float:
         """How much of the run is done after `step` steps: 0 to 1."""
-        leg = next(leg for leg in reversed(self.legs) if leg.step <= step)
-        return min(1.0, leg.at(step))
+        segment = next(segment for segment in reversed(self.segments) if segment.step <= step)
+        return min(1.0, segment.at(step))
 
     def factor(self, step: int) -> float:
         """The share of the peak rate used by the update number `step` (the first is 0)."""

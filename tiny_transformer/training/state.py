@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.runs import STATE_DIRECTORY, STATE_FILE
 from tiny_transformer.training.optimizers import Optimizers
 
-DIRECTORY = "trainer_state"
 COUNTED = ("evaluations", "samples", "saves")
 
 
@@ -86,13 +86,13 @@ def save_state(directory: Path, state: TrainState, tensors: dict[str, Tensor], i
         directory: the checkpoint's temporary directory.
         state: the counters.
         tensors: what the optimizers remember, by parameter name: `Optimizers.state`, whole and in main memory.
-        identity: what a resumed run is compared with, see `same_run`.
+        identity: what a resumed run is compared with, see `resume_check`.
     """
-    target = directory / DIRECTORY
+    target = directory / STATE_DIRECTORY
     target.mkdir()
     save_file(tensors, target / "optimizer.safetensors")
     text = json.dumps({"format_version": 1, "identity": identity, **asdict(state)}, indent=2)
-    (target / "state.json").write_text(text + "\n", encoding="utf-8")
+    (target / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def load_state(checkpoint: Path, model: nn.Module, optimizers: Optimizers) -> TrainState:
@@ -103,15 +103,15 @@ def load_state(checkpoint: Path, model: nn.Module, optimizers: Optimizers) -> Tr
     Raises:
         UserError: the checkpoint has no trainer state or one that does not fit this model.
     """
-    source = checkpoint / DIRECTORY
+    source = checkpoint / STATE_DIRECTORY
     try:
-        raw = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        raw = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
         device = next(model.parameters()).device
         optimizers.load_state(load_file(source / "optimizer.safetensors", device=str(device)))
         return TrainState(**{key: raw[key] for key in TrainState.__dataclass_fields__})
     except FileNotFoundError as error:
         raise UserError(
-            f"this checkpoint cannot be resumed: it has no {DIRECTORY}/{Path(error.filename).name}",
+            f"this checkpoint cannot be resumed: it has no {STATE_DIRECTORY}/{Path(error.filename).name}",
             where=str(checkpoint),
             remedy="resume from a checkpoint written by train; a plain model directory has weights only",
             exit_code=ExitCode.BAD_DATA,
@@ -119,15 +119,4 @@ def load_state(checkpoint: Path, model: nn.Module, optimizers: Optimizers) -> Tr
     except (KeyError, ValueError) as error:
         raise UserError(
             f"the trainer state does not fit: {error}", where=str(source), exit_code=ExitCode.BAD_DATA
-        ) from None
-
-
-def load_identity(checkpoint: Path) -> dict[str, Any]:
-    """What the run that wrote this checkpoint was: its settings, data and tokenizer, see `same_run`."""
-    path = checkpoint / DIRECTORY / "state.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"cannot read the trainer state: {error}", where=str(path), exit_code=ExitCode.BAD_DATA
         ) from None

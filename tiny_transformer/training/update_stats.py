@@ -20,7 +20,7 @@ from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing, local
 DIGITS = 4  # of a logged figure: enough for a chart, and a log line stays short with many layers
 
 
-def part_of(name: str) -> str:
+def part_name(name: str) -> str:
     """The part a parameter belongs to: `model.layers.3.mlp.up_proj.weight` is in `layers.3`."""
     pieces = name.removeprefix("model.").removesuffix(".weight").split(".")
     end = pieces.index("layers") + 2 if "layers" in pieces else 1
@@ -43,7 +43,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return found
 
 
-class Movement:
+class UpdateStats:
     """How far one update moves each part of a model: `begin` right before it, `end` right after.
 
     Args:
@@ -58,7 +58,7 @@ class Movement:
     def __init__(self, model: nn.Module, sharing: Sharing = NOT_SHARED) -> None:
         self._sharing = sharing
         named = list(model.named_parameters())
-        self._parts = [part_of(name) for name, _ in named]
+        self._parts = [part_name(name) for name, _ in named]
         self._weights = [parameter for _, parameter in named]
         self.figures: dict[str, dict[str, float]] = {}
 

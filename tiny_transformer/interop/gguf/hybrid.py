@@ -4,7 +4,7 @@ Shapes: Nk key heads, Nv value heads, Dk and Dv their widths (llama.cpp: the sam
 
 llama.cpp wants what the tensors stand for and not what was trained: a zero-centred norm's factor 1 + w, the decay rate
 -exp(A_log). It wants the projections of the delta rule as Qwen3.5 has them, experts in one tensor, and nothing of the
-second head. Its `qwen35` lets value head j use key head j mod Nk, Hugging Face's j div (Nv / Nk), so value heads change
+MTP head. Its `qwen35` lets value head j use key head j mod Nk, Hugging Face's j div (Nv / Nk), so value heads change
 places there; `qwen3next` keeps them.
 """
 

@@ -205,7 +205,7 @@ class Qwen3NextDecoder(nn.Module):
         return self.norm(hidden), routings
 
 
-class Qwen3NextDraftHead(nn.Module):
+class Qwen3NextMTPHead(nn.Module):
     """From a token's hidden state and the next token to the hidden state of that next token: one more layer."""
 
     def __init__(self, config: Qwen3NextConfig, *, dropout: float) -> None:
@@ -243,7 +243,7 @@ class Qwen3NextForCausalLM(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, self.model.embed_tokens.num_embeddings, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.mtp = Qwen3NextDraftHead(config, dropout=dropout) if config.num_nextn_predict_layers else None
+        self.mtp = Qwen3NextMTPHead(config, dropout=dropout) if config.num_nextn_predict_layers else None
         self.expert_load: torch.Tensor | None = None
 
     @classmethod
@@ -303,7 +303,7 @@ class Qwen3NextForCausalLM(nn.Module):
         positions: torch.Tensor | None = None,
         doc_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The second head: hidden states (B, T, C) with which `lm_head` predicts token t + 2, and the auxiliary loss.
+        """The MTP head: hidden states (B, T, C) with which `lm_head` predicts token t + 2, and the auxiliary loss.
 
         Args:
             hidden: (B, T, C) from `backbone`, of tokens t.
@@ -311,7 +311,7 @@ class Qwen3NextForCausalLM(nn.Module):
             positions, doc_ids: (B, T) of the tokens t, as in `forward`.
         """
         if self.mtp is None:
-            raise ValueError("this model has no second head: num_nextn_predict_layers is 0")
+            raise ValueError("this model has no MTP head: num_nextn_predict_layers is 0")
         context = self._context(next_ids, positions, doc_ids, 0)
         out, routings = self.mtp(hidden=hidden, embedded=self.model.embed_tokens(next_ids), context=context)
         if not routings:

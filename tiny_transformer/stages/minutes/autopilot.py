@@ -115,7 +115,7 @@ def dense(model: dict[str, Any], vocab_size: int, seq_len: int) -> Candidate:
 
 
 @dataclass(frozen=True)
-class Speed:
+class SpeedModel:
     """How long a step takes: the sum of three kinds of work. Tried on nineteen shapes and batches, the sum is within a
     tenth of the measured time (docs/LOG.md).
 
@@ -135,7 +135,7 @@ class Speed:
         return self.launch * launches + self.operation * operations + self.element * elements
 
     @classmethod
-    def fit(cls, timings: Sequence[tuple[Candidate, int, float]]) -> Speed:
+    def fit(cls, timings: Sequence[tuple[Candidate, int, float]]) -> SpeedModel:
         """From measured steps `(candidate, tokens, seconds)`: least squares of relative errors, nothing negative."""
         work = np.array([candidate.work(num_tokens) for candidate, num_tokens, _ in timings])
         relative = work / np.array([seconds for _, _, seconds in timings])[:, None]
@@ -214,7 +214,7 @@ class Choice:
 def choose(
     seconds: float,
     corpus: Corpus,
-    speed: Speed,
+    speed: SpeedModel,
     candidates: Iterable[Candidate],
     seq_len: int,
     rows: int | None = None,
@@ -237,7 +237,7 @@ def choose(
 
 
 def _option(
-    seconds: float, corpus: Corpus, speed: Speed, candidate: Candidate, seq_len: int, asked_rows: int | None
+    seconds: float, corpus: Corpus, speed: SpeedModel, candidate: Candidate, seq_len: int, asked_rows: int | None
 ) -> Option:
     most = MOST_PASSES * corpus.train_tokens
     rows = asked_rows or 1

@@ -20,7 +20,7 @@ from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.stages.minutes import autopilot
-from tiny_transformer.stages.minutes.autopilot import Candidate, Choice, Corpus, Speed
+from tiny_transformer.stages.minutes.autopilot import Candidate, Choice, Corpus, SpeedModel
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
@@ -99,7 +99,7 @@ def _measure_and_choose(config: RunConfig, dataset: Dataset, hardware: Hardware)
         left = max(0.5 * seconds, seconds - (time.monotonic() - started))
         most = GROWTH * max(candidate.token_operations for candidate, _, _ in timings)
         believed = [c for c in candidates if c.token_operations <= most] or candidates
-        choice = autopilot.choose(left, corpus, Speed.fit(timings), believed, seq_len, rows)
+        choice = autopilot.choose(left, corpus, SpeedModel.fit(timings), believed, seq_len, rows)
         probes = [(choice.best.candidate, min(choice.best.rows, max(1, 8192 // seq_len)))]
         if any(choice.best.candidate == timed for timed, _, _ in timings) or len(timings) >= MOST_PROBES:
             return choice, corpus

@@ -21,12 +21,12 @@ from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.state import TrainState
 
 if TYPE_CHECKING:
-    from tiny_transformer.stages.run import Start
+    from tiny_transformer.stages.run import Run
 
 TIMED_SAVE = LEFTOVER_PREFIX + "timed-save"  # what a killed start leaves of it, the next one removes
 
 
-def measure_speed(start: Start) -> planning.Speed:
+def measure_speed(start: Run) -> planning.Speed:
     """Time what the run will do; every process takes part, and the first one's clock counts."""
     model, sharing, optimizers = start.build()
     step = _step_seconds(start, model, sharing, optimizers)
@@ -34,7 +34,7 @@ def measure_speed(start: Start) -> planning.Speed:
     return planning.Speed(step, _eval_seconds(start), save, _sampling_seconds(start))
 
 
-def _step_seconds(start: Start, model: Any, sharing: Sharing, optimizers: Optimizers) -> float:
+def _step_seconds(start: Run, model: Any, sharing: Sharing, optimizers: Optimizers) -> float:
     training, hardware, compiled = start.config.training, start.hardware, start.compiled(model)
 
     def one_step() -> None:
@@ -42,10 +42,10 @@ def _step_seconds(start: Start, model: Any, sharing: Sharing, optimizers: Optimi
         optimizers.step(0.0)
 
     budget = 60 * (training.max_train_minutes or 0.0)
-    return planning.measure_seconds(one_step, start.processes.first, at_least_seconds=min(2.0, 0.01 * budget))
+    return planning.measure_seconds(one_step, start.processes.broadcast, at_least_seconds=min(2.0, 0.01 * budget))
 
 
-def _save_seconds(start: Start, model: nn.Module, sharing: Sharing, optimizers: Optimizers) -> float:
+def _save_seconds(start: Run, model: nn.Module, sharing: Sharing, optimizers: Optimizers) -> float:
     """One checkpoint, written, hashed, synced and read back as in the run, in a directory that is removed again."""
     directory, is_first = start.run.path / TIMED_SAVE, start.processes.is_first
 
@@ -63,20 +63,20 @@ def _save_seconds(start: Start, model: nn.Module, sharing: Sharing, optimizers: 
             )
             writer(TrainState(step=1), "running", is_best=False)
 
-    return planning.measure_seconds(save, start.processes.first, at_least_seconds=0.0, warm_up=0, least=1)
+    return planning.measure_seconds(save, start.processes.broadcast, at_least_seconds=0.0, warm_up=0, least=1)
 
 
-def _eval_seconds(start: Start) -> float:
+def _eval_seconds(start: Run) -> float:
     if start.config.training.eval_steps is None:
         return 0.0
     batches = list(validation_batches(start.config, start.dataset))
     few = batches[:2]
-    agree, world_size = start.processes.first, start.processes.world_size
+    agree, world_size = start.processes.broadcast, start.processes.world_size
     seconds = planning.measure_seconds(lambda: start.split_loss(few), agree, at_least_seconds=0.5, warm_up=1)
     return seconds * -(-len(batches) // world_size) / -(-len(few) // world_size)
 
 
-def _sampling_seconds(start: Start) -> float:
+def _sampling_seconds(start: Run) -> float:
     sampler = start.sampler()
     seconds = planning.measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
-    return start.processes.first(seconds)
+    return start.processes.broadcast(seconds)
