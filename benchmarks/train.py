@@ -227,10 +227,11 @@ def our_steps(
 
     from tiny_transformer.config.load import load_run_config
     from tiny_transformer.data.prepare.command import prepare
-    from tiny_transformer.data.token_file import open_dataset
     from tiny_transformer.hardware import choose_hardware, keep_freed_memory
-    from tiny_transformer.stages.launch import Request
-    from tiny_transformer.stages.run import Start
+    from tiny_transformer.parallel.processes import ALONE
+    from tiny_transformer.stages.pretrain import Pretraining
+    from tiny_transformer.stages.run import Run
+    from tiny_transformer.stages.stage import Request
     from tiny_transformer.storage import RunDirectory
     from tiny_transformer.training.loop import train
     from tiny_transformer.training.plan import Pace, plan_for_counts
@@ -254,12 +255,13 @@ def our_steps(
     config = load_run_config(tree)
     hardware = choose_hardware(device.type)
     request = Request(config, "benchmark", command=["benchmark"])
-    run, dataset = RunDirectory(scratch / "run"), open_dataset(scratch / "data")
-    start = Start(request, run, dataset, hardware, Console(file=io.StringIO()))
+    console = Console(file=io.StringIO())
+    stage = Pretraining.open(request, hardware, ALONE, console)
+    run = Run(request, stage, RunDirectory(scratch / "run"), hardware, console)
     pace = Pace(plan_for_counts(config.training, shape.tokens), config.training, None, lambda plan: None)
     watch = Watch()
     log = (scratch / "log.jsonl").open("w")
-    job = start.job(
+    job = run.job(
         pace,
         save=lambda state, status, is_best: None,
         log=lambda record: print(json.dumps(record), file=log),
@@ -269,11 +271,11 @@ def our_steps(
     spent: list[float] = []  # share of each turn but the first, which warms up
 
     def steps(number: int) -> list[float]:
-        before = dict(start.state.seconds)
+        before = dict(run.state.seconds)
         watch.begin()
-        end = start.state.step + number
-        train(job, start.state, lambda: start.state.step >= end)
-        core = sum(start.state.seconds[kind] - before.get(kind, 0.0) for kind in ("forward_backward", "optimizer"))
+        end = run.state.step + number
+        train(job, run.state, lambda: run.state.step >= end)
+        core = sum(run.state.seconds[kind] - before.get(kind, 0.0) for kind in ("forward_backward", "optimizer"))
         if before:
             spent.append(1 - core / sum(watch.seconds))
             facts["outside forward, backward and optimizer"] = round(statistics.median(spent), 4)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny_transformer.data.batches import IGNORE_INDEX, Batch, Batches, evaluation_batches
+from tiny_transformer.data.batches import IGNORE_INDEX, Batches, TokenBatch, evaluation_batches
 from tiny_transformer.data.token_file import TokenFile
 from tiny_transformer.errors import UserError
 
@@ -30,12 +30,12 @@ def token_file(directory: Path, lengths: list[int]) -> TokenFile:
     return TokenFile(path, dtype="uint32", vocab_size=max(num_tokens, 1))
 
 
-def one_epoch(batches: Batches) -> list[Batch]:
+def one_epoch(batches: Batches) -> list[TokenBatch]:
     assert batches.num_examples % batches.global_batch_size == 0
     return [batches.batch(step) for step in range(batches.num_examples // batches.global_batch_size)]
 
 
-def targets(batches: list[Batch]) -> list[int]:
+def targets(batches: list[TokenBatch]) -> list[int]:
     labels = torch.cat([batch.labels.flatten() for batch in batches])
     return labels[labels != IGNORE_INDEX].tolist()
 
@@ -44,7 +44,7 @@ def test_labels_are_the_next_tokens(directory):
     batch = Batches(token_file(directory, [101]), seq_len=10, global_batch_size=4, seed=0).batch(0)
     assert torch.equal(batch.labels, batch.input_ids + 1)
     assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
-    assert batch.num_tokens == 40
+    assert batch.num_targets == 40
     assert torch.equal(batch.input_ids[:, 0], batch.sample_ids * 10)
     assert batch.doc_ids is None
     assert batch.positions is None
@@ -103,7 +103,7 @@ def test_micro_batches_are_the_batch_in_pieces(directory, micro_batch_size):
     whole = batches.batch(4)
     assert torch.equal(torch.cat([piece.input_ids for piece in pieces]), whole.input_ids)
     assert torch.equal(torch.cat([piece.labels for piece in pieces]), whole.labels)
-    assert sum(piece.num_tokens for piece in pieces) == whole.num_tokens
+    assert sum(piece.num_targets for piece in pieces) == whole.num_targets
     assert max(len(piece.labels) for piece in pieces) <= micro_batch_size
 
 
@@ -128,7 +128,7 @@ def test_unknown_packing_is_refused(directory):
 def test_evaluation_covers_the_whole_split_in_order(directory, num_tokens, seq_len, batch_size):
     batches = list(evaluation_batches(token_file(directory, [num_tokens]), seq_len=seq_len, batch_size=batch_size))
     assert targets(batches) == list(range(1, num_tokens))
-    assert sum(batch.num_tokens for batch in batches) == num_tokens - 1
+    assert sum(batch.num_targets for batch in batches) == num_tokens - 1
     for batch in batches:
         assert batch.input_ids.shape == batch.labels.shape == (len(batch.sample_ids), seq_len)
         counted = batch.labels != IGNORE_INDEX
@@ -183,7 +183,7 @@ def test_documents_that_fit_are_never_cut(directory):
 def test_best_fit_wastes_little(directory):
     lengths = np.random.default_rng(0).integers(20, 200, size=400).tolist()
     batches = list(evaluation_batches(token_file(directory, lengths), seq_len=256, batch_size=8, packing="documents"))
-    used, room = sum(b.num_tokens for b in batches), sum(b.labels.numel() for b in batches)
+    used, room = sum(b.num_targets for b in batches), sum(b.labels.numel() for b in batches)
     assert used == sum(lengths) - len(lengths)
     assert used / room > 0.98
 
@@ -194,4 +194,4 @@ def test_batch_moves_with_all_its_parts(directory):
     )
     moved = batch.to("meta")
     assert {t.device.type for t in (moved.input_ids, moved.labels, moved.doc_ids, moved.positions)} == {"meta"}
-    assert moved.num_tokens == batch.num_tokens
+    assert moved.num_targets == batch.num_targets

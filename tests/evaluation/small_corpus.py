@@ -95,9 +95,10 @@ def train_small(tokens: TokenFile, vocab_size: int, steps: int, *, packing: str 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     for step in range(steps):
-        loss_sum, num_tokens, _ = language_modelling_loss(model, batches.batch(step))
+        batch = batches.batch(step)
+        loss_sum, _ = language_modelling_loss(model, batch)
         optimizer.zero_grad()
-        (loss_sum / num_tokens).backward()
+        (loss_sum / batch.num_targets).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

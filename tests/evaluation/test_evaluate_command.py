@@ -20,8 +20,8 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation import loss as loss_module
 from tiny_transformer.evaluation import stories as stories_module
 from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
-from tiny_transformer.stages.launch import Request
-from tiny_transformer.stages.run import pretrain
+from tiny_transformer.stages.launch import launch
+from tiny_transformer.stages.stage import Request
 from tiny_transformer.stages.summary import RunResult
 
 SMALL = {
@@ -54,7 +54,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(changes: dict[str, Any], name: str) -> RunResult:
     tree: dict[str, Any] = {**SMALL, **changes}
-    return pretrain(Request(load_run_config(tree), name), Console(file=io.StringIO()))
+    return launch(Request(load_run_config(tree), name), Console(file=io.StringIO()))
 
 
 class Screen:

@@ -16,7 +16,7 @@ import torch
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.data.batches import Batch
+from tiny_transformer.data.batches import TokenBatch
 from tiny_transformer.hardware import choose_hardware, keep_freed_memory
 from tiny_transformer.models import build_model
 from tiny_transformer.training.gradient import compute_gradient
@@ -32,7 +32,7 @@ class RandomTokens:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
-    def micro_batches(self, step: int, micro_batch_size: int) -> list[Batch]:
+    def micro_batches(self, step: int, micro_batch_size: int) -> list[TokenBatch]:
         shape = (micro_batch_size, self.config.data.seq_len)
         made = []
         for _ in range(self.config.training.grad_accum_steps):
@@ -41,7 +41,7 @@ class RandomTokens:
             if self.config.data.packing == "documents":
                 place = torch.arange(shape[1]).expand(shape)
                 packed = {"doc_ids": place // 50, "positions": place % 50}
-            made.append(Batch(ids, ids.roll(-1, 1), ids.numel(), ids[:, 0].clone(), **packed))
+            made.append(TokenBatch(ids, ids.roll(-1, 1), ids.numel(), ids[:, 0].clone(), **packed))
         return made
 
     def epoch(self, step: int) -> float:
@@ -61,7 +61,14 @@ def prepare(config: RunConfig) -> tuple[Callable[[], None], Callable[[], int]]:
     optimizers, batches = Optimizers(model, config.training), RandomTokens(config)
 
     def step() -> None:
-        compute_gradient(model, batches, 0, config.training, hardware, language_modelling_loss)
+        compute_gradient(
+            model,
+            batches.micro_batches(0, config.training.micro_batch_size),
+            0,
+            config.training,
+            hardware,
+            language_modelling_loss,
+        )
         optimizers.step(0.01)
 
     def kept() -> int:

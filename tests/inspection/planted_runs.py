@@ -17,7 +17,9 @@ from tiny_transformer.config.load import load_run_config
 from tiny_transformer.data import batches
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.stages import run as pretrain
-from tiny_transformer.stages.launch import Request
+from tiny_transformer.stages import stage
+from tiny_transformer.stages.launch import launch
+from tiny_transformer.stages.stage import Request
 from tiny_transformer.training import loop
 from tiny_transformer.training.losses import language_modelling_loss
 
@@ -75,42 +77,42 @@ class Recipe:
 def shuffled_labels(patch: pytest.MonkeyPatch) -> None:
     chance = torch.Generator().manual_seed(0)
 
-    def loss(model: Any, batch: batches.Batch) -> Any:
+    def loss(model: Any, batch: batches.TokenBatch) -> Any:
         order = torch.randperm(batch.labels.numel(), generator=chance)
         labels = batch.labels.flatten()[order].view_as(batch.labels)
         return language_modelling_loss(
-            model, batches.Batch(batch.input_ids, labels, batch.num_tokens, batch.sample_ids)
+            model, batches.TokenBatch(batch.input_ids, labels, batch.num_targets, batch.sample_ids)
         )
 
-    patch.setattr(pretrain, "language_modelling_loss", loss)
+    patch.setattr("tiny_transformer.stages.pretrain.language_modelling_loss", loss)
 
 
 def labels_not_shifted(patch: pytest.MonkeyPatch) -> None:
     make = batches._make_batch
 
-    def same(*arguments: Any) -> batches.Batch:
+    def same(*arguments: Any) -> batches.TokenBatch:
         made = make(*arguments)
         labels = torch.where(made.labels == batches.IGNORE_INDEX, made.labels, made.input_ids)
-        return batches.Batch(made.input_ids, labels, made.num_tokens, made.sample_ids)
+        return batches.TokenBatch(made.input_ids, labels, made.num_targets, made.sample_ids)
 
     patch.setattr(batches, "_make_batch", same)
 
 
 def frozen_layer(patch: pytest.MonkeyPatch) -> None:
-    build = pretrain.build_model
+    build = stage.build_model
 
     def frozen(*arguments: Any, **options: Any) -> Any:
         model = build(*arguments, **options)
         model.model.layers[1].requires_grad_(False)
         return model
 
-    patch.setattr(pretrain, "build_model", frozen)
+    patch.setattr("tiny_transformer.stages.stage.build_model", frozen)
 
 
 def busy_machine(patch: pytest.MonkeyPatch) -> None:
     times: list[float] = []
 
-    def loss(model: Any, batch: batches.Batch) -> Any:
+    def loss(model: Any, batch: batches.TokenBatch) -> Any:
         times.append(time.process_time())
         if len(times) > 50:
             until = time.process_time() + 2 * (times[49] - times[0]) / 49
@@ -118,7 +120,7 @@ def busy_machine(patch: pytest.MonkeyPatch) -> None:
                 pass
         return language_modelling_loss(model, batch)
 
-    patch.setattr(pretrain, "language_modelling_loss", loss)
+    patch.setattr("tiny_transformer.stages.pretrain.language_modelling_loss", loss)
 
 
 def stopped_at(step: int) -> Hook:
@@ -202,5 +204,5 @@ def make(recipe: Recipe, data_dirs: dict[str, Path], run_dir: Path) -> Path:
         if not recipe.waits_for_the_disk:
             patch.setattr(loop.time, "monotonic", time.process_time)
         recipe.hook(patch)
-        pretrain.pretrain(Request(load_run_config(tree), "planted", command=["test"]), Console(file=io.StringIO()))
+        launch(Request(load_run_config(tree), "planted", command=["test"]), Console(file=io.StringIO()))
     return run_dir

@@ -20,8 +20,8 @@ from tiny_transformer.reports.diagnosis.evidence import Evidence, Finding
 from tiny_transformer.reports.diagnosis.learning import always_clipped
 from tiny_transformer.reports.page_findings import diagnosis_section
 from tiny_transformer.reports.run_reader import read_run
-from tiny_transformer.stages.launch import Request
-from tiny_transformer.stages.run import pretrain
+from tiny_transformer.stages.launch import launch
+from tiny_transformer.stages.stage import Request
 from tiny_transformer.stages.summary import finish
 
 # What the sentence about each planted fault must say.
@@ -218,7 +218,7 @@ def test_the_diagnosis_is_printed_at_the_end_of_training(tmp_path: Path) -> None
     }
     screen = io.StringIO()
     console = Console(file=screen, width=500)
-    finish(pretrain(Request(load_run_config(tree), "r", command=["test"]), console), console)
+    finish(launch(Request(load_run_config(tree), "r", command=["test"]), console), console)
     assert "The validation split is tiny" in screen.getvalue()
     assert "Prepare the data again with a larger data.val_fraction." in screen.getvalue()
     page = (tmp_path / "r/report.html").read_text(encoding="utf-8")

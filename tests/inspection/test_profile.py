@@ -130,7 +130,7 @@ def real_products(config: RunConfig) -> tuple[dict[str, int], dict[str, int]]:
     batch = memory_of_a_step.RandomTokens(config).micro_batches(0, config.training.micro_batch_size)[0]
     counts = []
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        loss, _, _ = language_modelling_loss(model, batch)
+        loss, _ = language_modelling_loss(model, batch)
         counts.append(counter.get_flop_counts()["Global"].copy())
         loss.backward()
         counts.append(counter.get_flop_counts()["Global"].copy())

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tiny_transformer.config.model import Qwen3Config
-from tiny_transformer.data.batches import Batch
+from tiny_transformer.data.batches import TokenBatch
 from tiny_transformer.models import build_model, load_model
 from tiny_transformer.storage import verify
 from tiny_transformer.tokenizers import load_tokenizer
@@ -32,7 +32,7 @@ CONFIG = Qwen3Config(
 def batches(count: int) -> DataLoader:
     """The same four rows again and again: something that can be learnt by heart."""
     tokens = torch.randint(0, 50, (4, 17), generator=torch.Generator().manual_seed(0))
-    rows = [Batch(tokens[:, :-1], tokens[:, 1:], 64, torch.arange(4)) for _ in range(count)]
+    rows = [TokenBatch(tokens[:, :-1], tokens[:, 1:], 64, torch.arange(4)) for _ in range(count)]
     return DataLoader(rows, batch_size=None)
 
 
@@ -107,13 +107,13 @@ def test_loss_and_gradients_are_ours(lightning):
 
     ours, theirs = build_model(CONFIG, seed=0), build_model(CONFIG, seed=0)
     batch = next(iter(batches(1)))
-    loss_sum, num_tokens, _ = language_modelling_loss(ours, batch)
-    (loss_sum / num_tokens).backward()
+    loss_sum, _ = language_modelling_loss(ours, batch)
+    (loss_sum / batch.num_targets).backward()
     module = LitLanguageModel(theirs)
     module.log = lambda *_, **__: None
     loss = module.training_step(batch, 0)
     loss.backward()
-    assert torch.equal(loss, loss_sum / num_tokens)
+    assert torch.equal(loss, loss_sum / batch.num_targets)
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(mine.grad, other.grad)
     assert torch.equal(module(batch.input_ids), theirs(batch.input_ids))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.data.batches import Batch
+from tiny_transformer.data.batches import TokenBatch
 from tiny_transformer.layers.attention import attend, attend_slowly, attention_mask, attention_weights
 from tiny_transformer.layers.feed_forward import SwiGLU
 from tiny_transformer.layers.norm import RMSNorm
@@ -46,9 +46,9 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.tensor(array)
 
 
-def batch_of(ids: np.ndarray, labels: np.ndarray, *, with_documents: bool) -> Batch:
+def batch_of(ids: np.ndarray, labels: np.ndarray, *, with_documents: bool) -> TokenBatch:
     rows = len(ids)
-    return Batch(
+    return TokenBatch(
         input_ids=tensor(ids),
         labels=tensor(labels),
         num_tokens=int((labels != -100).sum()),

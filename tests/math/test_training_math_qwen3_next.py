@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from tiny_transformer.config.model import Qwen3NextConfig
-from tiny_transformer.data.batches import Batch
+from tiny_transformer.data.batches import TokenBatch
 from tiny_transformer.layers.attention import attention_mask
 from tiny_transformer.layers.convolution import causal_convolution
 from tiny_transformer.layers.delta_rule import delta_rule_in_chunks, delta_rule_recurrently, to_unit_length
@@ -365,7 +365,7 @@ def test_draft(qwen3_next: ModuleType) -> None:
 class Whole(nn.Module):
     """A model's training loss as a module, so that its weights can be replaced."""
 
-    def __init__(self, model: nn.Module, batch: Batch) -> None:
+    def __init__(self, model: nn.Module, batch: TokenBatch) -> None:
         super().__init__()
         self.whole, self.batch = model, batch
 
@@ -378,7 +378,7 @@ def test_next_model(qwen3_next: ModuleType) -> None:
     rng, c = np.random.default_rng(3), page_context(qwen3_next)
     ids, labels = rng.integers(0, 11, T), rng.integers(0, 11, T)
     labels[1] = -100
-    batch = Batch(
+    batch = TokenBatch(
         input_ids=tensor(ids)[None],
         labels=tensor(labels)[None],
         num_tokens=int((labels != -100).sum()),

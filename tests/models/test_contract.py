@@ -147,8 +147,8 @@ def every_output(model, input_ids, **keywords) -> torch.Tensor:
     logits = model(input_ids, **keywords)
     if getattr(model, "mtp", None) is None:
         return logits
-    hidden, _ = model.backbone(input_ids, **keywords)
-    drafted, _ = model.draft(hidden=hidden, next_ids=input_ids.roll(-1, dims=1), **keywords)
+    hidden, _, _ = model.backbone(input_ids, **keywords)
+    drafted, _, _ = model.draft(hidden=hidden, next_ids=input_ids.roll(-1, dims=1), **keywords)
     return torch.cat((logits, model.lm_head(drafted)), dim=1)
 
 

@@ -102,7 +102,7 @@ def test_slow_forms_equal_fast_ones_in_the_whole_model(shake, all_configs, input
             monkeypatch.setattr(architecture, "gated_delta_rule", delta_rule_recurrently)
             monkeypatch.setattr(architecture, "mix_experts", mix_experts_slowly)
         model.zero_grad()
-        hidden, auxiliary = model.backbone(input_ids, doc_ids=doc_ids)
+        hidden, auxiliary, _ = model.backbone(input_ids, doc_ids=doc_ids)
         (hidden.square().mean() + auxiliary).backward()
         found.append([hidden.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     for fast, slow in zip(*found, strict=True):
@@ -115,12 +115,12 @@ def test_the_auxiliary_loss_is_the_balance_of_all_routers(sparse, input_ids, mon
     monkeypatch.setattr(architecture, "route", lambda *arguments: seen.append(route(*arguments)) or seen[-1])
     doc_ids = torch.zeros_like(input_ids)
     doc_ids[:, :4] = -1
-    _, auxiliary = sparse.backbone(input_ids, doc_ids=doc_ids)
+    _, auxiliary, load = sparse.backbone(input_ids, doc_ids=doc_ids)
     assert len(seen) == 3
     assert auxiliary.item() == pytest.approx(0.001 * balance_loss(seen, doc_ids).item())
     assert auxiliary.item() > 0.002 * 0.99  # at least k, for two experts a token
-    assert sparse.expert_load.shape == (3, 4)
-    torch.testing.assert_close(sparse.expert_load.sum(dim=1), torch.ones(3))
+    assert load.shape == (3, 4)
+    torch.testing.assert_close(load.sum(dim=1), torch.ones(3))
     with torch.no_grad():
         assert sparse.backbone(input_ids, cache=sparse.make_cache(3, 17))[1] == 0
 
@@ -176,7 +176,7 @@ def test_the_files_decide_whether_there_is_a_second_head(shake, all_configs, tmp
 def test_the_second_head_is_its_formula(sparse, input_ids):
     head, hidden = sparse.mtp, torch.randn(3, 17, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        got, _ = sparse.draft(hidden=hidden, next_ids=input_ids)
+        got, _, _ = sparse.draft(hidden=hidden, next_ids=input_ids)
         parts = []
         for norm, x in (
             (head.pre_fc_norm_embedding, sparse.model.embed_tokens.weight[input_ids]),
@@ -193,10 +193,10 @@ def test_a_second_head_sees_no_later_token_and_no_other_document(sparse, input_i
     doc_ids = (torch.arange(17) // 6).expand(3, -1)
     hidden = torch.randn(3, 17, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        before, _ = sparse.draft(hidden=hidden, next_ids=input_ids, doc_ids=doc_ids)
+        before, _, _ = sparse.draft(hidden=hidden, next_ids=input_ids, doc_ids=doc_ids)
         changed = input_ids.clone()
         changed[:, 8] = (changed[:, 8] + 1) % 61
-        after, _ = sparse.draft(hidden=hidden, next_ids=changed, doc_ids=doc_ids)
+        after, _, _ = sparse.draft(hidden=hidden, next_ids=changed, doc_ids=doc_ids)
     moved = (after - before).abs().amax((0, 2))
     assert moved[8:12].min() > 1e-3 and moved[:8].max() < 3e-6 and moved[12:].max() < 3e-6
 

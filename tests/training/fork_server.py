@@ -75,7 +75,8 @@ class ForkServer:
 
 def announce_phases(wanted: str | None, times: int, pipe: int) -> None:
     """Wrap what a run consists of, so that entering the wanted phase for the n-th time writes a byte."""
-    from tiny_transformer.stages import run as pretrain
+    from tiny_transformer.stages import launch
+    from tiny_transformer.stages.run import Run
     from tiny_transformer.storage import RunDirectory
     from tiny_transformer.training import loop
 
@@ -91,9 +92,9 @@ def announce_phases(wanted: str | None, times: int, pipe: int) -> None:
 
         return called
 
-    pretrain.pretrain = entering("start-up", pretrain.pretrain)
+    launch.launch = entering("start-up", launch.launch)
     loop.update = entering("steps", loop.update)
-    pretrain.Run.split_loss = entering("evaluation", pretrain.Run.split_loss)
+    Run.evaluate = entering("evaluation", Run.evaluate)
     RunDirectory.publish_step = entering("save", RunDirectory.publish_step)
     RunDirectory.prune = entering("prune", RunDirectory.prune)
 

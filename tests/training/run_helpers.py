@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.data.prepare.command import prepare
-from tiny_transformer.stages.launch import Request
-from tiny_transformer.stages.run import pretrain
+from tiny_transformer.stages.launch import launch
+from tiny_transformer.stages.stage import Request
 from tiny_transformer.stages.summary import RunResult
+from tiny_transformer.training.contract import Evaluation
 
 CLOCK_KEYS = {"elapsed_seconds", "tokens_per_second", "seconds", "peak_memory_bytes", "peak_device_memory_bytes"}
 TINY: dict[str, Any] = {
@@ -61,7 +63,12 @@ def tiny_request(
 
 def run_tiny(data_dir: Path, out_dir: Path, **options: Any) -> RunResult:
     """Run it, silently."""
-    return pretrain(tiny_request(data_dir, out_dir, **options), Console(file=io.StringIO()))
+    return launch(tiny_request(data_dir, out_dir, **options), Console(file=io.StringIO()))
+
+
+def evaluation(loss: float) -> Evaluation:
+    """What an evaluation of pretraining gives, made up."""
+    return Evaluation(loss, {"val_loss": loss, "val_perplexity": math.exp(loss), "val_bits_per_byte": loss})
 
 
 def fingerprint(run_dir: Path, name: str = "last") -> dict[str, bytes]:

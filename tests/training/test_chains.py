@@ -20,10 +20,9 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import TINY, log_without_clock, run_tiny
+from run_helpers import TINY, evaluation, log_without_clock, run_tiny
 
 from tiny_transformer.data.prepare.command import prepare
-from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.stages import run as stage
 from tiny_transformer.training import loop
@@ -103,12 +102,10 @@ class Chains:
         monkeypatch.setitem(TINY, "model", changes.pop("model", SHAPE))
         monkeypatch.setitem(TINY, "data", {"seq_len": 16, "packing": changes.pop("packing", "concat")})
         hardware = Hardware(torch.device("cpu"), changes.pop("arithmetic", None))
-        monkeypatch.setattr(stage, "choose_hardware", lambda *asked: hardware)
+        monkeypatch.setattr("tiny_transformer.stages.launch.choose_hardware", lambda *asked: hardware)
         monkeypatch.setattr(planning, "measure_seconds", lambda *_, **__: 0.02)
         if "early_stopping_patience" in changes:
-            monkeypatch.setattr(
-                stage.Run, "split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 5), 1, 1)
-            )
+            monkeypatch.setattr(stage.Run, "evaluate", lambda run: evaluation(1.0 + abs(run.state.step - 5)))
         short: dict[str, Any] = {"steps": 9, "micro_batch_size": 3, "save_steps": 3, "eval_steps": 4, "dropout": 0.0}
         self.options = {**short, "optimizer": "adamw", **changes}
         self.is_planned_by_the_clock = "max_train_minutes" in changes

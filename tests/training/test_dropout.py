@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.data.batches import Batch
+from tiny_transformer.data.batches import TokenBatch
 from tiny_transformer.evaluation.loss import evaluate_split
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.parallel.processes import Place, Processes
@@ -33,17 +32,16 @@ def masks_of(rank: int, world_size: int, step: int = 3) -> list[list[bool]]:
     """What dropout leaves of each micro-batch that a process has of a batch of four rows, two at a time."""
     rows = 4 // world_size
     batch = torch.ones(2, 16, dtype=torch.int64)
-    pieces = [Batch(batch, batch, 32, torch.arange(2)) for _ in range(rows // 2)]
+    pieces = [TokenBatch(batch, batch, 32, torch.arange(2)) for _ in range(rows // 2)]
     model, seen = nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5)), []
 
-    def loss(module: nn.Module, piece: Batch) -> tuple[torch.Tensor, int, dict[str, float]]:
+    def loss(module: nn.Module, piece: TokenBatch) -> tuple[torch.Tensor, dict[str, float]]:
         left = module[1](torch.ones(32))  # ty: ignore[not-subscriptable]
         seen.append((left != 0).tolist())
-        return module[0](left[:, None]).sum(), 32, {}  # ty: ignore[not-subscriptable]
+        return module[0](left[:, None]).sum(), {}  # ty: ignore[not-subscriptable]
 
-    source: Any = SimpleNamespace(micro_batches=lambda step, size: pieces)
     sharing = Sharing(OneOfSeveral(Place(rank, world_size)))
-    compute_gradient(model, source, step, TrainingConfig(micro_batch_size=2), CPU, loss, sharing=sharing)
+    compute_gradient(model, pieces, step, TrainingConfig(micro_batch_size=2), CPU, loss, sharing=sharing)
     return seen
 
 
@@ -69,7 +67,7 @@ def test_evaluation_is_without_dropout_and_leaves_the_mode_as_it_was() -> None:
     ids = torch.ones(2, 16, dtype=torch.int64)
     for training in (True, False):
         model = Model().train(training)
-        loss = evaluate_split(model, [Batch(ids, ids, 32, torch.arange(2))] * 2, num_bytes=64, hardware=CPU)
+        loss = evaluate_split(model, [TokenBatch(ids, ids, 32, torch.arange(2))] * 2, num_bytes=64, hardware=CPU)
         exact = torch.logsumexp(torch.arange(8.0), 0).item() - 1.0
         assert abs(loss.nats_per_token - exact) < 1e-5
         assert model.training is training

@@ -15,8 +15,10 @@ from tiny_transformer.costs.accounting import count_parameters
 from tiny_transformer.costs.command import run_profile
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.hardware import choose_hardware
-from tiny_transformer.stages.launch import Request, fit_vocabulary
+from tiny_transformer.stages.launch import fit_vocabulary
+from tiny_transformer.stages.pretrain import Pretraining
 from tiny_transformer.stages.run import Run
+from tiny_transformer.stages.stage import Request
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training.loop import train
 from tiny_transformer.training.plan import Pace, make_plan
@@ -128,9 +130,10 @@ def test_each_starts_training(source: str, tiny_data: Path, tmp_path: Path) -> N
     quiet = Console(file=io.StringIO())
     config = load_run_config(source if source in PRESETS else CONFIGS / source, [*short, *quick])
     dataset = open_dataset(tiny_data)
-    request = Request(fit_vocabulary(config, dataset, quiet), "test", command=["test"])
+    request = Request(config, "test", command=["test"])
+    opened = Pretraining(fit_vocabulary(config, dataset, quiet), dataset)
     hardware = choose_hardware("cpu", config.training.precision)
-    start = Run(request, RunDirectory(tmp_path), dataset, hardware, quiet)
+    start = Run(request, opened, RunDirectory(tmp_path), hardware, quiet)
     before = {name: float(weight.detach().double().sum()) for name, weight in start.model.named_parameters()}
     pace = Pace(make_plan(config.training, 10, ""), config.training, None, lambda plan: None)
     records = []

@@ -12,7 +12,7 @@ from run_helpers import TINY, fingerprint, log_without_clock, run_tiny
 
 from tiny_transformer.config.model import Qwen3NextConfig
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.data.batches import IGNORE_INDEX, Batch
+from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
 from tiny_transformer.models.qwen3_next import model as architecture
@@ -44,21 +44,21 @@ def hybrid(**changes: object) -> torch.nn.Module:
     return build_model(Qwen3NextConfig(vocab_size=257, **{**SHAPE, **changes}), seed=0)
 
 
-def packed_batch() -> Batch:
+def packed_batch() -> TokenBatch:
     """Two rows of two texts each, the last tokens without a target."""
     ids = torch.randint(0, 257, (2, 12), generator=torch.Generator().manual_seed(0))
     doc_ids = torch.tensor([[0] * 5 + [1] * 7, [0] * 8 + [1] * 3 + [-1]])
     positions = torch.tensor([[*range(5), *range(7)], [*range(8), *range(3), 0]])
     labels = torch.where(doc_ids == doc_ids.roll(-1, 1), ids.roll(-1, 1), IGNORE_INDEX)
     labels[:, -1] = IGNORE_INDEX
-    return Batch(ids, labels, int((labels != IGNORE_INDEX).sum()), torch.arange(2), doc_ids, positions)
+    return TokenBatch(ids, labels, int((labels != IGNORE_INDEX).sum()), torch.arange(2), doc_ids, positions)
 
 
 def test_the_loss_is_next_tokens_second_tokens_and_balance() -> None:
     model, batch = hybrid(mtp_loss_coef=0.3, router_aux_loss_coef=0.02), packed_batch()
-    loss_sum, num_tokens, figures = language_modelling_loss(model, batch)
-    hidden, auxiliary = model.backbone(batch.input_ids, batch.positions, batch.doc_ids)
-    drafted, its = model.draft(
+    loss_sum, figures = language_modelling_loss(model, batch)
+    hidden, auxiliary, _ = model.backbone(batch.input_ids, batch.positions, batch.doc_ids)
+    drafted, its, _ = model.draft(
         hidden=hidden[:, :-1],
         next_ids=batch.input_ids[:, 1:],
         positions=batch.positions[:, :-1],
@@ -73,11 +73,11 @@ def test_the_loss_is_next_tokens_second_tokens_and_balance() -> None:
                 first -= one[row, t, batch.input_ids[row, t + 1]].item()
             if same_next and t < 10 and batch.doc_ids[row, t + 2] == batch.doc_ids[row, t]:
                 second -= two[row, t, batch.input_ids[row, t + 2]].item()
-    expected = first + 0.3 * second + (auxiliary + its).item() * num_tokens
+    expected = first + 0.3 * second + (auxiliary + its).item() * batch.num_targets
     assert loss_sum.item() == pytest.approx(expected, rel=1e-5)
     assert figures["next_token_loss"] == pytest.approx(first, rel=1e-5)
     assert figures["second_token_loss"] == pytest.approx(second, rel=1e-5)
-    assert figures["auxiliary_loss"] == pytest.approx((auxiliary + its).item() * num_tokens, rel=1e-5)
+    assert figures["auxiliary_loss"] == pytest.approx((auxiliary + its).item() * batch.num_targets, rel=1e-5)
     assert 0.02 * 2 * 0.99 < auxiliary.item() < 0.02 * 4  # k when balanced, E when not at all
 
 
@@ -85,11 +85,8 @@ def test_every_parameter_learns_from_the_loss_and_gets_a_state() -> None:
     model, config = hybrid(num_experts=16), TrainingConfig(optimizer="muon")
     ids = torch.zeros(1, 6, dtype=torch.long)  # so few tokens that some experts have none
 
-    class One:
-        def micro_batches(self, step: int, micro_batch_size: int) -> list[Batch]:
-            return [Batch(ids, ids, 6, torch.arange(1))]
-
-    compute_gradient(model, One(), 0, config, Hardware(torch.device("cpu"), None), language_modelling_loss)
+    batch = TokenBatch(ids, ids, 6, torch.arange(1))
+    compute_gradient(model, [batch], 0, config, Hardware(torch.device("cpu"), None), language_modelling_loss)
     idle = [name for name, p in model.named_parameters() if p.grad.abs().max() == 0]
     assert idle and all(".experts." in name or "mtp.layers.0" in name or "self_attn" in name for name in idle)
     optimizers = Optimizers(model, config)
@@ -142,25 +139,27 @@ def test_the_load_of_the_busiest_and_the_idlest_expert_is_counted_from_what_the_
         return routing
 
     monkeypatch.setattr(architecture, "route", listening)
-    _, num_tokens, figures = language_modelling_loss(model, batch)
+    _, figures = language_modelling_loss(model, batch)
     is_token = batch.doc_ids.flatten() >= 0
     shares = []
     for layer in chosen[:2]:  # the third is the MTP head's
         counts = [sum(e in row for row in layer[is_token].tolist()) for e in range(4)]
         shares += [count / sum(counts) for count in counts]
     assert len(set(shares)) > 2
-    assert figures["busiest_expert_load"] / num_tokens == pytest.approx(4 * max(shares))  # 1: as an equal share
-    assert figures["idlest_expert_load"] / num_tokens == pytest.approx(4 * min(shares))
+    assert figures["busiest_expert_load"] / batch.num_targets == pytest.approx(4 * max(shares))  # 1: as an equal share
+    assert figures["idlest_expert_load"] / batch.num_targets == pytest.approx(4 * min(shares))
 
 
 def test_a_hybrid_learns_one_batch_by_heart() -> None:
     model, batch = hybrid(num_experts=4), packed_batch()
     optimizers = Optimizers(model, TrainingConfig(learning_rate=1e-2))
     for _ in range(60):
-        loss_sum, num_tokens, figures = language_modelling_loss(model, batch)
-        (loss_sum / num_tokens).backward()
+        loss_sum, figures = language_modelling_loss(model, batch)
+        (loss_sum / batch.num_targets).backward()
         optimizers.step(1.0)
-    assert figures["next_token_loss"] / num_tokens < 0.05 and figures["second_token_loss"] / num_tokens < 0.2
+    assert (
+        figures["next_token_loss"] / batch.num_targets < 0.05 and figures["second_token_loss"] / batch.num_targets < 0.2
+    )
 
 
 def test_compiling_takes_the_backbone_and_leaves_evaluation_plain(

@@ -15,21 +15,22 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from run_helpers import TINY, log_without_clock, run_tiny, tiny_request
+from run_helpers import TINY, evaluation, log_without_clock, run_tiny, tiny_request
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.data.batches import IGNORE_INDEX, Batch, Batches, evaluation_batches
+from tiny_transformer.data.batches import IGNORE_INDEX, Batches, TokenBatch, evaluation_batches
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
+from tiny_transformer.evaluation.loss import evaluate_split
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
 from tiny_transformer.parallel.stop import StopSignals
 from tiny_transformer.stages import run as stage
-from tiny_transformer.stages.launch import Request, choose_run_dir
+from tiny_transformer.stages.launch import choose_run_dir, launch
 from tiny_transformer.stages.replay import replay
+from tiny_transformer.stages.stage import Request
 from tiny_transformer.stages.summary import finish
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training.gradient import compute_gradient
@@ -47,11 +48,13 @@ def small_model(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
 class Ragged:
     """One batch of 8 rows of which the k-th has k + 2 targets."""
 
-    def micro_batches(self, step: int, micro_batch_size: int) -> list[Batch]:
+    def micro_batches(self, step: int, micro_batch_size: int) -> list[TokenBatch]:
         ids = torch.randint(0, 257, (8, 16), generator=torch.Generator().manual_seed(step))
         labels = torch.where(torch.arange(16) < torch.arange(2, 10)[:, None], ids.roll(-1, 1), IGNORE_INDEX)
         pieces = zip(ids.split(micro_batch_size), labels.split(micro_batch_size), strict=True)
-        return [Batch(i, labels, int((labels != IGNORE_INDEX).sum()), torch.arange(len(i))) for i, labels in pieces]
+        return [
+            TokenBatch(i, labels, int((labels != IGNORE_INDEX).sum()), torch.arange(len(i))) for i, labels in pieces
+        ]
 
     def epoch(self, step: int) -> float:
         return 0.0
@@ -62,9 +65,10 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut() -> None:
     for micro_batch_size in (8, 4, 1):
         model = small_model(torch.float64)
         config = TrainingConfig(micro_batch_size=micro_batch_size, grad_clip=None)
-        found = compute_gradient(model, Ragged(), 0, config, CPU, language_modelling_loss)
+        pieces = Ragged().micro_batches(0, config.micro_batch_size)
+        found = compute_gradient(model, pieces, 0, config, CPU, language_modelling_loss)
         gradients.append((found.loss, found.norm, [parameter.grad.clone() for parameter in model.parameters()]))
-        assert found.num_tokens == sum(range(2, 10))
+        assert found.num_targets == sum(range(2, 10))
     for loss, norm, other in gradients[1:]:
         assert loss == pytest.approx(gradients[0][0], rel=1e-6)
         assert norm == pytest.approx(gradients[0][1], rel=1e-6)
@@ -74,7 +78,7 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut() -> None:
 
 def test_the_loss_is_the_mean_over_targets() -> None:
     model, batch = small_model(), Ragged().micro_batches(0, 8)[0]
-    loss_sum, num_tokens, _ = language_modelling_loss(model, batch)
+    loss_sum, _ = language_modelling_loss(model, batch)
     log_probabilities = model(batch.input_ids).log_softmax(-1)
     by_hand = -sum(
         log_probabilities[row, t, batch.labels[row, t]].item()
@@ -83,12 +87,13 @@ def test_the_loss_is_the_mean_over_targets() -> None:
         if batch.labels[row, t] != IGNORE_INDEX
     )
     assert loss_sum.item() == pytest.approx(by_hand, rel=1e-5)
-    assert num_tokens == batch.num_tokens
 
 
 def test_clipping_shortens_the_gradient_to_its_limit() -> None:
     model = small_model()
-    norm = compute_gradient(model, Ragged(), 0, TrainingConfig(grad_clip=0.01), CPU, language_modelling_loss).norm
+    norm = compute_gradient(
+        model, Ragged().micro_batches(0, 8), 0, TrainingConfig(grad_clip=0.01), CPU, language_modelling_loss
+    ).norm
     clipped = math.sqrt(sum(parameter.grad.square().sum().item() for parameter in model.parameters()))
     assert norm > 0.01
     assert clipped == pytest.approx(0.01, rel=1e-3)
@@ -99,8 +104,9 @@ def test_one_batch_can_be_learned_by_heart() -> None:
     config = TrainingConfig(learning_rate=3e-3, optimizer="muon", muon_learning_rate=0.02, micro_batch_size=8)
     optimizers = Optimizers(model, config)
     losses = []
+    pieces = Ragged().micro_batches(0, config.micro_batch_size)
     for _ in range(120):
-        losses.append(compute_gradient(model, Ragged(), 0, config, CPU, language_modelling_loss).loss)
+        losses.append(compute_gradient(model, pieces, 0, config, CPU, language_modelling_loss).loss)
         optimizers.step(1.0)
     assert losses[0] > 5
     assert losses[-1] < 0.05
@@ -135,12 +141,12 @@ def test_a_loss_that_is_no_number_ends_the_run_before_the_update(
 ) -> None:
     calls = []
 
-    def poisoned(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, int, dict[str, float]]:
+    def poisoned(model: torch.nn.Module, batch: TokenBatch) -> tuple[torch.Tensor, int, dict[str, float]]:
         calls.append(1)
-        loss_sum, num_tokens, metrics = language_modelling_loss(model, batch)
-        return loss_sum * (bad if len(calls) == 6 else 1.0), num_tokens, metrics
+        loss_sum, metrics = language_modelling_loss(model, batch)
+        return loss_sum * (bad if len(calls) == 6 else 1.0), metrics
 
-    monkeypatch.setattr(stage, "language_modelling_loss", poisoned)
+    monkeypatch.setattr("tiny_transformer.stages.pretrain.language_modelling_loss", poisoned)
     with pytest.raises(UserError) as caught:
         run_tiny(tiny_data, tmp_path / "r")
     assert f"loss is {bad} at step 6" in caught.value.what
@@ -212,7 +218,7 @@ def test_patience_ends_the_run_after_so_many_evaluations_without_gain(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr(stage.Run, "split_loss", lambda start, batches: SplitLoss(next(losses), 1, 1))
+    monkeypatch.setattr(stage.Run, "evaluate", lambda run: evaluation(next(losses)))
     outcome = run_tiny(tiny_data, tmp_path / "r", eval_steps=2, early_stopping_patience=2)
     assert (outcome.status, outcome.state.step) == ("stopped_early", 8)
     best = RunDirectory(tmp_path / "r").resolve("best")
@@ -229,7 +235,7 @@ def test_a_signal_saves_and_stops_after_the_step(tiny_data: Path, tmp_path: Path
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    outcome = stage.pretrain(request, Console(file=io.StringIO()))
+    outcome = launch(request, Console(file=io.StringIO()))
     thread.join()
     last = RunDirectory(tmp_path / "r").resolve("last")
     assert outcome.status == "stopped"
@@ -280,16 +286,14 @@ def test_the_saved_config_leads_back_to_the_data(
     shutil.copytree(tiny_data, tmp_path / "data/tiny")
     request = tiny_request(Path("unused"), Path("r"), steps=4)
     data = request.config.data.model_copy(update={"data_dir": None})
-    stage.pretrain(
-        replace(request, config=request.config.model_copy(update={"data": data})), Console(file=io.StringIO())
-    )
+    launch(replace(request, config=request.config.model_copy(update={"data": data})), Console(file=io.StringIO()))
     assert load_run_config("r/config.yaml").data.data_dir == Path("data/tiny")
 
 
 def test_a_named_directory_without_data_is_not_filled_with_stories(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     with pytest.raises(UserError, match="holds no prepared data"):
-        stage.pretrain(tiny_request(tmp_path / "pictures", tmp_path / "r"), Console(file=io.StringIO()))
+        launch(tiny_request(tmp_path / "pictures", tmp_path / "r"), Console(file=io.StringIO()))
     assert not list((tmp_path / "pictures").iterdir())
     assert not (tmp_path / "r").exists()
 
@@ -300,7 +304,7 @@ def test_a_sample_prompt_that_cannot_be_written_costs_no_report(tmp_path: Path) 
     request = tiny_request(tmp_path / "data", tmp_path / "r", steps=2, sample_prompts=["Once"])
     screen = io.StringIO()
     console = Console(file=screen, width=200)
-    finish(stage.pretrain(request, console), console)
+    finish(launch(request, console), console)
     assert "no samples: the character 'O'" in screen.getvalue()
     assert (tmp_path / "r/report.html").is_file()
 

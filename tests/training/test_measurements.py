@@ -19,6 +19,7 @@ from tiny_transformer.data.token_file import open_dataset, unigram_nats
 from tiny_transformer.models import build_model
 from tiny_transformer.stages import run as pretrain
 from tiny_transformer.stages import samples as through_time
+from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.summary import finish
 from tiny_transformer.training import loop
 from tiny_transformer.training.plan import SAMPLE_POINTS, Pace, Speed, make_plan, plan_for_minutes
@@ -137,7 +138,7 @@ def test_a_resumed_run_writes_the_same_texts(tiny_data: Path, tmp_path: Path, mo
 def test_the_last_samples_stand_beside_those_of_the_way(tiny_data: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     finish(
-        pretrain.pretrain(tiny_request(tiny_data, tmp_path / "r", sample_prompts=["Once"], sample_tokens=9), console),
+        launch(tiny_request(tiny_data, tmp_path / "r", sample_prompts=["Once"], sample_tokens=9), console),
         console,
     )
     samples = json.loads((tmp_path / "r/samples.json").read_text())

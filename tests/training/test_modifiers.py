@@ -15,7 +15,7 @@ from run_helpers import TINY, fingerprint, log_without_clock, run_tiny
 from torch import nn
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.data.batches import Batch, Batches
+from tiny_transformer.data.batches import Batches, TokenBatch
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware, agrees_with_float64, choose_hardware
@@ -60,11 +60,11 @@ def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
 def test_dropout_fades_in_a_straight_line(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
 
-    def watched(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int, dict[str, float]]:
+    def watched(model: nn.Module, batch: TokenBatch) -> tuple[torch.Tensor, dict[str, float]]:
         seen.extend({module.p for module in model.modules() if isinstance(module, nn.Dropout)})
         return language_modelling_loss(model, batch)
 
-    monkeypatch.setattr(stage, "language_modelling_loss", watched)
+    monkeypatch.setattr("tiny_transformer.stages.pretrain.language_modelling_loss", watched)
     run_tiny(tiny_data, tmp_path / "r", steps=10, dropout=0.5, final_dropout=0.0)
     assert seen == pytest.approx([0.05 * (10 - step) for step in range(10)])
 
@@ -85,7 +85,9 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_quiet_steps() -> No
 def test_a_gradient_that_overflows_is_computed_again_at_half_the_scale(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "choose_hardware", lambda *asked: Hardware(torch.device("cpu"), torch.float16))
+    monkeypatch.setattr(
+        "tiny_transformer.stages.launch.choose_hardware", lambda *asked: Hardware(torch.device("cpu"), torch.float16)
+    )
     monkeypatch.setattr(stage, "first_loss_scale", lambda precision: 2.0**60)
     outcome = run_tiny(tiny_data, tmp_path / "half", steps=3, dropout=0.0)
     assert outcome.state.loss_scale < 2.0**60  # the first one overflows
@@ -104,7 +106,8 @@ def test_scaling_by_a_power_of_two_changes_no_bit_of_the_gradient(tiny_data: Pat
     for scale in (1.0, 2.0**16):
         model = build_model(config.model.model_copy(update={"vocab_size": 257}), seed=1)
         cpu = Hardware(torch.device("cpu"), None)
-        compute_gradient(model, batches, 0, config.training, cpu, language_modelling_loss, scale)
+        pieces = list(batches.micro_batches(0, config.training.micro_batch_size))
+        compute_gradient(model, pieces, 0, config.training, cpu, language_modelling_loss, scale)
         gradients.append([parameter.grad for parameter in model.parameters()])
     for one, two in zip(*gradients, strict=True):
         assert torch.equal(one, two)
@@ -222,7 +225,9 @@ def test_the_gradient_at_half_the_scale_begins_from_nothing(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the overflow left in `grad` must not be added to."""
-    monkeypatch.setattr(stage, "choose_hardware", lambda *asked: Hardware(torch.device("cpu"), torch.float16))
+    monkeypatch.setattr(
+        "tiny_transformer.stages.launch.choose_hardware", lambda *asked: Hardware(torch.device("cpu"), torch.float16)
+    )
     for name, scale in (("one", 2.0**10), ("two", 2.0**30)):
         monkeypatch.setattr(stage, "first_loss_scale", lambda precision, scale=scale: scale)
         run_tiny(tiny_data, tmp_path / name, steps=2, dropout=0.0)

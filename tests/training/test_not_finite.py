@@ -18,11 +18,10 @@ from rich.console import Console
 from run_helpers import TINY, run_tiny
 from torch import Tensor, nn
 
-from tiny_transformer.data.batches import Batch, Batches
+from tiny_transformer.data.batches import Batches, TokenBatch
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models import load_model
-from tiny_transformer.stages import run as stage
 from tiny_transformer.stages.replay import replay
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training.gradient import _clip
@@ -70,7 +69,7 @@ class Fault:
         name = rng.choice(sorted(tensors))
         return name, tensors[name], rng.randrange(tensors[name].numel())
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
+    def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:
         """The loss function with the fault."""
         self.is_due = self.example in batch.sample_ids
         if not self.is_due:
@@ -80,13 +79,13 @@ class Fault:
             self.name = f"the weight {name}"
             with torch.no_grad():
                 parameter.view(-1)[element] = self.bad
-        loss_sum, num_tokens, figures = language_modelling_loss(model, batch)
+        loss_sum, figures = language_modelling_loss(model, batch)
         if self.where == "loss":
-            return loss_sum * self.bad, num_tokens, figures
+            return loss_sum * self.bad, figures
         if self.where == "gradient":
             self.name = f"the gradient of {name}"
             loss_sum = loss_sum + BadGradient.apply(parameter, element, self.bad)
-        return loss_sum, num_tokens, figures
+        return loss_sum, figures
 
     def plant(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From now on the fault is there."""
@@ -100,7 +99,7 @@ class Fault:
             step(optimizers, factor)
 
         monkeypatch.setattr(Optimizers, "step", spoiled)
-        monkeypatch.setattr(stage, "language_modelling_loss", self.loss)
+        monkeypatch.setattr("tiny_transformer.stages.pretrain.language_modelling_loss", self.loss)
 
 
 @pytest.mark.slow

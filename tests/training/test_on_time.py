@@ -6,7 +6,6 @@ import io
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,16 +17,15 @@ from run_helpers import run_tiny, tiny_request
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.token_file import open_dataset
-from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.reports.page_findings import time_section
-from tiny_transformer.stages import run as stage
 from tiny_transformer.stages.launch import fit_vocabulary
-from tiny_transformer.stages.minutes.timing import measure_speed
+from tiny_transformer.stages.pretrain import Pretraining
 from tiny_transformer.stages.run import Run
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
 from tiny_transformer.training import state as training_state
+from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.loop import Gradient, Job, train
 from tiny_transformer.training.plan import Pace, Plan, Speed, plan_for_minutes, read_plan
 from tiny_transformer.training.state import TrainState
@@ -61,11 +59,11 @@ class Machine:
         noise = 1 + 0.3 * math.sin(1.7 * state.step) * math.sin(0.13 * state.step)
         self.pass_by(self._step_seconds(self.now) * noise * (20.0 if state.step == 0 else 1.0))
         self.factors.append(job.pace.factor(state.step))
-        return Gradient(1.0, 1.0, 64, {}, 0.0), self.factors[-1]
+        return Gradient(1.0, 1.0, 64, {}), self.factors[-1]
 
-    def evaluate(self) -> SplitLoss:
+    def evaluate(self) -> Evaluation:
         self.pass_by(5.5)
-        return SplitLoss(1000.0 - self.now, 1, 1)  # each is the best so far, and saved
+        return Evaluation(1000.0 - self.now, {})  # each is the best so far, and saved
 
     def run(self, monkeypatch: pytest.MonkeyPatch, config: TrainingConfig = CONFIG, **pace: Any) -> TrainState:
         """Train to the end."""
@@ -149,8 +147,8 @@ def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(
     monkeypatch.setattr(RunDirectory, "publish_step", slow)
     dataset, console = open_dataset(tiny_data), Console(file=io.StringIO())
     request = tiny_request(tiny_data, run.path, max_train_minutes=0.02)
-    request = replace(request, config=fit_vocabulary(request.config, dataset, console))
-    speed = measure_speed(Run(request, run, dataset, Hardware(torch.device("cpu"), None), console))
+    opened = Pretraining(fit_vocabulary(request.config, dataset, console), dataset)
+    speed = Run(request, opened, run, Hardware(torch.device("cpu"), None), console).measure_speed()
     assert 0.5 <= speed.save < 1.5
     assert 0 < speed.step < 0.5 and speed.evaluation > 0
     assert not list(run.path.iterdir())
@@ -159,7 +157,8 @@ def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(
 def test_the_time_of_planning_has_a_name_of_its_own(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "measure_speed", lambda start: time.sleep(0.5) or measure_speed(start))
+    measure = Run.measure_speed
+    monkeypatch.setattr(Run, "measure_speed", lambda run: time.sleep(0.5) or measure(run))
     state = run_tiny(tiny_data, tmp_path / "r", steps=3, max_train_minutes=0.02).state
     assert 0.5 < state.seconds["planning"] < state.elapsed_seconds
     assert "timing steps to plan the run" in time_section(state.seconds, state.elapsed_seconds)

@@ -22,6 +22,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
 from tiny_transformer.stages import preflight
+from tiny_transformer.stages.pretrain import Pretraining
 from tiny_transformer.stages.resume_check import identity_of
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training.optimizers import Optimizers
@@ -63,8 +64,8 @@ def test_a_checkpoint_is_as_large_as_was_said(
     config = tiny_request(tiny_data, tmp_path / "r", **options).config
     model = build_model(config.model.model_copy(update={"vocab_size": 257}), seed=0)
     dataset = open_dataset(tiny_data)
-    identity = identity_of(config, dataset.meta.fingerprint, dataset.tokenizer.fingerprint)
-    said = preflight.checkpoint_bytes(config, model, Optimizers(model, config.training), identity)
+    identity = identity_of(config, Pretraining(config, dataset).fingerprints())
+    said = preflight.checkpoint_bytes(model, Optimizers(model, config.training), identity, dataset.tokenizer)
     assert said == pytest.approx(tree_bytes((tmp_path / "r/last").resolve()), rel=0.02)
 
 

@@ -108,7 +108,7 @@ def test_each_step_has_the_same_examples_for_every_number_of_processes(tiny_data
             shared = torch.cat([piece.sample_ids for piece in pieces])
             assert torch.equal(shared, alone.batch(step).sample_ids)
             assert all(len(piece.sample_ids) <= micro_batch_size for piece in pieces)
-            assert sum(piece.num_tokens for piece in pieces) == alone.batch(step).num_tokens
+            assert sum(piece.num_targets for piece in pieces) == alone.batch(step).num_targets
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from run_helpers import fingerprint, log_without_clock, run_tiny
+from run_helpers import evaluation, fingerprint, log_without_clock, run_tiny
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.stages import run as pretrain
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.manifest import Manifest, digest, read_manifest
@@ -75,7 +74,7 @@ def test_forgetting_a_counter_is_noticed(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
 ) -> None:
     # a validation loss that is best at step 4 and grows from there
-    monkeypatch.setattr(pretrain.Run, "split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 4), 1, 1))
+    monkeypatch.setattr(pretrain.Run, "evaluate", lambda run: evaluation(1.0 + abs(run.state.step - 4)))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_tiny(tiny_data, whole, eval_steps=2)
     load = state.load_state
@@ -129,7 +128,7 @@ def test_the_same_batch_may_be_cut_otherwise(tiny_data: Path, tmp_path: Path) ->
 def test_a_run_that_stopped_early_stays_stopped_until_it_gets_more_patience(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrain.Run, "split_loss", lambda start, _: SplitLoss(1.0 + start.state.step, 1, 1))
+    monkeypatch.setattr(pretrain.Run, "evaluate", lambda run: evaluation(1.0 + run.state.step))
     options = {"eval_steps": 2, "early_stopping_patience": 2}
     outcome = run_tiny(tiny_data, tmp_path / "r", **options)
     assert (outcome.status, outcome.state.step) == ("stopped_early", 6)

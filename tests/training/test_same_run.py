@@ -24,12 +24,14 @@ from tiny_transformer.config.schema import DataConfig, TrainingConfig
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.errors import UserError
 from tiny_transformer.stages import run as stage
-from tiny_transformer.stages.launch import Request
-from tiny_transformer.stages.resume_check import check_changes, class_of, identity_of
+from tiny_transformer.stages.launch import launch
+from tiny_transformer.stages.resume_check import DATA, TOKENIZER, check_changes, class_of, identity_of
+from tiny_transformer.stages.stage import Request
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
 from tiny_transformer.training import plan as planning
 
+PRINTS = {DATA: "d", TOKENIZER: "t"}
 WINDOW = {"use_sliding_window": True, "sliding_window": 8}
 # Another valid value for each key of the tiny run, with whatever else must then change too.
 OTHER: dict[str, Any] = {
@@ -168,13 +170,13 @@ def test_a_changed_key_does_on_resume_what_the_schema_says(
     expected = class_of(key, request.config)
     if expected == "refuse":
         with pytest.raises(UserError, match="cannot resume: ") as caught:
-            stage.pretrain(request, console)
+            launch(request, console)
         named = caught.value.what.split()[2]
         assert named in changes
         assert f"{named} was " in caught.value.what and f"is now {changes[named]!r}" in caught.value.what
         assert RunDirectory(run_dir).newest_whole()[0].step == 4
         return
-    stage.pretrain(request, console)
+    launch(request, console)
     lines = screen.getvalue().splitlines()
     changed = [line for line in lines if line.startswith("changed: ")]
     assert {line.split()[1] for line in changed} == set(changes)
@@ -191,7 +193,7 @@ def test_the_shape_of_every_architecture_is_fixed(model_type: str, key: str) -> 
         load_run_config({**TINY, "model": {**shape, **more}}) for more in ({}, {key: OTHER_ELSEWHERE[model_type][key]})
     )
     with pytest.raises(UserError, match=rf"cannot resume: model\.{key} was "):
-        check_changes(identity_of(before, "d", "t"), after, identity_of(after, "d", "t"), Path("r"), Console())
+        check_changes(identity_of(before, PRINTS), after, identity_of(after, PRINTS), Path("r"), Console())
 
 
 def test_the_tables_name_every_key_and_the_schema_gives_each_a_class() -> None:
@@ -219,9 +221,9 @@ def test_other_data_and_another_tokenizer_are_refused(tmp_path: Path, stopped: P
 
 def test_a_key_that_an_older_checkpoint_does_not_know_had_its_default() -> None:
     config = load_run_config(TINY)
-    identity = identity_of(config, "d", "t")
+    identity = identity_of(config, PRINTS)
     old = {key: value for key, value in identity.items() if key != "data.packing"}
     check_changes(old, config, identity, Path("r"), Console())
     other = load_run_config(TINY, ["data.packing=documents"])
     with pytest.raises(UserError, match=r"data\.packing was 'concat' and is now 'documents'"):
-        check_changes(old, other, identity_of(other, "d", "t"), Path("r"), Console())
+        check_changes(old, other, identity_of(other, PRINTS), Path("r"), Console())

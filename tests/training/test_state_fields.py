@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from run_helpers import fingerprint, log_without_clock, tiny_request
+from run_helpers import evaluation, fingerprint, log_without_clock, tiny_request
 from safetensors.torch import load_file, save_file
 
-from tiny_transformer.evaluation.loss import SplitLoss
-from tiny_transformer.hardware import Hardware
+from tiny_transformer.hardware import Hardware, choose_hardware
+from tiny_transformer.stages import launch as launching
 from tiny_transformer.stages import run as stage
-from tiny_transformer.stages.summary import show_figures
+from tiny_transformer.stages.launch import launch
 from tiny_transformer.storage import publish
-from tiny_transformer.training import gradient, loop, loss_scale
+from tiny_transformer.training import loop, loss_scale
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training import state as train_state
 from tiny_transformer.training.state import TrainState
@@ -114,11 +114,13 @@ class Clock:
 @pytest.fixture(autouse=True)
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same readings of the clock in every run, losses that first fall and then rise, and fp16 on the CPU."""
-    monkeypatch.setattr(stage, "measure_speed", lambda start: planning.Speed(0.02, 0.02, 0.02, 0.02))
-    monkeypatch.setattr(stage.Run, "split_loss", lambda start, _: SplitLoss(1.0 + abs(start.state.step - 4), 1, 1))
-    choose = stage.choose_hardware
+    monkeypatch.setattr(stage.Run, "measure_speed", lambda run: planning.Speed(0.02, 0.02, 0.02, 0.02))
+    monkeypatch.setattr(stage.Run, "evaluate", lambda run: evaluation(1.0 + abs(run.state.step - 4)))
+    choose = choose_hardware
     half = Hardware(torch.device("cpu"), torch.float16)
-    monkeypatch.setattr(stage, "choose_hardware", lambda d, p: half if p == "fp16" else choose(d, p))
+    monkeypatch.setattr(
+        "tiny_transformer.stages.launch.choose_hardware", lambda d, p: half if p == "fp16" else choose(d, p)
+    )
     monkeypatch.setattr(loss_scale, "STEPS_UNTIL_DOUBLED", 10)
 
 
@@ -126,14 +128,14 @@ def start(data_dir: Path, run_dir: Path, *, resume: bool, stop_at: int | None = 
     """One start of the run; everything about it that can be seen."""
     with pytest.MonkeyPatch.context() as patch:
         inner, clock, screen = loop.train, Clock(), io.StringIO()
-        for module in (loop, gradient, train_state, stage):
+        for module in (loop, train_state, stage, launching):
             patch.setattr(module, "time", types.SimpleNamespace(monotonic=clock.monotonic))
         if stop_at is not None:
             patch.setattr(stage, "train", lambda job, state, _: inner(job, state, lambda: state.step >= stop_at))
         request = tiny_request(data_dir, run_dir, resume=resume, **{"save_steps": 2, "keep_checkpoints": 9, **options})
         console = Console(file=screen, width=200, color_system=None)
-        outcome = stage.pretrain(request, console)
-        show_figures(outcome, console)
+        outcome = launch(request, console)
+        outcome.stage.show_figures(outcome.state, console)
     records = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     infos = [json.loads(path.read_text()) for path in sorted(run_dir.glob("step-*/run_info.json"))]
     return {

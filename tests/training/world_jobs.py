@@ -24,7 +24,7 @@ from tiny_transformer.cli import run as run_command_line
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.data.batches import IGNORE_INDEX, Batch
+from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import Hardware
@@ -32,8 +32,9 @@ from tiny_transformer.models import build_model, save_model
 from tiny_transformer.parallel import sharing
 from tiny_transformer.parallel.processes import Processes, fellow_processes
 from tiny_transformer.parallel.sharing import share, whole
-from tiny_transformer.stages import run as pretrain
-from tiny_transformer.stages.launch import fit_vocabulary
+from tiny_transformer.stages.launch import fit_vocabulary, launch
+from tiny_transformer.stages.pretrain import Pretraining
+from tiny_transformer.stages.run import Run
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import gradient
 from tiny_transformer.training.gradient import compute_gradient
@@ -63,13 +64,13 @@ class Ragged:
         self._rows = slice(processes.rank * share, (processes.rank + 1) * share)
         self._num_rows = num_rows
 
-    def micro_batches(self, step: int, micro_batch_size: int) -> list[Batch]:
+    def micro_batches(self, step: int, micro_batch_size: int) -> list[TokenBatch]:
         ids = torch.randint(0, 257, (self._num_rows, 16), generator=torch.Generator().manual_seed(step))
         lengths = 1 + torch.arange(self._num_rows) * 7 % 15
         lengths[:8] = 1  # one process has far fewer targets than the others
         labels = torch.where(torch.arange(16) < lengths[:, None], ids.roll(-1, 1), IGNORE_INDEX)
         pieces = zip(ids[self._rows].split(micro_batch_size), labels[self._rows].split(micro_batch_size), strict=True)
-        return [Batch(i, lab, int((lab != IGNORE_INDEX).sum()), torch.arange(len(i))) for i, lab in pieces]
+        return [TokenBatch(i, lab, int((lab != IGNORE_INDEX).sum()), torch.arange(len(i))) for i, lab in pieces]
 
     def epoch(self, step: int) -> float:
         return 0.0
@@ -89,10 +90,11 @@ def gradients(shape: dict[str, Any], ways: list[dict[str, Any]], spoil: bool = F
             model = build_model(Qwen3Config(**shape), seed=1, dtype=torch.float64)
             if config.gradient_checkpointing:
                 checkpoint_gradients(model)
-            shared, batches = share(model, processes, config, CPU), Ragged(processes)
-            outcome = compute_gradient(model, batches, 3, config, CPU, language_modelling_loss, sharing=shared)
+            shared = share(model, processes, config, CPU)
+            pieces = Ragged(processes).micro_batches(3, config.micro_batch_size)
+            outcome = compute_gradient(model, pieces, 3, config, CPU, language_modelling_loss, sharing=shared)
             grads = {name: whole(p.grad).flatten().tolist() for name, p in model.named_parameters()}
-            numbers = {"loss": outcome.loss, "norm": outcome.norm, "num_tokens": outcome.num_tokens}
+            numbers = {"loss": outcome.loss, "norm": outcome.norm, "num_tokens": outcome.num_targets}
             found.append({**numbers, "gradients": grads if processes.is_first else None})
     return found
 
@@ -109,7 +111,7 @@ def train(data_dir: str, out_dir: str, **options: Any) -> dict[str, Any]:
     request = tiny_request(Path(data_dir), Path(out_dir), **options)
     given = request.config.model_dump(mode="json", exclude_unset=True)
     config = load_run_config({**given, **{name: {**given[name], **keys} for name, keys in sections.items()}})
-    outcome = pretrain.pretrain(replace(request, config=config), Console(file=io.StringIO()))
+    outcome = launch(replace(request, config=config), Console(file=io.StringIO()))
     return {"status": outcome.status, "step": outcome.state.step, "metrics": outcome.state.metrics}
 
 
@@ -120,7 +122,7 @@ def load_and_save(data_dir: str, pairs: list[tuple[str, str]], **options: Any) -
         for run_dir, target in pairs:
             request = tiny_request(Path(data_dir), Path(run_dir), resume=True, **options)
             run, config = RunDirectory(run_dir), fit_vocabulary(request.config, dataset, console)
-            start = pretrain.Run(replace(request, config=config), run, dataset, CPU, console, processes)
+            start = Run(request, Pretraining(config, dataset), run, CPU, console, processes)
             start.load(run.newest_whole())
             weights = start.sharing.collect(start.model.state_dict())
             memories = start.sharing.collect(start.optimizers.state())

@@ -58,6 +58,22 @@ class DecoderConfig(BaseModel):
     attention_bias: bool = Field(False)
     """Give the four attention projections a bias."""
 
+    @property
+    def known_vocab_size(self) -> int:
+        """`vocab_size` of a model that has been built.
+
+        Raises:
+            ValueError: it is not set yet.
+        """
+        if self.vocab_size is None:
+            raise ValueError("vocab_size is not set: take it from the tokenizer before building a model")
+        return self.vocab_size
+
+    @property
+    def num_mtp_layers(self) -> int:
+        """Layers of a multi-token prediction head; 0 for a model without one."""
+        return 0
+
     @field_validator("num_key_value_heads", mode="before", json_schema_input_type=int | None)
     @classmethod
     def _resolve_key_value_heads(cls, value: Any, info: ValidationInfo) -> Any:

@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from tiny_transformer.config.aliases import ALIASES, SWITCHES, translate
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
-from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig
+from tiny_transformer.config.schema import CONFIGS, RunConfig, sections_of
 from tiny_transformer.errors import ExitCode, UserError
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
@@ -30,11 +30,6 @@ _MODELS: dict[str, type[BaseModel]] = {
     "llama": LlamaConfig,
     "qwen3": Qwen3Config,
     "qwen3_next": Qwen3NextConfig,
-}
-_SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
-    "model": tuple(_MODELS.values()),
-    "data": (DataConfig,),
-    "training": (TrainingConfig,),
 }
 
 
@@ -57,15 +52,15 @@ def load_run_config(source: str | Path | Mapping[str, Any] | None, overrides: It
     Raises:
         UserError: unreadable file, unknown key, wrong type or impossible combination.
     """
-    layers = [_read_source(source), [parse_override(text) for text in overrides]]
-    return build_run_config(layers)
+    return build_run_config([_read_source(source), [parse_override(text) for text in overrides]])
 
 
-def build_run_config(layers: Iterable[Iterable[Assignment]]) -> RunConfig:
+def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
     """Merge layers of assignments, later ones winning, and check the result."""
+    schema = _schema(layers)
     merged: dict[str, Assignment] = {}
     for layer in layers:
-        merged.update(_resolve(layer))
+        merged.update(_resolve(layer, schema))
     tree: dict[str, Any] = {}
     for key, assignment in merged.items():
         section, _, leaf = key.rpartition(".")
@@ -73,7 +68,7 @@ def build_run_config(layers: Iterable[Iterable[Assignment]]) -> RunConfig:
     if "model" in tree:
         tree["model"].setdefault("model_type", "qwen3")
     try:
-        return RunConfig.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
         raise _explain(error, merged) from None
 
@@ -99,12 +94,34 @@ def config_name(source: str | Path | None) -> str:
     return "default" if source is None else Path(source).stem
 
 
-def valid_keys() -> list[str]:
-    """Every key in our own words, with its section."""
-    keys = {"out_dir"}
-    for section, models in _SECTIONS.items():
-        keys |= {f"{section}.{name}" for model in models for name in model.model_fields}
+def valid_keys(schema: type[RunConfig] | None = None) -> list[str]:
+    """Every key in our own words, with its section; of one stage's config, or of all stages'."""
+    keys: set[str] = set()
+    for config in CONFIGS.values() if schema is None else (schema,):
+        sections = sections_of(config)
+        keys |= config.model_fields.keys() - sections.keys()
+        for section in sections:
+            keys |= {f"{section}.{name}" for model in _models_of(section, config) for name in model.model_fields}
     return sorted(keys)
+
+
+def _models_of(section: str, schema: type[RunConfig]) -> tuple[type[BaseModel], ...]:
+    """The classes that a section may have: each architecture's for `model`."""
+    own = sections_of(schema).get(section)
+    return tuple(_MODELS.values()) if own is None else (own,)
+
+
+def _schema(layers: Iterable[Iterable[Assignment]]) -> type[RunConfig]:
+    """The config class of the stage that the layers name last."""
+    stages = [assignment for layer in layers for assignment in layer if assignment.key == "stage"]
+    if not stages:
+        return RunConfig
+    chosen = stages[-1]
+    if chosen.value not in CONFIGS:
+        raise UserError(
+            f"there is no stage {chosen.value!r}", where=chosen.origin, remedy=f"one of {', '.join(CONFIGS)}"
+        )
+    return CONFIGS[chosen.value]
 
 
 def is_key(name: str) -> bool:
@@ -116,7 +133,10 @@ def is_switch(name: str) -> bool:
     """Whether such a key is true or false, and nothing else."""
     key = _key_called(name)
     section, _, leaf = ALIASES.get(key or "", (key or "",))[0].rpartition(".")
-    fields = [model.model_fields[leaf] for model in _SECTIONS.get(section, ()) if leaf in model.model_fields]
+    models = [
+        model for schema in CONFIGS.values() if section in sections_of(schema) for model in _models_of(section, schema)
+    ]
+    fields = [model.model_fields[leaf] for model in models if leaf in model.model_fields]
     return key in SWITCHES or any(field.annotation is bool for field in fields)
 
 
@@ -252,7 +272,7 @@ def _numbers(value: Any) -> Any:
 
 def _flatten(tree: Mapping[str, Any], line_of: Mapping[str, int], origin: str) -> list[Assignment]:
     assignments = []
-    sections = {*_SECTIONS, *(name.partition(".")[0] for name in ALIASES)}
+    sections = {*_section_names(), *(name.partition(".")[0] for name in ALIASES)}
 
     def add(key: str, value: Any) -> None:
         line = line_of.get(key)
@@ -269,9 +289,15 @@ def _flatten(tree: Mapping[str, Any], line_of: Mapping[str, int], origin: str) -
     return assignments
 
 
-def _resolve(layer: Iterable[Assignment]) -> dict[str, Assignment]:
+def _section_names() -> list[str]:
+    """The sections of all stages, in the order in which a bare key is looked for."""
+    return list(dict.fromkeys(name for schema in CONFIGS.values() for name in sections_of(schema)))
+
+
+def _resolve(layer: Iterable[Assignment], schema: type[RunConfig]) -> dict[str, Assignment]:
     """One layer in our own words; two names of one key must agree."""
     resolved: dict[str, Assignment] = {}
+    keys = valid_keys(schema)
     for assignment in layer:
         for key, value in translate(_qualify(assignment), assignment.value):
             other = resolved.get(key)
@@ -282,7 +308,7 @@ def _resolve(layer: Iterable[Assignment]) -> dict[str, Assignment]:
                     where=assignment.origin,
                     remedy=f"keep one of them, best under the name {key}",
                 )
-            if key not in valid_keys():
+            if key not in keys:
                 raise _unknown(assignment)
             resolved[key] = Assignment(assignment.key, value, assignment.origin)
     return resolved
@@ -290,10 +316,10 @@ def _resolve(layer: Iterable[Assignment]) -> dict[str, Assignment]:
 
 def _qualify(assignment: Assignment) -> str:
     """The key with its section; a bare name is looked up among all sections."""
-    if "." in assignment.key or assignment.key == "out_dir":
-        return assignment.key
     names = [*valid_keys(), *ALIASES, *SWITCHES]
-    for section in (*_SECTIONS, "hardware"):
+    if "." in assignment.key or assignment.key in valid_keys():
+        return assignment.key
+    for section in (*_section_names(), "hardware"):
         if f"{section}.{assignment.key}" in names:
             return f"{section}.{assignment.key}"
     raise _unknown(assignment)

@@ -84,6 +84,11 @@ class Qwen3NextConfig(DecoderConfig):
     mtp_loss_coef: float = Field(0.1, ge=0, le=10, allow_inf_nan=False)
     """Weight of that head's loss in training."""
 
+    @property
+    def num_mtp_layers(self) -> int:
+        """See `DecoderConfig`."""
+        return self.num_nextn_predict_layers
+
     @field_validator("layer_types", mode="before", json_schema_input_type=tuple[NextLayerType, ...] | None)
     @classmethod
     def _resolve_layer_types(cls, value: Any, info: ValidationInfo) -> Any:

@@ -12,7 +12,7 @@ from tiny_transformer.config.aliases import ALIASES, SWITCHES
 from tiny_transformer.config.decoder import DecoderConfig
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
-from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig, on_resume
+from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig, on_resume, sections_of
 
 HEAD = """# Every key of a config
 
@@ -45,7 +45,11 @@ def reference_markdown() -> str:
         names = [name for name in model.model_fields if name not in DecoderConfig.model_fields]
         title = f"`model` with `model_type: {model.model_fields['model_type'].default}`"
         parts.append(_table(title, "model", model, names))
-    parts.append(_table("Top level", "", RunConfig, ["out_dir"]))
+    parts.append(
+        _table(
+            "Top level", "", RunConfig, [name for name in RunConfig.model_fields if name not in sections_of(RunConfig)]
+        )
+    )
     parts.append("## Other names for these keys\n\nConfigs written for other projects load as they are.\n")
     parts.append("| name there | our key |\n| --- | --- |")
     parts += [f"| `{name}` | {', '.join(f'`{key}`' for key in keys)} |" for name, keys in sorted(ALIASES.items())]

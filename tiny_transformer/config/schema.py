@@ -241,6 +241,13 @@ class RunConfig(Section):
     out_dir: Path | None = setting(None, "allow")
     """The run directory. Default: `runs/NAME`, where NAME is the config file's."""
 
+    stage: str = setting("pretrain", "refuse")
+    """What kind of training this is."""
+
+    init_from: Path | None = setting(None, "allow")
+    """Start from the weights of this checkpoint, run or imported model instead of random ones. Its shape and tokenizer
+    are taken over; optimizer, schedule and step count start anew."""
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens in the batch of one update, all processes together."""
@@ -255,3 +262,18 @@ class RunConfig(Section):
                 "shorten the one or raise the other"
             )
         return self
+
+
+# The config class of each stage: `RunConfig`, or a class with a section of its own more.
+CONFIGS: dict[str, type[RunConfig]] = {"pretrain": RunConfig}
+
+
+def sections_of(schema: type[RunConfig]) -> dict[str, type[Section] | None]:
+    """The sections of a config by name; None for `model`, whose class `model_type` decides."""
+    found: dict[str, type[Section] | None] = {}
+    for name, field in schema.model_fields.items():
+        if name == "model":
+            found[name] = None
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found[name] = field.annotation
+    return found

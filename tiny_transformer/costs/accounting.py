@@ -22,9 +22,10 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from tiny_transformer.config.model import ModelConfig, Qwen3NextConfig
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.data.batches import Batch
+from tiny_transformer.data.batches import TokenBatch
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import empty_model
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
@@ -218,7 +219,7 @@ def count_step(config: RunConfig, hardware: Hardware) -> StepCost:
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(lambda p: ledger.relabel([p.grad], "gradients"))
 
-        def loss_function(model: nn.Module, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
+        def loss_function(model: CausalLM, batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:
             result = language_modelling_loss(model, batch)
             forward.update(ledger.products)
             return result
@@ -226,7 +227,7 @@ def count_step(config: RunConfig, hardware: Hardware) -> StepCost:
         ledger.reset_peak()
         ledger.products.clear()
         ledger.moved = 0
-        compute_gradient(model, _OneBatch(config, hardware.device), 0, training, hardware, loss_function)
+        compute_gradient(model, [_one_batch(config, hardware.device)], 0, training, hardware, loss_function)
         both, moved = ledger.products.copy(), ledger.moved
         optimizers.step(0.0)
     update = ledger.products.total() - both.total()
@@ -244,12 +245,12 @@ def count_generation(config: ModelConfig, prompt_length: int, hardware: Hardware
         cache = model.make_cache(1, config.max_position_embeddings)
         ledger.kind = "activations"
         prompt = torch.empty(1, prompt_length, dtype=torch.long, device=hardware.device)
-        hidden, _ = model.backbone(prompt, None, None, cache)
+        hidden = model.backbone(prompt, None, None, cache).hidden
         model.lm_head(hidden[:, -1])
     return ledger.peak
 
 
-def _pretend_weights(model: nn.Module, device: torch.device) -> None:
+def _pretend_weights(model: CausalLM, device: torch.device) -> None:
     """Put weights that have a shape and a device, but no contents, in the place of meta ones; tied ones stay tied."""
     made: dict[Tensor, nn.Parameter] = {}
     for module in model.modules():
@@ -260,22 +261,12 @@ def _pretend_weights(model: nn.Module, device: torch.device) -> None:
                 module._parameters[name] = made[old]
 
 
-class _OneBatch:
-    """A source of batches for the loop: one micro-batch of the config's size."""
+def _one_batch(config: RunConfig, device: torch.device) -> TokenBatch:
+    """One micro-batch of the config's size, on the device already."""
+    shape = (config.training.micro_batch_size, config.data.seq_len)
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self._config, self._device = config, device
+    def ids() -> Tensor:
+        return torch.empty(shape, dtype=torch.long, device=device)
 
-    def micro_batches(self, step: int, micro_batch_size: int) -> list[Batch]:
-        """One micro-batch, on the device already."""
-        shape = (micro_batch_size, self._config.data.seq_len)
-
-        def ids() -> Tensor:
-            return torch.empty(shape, dtype=torch.long, device=self._device)
-
-        packed = {"doc_ids": ids(), "positions": ids()} if self._config.data.packing == "documents" else {}
-        return [Batch(ids(), ids(), shape[0] * shape[1], torch.empty(shape[0], dtype=torch.long), **packed)]
-
-    def epoch(self, step: int) -> float:
-        """Never asked here."""
-        return 0.0
+    packed = {"doc_ids": ids(), "positions": ids()} if config.data.packing == "documents" else {}
+    return TokenBatch(ids(), ids(), shape[0] * shape[1], torch.empty(shape[0], dtype=torch.long), **packed)

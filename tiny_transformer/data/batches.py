@@ -19,17 +19,17 @@ from tiny_transformer.data.packing import IGNORE_INDEX, BestFit, Concatenated, P
 from tiny_transformer.data.token_file import TokenFile
 from tiny_transformer.errors import UserError
 
-__all__ = ["IGNORE_INDEX", "Batch", "Batches", "evaluation_batches"]
+__all__ = ["IGNORE_INDEX", "Batches", "TokenBatch", "evaluation_batches"]
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """Token windows with their targets; B rows of T tokens.
 
     Attributes:
         input_ids: (B, T) int64.
         labels: (B, T) int64, the token that follows each; `IGNORE_INDEX` where there is none.
-        num_tokens: how many labels count.
+        num_targets: how many labels count.
         sample_ids: (B,) int64, which example of its epoch each row is.
         doc_ids: (B, T) int64 or None; attention must not cross a change of id.
         positions: (B, T) int64 or None, the place of each token in its document.
@@ -37,21 +37,21 @@ class Batch:
 
     input_ids: torch.Tensor
     labels: torch.Tensor
-    num_tokens: int
+    num_targets: int
     sample_ids: torch.Tensor
     doc_ids: torch.Tensor | None = None
     positions: torch.Tensor | None = None
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on a device."""
 
         def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
-        return Batch(
+        return TokenBatch(
             input_ids=self.input_ids.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
-            num_tokens=self.num_tokens,
+            num_targets=self.num_targets,
             sample_ids=self.sample_ids,
             doc_ids=move(self.doc_ids),
             positions=move(self.positions),
@@ -104,11 +104,11 @@ class Batches:
         """How many times the data has been seen before update number `step`."""
         return step * self.global_batch_size / self.num_examples
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> TokenBatch:
         """This process's part of the batch of update number `step`, counted from 0."""
         return _make_batch(self._examples, self._sample_ids(step))
 
-    def micro_batches(self, step: int, micro_batch_size: int) -> Iterator[Batch]:
+    def micro_batches(self, step: int, micro_batch_size: int) -> Iterator[TokenBatch]:
         """The same rows in the same order, `micro_batch_size` at a time; the last may have fewer."""
         sample_ids = self._sample_ids(step)
         for start in range(0, len(sample_ids), micro_batch_size):
@@ -124,7 +124,9 @@ class Batches:
         return sample_ids
 
 
-def evaluation_batches(tokens: TokenFile, *, seq_len: int, batch_size: int, packing: str = "concat") -> Iterator[Batch]:
+def evaluation_batches(
+    tokens: TokenFile, *, seq_len: int, batch_size: int, packing: str = "concat"
+) -> Iterator[TokenBatch]:
     """The whole split in order, each target once; with `concat` the last row is padded.
 
     Raises:
@@ -143,14 +145,14 @@ def _pack(tokens: TokenFile, seq_len: int, packing: str, *, keep_rest: bool) -> 
     raise UserError(f"no packing called {packing!r}", remedy="choose concat or documents")
 
 
-def _make_batch(examples: Packing, sample_ids: np.ndarray) -> Batch:
+def _make_batch(examples: Packing, sample_ids: np.ndarray) -> TokenBatch:
     rows = [examples[int(i)] for i in sample_ids]
     labels = _stack([row.labels for row in rows])
     packed = rows[0].doc_ids is not None
-    return Batch(
+    return TokenBatch(
         input_ids=_stack([row.input_ids for row in rows]),
         labels=labels,
-        num_tokens=int((labels != IGNORE_INDEX).sum()),
+        num_targets=int((labels != IGNORE_INDEX).sum()),
         sample_ids=torch.from_numpy(sample_ids),
         doc_ids=_stack([row.doc_ids for row in rows]) if packed else None,
         positions=_stack([row.positions for row in rows]) if packed else None,

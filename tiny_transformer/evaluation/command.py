@@ -27,6 +27,7 @@ from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport, meas
 from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_stories, split_stories
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import load_model
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.models.open import checkpoint_tokenizer
 from tiny_transformer.storage.runs import CONFIG_FILE, load_identity
@@ -64,7 +65,7 @@ class EvaluateOptions:
 class _Subject:
     """What is evaluated: a model, the data beside it, and how it was trained to read."""
 
-    model: Any
+    model: CausalLM
     dataset: Dataset
     hardware: Hardware
     seq_len: int
@@ -127,7 +128,7 @@ def _split_loss(subject: _Subject, split: str, max_batches: int | None) -> tuple
     if loss.num_tokens < num_targets:
         scored_bytes = max(1, round(meta.num_bytes * loss.num_tokens / meta.num_tokens))
         return SplitLoss(loss.loss_sum, loss.num_tokens, scored_bytes), None
-    return loss, check_split(loss.loss_sum, loss.num_tokens, meta, subject.model.config.vocab_size)
+    return loss, check_split(loss.loss_sum, loss.num_tokens, meta, subject.model.config.known_vocab_size)
 
 
 def _stories(subject: _Subject, options: EvaluateOptions, notes: Console) -> list[ToldStory]:

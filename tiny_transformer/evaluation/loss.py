@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from tiny_transformer.data.batches import IGNORE_INDEX, Batch
+from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing
 
 
@@ -48,8 +48,8 @@ class SplitLoss:
 
 @torch.no_grad()  # not inference_mode: weights that processes put together here are used in training afterwards
 def evaluate_split(
-    model: nn.Module,
-    batches: Iterable[Batch],
+    model: CausalLM,
+    batches: Iterable[TokenBatch],
     *,
     num_bytes: int,
     hardware: Hardware,
@@ -69,25 +69,24 @@ def evaluate_split(
     model.eval()
     mine, sizes, num_tokens = [], [], 0
     for turn in _turns(batches, processes.world_size):
-        processes.mark("evaluation")
         batch = turn[min(processes.rank, len(turn) - 1)]  # nobody may stay away: the last batch is computed by several
-        losses = sharing.run(lambda batch=batch: token_losses(model, batch, hardware))
+        losses = sharing.run(lambda batch=batch: token_losses(model, batch, hardware), "evaluation")
         mine.append(losses.double().sum().item())
         sizes.append(len(turn))
-        num_tokens += sum(batch.num_tokens for batch in turn)
+        num_tokens += sum(batch.num_targets for batch in turn)
     model.train(was_training)
     everybodys = processes.gather(mine)
     in_order = [everybodys[rank][turn] for turn, size in enumerate(sizes) for rank in range(size)]
     return SplitLoss(sum(in_order), num_tokens, num_bytes)
 
 
-def _turns(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+def _turns(batches: Iterable[TokenBatch], size: int) -> Iterator[list[TokenBatch]]:
     rest = iter(batches)
     while turn := list(islice(rest, size)):
         yield turn
 
 
-def token_losses(model: nn.Module, batch: Batch, hardware: Hardware) -> torch.Tensor:
+def token_losses(model: CausalLM, batch: TokenBatch, hardware: Hardware) -> torch.Tensor:
     """Nats lost on each target of a batch: (B, T) float32, 0 where there is no target."""
     batch = batch.to(hardware.device)
     with hardware.autocast():

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from torch import nn
 
 from tiny_transformer.data.stories import SKILLS, Choice
 from tiny_transformer.evaluation.floor import FloorCheck, check_texts
 from tiny_transformer.evaluation.stories import Reading, TokenCosts, ToldStory, story_costs
+from tiny_transformer.models.contract import CausalLM
 
 STOP = "stop"
 MEANINGS = {**SKILLS, STOP: "that the story is over"}
@@ -74,7 +74,7 @@ class Charge(NamedTuple):
     end: float
 
 
-def measure_skills(model: nn.Module, told: Sequence[ToldStory], reading: Reading) -> SkillReport:
+def measure_skills(model: CausalLM, told: Sequence[ToldStory], reading: Reading) -> SkillReport:
     """What the model, in evaluation mode, loses on each skill and in each tenth of the stories.
 
     Raises:

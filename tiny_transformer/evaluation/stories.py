@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from tiny_transformer.data import stories
-from tiny_transformer.data.batches import IGNORE_INDEX, Batch
+from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
 from tiny_transformer.data.stories import Choice
 from tiny_transformer.data.token_file import TokenFile
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation.loss import token_losses
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.tokenizers import Tokenizer
 
 FRESH_SEED = 1_000_003  # no data is prepared from this seed
@@ -89,7 +89,7 @@ def split_stories(tokens: TokenFile, tokenizer: Tokenizer, count: int) -> list[T
 
 
 @torch.inference_mode()
-def story_costs(model: nn.Module, texts: Sequence[str], reading: Reading) -> list[TokenCosts]:
+def story_costs(model: CausalLM, texts: Sequence[str], reading: Reading) -> list[TokenCosts]:
     """What the model, in evaluation mode, pays for each token of each text.
 
     A text longer than `seq_len` is read in windows that overlap by half, and each token is scored once: in the first
@@ -155,7 +155,7 @@ def _windows(story: int, document: np.ndarray, reading: Reading) -> Iterator[_Wi
         done = stop
 
 
-def _batch(rows: list[_Window]) -> Batch:
+def _batch(rows: list[_Window]) -> TokenBatch:
     """Rows of different lengths, padded at their ends."""
     length = max(len(row.tokens) for row in rows) - 1
     input_ids = torch.zeros(len(rows), length, dtype=torch.int64)
@@ -164,4 +164,4 @@ def _batch(rows: list[_Window]) -> Batch:
         tokens = torch.from_numpy(row.tokens)
         input_ids[i, : len(tokens) - 1], labels[i, : len(tokens) - 1] = tokens[:-1], tokens[1:]
     num_tokens = int((labels != IGNORE_INDEX).sum())
-    return Batch(input_ids, labels, num_tokens, torch.tensor([row.story for row in rows]))
+    return TokenBatch(input_ids, labels, num_tokens, torch.tensor([row.story for row in rows]))

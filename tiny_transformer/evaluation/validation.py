@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.data.batches import Batch, evaluation_batches
+from tiny_transformer.data.batches import TokenBatch, evaluation_batches
 from tiny_transformer.data.token_file import Dataset
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import Sharing
 
 
-def validation_batches(config: RunConfig, dataset: Dataset) -> Iterator[Batch]:
+def validation_batches(config: RunConfig, dataset: Dataset) -> Iterator[TokenBatch]:
     """The split in order, `eval_tokens` of it, rounded up to whole batches."""
     data, size, wanted = config.data, config.training.micro_batch_size, config.training.eval_tokens
     batches = evaluation_batches(dataset.val, seq_len=data.seq_len, batch_size=size, packing=data.packing)
@@ -24,7 +24,12 @@ def validation_batches(config: RunConfig, dataset: Dataset) -> Iterator[Batch]:
 
 
 def validation_loss(
-    model: Any, batches: Iterable[Batch], config: RunConfig, dataset: Dataset, hardware: Hardware, sharing: Sharing
+    model: CausalLM,
+    batches: Iterable[TokenBatch],
+    config: RunConfig,
+    dataset: Dataset,
+    hardware: Hardware,
+    sharing: Sharing,
 ) -> SplitLoss:
     """The loss over batches; a part of the split is taken to have as many bytes a token as all of it."""
     meta = dataset.meta.val

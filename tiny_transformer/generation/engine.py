@@ -10,36 +10,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.generation.sampling import NOT_A_TOKEN, SamplingConfig, next_ids, row_keys
+from tiny_transformer.models.contract import CausalLM
 
 FinishReason = Literal["end", "stop", "length", "context"]
 PAD_DOCUMENT = -1
 
 _log = logging.getLogger(__name__)
-
-
-class LanguageModel(Protocol):
-    """What the loop needs of a model; see the contract in `models`."""
-
-    config: Any
-    lm_head: Any
-    training: bool
-
-    def __call__(self, input_ids: Tensor) -> Tensor: ...
-
-    def backbone(self, input_ids: Tensor, positions: Any, doc_ids: Any, cache: Any) -> tuple[Tensor, Tensor]: ...
-
-    def make_cache(self, batch_size: int, max_len: int) -> Any: ...
-
-    def parameters(self) -> Iterator[Tensor]: ...
-
-    def train(self, mode: bool = True) -> Any: ...
 
 
 class Generation(Iterator[list[int | None]]):
@@ -67,7 +50,7 @@ class Generation(Iterator[list[int | None]]):
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: CausalLM,
         prompts: Sequence[Sequence[int]],
         settings: SamplingConfig,
         *,
@@ -75,9 +58,9 @@ class Generation(Iterator[list[int | None]]):
         num_tokens: int | None = None,
     ) -> None:
         context_length = model.config.max_position_embeddings
-        check_prompts(prompts, vocab_size=model.config.vocab_size, context_length=context_length)
+        check_prompts(prompts, vocab_size=model.config.known_vocab_size, context_length=context_length)
         self._model, self._settings, self._end_ids = model, settings, frozenset(end_ids)
-        self._num_tokens = num_tokens or model.config.vocab_size
+        self._num_tokens = num_tokens or model.config.known_vocab_size
         self._keys = row_keys(settings.seed, prompts)
         # The last token of a full context still has a successor.
         self._budgets = [min(settings.max_new_tokens, context_length - len(prompt) + 1) for prompt in prompts]
@@ -98,7 +81,7 @@ class Generation(Iterator[list[int | None]]):
     def __next__(self) -> list[int | None]:
         if None not in self.finish_reasons:
             raise StopIteration
-        hidden, _ = self._model.backbone(self._input_ids, self._positions, self._doc_ids, self.cache)
+        hidden = self._model.backbone(self._input_ids, self._positions, self._doc_ids, self.cache).hidden
         self.logits = self._model.lm_head(hidden[:, -1])[:, : self._num_tokens]
         ids = next_ids(self.logits, self._settings, keys=self._keys, position=self._step, seen=self._seen)
         new_ids = self._record(ids.tolist())
@@ -147,7 +130,7 @@ class Generation(Iterator[list[int | None]]):
 
 
 def generate_without_cache(
-    model: LanguageModel,
+    model: CausalLM,
     prompts: Sequence[Sequence[int]],
     settings: SamplingConfig,
     *,
@@ -159,8 +142,8 @@ def generate_without_cache(
     Arguments and errors as for `Generation`. Returns the new tokens of each row.
     """
     context_length = model.config.max_position_embeddings
-    check_prompts(prompts, vocab_size=model.config.vocab_size, context_length=context_length)
-    num_tokens = num_tokens or model.config.vocab_size
+    check_prompts(prompts, vocab_size=model.config.known_vocab_size, context_length=context_length)
+    num_tokens = num_tokens or model.config.known_vocab_size
     device = next(model.parameters()).device
     texts = []
     for prompt, key in zip(prompts, row_keys(settings.seed, prompts), strict=True):

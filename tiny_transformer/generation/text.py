@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.generation.engine import Generation, LanguageModel
+from tiny_transformer.generation.engine import Generation
 from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.tokenizers import Tokenizer
 
 
 def complete(
-    model: LanguageModel,
+    model: CausalLM,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     settings: SamplingConfig,
@@ -42,21 +43,21 @@ def complete(
     return texts
 
 
-def stream(model: LanguageModel, tokenizer: Tokenizer, prompt: str, settings: SamplingConfig) -> Iterator[str]:
+def stream(model: CausalLM, tokenizer: Tokenizer, prompt: str, settings: SamplingConfig) -> Iterator[str]:
     """The continuation of one prompt, piece by piece as it is written. Joined, it is what `complete` returns."""
     for _, piece in write(model, tokenizer, [prompt], settings):
         yield piece
 
 
 def write(
-    model: LanguageModel,
+    model: CausalLM,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     settings: SamplingConfig,
     end_ids: Sequence[int] = (),
 ) -> Iterator[tuple[int, str]]:
     """Pieces of all continuations as they are written: (row, text that is not empty). Arguments as in `complete`."""
-    vocab_size = model.config.vocab_size
+    vocab_size = model.config.known_vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size:,} tokens, the model {vocab_size:,}",

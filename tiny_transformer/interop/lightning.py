@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tiny_transformer.data.batches import Batch
+from tiny_transformer.data.batches import TokenBatch
 from tiny_transformer.errors import UserError
 from tiny_transformer.training.losses import language_modelling_loss
 
@@ -22,13 +22,13 @@ except ImportError:
     ) from None
 
 if TYPE_CHECKING:
-    from tiny_transformer.models.building import AnyModel
+    from tiny_transformer.models.contract import CausalLM
 
 
 class LitLanguageModel(LightningModule):
     """A model with its next-token loss and AdamW, for `lightning.Trainer`.
 
-    Its data are `DataLoader(batches, batch_size=None)` of `data.batches.Batch` objects. It logs `train_loss` and
+    Its data are `DataLoader(batches, batch_size=None)` of `data.batches.TokenBatch` objects. It logs `train_loss` and
     `val_loss` in nats per token. After training, `model` is what `save_model` writes; Lightning's own checkpoints are
     pickles.
 
@@ -40,7 +40,7 @@ class LitLanguageModel(LightningModule):
     """
 
     def __init__(
-        self, model: AnyModel, *, learning_rate: float = 3e-4, weight_decay: float = 0.1, warmup_steps: int = 100
+        self, model: CausalLM, *, learning_rate: float = 3e-4, weight_decay: float = 0.1, warmup_steps: int = 100
     ) -> None:
         super().__init__()
         self.model = model
@@ -50,15 +50,15 @@ class LitLanguageModel(LightningModule):
         """Logits (B, T, V) of `input_ids` (B, T)."""
         return self.model(input_ids)
 
-    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:
+    def training_step(self, batch: TokenBatch, batch_index: int) -> torch.Tensor:
         """The mean loss of a batch in nats per token."""
         loss = self._loss(batch)
-        self.log("train_loss", loss, prog_bar=True, batch_size=batch.num_tokens)
+        self.log("train_loss", loss, prog_bar=True, batch_size=batch.num_targets)
         return loss
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
+    def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
         """Log the mean loss; over several batches it is the mean over their tokens."""
-        self.log("val_loss", self._loss(batch), prog_bar=True, batch_size=batch.num_tokens)
+        self.log("val_loss", self._loss(batch), prog_bar=True, batch_size=batch.num_targets)
 
     def configure_optimizers(self) -> Any:
         """AdamW, its decay on matrices only, and a warm-up counted in updates."""
@@ -72,6 +72,6 @@ class LitLanguageModel(LightningModule):
         rise = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rise, "interval": "step"}}
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        loss_sum, num_tokens, _ = language_modelling_loss(self.model, batch)
-        return loss_sum / num_tokens
+    def _loss(self, batch: TokenBatch) -> torch.Tensor:
+        loss_sum, _ = language_modelling_loss(self.model, batch)
+        return loss_sum / batch.num_targets

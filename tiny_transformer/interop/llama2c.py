@@ -32,7 +32,7 @@ from tiny_transformer.tokenizers.llama2c import load_llama2c_tokenizer
 from tiny_transformer.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from tiny_transformer.models.building import AnyModel
+    from tiny_transformer.models.contract import CausalLM
 
 HEADER = struct.Struct("<7i")
 BEGIN_ID, END_ID = 1, 2
@@ -100,7 +100,7 @@ def _read_header(file: IO[bytes], path: Path) -> LlamaConfig:
 
 
 @torch.no_grad()
-def _read_model(file: IO[bytes], config: LlamaConfig) -> AnyModel:
+def _read_model(file: IO[bytes], config: LlamaConfig) -> CausalLM:
     model = empty_model(config)
     parameters = dict(model.named_parameters())
     for name, shape in _layout(config):

@@ -15,11 +15,11 @@ from tiny_transformer.storage.commit import publish
 from tiny_transformer.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
-    from tiny_transformer.models.building import AnyModel
+    from tiny_transformer.models.contract import CausalLM
 
 
 def write_import(
-    model: AnyModel,
+    model: CausalLM,
     tokenizer: Tokenizer,
     out_dir: Path | str,
     *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,13 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from tiny_transformer.config.model import ModelConfig
 from tiny_transformer.layers.norm import ZeroCentredRMSNorm
-
-if TYPE_CHECKING:
-    from tiny_transformer.models.llama.model import LlamaForCausalLM
-    from tiny_transformer.models.qwen3.model import Qwen3ForCausalLM
-    from tiny_transformer.models.qwen3_next.model import Qwen3NextForCausalLM
-
-    AnyModel = LlamaForCausalLM | Qwen3ForCausalLM | Qwen3NextForCausalLM
+from tiny_transformer.models.contract import CausalLM
 
 # model_type of our config -> the class, imported when it is first asked for
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_next": "Qwen3NextForCausalLM"}
@@ -31,7 +25,7 @@ def empty_model(
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> AnyModel:
+) -> CausalLM:
     """A model whose weights are allocated but not set. Leaves the global random-number generator alone."""
     module = import_module(f"tiny_transformer.models.{config.model_type}.model")
     with torch.device(device), _NoInitialisation():
@@ -46,7 +40,7 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     zero_residual: bool = False,
-) -> AnyModel:
+) -> CausalLM:
     """A model with fresh weights: matrices N(0, initializer_range), scales 1, biases 0, decay rates uniform.
 
     The weights are drawn on the CPU in float32 from a generator of their own: they depend on the seed and the config,

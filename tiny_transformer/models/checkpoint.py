@@ -27,7 +27,7 @@ from tiny_transformer.models.safetensors_header import check_header
 from tiny_transformer.storage.inside import check_inside
 
 if TYPE_CHECKING:
-    from tiny_transformer.models.building import AnyModel
+    from tiny_transformer.models.contract import CausalLM
 
 WEIGHTS, INDEX, HEAD, EMBEDDING = (
     "model.safetensors",
@@ -44,7 +44,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 def load_model(
     directory: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> AnyModel:
+) -> CausalLM:
     """The model in a Hugging Face directory, in evaluation mode.
 
     Args:
@@ -67,7 +67,7 @@ def load_model(
 
 
 def load_weights(
-    model: AnyModel, directory: Path | str, part_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    model: CausalLM, directory: Path | str, part_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 ) -> None:
     """Overwrite a model's weights, in place, with those of a directory of the same shape. Errors as in `load_model`.
 
@@ -89,7 +89,7 @@ def stored_dtypes(directory: Path | str) -> dict[str, torch.dtype]:
 
 
 def save_model(
-    model: AnyModel,
+    model: CausalLM,
     directory: Path | str,
     tensors: Mapping[str, torch.Tensor] | None = None,
     /,
@@ -168,7 +168,7 @@ class _Weights:
                 self.directory, f"config.json asks for {asked}, but there are {len(self._files)} tensors", _UNLIKE
             )
 
-    def check(self, model: AnyModel) -> None:
+    def check(self, model: CausalLM) -> None:
         """Compare the files' headers with what the model needs."""
         expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         if missing := expected.keys() - self._files.keys():
@@ -198,7 +198,7 @@ class _Weights:
         return {name: _DTYPES[opened.get_slice(name).get_dtype()] for name, opened in self._files.items()}
 
     @torch.no_grad()
-    def copy_into(self, model: AnyModel, part_of: Callable[..., torch.Tensor] | None = None) -> None:
+    def copy_into(self, model: CausalLM, part_of: Callable[..., torch.Tensor] | None = None) -> None:
         """Copy the tensors, see `load_weights`; a tied model's surplus head must equal its embedding."""
         for name, parameter in model.named_parameters():
             tensor = self._files[name].get_tensor(name)

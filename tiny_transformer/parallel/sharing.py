@@ -37,17 +37,28 @@ class Sharing:
     def __init__(self, processes: Processes = ALONE) -> None:
         self.processes = processes
 
-    def run(self, compute: Callable[[], T]) -> T:
-        """The result of `compute`, which uses the model's weights."""
+    def run(self, compute: Callable[[], T], activity: str, step: int | None = None) -> T:
+        """The result of `compute`, which uses the model's weights; what this process does now, its heartbeat tells."""
+        self.processes.mark(activity, step)
+        result = self._enter(compute)
+        self.processes.mark(activity, step)
+        return result
+
+    def _enter(self, compute: Callable[[], T]) -> T:
         return compute()
 
-    def accumulate(self, add_gradient: Callable[[int], None], count: int) -> None:
+    def accumulate(self, add_gradient: Callable[[int], None], count: int, step: int) -> None:
         """Leave in the weights' `grad` the sum over the micro-batches of all processes.
 
         Args:
             add_gradient: runs one of this process's micro-batches forward and backward.
             count: how many there are.
+            step: for the heartbeat.
         """
+        self._add_up(add_gradient, count)
+        self.processes.mark("step", step)
+
+    def _add_up(self, add_gradient: Callable[[int], None], count: int) -> None:
         for index in range(count):
             add_gradient(index)
 
@@ -57,6 +68,7 @@ class Sharing:
 
     def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The whole tensors in the first process's main memory, put together one at a time; nothing in the others."""
+        self.processes.mark("save")
         collected = {}
         for name, tensor in tensors.items():
             full = whole(tensor.detach())
@@ -88,12 +100,11 @@ class Replicated(Sharing):
         self.gradient_factor = float(processes.world_size)
         self._wrapped = nn.parallel.DistributedDataParallel(_Computation(model), gradient_as_bucket_view=True)
 
-    def run(self, compute: Callable[[], T]) -> T:
-        """See `Sharing`."""
+    def _enter(self, compute: Callable[[], T]) -> T:
         return self._wrapped(compute)
 
-    def accumulate(self, add_gradient: Callable[[int], None], count: int) -> None:
-        """See `Sharing`; the processes talk once, in the last micro-batch."""
+    def _add_up(self, add_gradient: Callable[[int], None], count: int) -> None:
+        """The processes talk once, in the last micro-batch."""
         for index in range(count):
             with nullcontext() if index == count - 1 else self._wrapped.no_sync():
                 add_gradient(index)
@@ -117,8 +128,7 @@ class Sharded(Sharing):
             fully_shard(block, mesh=mesh)
         self._wrapped: Any = fully_shard(_Computation(model), mesh=mesh)
 
-    def run(self, compute: Callable[[], T]) -> T:
-        """See `Sharing`."""
+    def _enter(self, compute: Callable[[], T]) -> T:
         return self._wrapped(compute)
 
     def add_parts(self, figures: list[float]) -> list[float]:
@@ -136,11 +146,9 @@ class Repeatable(Sharing):
 
     def __init__(self, model: nn.Module, processes: Processes) -> None:
         super().__init__(processes)
-        self._parameters = list(model.parameters())
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def accumulate(self, add_gradient: Callable[[int], None], count: int) -> None:
-        """See `Sharing`."""
-
+    def _add_up(self, add_gradient: Callable[[int], None], count: int) -> None:
         def gradient_of(index: int) -> list[Tensor]:
             add_gradient(index)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]

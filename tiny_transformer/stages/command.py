@@ -16,7 +16,7 @@ from tiny_transformer.config.load import config_name, load_run_config
 from tiny_transformer.errors import UserError
 
 if TYPE_CHECKING:
-    from tiny_transformer.stages.launch import Request
+    from tiny_transformer.stages.stage import Request
 
 CHOSEN = "auto"  # what a run is called whose config nobody wrote
 
@@ -58,8 +58,8 @@ def run_training(
         checked = load_run_config(source, overrides)
 
     from tiny_transformer.hardware import keep_freed_memory
-    from tiny_transformer.stages.launch import Request, choose_run_dir
-    from tiny_transformer.stages.run import pretrain
+    from tiny_transformer.stages.launch import choose_run_dir, launch
+    from tiny_transformer.stages.stage import Request
     from tiny_transformer.stages.summary import finish
 
     keep_freed_memory()
@@ -69,7 +69,7 @@ def run_training(
         run_dir = choose_run_dir(request)
         own = load_run_config(_own_config(run_dir), overrides)
         request = replace(request, config=own.model_copy(update={"out_dir": run_dir}))
-    outcome = pretrain(_with_data_dir(request), console)
+    outcome = launch(_with_data_dir(request), console)
     if outcome.is_first:
         finish(outcome, console)
     return outcome.status

@@ -1,10 +1,10 @@
-"""Before training starts: which run directory, which data, which vocabulary."""
+"""From a request to a running stage: which directory, which data, which vocabulary, which processes, the lock."""
 
 from __future__ import annotations
 
 import shutil
-import sys
-from dataclasses import dataclass, field
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -13,29 +13,55 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.prepare.command import is_prepared, prepare_with_progress
 from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.errors import UserError
+from tiny_transformer.hardware import choose_hardware
+from tiny_transformer.parallel.processes import Processes, fellow_processes
+from tiny_transformer.parallel.sharing import check_shares, repeatable_arithmetic
+from tiny_transformer.stages.preflight import check_memory
+from tiny_transformer.stages.run import Run
+from tiny_transformer.stages.stage import Request, stage_class
+from tiny_transformer.stages.summary import RunResult
+from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run
+from tiny_transformer.training.loggers import check_installed
 from tiny_transformer.training.plan import FILE as PLAN_FILE
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, besides the config.
+def launch(request: Request, console: Console) -> RunResult:
+    """Start or resume a run of the config's stage, together with the other processes that `torchrun` started.
 
-    Attributes:
-        config: the checked config.
-        name: what to call the run and its data when no directory is given.
-        resume: continue the run in `out_dir` (or the newest of that name).
-        overwrite: replace a run that is already there.
-        chooses: fill in what the config leaves open so that it makes the most of `max_train_minutes`.
-        command: the command line, for the record.
+    Raises:
+        UserError: whatever stands in the way, found before the first step where possible.
     """
+    with ExitStack() as stack:
+        stack.enter_context(repeatable_arithmetic(request.config.training))
+        processes = stack.enter_context(fellow_processes(request.config.training))
+        return _launch(request, processes, console if processes.is_first else Console(quiet=True))
 
-    config: RunConfig
-    name: str
-    resume: bool = False
-    overwrite: bool = False
-    chooses: bool = False
-    command: list[str] = field(default_factory=lambda: list(sys.argv))
+
+def _launch(request: Request, processes: Processes, console: Console) -> RunResult:
+    """The first process alone decides about files, and writes them; the others wait for it and read."""
+    training = request.config.training
+    hardware = choose_hardware(training.device, training.precision)
+    check_shares(training, processes, hardware)
+    if processes.is_first:
+        check_installed(training.loggers)  # before anything is written, or removed by `overwrite`
+    run_dir = Path(processes.broadcast(str(choose_run_dir(request)) if processes.is_first else ""))
+    if hardware.note:
+        console.print(hardware.note, highlight=False)
+    stage = stage_class(request.config.stage).open(request, hardware, processes, console)
+    begun = time.monotonic()
+    if processes.world_size == 1:
+        check_memory(stage.config, hardware, console)
+    directory = RunDirectory(run_dir)
+    with ExitStack() as stack:
+        if processes.is_first:
+            stack.enter_context(directory.lock())
+            if request.overwrite and holds_a_run(run_dir):
+                clear_run(run_dir)
+            directory.clean_leftovers()
+        run = Run(request, stage, directory, hardware, console, processes)
+        run.state.elapsed_seconds = stage.spent_seconds + time.monotonic() - begun
+        return run.execute(stack)
 
 
 def choose_run_dir(request: Request) -> Path:

@@ -16,23 +16,28 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.storage import RunDirectory
+from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.optimizers import Optimizers
 
 SPARE = 1.05  # of the disk: a file system needs some room of its own
 NEARLY_ALL = 0.9  # of the memory: more than this is worth a warning
 OTHER_BYTES = 3_000  # run_info.json, manifest.json, the counters of state.json
 REPORT_BYTES = 5_000_000  # with the script that draws its charts
-NOT_OF_THE_TOKENIZER = ("meta.json", "manifest.json", ".bin", ".docs", ".lock")
 
 
 def check_disk(
-    run: RunDirectory, config: RunConfig, model: Any, optimizers: Optimizers, identity: dict[str, Any]
+    run: RunDirectory,
+    config: RunConfig,
+    model: CausalLM,
+    optimizers: Optimizers,
+    identity: dict[str, Any],
+    tokenizer: Tokenizer,
 ) -> None:
     """Compare the free space with what the run is going to write: the checkpoints that stay, one in the making, the
     report.
@@ -40,7 +45,7 @@ def check_disk(
     Raises:
         UserError: there is less than that and 5 %.
     """
-    save = checkpoint_bytes(config, model, optimizers, identity)
+    save = checkpoint_bytes(model, optimizers, identity, tokenizer)
     needed, free = int(SPARE * (missing_saves(run, config) * save + REPORT_BYTES)), shutil.disk_usage(run.path).free
     if free < needed:
         raise UserError(
@@ -60,18 +65,16 @@ def missing_saves(run: RunDirectory, config: RunConfig) -> int:
     return max(1, most - len(run.checkpoints()))
 
 
-def checkpoint_bytes(config: RunConfig, model: Any, optimizers: Optimizers, identity: dict[str, Any]) -> int:
+def checkpoint_bytes(model: CausalLM, optimizers: Optimizers, identity: dict[str, Any], tokenizer: Tokenizer) -> int:
     """The size of one checkpoint, before it is made."""
     weights = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     memory = {name: list(shape) for name, shape in optimizers.shapes().items()}
     texts = (model.config.to_hf(), {"identity": identity})
-    data_dir = config.data.data_dir or Path()
-    tokenizer = [path for path in data_dir.iterdir() if not path.name.endswith(NOT_OF_THE_TOKENIZER)]
     return (
         _safetensors_bytes(weights)
         + _safetensors_bytes(memory)
         + sum(len(json.dumps(text, indent=2)) for text in texts)
-        + sum(path.stat().st_size for path in tokenizer if path.is_file())
+        + sum(len(text.encode()) for text in tokenizer.files().values())
         + OTHER_BYTES
     )
 
@@ -113,7 +116,7 @@ def _at_most(config: RunConfig) -> float:
     from tiny_transformer.models import empty_model
 
     model, training = config.model, config.training
-    model_on_paper: nn.Module = empty_model(model, device="meta")
+    model_on_paper = empty_model(model, device="meta")
     tokens = training.micro_batch_size * config.data.seq_len
     widest = max(parameter.shape[0] for parameter in model_on_paper.parameters())
     per_layer = 64 * (model.hidden_size + model.intermediate_size + model.num_attention_heads * model.head_dim)

@@ -13,17 +13,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
-from torch import nn
 
 from tiny_transformer.config.load import load_run_config, valid_keys
-from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.data.batches import Batch
-from tiny_transformer.data.token_file import open_dataset
+from tiny_transformer.config.schema import RunConfig, sections_of
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import choose_hardware
-from tiny_transformer.stages.launch import Request
+from tiny_transformer.models.contract import CausalLM
+from tiny_transformer.parallel.processes import ALONE
 from tiny_transformer.stages.run import Run
+from tiny_transformer.stages.stage import Request, stage_class
 from tiny_transformer.storage import RunDirectory, read_log
 from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run, load_identity
 from tiny_transformer.training import plan as planning
@@ -33,7 +31,6 @@ from tiny_transformer.training.nonfinite import first_bad_after_update, first_ba
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.state import TrainState
 
-SHOWN_CHARACTERS = 60
 SAME = 1e-4  # relative: other threads or another processor round differently
 
 
@@ -45,29 +42,31 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
     """
     if not holds_a_run(run_dir):
         raise UserError("this is not a training run", where=str(run_dir), remedy="tiny-transformer runs lists them")
-    run = RunDirectory(run_dir)
-    config = _settings_of_step(run, step)
-    plan, data_dir = planning.read_plan(run_dir), config.data.data_dir
-    if data_dir is None or plan is None:
+    directory = RunDirectory(run_dir)
+    config = _settings_of_step(directory, step)
+    plan = planning.read_plan(run_dir)
+    if plan is None:
         raise UserError("this run was never started", where=str(run_dir), exit_code=ExitCode.BAD_DATA)
     if not 1 <= step <= plan.total_steps:
         raise UserError(f"--step {step} is not one of the run's steps, 1 to {plan.total_steps:,}", where=str(run_dir))
     quiet = config.training.model_copy(update={"eval_steps": None, "early_stopping_patience": None, "loggers": ()})
     hardware = choose_hardware(quiet.device, quiet.precision)
-    dataset = open_dataset(data_dir)
-    start = Run(Request(config, run_dir.name, resume=True), run, dataset, hardware, console)
-    start.load(run.newest_whole(before=step))
+    request = Request(config, run_dir.name, resume=True)
+    run = Run(request, stage_class(config.stage).open(request, hardware, ALONE, console), directory, hardware, console)
+    run.load(directory.newest_whole(before=step))
     pace = planning.Pace(replace(plan, is_fixed=True), quiet, None, lambda plan: None)
-    with TrainingProgress(console, step, start.state.step) as progress:
-        job = start.job(pace, save=_save_nothing, log=lambda record: None, progress=progress)
+    with TrainingProgress(console, step, run.state.step) as progress:
+        job = run.job(pace, save=_save_nothing, log=lambda record: None, progress=progress)
         job = replace(job, config=quiet, evaluate=None, sample=None)
-        if start.state.step < step - 1:
-            train(job, start.state, lambda: start.state.step >= step - 1)
+        if run.state.step < step - 1:
+            train(job, run.state, lambda: run.state.step >= step - 1)
     job.model.train()
-    gradient = find_gradient(job, start.state)
+    micro_batches = list(job.batches.micro_batches(run.state.step, quiet.micro_batch_size))
+    gradient = find_gradient(job, run.state, micro_batches)
     _compare_with_log(run_dir, step, gradient.loss, quiet.learning_rate * pace.factor(step - 1), console)
-    _show(job, start, gradient, console)
-    job.optimizers.step(job.pace.factor(start.state.step))
+    _show(job, run.state.step, gradient, console)
+    console.print(run.stage.show_batch(micro_batches))
+    job.optimizers.step(job.pace.factor(run.state.step))
     if (culprit := first_bad_after_update(job.model, job.optimizers)) is not None:
         console.print(f"[bold red]not finite after the update[/]: first bad tensor {culprit}", highlight=False)
     return gradient
@@ -80,14 +79,15 @@ def _settings_of_step(run: RunDirectory, step: int) -> RunConfig:
     after = next((checkpoint for checkpoint in run.checkpoints() if checkpoint.step >= step), None)
     if after is None:
         return now
-    tree: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "training": {}}
+    tree: dict[str, dict[str, Any]] = {section: {} for section in sections_of(type(now))}
+    keys = valid_keys(type(now))
     for key, value in load_identity(after.path).items():
         section, _, name = key.partition(".")
-        if key in valid_keys() and section in tree:
+        if key in keys and section in tree:
             tree[section][name] = value
     tree["data"]["data_dir"] = now.data.data_dir
     tree["training"]["device"] = now.training.device
-    return load_run_config({**tree, "out_dir": now.out_dir})
+    return load_run_config({**tree, "stage": now.stage, "init_from": now.init_from, "out_dir": now.out_dir})
 
 
 def _compare_with_log(run_dir: Path, step: int, loss: float, learning_rate: float, console: Console) -> None:
@@ -107,22 +107,19 @@ def _save_nothing(state: TrainState, status: str, is_best: bool) -> None:
     """A replay leaves the run as it is."""
 
 
-def _show(job: Job, start: Run, gradient: Gradient, console: Console) -> None:
-    step = start.state.step
+def _show(job: Job, step: int, gradient: Gradient, console: Console) -> None:
     console.print(
         f"\nstep {step + 1:,}: loss {gradient.loss:.6g}, gradient norm {gradient.norm:.6g}, learning rate "
-        f"{job.config.learning_rate * job.pace.factor(step):.3g}, {gradient.num_tokens:,} targets",
+        f"{job.config.learning_rate * job.pace.factor(step):.3g}, {gradient.num_targets:,} targets",
         highlight=False,
     )
     if not math.isfinite(gradient.loss) or not math.isfinite(gradient.norm):
         culprit = first_bad_tensor(named_tensors(job.model))
         console.print(f"[bold red]not finite[/]: first bad tensor {culprit or 'none: only the loss'}", highlight=False)
-    batches = list(job.batches.micro_batches(step, job.config.micro_batch_size))
     console.print(_gradients(job.model))
-    console.print(_examples(batches, start))
 
 
-def _gradients(model: nn.Module) -> Table:
+def _gradients(model: CausalLM) -> Table:
     """Norm of each block's gradient, after clipping, beside the norm of its weights."""
     table = Table(title="gradients", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("part")
@@ -137,16 +134,4 @@ def _gradients(model: nn.Module) -> Table:
         sums[1] += 0.0 if parameter.grad is None else parameter.grad.double().square().sum().item()
     for part, (weights, gradient) in squares.items():
         table.add_row(part, f"{math.sqrt(weights):.4g}", f"{math.sqrt(gradient):.4g}")
-    return table
-
-
-def _examples(batches: list[Batch], start: Run) -> Table:
-    """Each row of the batch: its number in the epoch and how its text begins."""
-    table = Table(title="examples", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("number", justify="right")
-    table.add_column("text", overflow="ellipsis", no_wrap=True)
-    for batch in batches:
-        for sample, ids in zip(batch.sample_ids.tolist(), batch.input_ids.tolist(), strict=True):
-            text = start.dataset.tokenizer.decode(ids[:SHOWN_CHARACTERS]).replace("\n", " ")
-            table.add_row(f"{sample:,}", Text(text[:SHOWN_CHARACTERS]))
     return table

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tiny_transformer.config.schema import OnResume, RunConfig, on_resume
+from tiny_transformer.config.schema import OnResume, RunConfig, on_resume, sections_of
 from tiny_transformer.errors import UserError
 
 BATCH = "training.micro_batch_size x grad_accum_steps"
@@ -19,15 +19,10 @@ DATA = "the data (hash of train.bin)"
 TOKENIZER = "the tokenizer (hash)"
 
 
-def identity_of(config: RunConfig, dataset_fingerprint: str, tokenizer_fingerprint: str) -> dict[str, Any]:
+def identity_of(config: RunConfig, fingerprints: dict[str, str]) -> dict[str, Any]:
     """Every setting as flat `section.key: value`, the size of a batch, and data and tokenizer by content."""
     training = config.training
-    return {
-        **_settings(config),
-        BATCH: training.micro_batch_size * training.grad_accum_steps,
-        DATA: dataset_fingerprint,
-        TOKENIZER: tokenizer_fingerprint,
-    }
+    return {**_settings(config), BATCH: training.micro_batch_size * training.grad_accum_steps, **fingerprints}
 
 
 def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any], where: Path, console: Console):
@@ -43,7 +38,7 @@ def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any
     Raises:
         UserError: a difference that would make it another run, with both values.
     """
-    defaults = _settings(RunConfig(model=type(now.model)()))
+    defaults = _settings(type(now)(model=type(now.model)()))
     changed = {
         key: (saved.get(key, defaults.get(key)), identity.get(key))
         for key in [*identity, *(key for key in saved if key not in identity)]
@@ -64,13 +59,13 @@ def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any
 def class_of(key: str, config: RunConfig) -> OnResume:
     """What a changed `section.key` means."""
     section, _, name = key.rpartition(".")
-    fields = type(getattr(config, section) if section in ("data", "training") else config).model_fields
+    fields = type(getattr(config, section, config)).model_fields
     return on_resume(fields[name]) if name in fields else "refuse"
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """All but where the run stands: that is known, it was found there."""
-    tree = config.model_dump(mode="json", exclude={"out_dir"})
+    """The sections; where the run stands, and where it began, is no part of what it is."""
+    tree = config.model_dump(mode="json", include=set(sections_of(type(config))))
     return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
 
 

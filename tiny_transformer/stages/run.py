@@ -1,189 +1,107 @@
-"""Pretraining: from a config to a run directory with checkpoints and a log."""
+"""One start of a run: build or load, resume, plan, train, save. It knows no stage by name.
+
+What is particular to pretraining, fine-tuning or alignment stands in a `Stage`; here is what they share.
+"""
 
 from __future__ import annotations
 
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from copy import copy
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
 from torch import nn
 
-from tiny_transformer.data.batches import Batch, Batches
-from tiny_transformer.data.token_file import Dataset
 from tiny_transformer.errors import UserError
-from tiny_transformer.evaluation.loss import SplitLoss
-from tiny_transformer.evaluation.validation import validation_batches, validation_loss
 from tiny_transformer.generation.text import encode_prompt
-from tiny_transformer.hardware import Hardware, choose_hardware
-from tiny_transformer.models import build_model, load_weights
-from tiny_transformer.parallel.processes import ALONE, Processes, fellow_processes
-from tiny_transformer.parallel.sharing import Sharded, Sharing, check_shares, local_part, repeatable_arithmetic, share
+from tiny_transformer.hardware import Hardware
+from tiny_transformer.models import load_weights
+from tiny_transformer.models.contract import CausalLM
+from tiny_transformer.parallel.processes import ALONE, Processes
+from tiny_transformer.parallel.sharing import Sharded, Sharing, local_part, share
 from tiny_transformer.parallel.stop import StopSignals
-from tiny_transformer.stages.launch import (
-    Request,
-    choose_run_dir,
-    clear_run,
-    fit_vocabulary,
-    open_training_data,
-    settle_data_dir,
-)
-from tiny_transformer.stages.minutes.calibration import take_choice
-from tiny_transformer.stages.minutes.timing import measure_speed
-from tiny_transformer.stages.preflight import check_disk, check_memory
+from tiny_transformer.stages.preflight import check_disk
 from tiny_transformer.stages.resume_check import check_changes, identity_of
 from tiny_transformer.stages.samples import Sampler, distinct_prompts
+from tiny_transformer.stages.stage import Request, Stage
 from tiny_transformer.stages.summary import RunResult, announce
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
-from tiny_transformer.storage.runs import holds_a_run, load_identity
+from tiny_transformer.storage.commit import LEFTOVER_PREFIX
+from tiny_transformer.storage.runs import load_identity
 from tiny_transformer.training import plan as planning
-from tiny_transformer.training.checkpoint_writer import (
-    CheckpointWriter,
-    environment,
-    facts_of,
-    restore_links,
-    write_config,
-)
-from tiny_transformer.training.loggers import Loggers, check_installed
+from tiny_transformer.training.checkpoint_writer import CheckpointWriter, environment, restore_links, write_config
+from tiny_transformer.training.contract import Evaluation
+from tiny_transformer.training.gradient import compute_gradient
+from tiny_transformer.training.loggers import Loggers
 from tiny_transformer.training.loop import Job, Progress, Save, train
 from tiny_transformer.training.loss_scale import first_loss_scale
-from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.state import TrainState, load_state
 
-
-def pretrain(request: Request, console: Console) -> RunResult:
-    """Run or resume a pretraining, together with the other processes that `torchrun` started.
-
-    Raises:
-        UserError: whatever stands in the way, found before the first step where possible.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(repeatable_arithmetic(request.config.training))
-        processes = stack.enter_context(fellow_processes(request.config.training))
-        if not processes.is_first:
-            console = Console(quiet=True)
-        return _pretrain(request, processes, console)
-
-
-def _pretrain(request: Request, processes: Processes, console: Console) -> RunResult:
-    """The first process alone decides about files, and writes them; the others wait for it and read."""
-    training = request.config.training
-    hardware = choose_hardware(training.device, training.precision)
-    check_shares(training, processes, hardware)
-    if processes.is_first:
-        check_installed(training.loggers)  # before anything is written, or removed by `overwrite`
-    run_dir = Path(processes.broadcast(str(choose_run_dir(request)) if processes.is_first else ""))
-    if hardware.note:
-        console.print(hardware.note, highlight=False)
-    config = settle_data_dir(request)
-    dataset = open_training_data(config, console) if processes.is_first else None
-    processes.barrier()  # the data is there now
-    dataset = dataset or open_training_data(config, console)
-    begun = time.monotonic()
-    if request.chooses and not request.resume:
-        config = take_choice(config, dataset, hardware, processes, console)
-    config = fit_vocabulary(config, dataset, console)
-    if processes.world_size == 1:
-        check_memory(config, hardware, console)
-    run = RunDirectory(run_dir)
-    with ExitStack() as stack:
-        if processes.is_first:
-            stack.enter_context(run.lock())
-            if request.overwrite and holds_a_run(run_dir):
-                clear_run(run_dir)
-            run.clean_leftovers()
-        start = Run(replace(request, config=config), run, dataset, hardware, console, processes)
-        start.state.elapsed_seconds = time.monotonic() - begun  # choosing is part of the minutes
-        return start.go(stack)
+TIMED_SAVE = LEFTOVER_PREFIX + "timed-save"  # what a killed start leaves of it, the next one removes
 
 
 class Run:
-    """One start of a run: from an open data set and a locked directory to the end of training."""
+    """One start of a run: from an opened stage and a locked directory to the end of training.
+
+    Attributes:
+        config, batches, model, optimizers, sharing, state: what is trained, on what, how far.
+        identity: what a resumed run is compared with, see `resume_check`.
+    """
 
     def __init__(
         self,
         request: Request,
-        run: RunDirectory,
-        dataset: Dataset,
+        stage: Stage,
+        directory: RunDirectory,
         hardware: Hardware,
         console: Console,
         processes: Processes = ALONE,
     ) -> None:
-        self.request, self.config, self.run = request, request.config, run
-        self.dataset, self.hardware, self.console = dataset, hardware, console
-        self.processes, training = processes, self.config.training
+        self.request, self.stage, self.config, self.directory = request, stage, stage.config, directory
+        self.hardware, self.console, self.processes = hardware, console, processes
         self.model, self.sharing, self.optimizers = self.build()
-        self.batches = Batches(
-            dataset.train,
-            seq_len=self.config.data.seq_len,
-            global_batch_size=training.micro_batch_size * training.grad_accum_steps,
-            seed=training.seed,
-            packing=self.config.data.packing,
-            rank=processes.rank,
-            world_size=processes.world_size,
-        )
-        self.identity = identity_of(self.config, dataset.meta.fingerprint, dataset.tokenizer.fingerprint)
+        self.batches = stage.batches(processes.rank, processes.world_size)
+        self.identity = identity_of(self.config, stage.fingerprints())
         self.state = TrainState(loss_scale=first_loss_scale(hardware.precision))
 
-    def build(self) -> tuple[Any, Sharing, Optimizers]:
-        """A model with its first weights, how the processes share it, and its optimizers."""
+    def build(self) -> tuple[CausalLM, Sharing, Optimizers]:
+        """A model, how the processes share it, and its optimizers."""
         training, device = self.config.training, str(self.hardware.device)
         is_sharded = self.processes.world_size > 1 and training.parallelism == "fsdp"
-        model = build_model(
-            self.config.model,
-            seed=training.seed,
-            dropout=training.dropout,
-            device="cpu" if is_sharded else device,  # sharding moves it, block by block
-            zero_residual=training.zero_residual,
-        )
+        model = self.stage.build_model("cpu" if is_sharded else device)  # sharding moves it, block by block
         if training.gradient_checkpointing:
             checkpoint_gradients(model)
-        sharing = share(model, self.processes, training, self.hardware)
+        sharing = share(cast(nn.Module, model), self.processes, training, self.hardware)
         return model, sharing, Optimizers(model, training)
 
-    def go(self, stack: ExitStack) -> RunResult:
+    def execute(self, stack: ExitStack) -> RunResult:
         """Resume if asked, plan, train."""
         if self.request.resume:
-            self.load(self.run.newest_whole() if self.processes.is_first else (None, []))
+            self.load(self.directory.newest_whole() if self.processes.is_first else (None, []))
+        else:
+            self.stage.load_first_weights(self.model)
         if self.processes.is_first:
-            restore_links(self.run, self.state)
-            check_disk(self.run, self.config, self.model, self.optimizers, self.identity)
+            restore_links(self.directory, self.state)
+            check_disk(self.directory, self.config, self.model, self.optimizers, self.identity, self.stage.tokenizer)
         log, keep = self._records(stack) if self.processes.is_first else (None, lambda record: None)
         pace = self._pace()
         parameters = sum(p.numel() for p in self.model.parameters())
         device = self.hardware.describe() + self.processes.describe()
-        announce(self.run.path, pace.plan, self.config, self.dataset, parameters, device, self.console)
+        data = self.stage.describe_data(pace.total_steps)
+        announce(self.directory.path, pace.plan, self.config, data, parameters, device, self.console)
         stop = stack.enter_context(StopSignals())
         with TrainingProgress(self.console, pace.total_steps, self.state.step) as progress:
             job = self.job(pace, save=self._writer(pace, log), log=keep, progress=progress)
             status = train(job, self.state, stop)
-        is_first = self.processes.is_first
-        return RunResult(self.run.path, status, self.state, self.dataset, self.config, self.hardware, is_first)
-
-    def _records(self, stack: ExitStack) -> tuple[StepLog, Callable[[dict[str, Any]], None]]:
-        """Write config.yaml; open log.jsonl at the step where the run stands, and give what takes a line of it."""
-        settings = self.config.model_dump(mode="json")
-        loggers = Loggers(self.config.training.loggers, self.run.path, settings, self.state.step)
-        stack.callback(loggers.close)
-        log = StepLog(self.run.path / "log.jsonl")
-        stack.callback(log.close)
-        log.truncate_after(self.state.step)
-        write_config(self.run.path, self.config, self.request.command)
-
-        def keep(record: dict[str, Any]) -> None:
-            log.append(record)
-            loggers(record)
-
-        return log, keep
+        return RunResult(self.directory.path, status, self.state, self.stage, self.hardware, self.processes.is_first)
 
     def load(self, found: tuple[Checkpoint | None, list[UserError]]) -> None:
         """Take up a checkpoint; without one, start from the beginning. Damaged ones that were passed over are named.
@@ -194,42 +112,15 @@ class Run:
         name = self.processes.broadcast(None if checkpoint is None else str(checkpoint.path))
         if name is None:
             self.console.print("there is no checkpoint to go on from: starting from the beginning", highlight=False)
+            self.stage.load_first_weights(self.model)
             return
-        path = Path(name)
+        path = self.directory.path / name.rpartition("/")[2]
         check_changes(load_identity(path), self.config, self.identity, path, self.console)
         load_weights(self.model, path, local_part)
         self.state = load_state(path, self.model, self.optimizers)
         if self.hardware.precision != "fp16":
             self.state.loss_scale = 1.0
         self.console.print(f"resuming from step {self.state.step:,} ({path})", highlight=False)
-
-    def _pace(self) -> planning.Pace:
-        """The plan of an earlier start, or a new one."""
-        training = self.config.training
-        plan = planning.read_plan(self.run.path) if self.request.resume else None
-        self.processes.barrier()  # everybody has read it before the first process writes it
-        if plan is not None and plan.asked != planning.Asked.by(training):
-            plan = None
-        speed, begun = None, time.monotonic()
-        if training.max_train_minutes is not None and (plan is None or not plan.is_fixed):
-            self.console.print("[dim]timing a few steps to plan the run[/]")
-            speed = measure_speed(self)
-            spent = self.processes.broadcast(time.monotonic() - begun)
-            self.state.elapsed_seconds += spent
-            self.state.spend("planning", spent)
-        if plan is None and speed is not None:
-            plan = planning.plan_for_minutes(training, self.config.tokens_per_step, self.state, speed)
-        elif plan is None:
-            plan = planning.plan_for_counts(training, self.config.tokens_per_step)
-        path, is_first = self.run.path / planning.FILE, self.processes.is_first
-
-        def write(plan: planning.Plan) -> None:
-            if is_first:
-                atomic_write(path, plan.to_json())
-
-        is_counted = training.steps is not None or training.max_tokens is not None
-        most = planning.plan_for_counts(training, self.config.tokens_per_step).total_steps if is_counted else math.inf
-        return planning.Pace(plan, training, speed, write, self.processes.broadcast, most_steps=most)
 
     def job(self, pace: planning.Pace, *, save: Save, log: Callable[[dict[str, Any]], None], progress: Progress) -> Job:
         """What the loop is handed."""
@@ -239,8 +130,8 @@ class Run:
             optimizers=self.optimizers,
             pace=pace,
             batches=self.batches,
-            loss_function=language_modelling_loss,
-            evaluate=(lambda: self.split_loss(validation_batches(self.config, self.dataset))) if evaluates else None,
+            loss_function=self.stage.loss,
+            evaluate=self.evaluate if evaluates else None,
             sample=self.sampler(),
             save=save,
             log=log,
@@ -248,8 +139,12 @@ class Run:
             hardware=self.hardware,
             progress=progress,
             sharing=self.sharing,
-            run_dir=self.run.path,
+            run_dir=self.directory.path,
         )
+
+    def evaluate(self) -> Evaluation:
+        """How good the model is as it stands."""
+        return self.stage.evaluate(self.model, self.stage.evaluation_batches(), self.hardware, self.sharing)
 
     def sampler(self) -> Sampler | None:
         """None when there is no prompt, or one that this tokenizer cannot write (the end of the run tells which), or
@@ -259,24 +154,115 @@ class Run:
         prompts = distinct_prompts(self.config.training.sample_prompts)
         try:
             for prompt in prompts:
-                encode_prompt(self.dataset.tokenizer, prompt)
+                encode_prompt(self.stage.tokenizer, prompt)
         except UserError:
             return None
-        return Sampler(self.model, self.dataset.tokenizer, prompts, self.run.path) if prompts else None
+        return Sampler(self.model, self.stage.tokenizer, prompts, self.directory.path) if prompts else None
 
-    def compiled(self, model: nn.Module) -> nn.Module:
+    def compiled(self, model: CausalLM) -> CausalLM:
+        """The same weights, for training; evaluation and generation go on with the plain model."""
         if not self.config.training.compile:
             return model
-        compiled = copy(model)  # the same weights; evaluation and generation go on with the plain model
-        compiled.backbone = torch.compile(compiled.backbone)  # ty: ignore[no-matching-overload]
+        compiled = copy(model)
+        compiled.backbone = torch.compile(compiled.backbone)  # ty: ignore[invalid-assignment]
         return compiled
 
-    def split_loss(self, batches: Iterable[Batch]) -> SplitLoss:
-        return validation_loss(self.model, batches, self.config, self.dataset, self.hardware, self.sharing)
+    def _records(self, stack: ExitStack) -> tuple[StepLog, Callable[[dict[str, Any]], None]]:
+        """Write config.yaml; open log.jsonl at the step where the run stands, and give what takes a line of it."""
+        settings, path = self.config.model_dump(mode="json"), self.directory.path
+        loggers = Loggers(self.config.training.loggers, path, settings, self.state.step)
+        stack.callback(loggers.close)
+        log = StepLog(path / "log.jsonl")
+        stack.callback(log.close)
+        log.truncate_after(self.state.step)
+        write_config(path, self.config, self.request.command)
+
+        def keep(record: dict[str, Any]) -> None:
+            log.append(record)
+            loggers(record)
+
+        return log, keep
+
+    def _pace(self) -> planning.Pace:
+        """The plan of an earlier start, or a new one."""
+        training, tokens = self.config.training, self.config.tokens_per_step
+        plan = planning.read_plan(self.directory.path) if self.request.resume else None
+        self.processes.barrier()  # everybody has read it before the first process writes it
+        if plan is not None and plan.asked != planning.Asked.by(training):
+            plan = None
+        speed, begun = None, time.monotonic()
+        if training.max_train_minutes is not None and (plan is None or not plan.is_fixed):
+            self.console.print("[dim]timing a few steps to plan the run[/]")
+            speed = self.measure_speed()
+            spent = self.processes.broadcast(time.monotonic() - begun)
+            self.state.elapsed_seconds += spent
+            self.state.spend("planning", spent)
+        if plan is None and speed is not None:
+            plan = planning.plan_for_minutes(training, tokens, self.state, speed)
+        elif plan is None:
+            plan = planning.plan_for_counts(training, tokens)
+        path, is_first = self.directory.path / planning.FILE, self.processes.is_first
+
+        def write(plan: planning.Plan) -> None:
+            if is_first:
+                atomic_write(path, plan.to_json())
+
+        is_counted = training.steps is not None or training.max_tokens is not None
+        most = planning.plan_for_counts(training, tokens).total_steps if is_counted else math.inf
+        return planning.Pace(plan, training, speed, write, self.processes.broadcast, most_steps=most)
+
+    def measure_speed(self) -> planning.Speed:
+        """Time what the run will do, on a second model, so that its own does not learn from it; every process takes
+        part, and the first one's clock counts."""
+        training, agree = self.config.training, self.processes.broadcast
+        model, sharing, optimizers = self.build()
+        compiled = self.compiled(model)
+        micro_batches = list(self.batches.micro_batches(0, training.micro_batch_size))
+
+        def step() -> None:
+            loss, hardware = self.stage.loss, self.hardware
+            compute_gradient(compiled, micro_batches, 0, training, hardware, loss, sharing=sharing)
+            optimizers.step(0.0)
+
+        def save() -> None:
+            with ExitStack() as stack:
+                directory, log = RunDirectory(self.directory.path / TIMED_SAVE), None
+                if self.processes.is_first:
+                    stack.callback(shutil.rmtree, directory.path, ignore_errors=True)
+                    stack.enter_context(directory.lock())
+                    log = StepLog(directory.path / "log.jsonl")
+                    stack.callback(log.close)
+                facts = {"steps_per_epoch": self.batches.steps_per_epoch}
+                writer = CheckpointWriter(
+                    directory, log, model, optimizers, self.stage.save, self.identity, lambda: facts, 1, sharing
+                )
+                writer(TrainState(step=1), "running", is_best=False)
+
+        budget = 60 * (training.max_train_minutes or 0.0)
+        step_seconds = planning.measure_seconds(step, agree, at_least_seconds=min(2.0, 0.01 * budget))
+        save_seconds = planning.measure_seconds(save, agree, at_least_seconds=0.0, warm_up=0, least=1)
+        return planning.Speed(step_seconds, self._evaluation_seconds(), save_seconds, self._sampling_seconds())
+
+    def _evaluation_seconds(self) -> float:
+        if self.config.training.eval_steps is None:
+            return 0.0
+        batches = list(self.stage.evaluation_batches())
+        few, world_size = batches[:2], self.processes.world_size
+
+        def evaluate() -> None:
+            self.stage.evaluate(self.model, few, self.hardware, self.sharing)
+
+        seconds = planning.measure_seconds(evaluate, self.processes.broadcast, at_least_seconds=0.5, warm_up=1)
+        return seconds * -(-len(batches) // world_size) / -(-len(few) // world_size)
+
+    def _sampling_seconds(self) -> float:
+        sampler = self.sampler()
+        seconds = planning.measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
+        return self.processes.broadcast(seconds)
 
     def _writer(self, pace: planning.Pace, log: StepLog | None) -> CheckpointWriter:
         facts = {
-            "run": self.run.path.name,
+            "run": self.directory.path.name,
             "steps_per_epoch": self.batches.steps_per_epoch,
             "num_parameters": sum(p.numel() for p in self.model.parameters()),
             "device": self.hardware.describe(),
@@ -285,14 +271,15 @@ class Run:
             "num_processes": self.processes.world_size,
             "versions": environment(),
             "command": self.request.command,
-            **facts_of(self.dataset),
+            **({} if self.stage.checks is None else {"checks": list(self.stage.checks)}),
+            **self.stage.facts(),
         }
         return CheckpointWriter(
-            self.run,
+            self.directory,
             log,
             self.model,
             self.optimizers,
-            self.dataset.tokenizer,
+            self.stage.save,
             self.identity,
             lambda: {"total_steps": pace.total_steps, **facts},
             self.config.training.keep_checkpoints,

@@ -13,6 +13,7 @@ from typing import Any
 
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.storage import atomic_write
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.state import TrainState
@@ -33,7 +34,7 @@ class Sampler:
         run_dir: where samples.json is.
     """
 
-    model: Any
+    model: CausalLM
     tokenizer: Tokenizer
     prompts: tuple[str, ...]
     run_dir: Path

@@ -25,6 +25,7 @@ from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
 from tiny_transformer.reports.report import write_report
 from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.stages.samples import keep_samples, samples_before
+from tiny_transformer.stages.stage import Stage
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training.plan import Plan
 from tiny_transformer.training.state import TrainState
@@ -40,8 +41,7 @@ class RunResult:
         run_dir: where it is.
         status: `finished`, `stopped` or `stopped_early`.
         state: its counters and last figures.
-        dataset: what it was trained on.
-        config: the resolved config.
+        stage: what it trained, and on what.
         hardware: where.
         is_first: whether this process shows and writes the results.
     """
@@ -49,25 +49,21 @@ class RunResult:
     run_dir: Path
     status: str
     state: TrainState
-    dataset: Dataset
-    config: RunConfig
+    stage: Stage
     hardware: Hardware
     is_first: bool
 
 
 def announce(
-    run: Path, plan: Plan, config: RunConfig, dataset: Dataset, num_parameters: int, device: str, console: Console
+    run: Path, plan: Plan, config: RunConfig, data: str, num_parameters: int, device: str, console: Console
 ) -> None:
     """Say what is about to happen, and when a run is too short to learn much."""
-    model, training, meta = config.model, config.training, dataset.meta
-    tokens = config.tokens_per_step
-    seen = plan.total_steps * tokens / meta.train.num_tokens
+    model, training = config.model, config.training
     rows = {
         "model": f"{model.model_type}, {num_parameters / 1e6:.2f} M parameters: {model.num_hidden_layers} layers of "
         f"{model.hidden_size}, {_heads(model)}",
-        "data": f"{meta.source}, {meta.train.num_tokens:,} tokens ({dataset.tokenizer.name}, "
-        f"{dataset.tokenizer.vocab_size:,} words); this run sees {seen:.2f} times that",
-        "plan": f"{plan.reason}; {tokens:,} tokens a step",
+        "data": data,
+        "plan": f"{plan.reason}; {config.tokens_per_step:,} tokens a step",
         "rate": rate_in_words(plan, training),
         "device": device,
         "run": str(run),
@@ -113,7 +109,7 @@ def finish(outcome: RunResult, console: Console) -> None:
             highlight=False,
         )
     else:
-        show_figures(outcome, console)
+        outcome.stage.show_figures(outcome.state, console)
         write_samples(outcome, console)
     show_diagnosis(outcome, console)
     try:
@@ -123,16 +119,16 @@ def finish(outcome: RunResult, console: Console) -> None:
     console.print(f"model   {outcome.run_dir}/last   (a Hugging Face model directory)", highlight=False)
 
 
-def show_figures(outcome: RunResult, console: Console) -> None:
+def show_losses(state: TrainState, config: RunConfig, dataset: Dataset, console: Console) -> None:
     """A small table: validation loss, the floor, and the distance between them."""
-    metrics, floor = outcome.state.metrics, outcome.dataset.meta.val.floor
+    metrics, floor = state.metrics, dataset.meta.val.floor
     if "val_loss" not in metrics:
         console.print(
             f"\nfinished: training loss {metrics['loss']:.3f} nats per token (no evaluation: set eval_steps)",
             highlight=False,
         )
         return
-    part = outcome.config.training.eval_tokens
+    part = config.training.eval_tokens
     title = "validation" if part is None else f"validation (its first {part:,} tokens)"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for name in ("", "nats per token", "bits per byte", "perplexity"):
@@ -146,20 +142,20 @@ def show_figures(outcome: RunResult, console: Console) -> None:
     console.print()
     console.print(table)
     if part is None:
-        _ring_if_too_good(loss, outcome, console)
-    minutes = outcome.state.elapsed_seconds / 60
+        _ring_if_too_good(loss, config, dataset, console)
+    minutes = state.elapsed_seconds / 60
     console.print(
-        f"{outcome.state.step:,} steps, {outcome.state.num_tokens:,} tokens, {minutes:.1f} minutes of training",
+        f"{state.step:,} steps, {state.num_tokens:,} tokens, {minutes:.1f} minutes of training",
         highlight=False,
     )
 
 
-def _ring_if_too_good(loss: float, outcome: RunResult, console: Console) -> None:
+def _ring_if_too_good(loss: float, config: RunConfig, dataset: Dataset, console: Console) -> None:
     """The alarm of `evaluation.floor`, for a loss on the whole split."""
-    meta = outcome.dataset.meta.val
-    unscored = 1 if outcome.config.data.packing == "concat" else meta.num_documents  # nothing predicts a first token
+    meta = dataset.meta.val
+    unscored = 1 if config.data.packing == "concat" else meta.num_documents  # nothing predicts a first token
     num_scored = meta.num_tokens - unscored
-    check = check_split(loss * num_scored, num_scored, meta, outcome.dataset.tokenizer.vocab_size)
+    check = check_split(loss * num_scored, num_scored, meta, dataset.tokenizer.vocab_size)
     if check is not None and check.rings:
         console.print(f"[bold yellow]warning[/]: {check.warning()}", highlight=False)
 
@@ -172,7 +168,7 @@ def show_diagnosis(outcome: RunResult, console: Console) -> None:
 
 def write_samples(outcome: RunResult, console: Console) -> None:
     """Let the trained model continue the config's prompts; print them and keep them in samples.json."""
-    training = outcome.config.training
+    training = outcome.stage.config.training
     run = RunDirectory(outcome.run_dir)
     checkpoint = run.resolve("best") or run.resolve("last")
     if checkpoint is None or not training.sample_prompts:
@@ -180,7 +176,7 @@ def write_samples(outcome: RunResult, console: Console) -> None:
     model = load_model(checkpoint.path, device=str(outcome.hardware.device))
     settings = SamplingConfig(temperature=0.8, top_p=0.95, max_new_tokens=training.sample_tokens, seed=training.seed)
     try:
-        texts = complete(model, outcome.dataset.tokenizer, list(training.sample_prompts), settings)
+        texts = complete(model, outcome.stage.tokenizer, list(training.sample_prompts), settings)
     except UserError as error:  # a prompt that this tokenizer cannot write: no reason to lose the report
         console.print(f"\nno samples: {error.what} (set training.sample_prompts)", highlight=False)
         return

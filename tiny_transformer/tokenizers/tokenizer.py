@@ -124,9 +124,13 @@ class Tokenizer:
         """Write `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer opens as they are."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        for file_name, value in ((TOKENIZER_FILE, self.content), (CONFIG_FILE, self._config_to_save())):
-            text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+        for file_name, text in self.files().items():
             (directory / file_name).write_text(text, encoding="utf-8", newline="\n")
+
+    def files(self) -> dict[str, str]:
+        """What `save` writes: the text of each file."""
+        contents = {TOKENIZER_FILE: self.content, CONFIG_FILE: self._config_to_save()}
+        return {name: json.dumps(value, ensure_ascii=False, indent=1) + "\n" for name, value in contents.items()}
 
     def _config_to_save(self) -> dict[str, Any]:
         end = self._backend.id_to_token(self.end_id)

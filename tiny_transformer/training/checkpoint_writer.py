@@ -18,15 +18,14 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from tiny_transformer import __version__
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.data.token_file import Dataset, unigram_nats
-from tiny_transformer.models import save_model
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import Sharing
 from tiny_transformer.storage import RunDirectory, StepLog, atomic_write
 from tiny_transformer.storage.runs import CONFIG_FILE
-from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.state import TrainState, save_state
 
@@ -39,7 +38,8 @@ class CheckpointWriter:
         run: the run directory, locked by this process.
         log: brought to the disk before each checkpoint, so that no checkpoint outlives its own log; None in processes
             that do not write.
-        model, optimizers, tokenizer: what is saved.
+        model, optimizers: what is saved.
+        write: puts the model's files into a directory: `write(model, directory, weights)`.
         identity: what a resumed run is compared with, see `resume_check`.
         facts: what run_info.json says besides the counters.
         keep: how many of the newest checkpoints stay.
@@ -48,9 +48,9 @@ class CheckpointWriter:
 
     run: RunDirectory
     log: StepLog | None
-    model: Any
+    model: CausalLM
     optimizers: Optimizers
-    tokenizer: Tokenizer
+    write: Callable[[CausalLM, Path, dict[str, Tensor]], None]
     identity: dict[str, Any]
     facts: Callable[[], dict[str, Any]]
     keep: int
@@ -58,7 +58,6 @@ class CheckpointWriter:
 
     def __call__(self, state: TrainState, status: str, is_best: bool) -> None:
         """Publish the state as it stands, move `last` (and `best`), then prune."""
-        self.sharing.processes.mark("save", state.step)
         weights = self.sharing.collect(self.model.state_dict())
         memories = self.sharing.collect(self.optimizers.state())
         if self.log is None:
@@ -66,8 +65,7 @@ class CheckpointWriter:
         self.log.sync()
         with self.run.publish_step(state.step) as staging:
             directory = Path(staging)
-            save_model(self.model, directory, weights, eos_token_id=self.tokenizer.end_id)
-            self.tokenizer.save(directory)
+            self.write(self.model, directory, weights)
             save_state(directory, state, memories, self.identity)
             info = json.dumps(run_info(state, status, self.facts()), indent=2)
             (directory / "run_info.json").write_text(info + "\n", encoding="utf-8")
@@ -105,26 +103,6 @@ def run_info(state: TrainState, status: str, facts: dict[str, Any]) -> dict[str,
         "seconds": {kind: round(spent, 3) for kind, spent in state.seconds.items()},
         "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
-    }
-
-
-def facts_of(dataset: Dataset) -> dict[str, Any]:
-    """What run_info.json says of the data and its tokenizer."""
-    meta, tokenizer = dataset.meta, dataset.tokenizer
-    return {
-        "floor": meta.val.floor,
-        "tokenizer": {
-            "name": tokenizer.name,
-            "vocab_size": tokenizer.vocab_size,
-            "fingerprint": tokenizer.fingerprint,
-        },
-        "data": {
-            "source": meta.source,
-            "train_tokens": meta.train.num_tokens,
-            "val_tokens": meta.val.num_tokens,
-            "val_documents": meta.val.num_documents,
-            "unigram_nats": round(unigram_nats(dataset.train), 4),
-        },
     }
 
 

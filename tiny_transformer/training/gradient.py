@@ -9,32 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.data.batches import Batch
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing, whole
-
-LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, int, dict[str, float]]]
-
-
-class BatchSource(Protocol):
-    """Batches as a pure function of the step."""
-
-    def micro_batches(self, step: int, micro_batch_size: int) -> Iterable[Batch]:
-        """This process's part of the batch of update number `step`, in pieces."""
-        ...
-
-    def epoch(self, step: int) -> float:
-        """How many times the data has been seen before update number `step`."""
-        ...
+from tiny_transformer.training.contract import Batch, LossFunction
 
 
 @dataclass(frozen=True)
@@ -42,23 +27,21 @@ class Gradient:
     """What a batch gave; the gradient itself is in the weights' `grad`.
 
     Attributes:
-        loss: mean loss in nats per token.
+        loss: mean loss in nats per target.
         norm: of the gradient before clipping.
-        num_tokens: targets in the batch.
+        num_targets: in the batch.
         figures: the loss function's further figures, as means over the targets.
-        data_seconds: time it took to make the batch.
     """
 
     loss: float
     norm: float
-    num_tokens: int
+    num_targets: int
     figures: dict[str, float]
-    data_seconds: float
 
 
 def compute_gradient(
-    model: nn.Module,
-    batches: BatchSource,
+    model: CausalLM,
+    micro_batches: Sequence[Batch],
     step: int,
     config: TrainingConfig,
     hardware: Hardware,
@@ -66,11 +49,9 @@ def compute_gradient(
     loss_scale: float = 1.0,
     sharing: Sharing = NOT_SHARED,
 ) -> Gradient:
-    """Fill the weights' gradients for the batch of one step, whoever computes which part of it, and clip them."""
-    processes, begun = sharing.processes, time.monotonic()
-    micro_batches = list(batches.micro_batches(step, config.micro_batch_size))
-    data_seconds = time.monotonic() - begun
-    num_tokens = processes.total(sum(batch.num_tokens for batch in micro_batches))
+    """Fill the weights' gradients for this process's part of the batch of one step, add the others', and clip them."""
+    processes = sharing.processes
+    num_targets = processes.total(sum(batch.num_targets for batch in micro_batches))
     num_rows = [len(batch.sample_ids) for batch in micro_batches]
     first_row = processes.rank * sum(num_rows)
     names: list[str] = []
@@ -78,28 +59,25 @@ def compute_gradient(
 
     def add_gradient(index: int) -> None:
         batch = micro_batches[index].to(hardware.device)
-        processes.mark("step", step)
         draw_random_numbers_for(config.seed, step, first_row + sum(num_rows[:index]))
         with hardware.autocast():
-            loss_sum, _, sums = sharing.run(lambda: loss_function(model, batch))
-        loss = loss_sum / num_tokens
-        processes.mark("step", step)
+            loss_sum, sums = sharing.run(lambda: loss_function(model, batch), "step", step)
+        loss = loss_sum / num_targets
         (loss * (loss_scale * sharing.gradient_factor)).backward()
         names[:] = sums
-        shares.extend([loss.item(), *(value / num_tokens for value in sums.values())])
+        shares.extend([loss.item(), *(value / num_targets for value in sums.values())])
 
-    sharing.accumulate(add_gradient, len(micro_batches))
-    processes.mark("step", step)
+    sharing.accumulate(add_gradient, len(micro_batches), step)
     mean_loss, *means = _add_in_order(processes.gather(shares), 1 + len(names))
     if loss_scale != 1.0:
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= loss_scale
     norm = _clip(model, math.inf if config.grad_clip is None else config.grad_clip)
-    return Gradient(mean_loss, norm, num_tokens, dict(zip(names, means, strict=True)), data_seconds)
+    return Gradient(mean_loss, norm, num_targets, dict(zip(names, means, strict=True)))
 
 
-def _clip(model: nn.Module, max_norm: float) -> float:
+def _clip(model: CausalLM, max_norm: float) -> float:
     """Shorten the gradient to `max_norm`; its norm before that. One that is not finite is left as it is: scaled, all of
     it would be, and nobody could tell where it began."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]

@@ -1,5 +1,4 @@
-"""The only training loop. A stage (pretraining now; fine-tuning and alignment later) hands it a model, batches and a
-loss.
+"""The only training loop. A stage hands it a model, batches, a loss and an evaluation; it knows nothing else of it.
 
 A *step* is one update of the weights. Its gradient is that of the loss summed over the whole batch and divided once by
 the number of targets in the whole batch (`gradient.py`), so cutting the batch into micro-batches, or sharing it between
@@ -10,19 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
-
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import UserError
-from tiny_transformer.evaluation.loss import SplitLoss
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing
-from tiny_transformer.training.gradient import BatchSource, Gradient, LossFunction, compute_gradient
+from tiny_transformer.training.contract import Batch, BatchSource, Evaluation, LossFunction
+from tiny_transformer.training.gradient import Gradient, compute_gradient
 from tiny_transformer.training.loss_scale import count_step_at_loss_scale, lower_loss_scale
 from tiny_transformer.training.modifiers import set_dropout
 from tiny_transformer.training.nonfinite import first_bad_after_update, first_bad_tensor, named_tensors, not_finite
@@ -55,8 +53,8 @@ class Job:
         optimizers: they own the weights' updates.
         pace: learning rate and number of steps.
         batches: training data.
-        loss_function: `(model, batch) -> (loss_sum in nats, num_tokens, further figures as sums)`.
-        evaluate: the validation loss of the model as it stands, or None.
+        loss_function: see `contract.LossFunction`.
+        evaluate: how good the model is as it stands, or None.
         sample: continues some prompts at a few points of the run, or None.
         save: publishes a checkpoint: `save(state, status, is_best)`.
         log: takes one record per logged step.
@@ -67,12 +65,12 @@ class Job:
         run_dir: how messages call the run.
     """
 
-    model: nn.Module
+    model: CausalLM
     optimizers: Optimizers
     pace: Pace
     batches: BatchSource
     loss_function: LossFunction
-    evaluate: Callable[[], SplitLoss] | None
+    evaluate: Callable[[], Evaluation] | None
     sample: Callable[[TrainState], None] | None
     save: Save
     log: Callable[[dict[str, Any]], None]
@@ -114,9 +112,10 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
             gradient, factor = update(job, state, update_stats)
 
         state.step += 1
-        state.num_tokens += gradient.num_tokens
+        state.num_tokens += gradient.num_targets
         state.metrics = {**state.metrics, "loss": gradient.loss}
-        is_best = evaluates and _take_evaluation(job, state)
+        evaluation = _evaluate(job, state) if job.evaluate is not None and evaluates else None
+        is_best = evaluation is not None and state.best_step == state.step
         if job.sample is not None and job.pace.samples_at(state.step):
             with state.timed("samples"):
                 job.sample(state)
@@ -124,7 +123,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         tokens_per_second = (state.num_tokens - mark_tokens) / max(state.seconds["steps"] - mark_seconds, 1e-9)
         if update_stats is not None:
             with state.timed("logging"):
-                record = _record(job, state, gradient, factor, evaluates)
+                record = _record(job, state, gradient, factor, evaluation)
                 job.log(record | _measured(job, state, update_stats, tokens_per_second))
             mark_seconds, mark_tokens = state.seconds["steps"], state.num_tokens
         job.progress.step(state, tokens_per_second)
@@ -151,75 +150,74 @@ def update(job: Job, state: TrainState, update_stats: UpdateStats | None = None)
         UserError: the loss, the gradient or the update is not finite.
     """
     begun = time.monotonic()
-    gradient = find_gradient(job, state)
+    micro_batches = list(job.batches.micro_batches(state.step, job.config.micro_batch_size))
+    fetched = time.monotonic()
+    gradient = find_gradient(job, state, micro_batches)
     for name, value in (("loss", gradient.loss), ("grad_norm", gradient.norm)):
         if not math.isfinite(value):
-            raise _not_finite(job, state, f"{name} is {value}", first_bad_tensor(named_tensors(job.model)))
+            culprit = first_bad_tensor(named_tensors(job.model))
+            raise _not_finite(job, state, micro_batches, f"{name} is {value}", culprit)
     count_step_at_loss_scale(state)
     ready = time.monotonic()
-    state.spend("data", gradient.data_seconds)
-    state.spend("forward_backward", ready - begun - gradient.data_seconds)
+    state.spend("data", fetched - begun)
+    state.spend("forward_backward", ready - fetched)
     factor = job.pace.factor(state.step)
     if update_stats is not None:
         update_stats.begin()
     job.optimizers.step(factor)
     culprit = first_bad_after_update(job.model, job.optimizers)
     if job.sharing.processes.any(culprit is not None):
-        raise _not_finite(job, state, "the update is not finite", culprit)
+        raise _not_finite(job, state, micro_batches, "the update is not finite", culprit)
     if update_stats is not None:
         update_stats.end()
     state.spend("optimizer", time.monotonic() - ready)
     return gradient, factor
 
 
-def find_gradient(job: Job, state: TrainState) -> Gradient:
+def find_gradient(job: Job, state: TrainState, micro_batches: Sequence[Batch]) -> Gradient:
     """Leave the gradient of a step in the weights' `grad`; one that overflows is computed again at half the scale."""
     config = job.config
     if config.final_dropout is not None:
         progress = job.pace.progress(state.step)
         set_dropout(job.model, config.dropout + (config.final_dropout - config.dropout) * progress)
-    gradient = _gradient(job, state)
+
+    def compute() -> Gradient:
+        return compute_gradient(
+            job.model, micro_batches, state.step, config, job.hardware, job.loss_function, state.loss_scale, job.sharing
+        )
+
+    gradient = compute()
     while not math.isfinite(gradient.norm) and lower_loss_scale(state):
         job.optimizers.zero_grad()
-        gradient = _gradient(job, state)
+        gradient = compute()
     return gradient
 
 
-def _gradient(job: Job, state: TrainState) -> Gradient:
-    scale, sharing = state.loss_scale, job.sharing
-    return compute_gradient(
-        job.model, job.batches, state.step, job.config, job.hardware, job.loss_function, scale, sharing
-    )
-
-
-def _not_finite(job: Job, state: TrainState, what: str, culprit: str | None) -> UserError:
-    batches = job.batches.micro_batches(state.step, job.config.micro_batch_size)
-    everybodys = job.sharing.processes.gather([row for batch in batches for row in batch.sample_ids.tolist()])
+def _not_finite(
+    job: Job, state: TrainState, micro_batches: Sequence[Batch], what: str, culprit: str | None
+) -> UserError:
+    everybodys = job.sharing.processes.gather([row for batch in micro_batches for row in batch.sample_ids.tolist()])
     examples = [int(row) for rows in everybodys for row in rows]
     return not_finite(state.step + 1, what, culprit, examples, job.run_dir)
 
 
-def _take_evaluation(job: Job, state: TrainState) -> bool:
-    """Evaluate, remember the figures; true when it is the best so far."""
+def _evaluate(job: Job, state: TrainState) -> Evaluation:
+    """Evaluate, and remember the figures; `state.best_step` is this step when it is the best so far."""
     assert job.evaluate is not None  # the caller asked
     with state.timed("evaluations"):
-        result = job.evaluate()
-    is_best = state.best_val_loss is None or result.nats_per_token < state.best_val_loss
+        evaluation = job.evaluate()
+    is_best = state.best_val_loss is None or evaluation.score < state.best_val_loss
     if is_best:
-        state.best_val_loss, state.best_step = result.nats_per_token, state.step
+        state.best_val_loss, state.best_step = evaluation.score, state.step
     state.evaluations_without_gain = 0 if is_best else state.evaluations_without_gain + 1
-    state.metrics = {
-        **state.metrics,
-        "val_loss": result.nats_per_token,
-        "val_perplexity": result.perplexity,
-        "val_bits_per_byte": result.bits_per_byte,
-    }
-    return is_best
+    state.metrics = {**state.metrics, **evaluation.figures}
+    return evaluation
 
 
-def _record(job: Job, state: TrainState, gradient: Gradient, factor: float, evaluated: bool) -> dict[str, Any]:
+def _record(
+    job: Job, state: TrainState, gradient: Gradient, factor: float, evaluation: Evaluation | None
+) -> dict[str, Any]:
     """One line of log.jsonl. All but the readings of clock and memory are the same in a resumed run, bit for bit."""
-    validation = ("val_loss", "val_perplexity", "val_bits_per_byte") if evaluated else ()
     return {
         "step": state.step,
         "epoch": round(job.batches.epoch(state.step), 6),
@@ -228,7 +226,7 @@ def _record(job: Job, state: TrainState, gradient: Gradient, factor: float, eval
         "loss": gradient.loss,
         "grad_norm": gradient.norm,
         **dict(sorted(gradient.figures.items())),
-        **{name: state.metrics[name] for name in validation},
+        **(evaluation.figures if evaluation is not None else {}),
     }
 
 

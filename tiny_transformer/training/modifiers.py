@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tiny_transformer.models.contract import CausalLM
 
-def checkpoint_gradients(model: Any) -> None:
+
+def checkpoint_gradients(model: CausalLM) -> None:
     """Keep only each block's input for the backward pass, which computes the block again (with the same dropout).
 
     Args:
@@ -21,7 +22,7 @@ def checkpoint_gradients(model: Any) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def set_dropout(model: nn.Module, rate: float) -> None:
+def set_dropout(model: CausalLM, rate: float) -> None:
     """Let every dropout of the model drop this share from now on."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.models.contract import CausalLM, trainable
 from tiny_transformer.parallel.sharing import local
 from tiny_transformer.training.optimizers import Optimizers
 
@@ -27,20 +28,20 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     return any(bool(torch.stack(torch._foreach_norm(parts, order)).isfinite().all()) for order in (2, torch.inf))
 
 
-def first_bad_after_update(model: nn.Module, optimizers: Optimizers) -> str | None:
+def first_bad_after_update(model: CausalLM, optimizers: Optimizers) -> str | None:
     """The name of the first tensor that an update left not finite: of what the optimizers remember, then the weights.
 
     An infinite mean of squared gradients would stay unseen in the weights: it makes their updates zero.
     """
     memory = optimizers.state()
-    if all_finite([*memory.values(), *model.parameters()]):
+    if all_finite([*memory.values(), *(parameter for _, parameter in trainable(model))]):
         return None
     named: dict[str, Tensor] = {f"the optimizer's {name}": tensor for name, tensor in memory.items()}
-    named |= {f"the weight {name}": parameter for name, parameter in model.named_parameters()}
+    named |= {f"the weight {name}": parameter for name, parameter in trainable(model)}
     return first_bad_tensor(named.items())
 
 
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
     """The weights, then their gradients, in the order in which a batch meets them."""
     for name, parameter in model.named_parameters():
         yield f"the weight {name}", parameter

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.hardware import has_fast_bf16
+from tiny_transformer.models.contract import CausalLM, trainable
 from tiny_transformer.parallel.sharing import local_part
 from tiny_transformer.training.muon import Muon
 
@@ -26,14 +27,15 @@ class Optimizers:
 
     Weight decay acts on matrices only: norms and biases are scales and offsets, not directions to be shrunk.
     Muon takes the two-dimensional weights inside the blocks; embeddings, the output head, routers and other gates,
-    convolutions, norms and biases always go to AdamW (Loshchilov and Hutter, 2019).
+    convolutions, norms and biases always go to AdamW (Loshchilov and Hutter, 2019). Frozen weights go to neither.
     """
 
-    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
-        self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        hidden = [p for n, p in model.named_parameters() if config.optimizer == "muon" and _is_for_muon(n, p)]
+    def __init__(self, model: CausalLM, config: TrainingConfig) -> None:
+        named = trainable(model)
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in named}
+        hidden = [p for name, p in named if config.optimizer == "muon" and _is_for_muon(name, p)]
         taken = set(hidden)
-        rest = [p for p in model.parameters() if p not in taken]
+        rest = [p for _, p in named if p not in taken]
         groups = [
             {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.storage.runs import STATE_DIRECTORY, STATE_FILE
 from tiny_transformer.training.optimizers import Optimizers
 
@@ -95,7 +96,7 @@ def save_state(directory: Path, state: TrainState, tensors: dict[str, Tensor], i
     (target / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_state(checkpoint: Path, model: nn.Module, optimizers: Optimizers) -> TrainState:
+def load_state(checkpoint: Path, model: CausalLM, optimizers: Optimizers) -> TrainState:
     """Take a run up again: fills the optimizers and gives back the counters.
 
     The weights come from the same checkpoint through `models.load_weights`.

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterable
 
 import torch
-from torch import nn
 
+from tiny_transformer.models.contract import CausalLM, trainable
 from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing, local
 
 DIGITS = 4  # of a logged figure: enough for a chart, and a log line stays short with many layers
@@ -47,7 +47,7 @@ class UpdateStats:
     """How far one update moves each part of a model: `begin` right before it, `end` right after.
 
     Args:
-        model: its parameters are read, never changed.
+        model: its trainable weights are read, never changed.
         sharing: whether this process has only parts of them.
 
     Attributes:
@@ -55,9 +55,9 @@ class UpdateStats:
             `part_grad_norms`, the norm of the gradient after clipping; each by part.
     """
 
-    def __init__(self, model: nn.Module, sharing: Sharing = NOT_SHARED) -> None:
+    def __init__(self, model: CausalLM, sharing: Sharing = NOT_SHARED) -> None:
         self._sharing = sharing
-        named = list(model.named_parameters())
+        named = trainable(model)
         self._parts = [part_name(name) for name, _ in named]
         self._weights = [parameter for _, parameter in named]
         self.figures: dict[str, dict[str, float]] = {}

@@ -22,7 +22,7 @@ from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models import empty_model
 
 if TYPE_CHECKING:
-    from tiny_transformer.models.building import AnyModel
+    from tiny_transformer.models.contract import CausalLM
 
 _CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 # A key behind the architecture's name -> ours. Absent ones keep our default, which is llama.cpp's too.
@@ -133,7 +133,7 @@ def _decimal(value: Any) -> Any:
 
 
 @torch.no_grad()
-def _read_model(config: LlamaConfig | Qwen3Config, tensors: dict[str, GgufTensor], source: Path) -> AnyModel:
+def _read_model(config: LlamaConfig | Qwen3Config, tensors: dict[str, GgufTensor], source: Path) -> CausalLM:
     """The model, once every tensor is there in its shape and no other is."""
     expected = {_gguf_name(name): tuple(p.shape) for name, p in empty_model(config, device="meta").named_parameters()}
     for what, names in (("lacks", expected.keys() - tensors.keys()), ("should not have", tensors.keys() - expected)):

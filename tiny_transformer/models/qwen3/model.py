@@ -22,6 +22,7 @@ from tiny_transformer.layers.cache import KeyValueCache, ModelCache
 from tiny_transformer.layers.feed_forward import SwiGLU
 from tiny_transformer.layers.norm import RMSNorm
 from tiny_transformer.layers.rope import apply_rope, rope_cos_sin
+from tiny_transformer.models.contract import BackboneOutput
 
 
 class Qwen3Attention(nn.Module):
@@ -162,8 +163,7 @@ class Qwen3ForCausalLM(nn.Module):
                 own, -1. None: each row is one document, or goes on with the cache's last one.
             cache: from `make_cache`; it is read, and extended by these tokens.
         """
-        hidden, _ = self.backbone(input_ids, positions, doc_ids, cache)
-        return self.lm_head(hidden)
+        return self.lm_head(self.backbone(input_ids, positions, doc_ids, cache).hidden)
 
     def backbone(
         self,
@@ -171,10 +171,10 @@ class Qwen3ForCausalLM(nn.Module):
         positions: torch.Tensor | None = None,
         doc_ids: torch.Tensor | None = None,
         cache: ModelCache | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states (B, T, C) after the final norm, and the auxiliary loss, a scalar 0; arguments of `forward`."""
+    ) -> BackboneOutput:
+        """Hidden states (B, T, C) after the final norm; arguments of `forward`."""
         hidden = self.model(input_ids, positions, doc_ids, cache)
-        return hidden, hidden.new_zeros(())
+        return BackboneOutput(hidden, hidden.new_zeros(()))
 
     def make_cache(self, batch_size: int, max_len: int) -> ModelCache:
         """An empty cache for `batch_size` rows of `max_len` tokens, in the weights' dtype and on their device."""

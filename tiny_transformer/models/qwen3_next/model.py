@@ -28,6 +28,7 @@ from tiny_transformer.layers.experts import Routing, balance_loss, expert_load, 
 from tiny_transformer.layers.feed_forward import SwiGLU
 from tiny_transformer.layers.norm import GatedRMSNorm, ZeroCentredRMSNorm
 from tiny_transformer.layers.rope import apply_partial_rope, rope_cos_sin
+from tiny_transformer.models.contract import BackboneOutput
 
 
 class Context(NamedTuple):
@@ -232,9 +233,6 @@ class Qwen3NextForCausalLM(nn.Module):
     Args:
         config: the shape; `vocab_size` must be set.
         dropout: share of embeddings, attention weights and residual branches set to zero while training.
-
-    Attributes:
-        expert_load: (sparse layers, E) from the last call without a cache: see `layers.experts`. For the log alone.
     """
 
     def __init__(self, config: Qwen3NextConfig, *, dropout: float = 0.0) -> None:
@@ -244,7 +242,6 @@ class Qwen3NextForCausalLM(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.mtp = Qwen3NextMTPHead(config, dropout=dropout) if config.num_nextn_predict_layers else None
-        self.expert_load: torch.Tensor | None = None
 
     @classmethod
     def from_config(cls, config: Qwen3NextConfig | dict[str, Any], *, dropout: float = 0.0) -> Self:
@@ -270,8 +267,7 @@ class Qwen3NextForCausalLM(nn.Module):
                 document of its own, -1. None: each row is one document, or goes on with the cache's last one.
             cache: from `make_cache`; it is read, and extended by these tokens.
         """
-        hidden, _ = self.backbone(input_ids, positions, doc_ids, cache)
-        return self.lm_head(hidden)
+        return self.lm_head(self.backbone(input_ids, positions, doc_ids, cache).hidden)
 
     def backbone(
         self,
@@ -279,8 +275,8 @@ class Qwen3NextForCausalLM(nn.Module):
         positions: torch.Tensor | None = None,
         doc_ids: torch.Tensor | None = None,
         cache: ModelCache | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states (B, T, C) after the final norm, and the auxiliary loss; arguments of `forward`.
+    ) -> BackboneOutput:
+        """Hidden states (B, T, C) after the final norm, auxiliary loss and expert load; arguments of `forward`.
 
         The auxiliary loss is the routers' balance loss times `router_aux_loss_coef`, to be added to the mean loss per
         token: a scalar, 0 without experts and with a cache (nothing is learnt there).
@@ -291,9 +287,9 @@ class Qwen3NextForCausalLM(nn.Module):
         context = self._context(input_ids, positions, all_doc_ids, start)
         hidden, routings = self.model(input_ids, context, cache)
         if cache is not None or not routings:
-            return hidden, hidden.new_zeros(())
-        self.expert_load = expert_load(routings, doc_ids)
-        return hidden, self.config.router_aux_loss_coef * balance_loss(routings, doc_ids)
+            return BackboneOutput(hidden, hidden.new_zeros(()))
+        auxiliary_loss = self.config.router_aux_loss_coef * balance_loss(routings, doc_ids)
+        return BackboneOutput(hidden, auxiliary_loss, expert_load(routings, doc_ids))
 
     def draft(
         self,
@@ -302,7 +298,7 @@ class Qwen3NextForCausalLM(nn.Module):
         next_ids: torch.Tensor,
         positions: torch.Tensor | None = None,
         doc_ids: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> BackboneOutput:
         """The MTP head: hidden states (B, T, C) with which `lm_head` predicts token t + 2, and the auxiliary loss.
 
         Args:
@@ -315,8 +311,9 @@ class Qwen3NextForCausalLM(nn.Module):
         context = self._context(next_ids, positions, doc_ids, 0)
         out, routings = self.mtp(hidden=hidden, embedded=self.model.embed_tokens(next_ids), context=context)
         if not routings:
-            return out, out.new_zeros(())
-        return out, self.config.router_aux_loss_coef * balance_loss(routings, doc_ids)
+            return BackboneOutput(out, out.new_zeros(()))
+        auxiliary_loss = self.config.router_aux_loss_coef * balance_loss(routings, doc_ids)
+        return BackboneOutput(out, auxiliary_loss, expert_load(routings, doc_ids))
 
     def _context(
         self, input_ids: torch.Tensor, positions: torch.Tensor | None, doc_ids: torch.Tensor | None, start: int

@@ -63,16 +63,16 @@ def take_choice(
 
 def overlay(config: RunConfig, chosen: dict[str, dict[str, Any]]) -> RunConfig:
     """What was chosen, under what the config's author has set."""
-    tree: dict[str, Any] = {"out_dir": config.out_dir}
-    for section in ("model", "data", "training"):
-        said = getattr(config, section).model_dump(include=getattr(config, section).model_fields_set)
-        keys = dict(chosen[section])
-        if section == "model" and SHAPE_KEYS & said.keys():
+    said = {key: value for key, value in config.model_dump(exclude_unset=True).items() if value is not None}
+    for section, keys in chosen.items():
+        own = said.get(section, {})
+        if section == "model" and SHAPE_KEYS & own.keys():
             keys = {}
-        if section == "training" and {"micro_batch_size", "grad_accum_steps"} & said.keys():
-            del keys["micro_batch_size"], keys["grad_accum_steps"]
-        tree[section] = {**keys, **said}
-    return load_run_config({key: value for key, value in tree.items() if value is not None})
+        if section == "training" and {"micro_batch_size", "grad_accum_steps"} & own.keys():
+            keys = {key: value for key, value in keys.items() if key not in ("micro_batch_size", "grad_accum_steps")}
+        said[section] = {**keys, **own}
+    said["model"]["model_type"] = config.model.model_type
+    return load_run_config(said)
 
 
 def _measure_and_choose(config: RunConfig, dataset: Dataset, hardware: Hardware) -> tuple[Choice, Corpus]:
@@ -142,8 +142,10 @@ def _step_seconds(config: RunConfig, dataset: Dataset, hardware: Hardware, budge
         packing=config.data.packing,
     )
 
+    micro_batches = list(batches.micro_batches(0, size))
+
     def one_step() -> None:
-        compute_gradient(fresh, batches, 0, config.training, hardware, language_modelling_loss)
+        compute_gradient(fresh, micro_batches, 0, config.training, hardware, language_modelling_loss)
         optimizers.step(0.0)
 
     return measure_seconds(one_step, at_least_seconds=min(1.0, 0.005 * budget), warm_up=1)

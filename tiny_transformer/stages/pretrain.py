@@ -1,0 +1,138 @@
+"""Pretraining as a stage: prepared token files, cross-entropy of the next token, the loss on held-out text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.data.batches import Batches, TokenBatch
+from tiny_transformer.data.token_file import Dataset, unigram_nats
+from tiny_transformer.evaluation.validation import validation_batches, validation_loss
+from tiny_transformer.hardware import Hardware
+from tiny_transformer.models.contract import CausalLM
+from tiny_transformer.parallel.processes import Processes
+from tiny_transformer.parallel.sharing import Sharing
+from tiny_transformer.stages.launch import fit_vocabulary, open_training_data, settle_data_dir
+from tiny_transformer.stages.minutes.calibration import take_choice
+from tiny_transformer.stages.resume_check import DATA, TOKENIZER
+from tiny_transformer.stages.stage import Request, Stage
+from tiny_transformer.stages.summary import show_losses
+from tiny_transformer.training.contract import Evaluation
+from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.state import TrainState
+
+SHOWN_CHARACTERS = 60  # of a row that `replay` shows
+
+
+class Pretraining(Stage):
+    """Learn to predict the next token of a text.
+
+    Args:
+        config: the resolved config.
+        dataset: its token files.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+        super().__init__(config, dataset.tokenizer)
+        self.dataset = dataset
+
+    @classmethod
+    def open(cls, request: Request, hardware: Hardware, processes: Processes, console: Console) -> Self:
+        """See `Stage`; with `request.chooses` the config is completed to make the most of its minutes."""
+        config = settle_data_dir(request)
+        dataset = open_training_data(config, console) if processes.is_first else None
+        processes.barrier()  # the data is there now
+        dataset = dataset or open_training_data(config, console)
+        begun = time.monotonic()
+        if request.chooses and not request.resume:
+            config = take_choice(config, dataset, hardware, processes, console)
+        stage = cls(fit_vocabulary(config, dataset, console), dataset)
+        stage.spent_seconds = time.monotonic() - begun
+        return stage
+
+    def batches(self, rank: int, world_size: int) -> Batches:
+        """Windows of the training split."""
+        training = self.config.training
+        return Batches(
+            self.dataset.train,
+            seq_len=self.config.data.seq_len,
+            global_batch_size=training.micro_batch_size * training.grad_accum_steps,
+            seed=training.seed,
+            packing=self.config.data.packing,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def loss(self, model: CausalLM, batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of each next token, and what else the model wants to be trained on."""
+        return language_modelling_loss(model, batch)
+
+    def evaluation_batches(self) -> Iterator[TokenBatch]:
+        """The validation split, or `eval_tokens` of it."""
+        return validation_batches(self.config, self.dataset)
+
+    def evaluate(
+        self, model: CausalLM, batches: Iterable[TokenBatch], hardware: Hardware, sharing: Sharing
+    ) -> Evaluation:
+        """The loss on held-out text, in three units; its nats per token decide which checkpoint is the best."""
+        loss = validation_loss(model, batches, self.config, self.dataset, hardware, sharing)
+        figures = {
+            "val_loss": loss.nats_per_token,
+            "val_perplexity": loss.perplexity,
+            "val_bits_per_byte": loss.bits_per_byte,
+        }
+        return Evaluation(loss.nats_per_token, figures)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Token files and tokenizer by their hashes."""
+        return {DATA: self.dataset.meta.fingerprint, TOKENIZER: self.tokenizer.fingerprint}
+
+    def facts(self) -> dict[str, Any]:
+        """The best loss possible, where it is known, the tokenizer, the size of the data."""
+        meta, tokenizer = self.dataset.meta, self.tokenizer
+        return {
+            "floor": meta.val.floor,
+            "tokenizer": {
+                "name": tokenizer.name,
+                "vocab_size": tokenizer.vocab_size,
+                "fingerprint": tokenizer.fingerprint,
+            },
+            "data": {
+                "source": meta.source,
+                "train_tokens": meta.train.num_tokens,
+                "val_tokens": meta.val.num_tokens,
+                "val_documents": meta.val.num_documents,
+                "unigram_nats": round(unigram_nats(self.dataset.train), 4),
+            },
+        }
+
+    def describe_data(self, total_steps: int) -> str:
+        """The text, its size, and how often the run sees it."""
+        meta, tokenizer = self.dataset.meta, self.tokenizer
+        passes = total_steps * self.config.tokens_per_step / meta.train.num_tokens
+        return (
+            f"{meta.source}, {meta.train.num_tokens:,} tokens ({tokenizer.name}, {tokenizer.vocab_size:,} words); "
+            f"this run sees {passes:.2f} times that"
+        )
+
+    def show_figures(self, state: TrainState, console: Console) -> None:
+        """Validation loss, the floor, and the distance between them."""
+        show_losses(state, self.config, self.dataset, console)
+
+    def show_batch(self, micro_batches: Sequence[TokenBatch]) -> Table:
+        """Each row: its number in the epoch and how its text begins."""
+        table = Table(title="examples", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        table.add_column("number", justify="right")
+        table.add_column("text", overflow="ellipsis", no_wrap=True)
+        for batch in micro_batches:
+            for sample, ids in zip(batch.sample_ids.tolist(), batch.input_ids.tolist(), strict=True):
+                text = self.tokenizer.decode(ids[:SHOWN_CHARACTERS]).replace("\n", " ")
+                table.add_row(f"{sample:,}", Text(text[:SHOWN_CHARACTERS]))
+        return table

@@ -1,0 +1,153 @@
+"""What one kind of training brings to the engine: its data, batches, loss, evaluation, facts and files.
+
+`Run` does the rest for every stage alike: resume, minutes, several processes, log, checkpoints, replay. A stage is a
+class here below `stages/`, a config class in `config.schema.CONFIGS`, and a line in `HOMES`.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.errors import UserError
+from tiny_transformer.hardware import Hardware
+from tiny_transformer.models import build_model, load_weights, save_model
+from tiny_transformer.models.contract import CausalLM
+from tiny_transformer.parallel.processes import Processes
+from tiny_transformer.parallel.sharing import Sharing, local_part
+from tiny_transformer.tokenizers import Tokenizer
+from tiny_transformer.training.contract import BatchSource, Evaluation
+
+if TYPE_CHECKING:
+    from tiny_transformer.training.state import TrainState
+
+HOMES = {"pretrain": "tiny_transformer.stages.pretrain:Pretraining"}  # stage of a config -> its class
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, besides the config.
+
+    Attributes:
+        config: the checked config.
+        name: what to call the run and its data when no directory is given.
+        resume: continue the run in `out_dir` (or the newest of that name).
+        overwrite: replace a run that is already there.
+        chooses: fill in what the config leaves open so that it makes the most of `max_train_minutes`.
+        command: the command line, for the record.
+    """
+
+    config: RunConfig
+    name: str
+    resume: bool = False
+    overwrite: bool = False
+    chooses: bool = False
+    command: list[str] = field(default_factory=lambda: list(sys.argv))
+
+
+class Stage(ABC):
+    """One kind of training.
+
+    Args:
+        config: the resolved config.
+        tokenizer: saved with each checkpoint.
+
+    Attributes:
+        checks: names of the diagnosis's checks that apply; None for all.
+        spent_seconds: what `open` has spent of the run's minutes: choosing a model counts, preparing data does not.
+    """
+
+    checks: ClassVar[tuple[str, ...] | None] = None
+    spent_seconds: float = 0.0
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
+        self.config, self.tokenizer = config, tokenizer
+
+    @classmethod
+    @abstractmethod
+    def open(cls, request: Request, hardware: Hardware, processes: Processes, console: Console) -> Self:
+        """Open the data, made by the first process where it is missing (never on a resume), and complete the config.
+
+        Raises:
+            UserError: the data is not there, or does not fit the model.
+        """
+
+    @abstractmethod
+    def batches(self, rank: int, world_size: int) -> BatchSource:
+        """The training batches of one process."""
+
+    @abstractmethod
+    def loss(self, model: CausalLM, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        """See `training.contract.LossFunction`."""
+
+    @abstractmethod
+    def evaluation_batches(self) -> Iterable[Any]:
+        """What an evaluation reads."""
+
+    @abstractmethod
+    def evaluate(self, model: CausalLM, batches: Iterable[Any], hardware: Hardware, sharing: Sharing) -> Evaluation:
+        """How good a model is on these batches, all processes together."""
+
+    @abstractmethod
+    def fingerprints(self) -> dict[str, str]:
+        """What a resumed run must agree with besides its settings: data and tokenizer by content."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What run_info.json says of the data and its tokenizer."""
+
+    @abstractmethod
+    def describe_data(self, total_steps: int) -> str:
+        """For the terminal: what a run of so many steps reads."""
+
+    @abstractmethod
+    def show_figures(self, state: TrainState, console: Console) -> None:
+        """What a finished run came to."""
+
+    @abstractmethod
+    def show_batch(self, micro_batches: Sequence[Any]) -> Table:
+        """For `replay`: the examples of a step, one a row."""
+
+    def build_model(self, device: torch.device | str) -> CausalLM:
+        """A model with fresh weights, frozen or with other layers where the stage wants that."""
+        training = self.config.training
+        return build_model(
+            self.config.model,
+            seed=training.seed,
+            dropout=training.dropout,
+            device=device,
+            zero_residual=training.zero_residual,
+        )
+
+    def load_first_weights(self, model: CausalLM) -> None:
+        """Put the weights of `init_from` into a model, or this process's parts of them; without one, nothing."""
+        if self.config.init_from is not None:
+            load_weights(model, self.config.init_from, local_part)
+
+    def save(self, model: CausalLM, directory: Path, weights: dict[str, Tensor]) -> None:
+        """Write what a checkpoint holds besides the trainer's state: a model directory, tokenizer included."""
+        save_model(model, directory, weights, eos_token_id=self.tokenizer.end_id)
+        self.tokenizer.save(directory)
+
+
+def stage_class(name: str) -> type[Stage]:
+    """The class of a stage, imported when it is first asked for.
+
+    Raises:
+        UserError: there is no such stage.
+    """
+    if name not in HOMES:
+        raise UserError(f"there is no stage {name!r}", where="stage", remedy=f"one of {', '.join(HOMES)}")
+    module, _, attribute = HOMES[name].partition(":")
+    return getattr(import_module(module), attribute)
