@@ -125,7 +125,7 @@ OTHER_ELSEWHERE = {
         "mtp_loss_coef": 0.2,
     },
 }
-NOT_COMPARED = {"out_dir"}  # it is where the run was found
+NOT_COMPARED = {"out_dir", "init_from", "stage"}  # where the run was found and began; the stage decides the keys
 SECTIONS = {"data": DataConfig, "training": TrainingConfig}
 
 
