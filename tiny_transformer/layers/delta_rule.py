@@ -42,16 +42,15 @@ def to_unit_length(heads: torch.Tensor) -> torch.Tensor:
     return heads * torch.rsqrt(heads.square().sum(-1, keepdim=True) + _EPS)
 
 
-def count_beginnings(doc_ids: torch.Tensor, start: int) -> torch.Tensor:
-    """The segments (B, T) of the last T of S tokens: how often, since the tokens read before, a document began.
+def count_beginnings(doc_ids: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:
+    """The segments (B, T) of T tokens: how often, since the tokens read before, a document began.
 
     Args:
-        doc_ids: (B, S) document of each token, old and new.
-        start: S - T, how many were read before.
+        doc_ids: (B, T) document of each token.
+        last: (B, 1) document of the token read before them; None: there was none, and the first begins nothing.
     """
-    first = max(start - 1, 0)  # the token whose document the first new one may go on with: itself, when it is alone
-    before = torch.cat((doc_ids[:, first : first + 1], doc_ids[:, start:-1]), dim=1)
-    return (doc_ids[:, start:] != before).cumsum(dim=1)
+    before = torch.cat((doc_ids[:, :1] if last is None else last, doc_ids[:, :-1]), dim=1)
+    return (doc_ids != before).cumsum(dim=1)
 
 
 def gated_delta_rule(
