@@ -13,8 +13,8 @@ import tiny_transformer
 from tiny_transformer import load
 from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.errors import UserError
-from tiny_transformer.generation.engine import generate_without_cache
 from tiny_transformer.generation.loaded import LoadedModel
+from tiny_transformer.generation.rows import generate_without_cache
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.models import build_model, save_model

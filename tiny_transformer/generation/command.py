@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.generation.engine import check_prompts
+from tiny_transformer.generation.rows import check_prompts
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import encode_prompt, write
 from tiny_transformer.models.open import open_checkpoint

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.generation.engine import check_prompts
+from tiny_transformer.generation.rows import check_prompts
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete, encode_prompt, stream
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.generation.engine import Generation, LanguageModel
+from tiny_transformer.generation.decoder import LanguageModel
+from tiny_transformer.generation.rows import Generation
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.models.open import own_end_ids
 from tiny_transformer.tokenizers import Tokenizer

@@ -30,6 +30,8 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from tiny_transformer.layers.norm import at_least_float32
+
 Form = Literal["recurrent", "chunked", "kernels"]
 CHUNK_LENGTH = 32  # the fastest of 16, 32 and 64 on a CPU
 # Sums of log decays reach -1000 where a memory fades fast; in float32 their small differences would keep four digits.
@@ -81,7 +83,7 @@ def gated_delta_rule(
         "chunked": delta_rule_in_chunks,
         "kernels": delta_rule_by_kernels,
     }[choose_form(key.shape[1], key.device)]
-    wide = [_at_least_float32(x) for x in (query, key, value, log_decay, beta)]
+    wide = [at_least_float32(x) for x in (query, key, value, log_decay, beta)]
     with torch.autocast(key.device.type, enabled=False):
         return form(
             query=wide[0],
@@ -270,10 +272,6 @@ def delta_rule_by_kernels(
 @cache
 def _has_kernels() -> bool:
     return find_spec("fla") is not None
-
-
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _start(state: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

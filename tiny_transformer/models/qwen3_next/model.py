@@ -26,7 +26,7 @@ from tiny_transformer.layers.convolution import causal_convolution
 from tiny_transformer.layers.delta_rule import gated_delta_rule, to_unit_length
 from tiny_transformer.layers.experts import Routing, balance_loss, expert_load, mix_experts, route
 from tiny_transformer.layers.feed_forward import SwiGLU
-from tiny_transformer.layers.norm import GatedRMSNorm, ZeroCentredRMSNorm
+from tiny_transformer.layers.norm import GatedRMSNorm, ZeroCentredRMSNorm, at_least_float32
 from tiny_transformer.layers.recurrent_cache import DeltaInputs, RecurrentCache
 from tiny_transformer.layers.rope import apply_partial_rope, rope_cos_sin
 
@@ -108,11 +108,11 @@ class Qwen3NextGatedDeltaNet(nn.Module):
         channels, z, b, a = self.project(hidden)
         mixed = causal_convolution(channels, self.conv1d.weight, window=window, segments=context.segments)
         query, key, value = functional.silu(mixed).split((self.keys, self.keys, self.values), dim=-1)
-        key = to_unit_length(key.unflatten(-1, (-1, self.key_dim)).float())  # (B, T, Nk, Dk)
-        query = to_unit_length(query.unflatten(-1, (-1, self.key_dim)).float()) * self.key_dim**-0.5  # (B, T, Nk, Dk)
+        query, key = (at_least_float32(x).unflatten(-1, (-1, self.key_dim)) for x in (query, key))  # (B, T, Nk, Dk)
+        query, key = to_unit_length(query) * self.key_dim**-0.5, to_unit_length(key)
         value = value.unflatten(-1, (-1, self.value_dim))  # (B, T, Nv, Dv)
-        beta = b.float().sigmoid()  # (B, T, Nv)
-        log_decay = -self.A_log.float().exp() * functional.softplus(a.float() + self.dt_bias.float())  # (B, T, Nv)
+        a, b, A_log, dt_bias = (at_least_float32(x) for x in (a, b, self.A_log, self.dt_bias))
+        beta, log_decay = b.sigmoid(), -A_log.exp() * functional.softplus(a + dt_bias)  # (B, T, Nv)
         inputs = DeltaInputs(channels, key, value, log_decay, beta, context.segments, None)
         if context.padding is not None:
             inputs = inputs.keep(~context.padding)
