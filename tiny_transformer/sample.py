@@ -1,6 +1,6 @@
 """`python -m tiny_transformer.sample`: `tiny-transformer generate` as a module.
 
-The decode loop is in `generation/engine.py`.
+The decode loop is in `generation/rows.py`.
 """
 
 from __future__ import annotations

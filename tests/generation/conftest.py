@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.models import build_model
 
 SHAPE = {
@@ -22,6 +22,19 @@ CONFIGS = {
     "llama": LlamaConfig(**SHAPE),
     "llama_window": LlamaConfig(**SHAPE, sliding_window=6),
     "qwen3": Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=False),
+    "qwen3_next": Qwen3NextConfig(
+        **SHAPE,
+        head_dim=16,
+        full_attention_interval=2,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    ),
 }
 
 
@@ -36,8 +49,9 @@ def one_thread():
 
 @pytest.fixture(scope="session", params=CONFIGS)
 def model(request):
-    """Each kind of model in turn."""
-    return build_model(CONFIGS[request.param], seed=1).eval()
+    """Each kind of model in turn, in float64: what differs by more than 1e-9 is no rounding. The models' contract has
+    tests in float32."""
+    return build_model(CONFIGS[request.param], seed=1, dtype=torch.float64).eval()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.models.find import find_checkpoint
+from tiny_transformer.models.find import find_checkpoint, find_run, find_runs
 from tiny_transformer.storage import RunDirectory
 
 
@@ -184,3 +184,72 @@ def test_finding_a_checkpoint_imports_no_torch():
 def test_a_run_without_a_best_is_told_of_its_last(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", last=200)
     assert refusal(run / "best").remedy == f"this run has {run / 'last'}"
+
+
+# --- names
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with two runs in runs/."""
+    for name in ("demo", "demo-long"):
+        make_run(tmp_path / "runs" / name, best=100, last=200)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "link"),
+    [("demo", 100, "demo/best"), ("demo/last", 200, "demo/last"), ("demo-l*", 100, "demo-long/best")],
+)
+def test_a_name_means_a_run(home, name, step, link):
+    run = Path("runs") / link.split("/")[0]
+    path, sentence = find_checkpoint(name)
+    assert path == run / f"step-{step:08d}"
+    assert sentence == f"using runs/{link} (step-{step:08d})"
+    assert find_checkpoint(f"demo/step-{step:08d}")[0] == Path(f"runs/demo/step-{step:08d}")
+
+
+def test_a_path_that_exists_wins_over_a_name_and_says_so(home):
+    make_run(home / "demo", steps=(300,), best=300)
+    path, sentence = find_checkpoint("demo")
+    assert path == Path("demo/step-00000300")
+    assert sentence == "using demo/best (step-00000300) (demo is a path here; the run of that name is runs/demo)"
+    assert find_run("demo") == (Path("demo"), "demo is a path here; the run of that name is runs/demo")
+    assert find_run("runs/demo") == (Path("runs/demo"), "")
+
+
+def test_a_path_that_is_no_checkpoint_names_the_run_of_that_name(home):
+    (home / "demo").mkdir()
+    error = refusal(Path("demo"))
+    assert error.what == "demo is not a checkpoint directory: no config.json"
+    assert error.remedy == "the run of that name is runs/demo"
+
+
+def test_an_unknown_name_lists_near_ones(home):
+    error = refusal(Path("demo-lnog"))
+    assert (error.what, error.remedy) == ("demo-lnog does not exist", "did you mean demo-long or demo?")
+    assert error.exit_code == ExitCode.USAGE
+    assert refusal(Path("zzz")).remedy.startswith("the newest checkpoint is runs/demo")
+    assert refusal(Path("z*")).what == "z* does not exist"
+
+
+@pytest.mark.parametrize("name", ["../runs/demo2", "../other", "/demo"])
+def test_a_name_never_leads_out_of_the_runs(home, name):
+    (home / "other").mkdir()
+    (home / "inner").mkdir()
+    os.chdir(home / "inner")
+    assert refusal(Path(name)).what.endswith(("does not exist", "no config.json"))
+
+
+def test_globs_name_several_runs_each_once_in_order(home):
+    demo, long = Path("runs/demo"), Path("runs/demo-long")
+    assert find_runs(["demo*"]) == ([demo, long], [])
+    assert find_runs(["demo-long", "demo*", "runs/d*"]) == ([long, demo], [])
+    assert find_runs([home / "runs" / "demo-*"])[0] == [home / "runs" / "demo-long"]
+    error = refusal(Path("demo*"))
+    assert (error.what, error.remedy) == (
+        "demo* means 2 directories, and one is needed",
+        "one of runs/demo, runs/demo-long",
+    )

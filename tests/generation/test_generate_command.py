@@ -13,7 +13,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.generation.command import GenerateOptions, run_generate
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.models import build_model, save_model
-from tiny_transformer.models.open import checkpoint_tokenizer
+from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.tokenizers import make_tokenizer
 
 
@@ -63,9 +63,10 @@ def test_the_first_sample_does_not_depend_on_how_many_follow(
 
 
 def test_a_name_for_the_same_tokenizer_is_accepted_and_another_refused(checkpoint: Path) -> None:
-    assert checkpoint_tokenizer(checkpoint, "byte").fingerprint == checkpoint_tokenizer(checkpoint).fingerprint
+    for name in ("auto", "byte"):
+        OpenCheckpoint(checkpoint).check_tokenizer(name)
     with pytest.raises(UserError, match="has its own"):
-        checkpoint_tokenizer(checkpoint, str(other_tokenizer(checkpoint.parent)))
+        OpenCheckpoint(checkpoint).check_tokenizer(str(other_tokenizer(checkpoint.parent)))
 
 
 def other_tokenizer(directory: Path) -> Path:

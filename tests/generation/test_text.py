@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tiny_transformer.config.model import LlamaConfig
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.generation.engine import generate_without_cache
+from tiny_transformer.generation.rows import generate_without_cache
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import StopScanner, TextRow, complete, encode_prompt, stream
 from tiny_transformer.models import build_model

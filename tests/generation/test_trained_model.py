@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tiny_transformer.generation.engine import generate_without_cache
+from tiny_transformer.generation.rows import generate_without_cache
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import TextRow, complete, encode_prompt, stream
 from tiny_transformer.interop.llama2c import import_llama2c

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
-from tiny_transformer.generation.engine import Generation
+from tiny_transformer.generation.rows import Generation
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.interop.hf import import_hf

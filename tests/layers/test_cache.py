@@ -27,29 +27,39 @@ def cache() -> ModelCache:
     return ModelCache([layer_cache(), layer_cache()], batch_size=2, max_len=6, device=CPU)
 
 
-def feed(cache: ModelCache, count: int, doc_ids: list[list[int]] | None = None) -> torch.Tensor | None:
-    """What a model does with the cache for `count` tokens."""
-    found = cache.admit(ids(count), None if doc_ids is None else torch.tensor(doc_ids))
+def feed(cache: ModelCache, count: int, doc_ids: list[list[int]] | None = None) -> list[list[int]] | None:
+    """What a model does with the cache for `count` tokens; the documents of all keys."""
+    place = cache.admit(ids(count), None if doc_ids is None else torch.tensor(doc_ids))
     for layer in cache:
         layer.append(**tokens(count, 1.0))
-    return found
+    return None if place.doc_ids is None else place.doc_ids.tolist()
 
 
-def test_append_returns_all_tokens_in_order_without_copying():
-    cache = layer_cache()
-    cache.append(**tokens(2, 1.0))
-    first, _ = cache.append(**tokens(1, 2.0))
-    second, value = cache.append(**tokens(3, 3.0))
-    assert second[0, 0, :, 0].tolist() == [1, 1, 2, 3, 3, 3] and value[1, 2, :, 3].tolist() == [-1, -1, -2, -3, -3, -3]
-    assert cache.length == 6 and first.data_ptr() == second.data_ptr()
+def test_append_returns_all_tokens_in_order_without_copying(cache):
+    layer, found = cache[0], []
+    for count, value in ((2, 1.0), (1, 2.0), (3, 3.0)):
+        cache.admit(ids(count), None)
+        found.append(layer.append(**tokens(count, value)))
+    (first, _), _, (last, value) = found
+    assert last[0, 0, :, 0].tolist() == [1, 1, 2, 3, 3, 3] and value[1, 2, :, 3].tolist() == [-1, -1, -2, -3, -3, -3]
+    assert first.data_ptr() == last.data_ptr()
 
 
-def test_a_layer_cache_refuses_more_than_it_was_made_for():
-    cache = layer_cache(max_len=3)
-    cache.append(**tokens(2, 1.0))
-    with pytest.raises(ValueError, match="4 tokens do not fit into a cache made for 3"):
-        cache.append(**tokens(2, 2.0))
-    assert cache.length == 2
+@pytest.mark.parametrize("fixed", [False, True])
+def test_rows_of_different_lengths_stand_in_slots_of_their_own(fixed):
+    cache = ModelCache([layer_cache()], batch_size=2, max_len=6, device=CPU, fixed=fixed)
+    for value, docs, lengths in (
+        (1.0, [[0, 0, 0], [0, -1, -1]], [3, 1]),
+        (2.0, None, [4, 2]),
+        (3.0, [[0, -1], [0, 0]], [5, 4]),
+        (4.0, [[-1], [0]], [5, 5]),
+    ):
+        count = 1 if docs is None else len(docs[0])
+        place = cache.admit(ids(count), None if docs is None else torch.tensor(docs))
+        key, _ = cache[0].append(**tokens(count, value))
+        assert cache.lengths == lengths and key.shape[2] == place.num_keys == (6 if fixed else max(lengths))
+        assert place.query_index is not None and place.query_index.max() < place.num_keys
+    assert key[:, 0, :5, 0].tolist() == [[1, 1, 1, 2, 3], [1, 2, 3, 3, 4]]
 
 
 def test_a_cache_refuses_gradients():
@@ -64,11 +74,13 @@ def test_rollback_counts_the_tokens_kept_since_the_snapshot(cache):
     feed(cache, 3)
     cache.rollback(3)
     assert cache.length == 5
-    cache.rollback(1)
-    assert cache.length == 3 and [layer.length for layer in cache] == [3, 3]
+    cache.rollback([1, 2])
+    assert cache.lengths == [3, 4] and cache.length == 4
     feed(cache, 1)
+    cache.rollback(0, rows=[1])
+    assert cache.lengths == [4, 2]
     cache.rollback(0)
-    assert cache.length == 2
+    assert cache.lengths == [2, 2]
 
 
 def test_rollback_refuses_what_it_cannot_give(cache):
@@ -80,6 +92,10 @@ def test_rollback_refuses_what_it_cannot_give(cache):
     for n in (2, -1):
         with pytest.raises(ValueError, match=f"cannot keep {n} tokens: 1 "):
             cache.rollback(n)
+        with pytest.raises(ValueError, match=f"cannot keep {n} tokens: 1 "):
+            cache.rollback([0, n])
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        cache.rollback([0])
 
 
 def test_a_new_snapshot_replaces_the_old_one(cache):
@@ -97,28 +113,46 @@ def test_a_model_cache_refuses_before_any_layer_is_touched(cache):
         cache.admit(ids(3), torch.zeros(2, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="3 rows given to a cache made for 2"):
         cache.admit(ids(1, rows=3), None)
-    assert cache.length == 4 and cache.admit(ids(1), None) is None
+    assert cache.lengths == [4, 4] and cache.admit(ids(1), None).doc_ids is None
 
 
 def test_documents_are_kept_and_continued(cache):
-    assert feed(cache, 2, [[-1, 4], [5, 5]]).tolist() == [[-1, 4], [5, 5]]
-    assert feed(cache, 1).tolist() == [[-1, 4, 4], [5, 5, 5]]
-    assert feed(cache, 2, [[4, 6], [5, 5]]).tolist() == [[-1, 4, 4, 4, 6], [5, 5, 5, 5, 5]]
-    assert feed(cache, 1).tolist() == [[-1, 4, 4, 4, 6, 6], [5, 5, 5, 5, 5, 5]]
+    assert feed(cache, 2, [[1, 4], [5, 5]]) == [[1, 4], [5, 5]]
+    assert feed(cache, 1) == [[1, 4, 4], [5, 5, 5]]
+    assert feed(cache, 2, [[4, 6], [5, -1]]) == [[1, 4, 4, 4, 6], [5, 5, 5, 5, 0]]
+    assert cache.lengths == [5, 4]
+    assert feed(cache, 1) == [[1, 4, 4, 4, 6, 6], [5, 5, 5, 5, 5, 0]]
 
 
 def test_tokens_without_documents_are_document_0(cache):
     assert feed(cache, 2) is None
-    assert feed(cache, 1, [[0], [1]]).tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert feed(cache, 1, [[0], [0]]) is None  # goes on as it did
+    assert feed(cache, 1, [[0], [1]]) == [[0, 0, 0, 0], [0, 0, 0, 1]]
 
 
 def test_documents_are_rolled_back_too(cache):
     cache.snapshot()
     feed(cache, 2, [[3, 7], [3, 3]])
     cache.rollback(1)
-    assert feed(cache, 1).tolist() == [[3, 3], [3, 3]]
+    assert feed(cache, 1) == [[3, 3], [3, 3]]
     cache.rollback(0)
-    assert feed(cache, 1).tolist() == [[0], [0]]
+    assert feed(cache, 1) == [[0], [0]]
+
+
+def test_padding_begins_no_document(cache):
+    cache.admit(ids(2), torch.tensor([[3, 3], [4, 4]]))
+    place = cache.admit(ids(3), torch.tensor([[3, 5, -1], [-1, -1, -1]]))
+    assert place.segments.tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert place.padding.tolist() == [[False, False, True], [True] * 3]
+    assert place.positions.tolist() == [[2, 3, 4], [2, 3, 4]] and place.query_index.tolist() == [[2, 3, 3], [2, 3, 3]]
+
+
+def test_an_emptied_row_has_no_document(cache):
+    feed(cache, 2, [[3, 7], [3, 3]])
+    cache.reset(0)
+    assert cache.lengths == [0, 2]
+    place = cache.admit(ids(1), None)
+    assert place.doc_ids[:, :1].tolist() == [[0], [3]] and place.segments.tolist() == [[0], [0]]
 
 
 def test_a_cache_is_a_sequence_of_layer_caches(cache):

@@ -123,7 +123,7 @@ def test_documents_inside_a_chunk_equal_documents_alone(form):
     inputs = {name: tensor.detach() for name, tensor in made_up(20, dtype=torch.float64).items()}
     lengths = [6, 1, 13]
     doc_ids = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).expand(2, -1)
-    out, state = form(**inputs, segments=count_beginnings(doc_ids, 0))
+    out, state = form(**inputs, segments=count_beginnings(doc_ids))
     start, alone = 0, inputs["state"]
     for length in lengths:
         part = {name: tensor[:, start : start + length] for name, tensor in inputs.items() if name != "state"}
@@ -135,11 +135,11 @@ def test_documents_inside_a_chunk_equal_documents_alone(form):
 
 def test_beginnings_are_counted_from_the_tokens_read_before():
     doc_ids = torch.tensor([[-1, -1, 0, 0, 1, 1, 2], [3, 3, 3, 3, 3, 3, 3]])
-    assert count_beginnings(doc_ids, 0).tolist() == [[0, 0, 1, 1, 2, 2, 3], [0] * 7]
-    assert count_beginnings(doc_ids, 4).tolist() == [[1, 1, 2], [0, 0, 0]]
-    assert count_beginnings(doc_ids, 3).tolist() == [[0, 1, 1, 2], [0] * 4]
-    assert count_beginnings(torch.tensor([[4, 4, 2, -1, -1]]), 0).tolist() == [[0, 0, 1, 2, 2]]  # ids need not rise
-    assert count_beginnings(doc_ids[:, :1], 0).tolist() == [[0], [0]]
+    assert count_beginnings(doc_ids).tolist() == [[0, 0, 1, 1, 2, 2, 3], [0] * 7]
+    assert count_beginnings(doc_ids[:, 4:], doc_ids[:, 3:4]).tolist() == [[1, 1, 2], [0, 0, 0]]
+    assert count_beginnings(doc_ids[:, 3:], doc_ids[:, 2:3]).tolist() == [[0, 1, 1, 2], [0] * 4]
+    assert count_beginnings(torch.tensor([[4, 4, 2, -1, -1]])).tolist() == [[0, 0, 1, 2, 2]]  # ids need not rise
+    assert count_beginnings(doc_ids[:, :1]).tolist() == [[0], [0]]
 
 
 def test_one_function_chooses_the_form_and_says_which(monkeypatch):

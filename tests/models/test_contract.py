@@ -86,22 +86,156 @@ def test_batch_rows_are_independent(model, input_ids):
     torch.testing.assert_close(alone, together, **CLOSE)
 
 
-def test_left_padded_rows_equal_single_rows(model, input_ids):
-    lengths, new_tokens = (11, 4, 1), 6
-    padded = torch.zeros(3, 11, dtype=torch.long)
-    positions, doc_ids = torch.zeros_like(padded), torch.full_like(padded, -1)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_equal_single_rows(model, input_ids, side):
+    lengths = (11, 4, 1)
+    padded, positions = torch.zeros(3, 11, dtype=torch.long), torch.zeros(3, 11, dtype=torch.long)
+    doc_ids = torch.full_like(padded, -1)
+    spans = [slice(11 - n, 11) if side == "left" else slice(0, n) for n in lengths]
+    for row, span in enumerate(spans):
+        padded[row, span] = input_ids[row, : lengths[row]]
+        positions[row, span] = torch.arange(lengths[row])
+        doc_ids[row, span] = 0
+    got = logits_of(model, padded, positions=positions, doc_ids=doc_ids)
     for row, n in enumerate(lengths):
-        padded[row, 11 - n :] = input_ids[row, :n]
-        positions[row, 11 - n :] = torch.arange(n)
-        doc_ids[row, 11 - n :] = 0
-    cache = model.make_cache(3, 11 + new_tokens)
-    got = [logits_of(model, padded, positions=positions, doc_ids=doc_ids, cache=cache)[:, -1:]]
-    for step in range(new_tokens):
-        ids = torch.stack([input_ids[row, n + step : n + step + 1] for row, n in enumerate(lengths)])
-        got.append(logits_of(model, ids, positions=positions[:, -1:] + 1 + step, cache=cache))
-    for row, n in enumerate(lengths):
-        alone = logits_of(model, input_ids[row : row + 1, : n + new_tokens])[0, n - 1 :]
-        torch.testing.assert_close(torch.cat(got, dim=1)[row], alone, **CLOSE)
+        torch.testing.assert_close(got[row, spans[row]], logits_of(model, input_ids[row : row + 1, :n])[0], **CLOSE)
+
+
+# --- a cache by row
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def read(model, cache, *parts: torch.Tensor) -> list[torch.Tensor]:
+    """Feed each row its own tokens, as many as there are, in one call; each row's logits."""
+    longest = max(map(len, parts))
+    ids, doc_ids = torch.zeros(len(parts), longest, dtype=torch.long), torch.full((len(parts), longest), -1)
+    for row, part in enumerate(parts):
+        ids[row, : len(part)], doc_ids[row, : len(part)] = part, 0
+    logits = logits_of(model, ids, doc_ids=doc_ids, cache=cache)
+    return [logits[row, : len(part)] for row, part in enumerate(parts)]
+
+
+def read_ahead(model, cache, texts: torch.Tensor, *counts: int) -> None:
+    """Feed each row the next so many tokens of its text, and compare with the text read whole and alone."""
+    begins = cache.lengths
+    parts = [text[n : n + count] for text, n, count in zip(texts, begins, counts, strict=True)]
+    for text, n, count, got in zip(texts, begins, counts, read(model, cache, *parts), strict=True):
+        expected = logits_of(model, text[None, : n + count])[0, n:]
+        torch.testing.assert_close(got, expected, **CLOSE)
+    assert cache.lengths == [n + count for n, count in zip(begins, counts, strict=True)]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_rows_of_any_length_equal_single_rows(model, input_ids, fixed):
+    cache = model.make_cache(3, 17, fixed=fixed)
+    for counts in ((9, 4, 1), (1, 1, 1), (2, 0, 5), (0, 1, 1), (1, 1, 1), (4, 4, 4), (0, 6, 4)):
+        read_ahead(model, cache, input_ids, *counts)
+    assert cache.lengths == [17, 17, 17]
+
+
+def test_a_fixed_cache_says_what_a_growing_one_says(model, input_ids):
+    growing, fixed = model.make_cache(3, 20), model.make_cache(3, 20, fixed=True)
+    for part in input_ids.split([8, 1, 1, 5, 2], dim=1):
+        got = logits_of(model, part, cache=fixed)
+        torch.testing.assert_close(got, logits_of(model, part, cache=growing), **CLOSE)
+    assert fixed.lengths == growing.lengths == [17] * 3
+    with pytest.raises(ValueError, match="21 tokens do not fit into a cache made for 20"):
+        logits_of(model, input_ids[:, :4], cache=fixed)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_rollback_by_row_equals_a_fresh_run(model, input_ids, fixed):
+    cache, wrong = model.make_cache(3, 17, fixed=fixed), (input_ids + 1) % model.config.vocab_size
+    read_ahead(model, cache, input_ids, 6, 2, 4)
+    cache.snapshot()
+    read_ahead(model, cache, input_ids, 3, 1, 2)  # right so far
+    read(model, cache, wrong[0, :4], wrong[1, :0], wrong[2, :1])
+    read(model, cache, *wrong[:, 5:6])
+    cache.rollback([3, 0, 2])
+    assert cache.lengths == [9, 2, 6]
+    read_ahead(model, cache, input_ids, 2, 3, 1)
+    cache.rollback(1, rows=[0, 2])  # the other row stays where it is
+    assert cache.lengths == [7, 5, 5]
+    read_ahead(model, cache, input_ids, 10, 12, 12)
+    cache.rollback(0)
+    assert cache.lengths == [6, 2, 4]
+    read_ahead(model, cache, input_ids, 1, 1, 1)
+
+
+def test_an_emptied_row_equals_a_fresh_run(model, input_ids):
+    cache, other = model.make_cache(3, 17), input_ids.flip(0, 1)
+    read_ahead(model, cache, input_ids, 7, 5, 9)
+    cache.snapshot()
+    read_ahead(model, cache, input_ids, 1, 2, 3)
+    cache.reset([1])
+    assert cache.lengths == [8, 0, 12]
+    texts = torch.stack((input_ids[0], other[1], input_ids[2]))  # another text begins in the row
+    read_ahead(model, cache, texts, 1, 4, 1)
+    cache.rollback([2, 3, 0])
+    assert cache.lengths == [9, 3, 9]
+    read_ahead(model, cache, texts, 2, 2, 2)
+    cache.rollback([0, 0, 1])
+    assert cache.lengths == [7, 0, 10]
+    read_ahead(model, cache, texts, 3, 3, 3)
+    cache.reset(range(3))
+    read_ahead(model, cache, other, 17, 1, 17)
+
+
+def test_a_prompt_read_once_and_copied_equals_reading_it_often(model, input_ids):
+    once, texts = model.make_cache(1, 17), input_ids.clone()
+    texts[:, :9] = input_ids[0, :9]
+    logits_of(model, texts[:1, :7], cache=once)
+    once.snapshot()
+    logits_of(model, texts[:1, 7:9], cache=once)
+    copies = once.select([0, 0, 0])
+    read_ahead(model, copies, texts, 4, 1, 8)
+    copies.rollback(2)  # the snapshot was copied too
+    read_ahead(model, copies, texts, 1, 1, 1)
+    read_ahead(model, once, texts[:1], 3)  # and the original is as it was
+    chosen = copies.select([2, 0])
+    read_ahead(model, chosen, texts[[2, 0]], 2, 7)
+    assert copies.lengths == [10, 10, 10] and once.lengths == [12]
+
+
+def test_documents_by_row_through_the_cache_equal_separate_documents(model, input_ids):
+    """Rows of different lengths, in which documents end at different places; one is continued without being named."""
+    bounds = [(0, 5, 9), (0, 2, 8), (0, 7, 9)]
+    doc_ids = torch.zeros(3, 9, dtype=torch.long)
+    positions = torch.arange(9).repeat(3, 1)
+    for row, (_, middle, end) in enumerate(bounds):
+        doc_ids[row, middle:end], doc_ids[row, end:] = 4, -1
+        positions[row, middle:] -= middle
+    cache = model.make_cache(3, 17)
+    got = [logits_of(model, input_ids[:, :9], positions=positions, doc_ids=doc_ids, cache=cache)]
+    assert cache.lengths == [9, 8, 9]
+    next_ids = torch.stack([input_ids[row, end : end + 2] for row, (*_, end) in enumerate(bounds)])
+    after = torch.tensor([[end - middle] for _, middle, end in bounds]) + torch.arange(2)
+    got.append(logits_of(model, next_ids, positions=after, cache=cache))
+    for row, (start, middle, end) in enumerate(bounds):
+        first = logits_of(model, input_ids[row : row + 1, start:middle])[0]
+        second = logits_of(model, input_ids[row : row + 1, middle : end + 2])[0]
+        found = torch.cat((got[0][row, :end], got[1][row]))
+        torch.testing.assert_close(found, torch.cat((first, second)), **CLOSE)
+
+
+def test_padding_before_a_row_is_refused_with_a_cache(model, input_ids):
+    doc_ids = torch.zeros(3, 4, dtype=torch.long)
+    doc_ids[1, 0] = -1
+    with pytest.raises(ValueError, match="padding stands behind the tokens of a row"):
+        logits_of(model, input_ids[:, :4], doc_ids=doc_ids, cache=model.make_cache(3, 17))
+
+
+def test_projections_come_by_head_before_rope(model, input_ids):
+    """What a fused projection has to give: queries, keys, values (and, where there is one, a gate)."""
+    config = model.config
+    attention = next(block.self_attn for block in model.model.layers if hasattr(block, "self_attn"))
+    hidden = torch.randn(3, 5, config.hidden_size, generator=torch.Generator().manual_seed(0))
+    query, key, value, *gate = attention.project(hidden)
+    heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    assert query.shape == (3, 5, heads, width) and all(g.shape == query.shape for g in gate)
+    assert key.shape == value.shape == (3, 5, groups, width)
+    torch.testing.assert_close(key.flatten(2), attention.k_proj(hidden), rtol=0, atol=0)
+    torch.testing.assert_close(value.flatten(2), attention.v_proj(hidden), rtol=0, atol=0)
 
 
 def test_rollback_equals_a_fresh_run(model, input_ids):
@@ -222,3 +356,24 @@ def test_the_model_compiles_as_one_graph(shake, all_configs, input_ids, name):
     doc_ids = (torch.arange(17) // 6).expand(3, -1)
     for arguments in ({}, {"doc_ids": doc_ids}):
         torch.testing.assert_close(compiled(input_ids, **arguments), model(input_ids, **arguments), **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama-window", "qwen3-late-window", "next-dense"])
+def test_steps_with_a_fixed_cache_are_compiled_once(shake, all_configs, input_ids, name):
+    torch.compiler.reset()
+    model, graphs = shake(all_configs[name]), []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph
+
+    step = torch.compile(model, backend=count, fullgraph=True)
+    cache = model.make_cache(3, 17, fixed=True)
+    with torch.no_grad():
+        model(input_ids[:, :8], cache=cache)
+        for t in range(8, 17):
+            got = step(input_ids[:, t : t + 1], cache=cache)
+            expected = model(input_ids[:, : t + 1])[:, -1:]
+            torch.testing.assert_close(got, expected, **CLOSE)
+    assert len(graphs) == 1 and cache.lengths == [17] * 3

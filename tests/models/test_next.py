@@ -72,7 +72,8 @@ def test_a_recurrent_cache_does_not_grow(sparse):
         assert (cache[0].window.shape, cache[0].state.shape) == ((2, 3, 2 * 2 * 8 + 4 * 12), (2, 4, 8, 12))
     logits_of(sparse, torch.zeros(2, 500, dtype=torch.long), cache=cache)
     assert (cache[0].window.shape, cache[0].state.shape) == ((2, 3, 80), (2, 4, 8, 12)) and not cache[0]._since
-    assert cache.length == cache[0].length == cache[1].length == 500
+    assert cache[0].window.untyped_storage().nbytes() == 4 * 2 * 3 * 80  # no view of all that was read
+    assert cache.lengths == [500, 500]
 
 
 def test_a_recurrent_cache_refuses_what_it_cannot_give(sparse, input_ids):
@@ -80,13 +81,13 @@ def test_a_recurrent_cache_refuses_what_it_cannot_give(sparse, input_ids):
     with pytest.raises(ValueError, match="no_grad"):
         sparse(input_ids, cache=cache)
     with pytest.raises(ValueError, match="snapshot"):
-        cache[0].rollback(0)
+        cache.rollback(0)
     cache = sparse.make_cache(3, 17)
     cache.snapshot()
     logits_of(sparse, input_ids[:, :2], cache=cache)
     for n in (3, -1):
         with pytest.raises(ValueError, match=f"cannot keep {n} tokens: 2 "):
-            cache[0].rollback(n)
+            cache.rollback(n)
 
 
 # --- forms
@@ -184,7 +185,7 @@ def test_the_second_head_is_its_formula(sparse, input_ids):
         ):
             parts.append(x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (1 + norm.weight))
         x = torch.cat(parts, dim=-1) @ head.fc.weight.T
-        x, _ = head.layers[0](x, sparse._context(input_ids, None, None, 0), None)
+        x, _ = head.layers[0](x, sparse._context(input_ids, None, None, None), None)
         expected = x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (1 + head.norm.weight)
     torch.testing.assert_close(got, expected, **CLOSE)
 
@@ -201,9 +202,45 @@ def test_a_second_head_sees_no_later_token_and_no_other_document(sparse, input_i
     assert moved[8:12].min() > 1e-3 and moved[:8].max() < 3e-6 and moved[12:].max() < 3e-6
 
 
+@pytest.mark.parametrize("name", ["next-second-head", "next-dense"])
+def test_drafts_with_a_cache_equal_drafts_without(shake, all_configs, input_ids, name):
+    """Read in parts, by rows of different lengths, wrong guesses taken back: as if the whole text were read at once."""
+    model, hidden = shake(all_configs[name]), torch.randn(3, 17, 32, generator=torch.Generator().manual_seed(0))
+    wrong, cache = (input_ids + 1) % 61, model.make_draft_cache(3, 17)
+
+    def draft(ids: torch.Tensor, counts: tuple[int, int, int]) -> list[torch.Tensor]:
+        begins, T = cache.lengths, max(counts)
+        index = torch.tensor(begins)[:, None] + torch.arange(T)
+        doc_ids = torch.where(torch.arange(T) < torch.tensor(counts)[:, None], 0, -1)
+        ids, states = (
+            ids.gather(1, index.clamp(max=16)),
+            hidden.gather(1, index.clamp(max=16)[..., None].expand(-1, -1, 32)),
+        )
+        out, auxiliary, _ = model.draft(hidden=states, next_ids=ids, doc_ids=doc_ids, cache=cache)
+        assert auxiliary == 0
+        return [row[:n] for row, n in zip(out, counts, strict=True)]
+
+    with torch.no_grad():
+        whole, _ = model.draft(hidden=hidden, next_ids=input_ids)
+        for counts, kept in (((6, 3, 1), None), ((1, 1, 1), None), ((3, 2, 4), (1, 2, 0)), ((1, 5, 9), None)):
+            begins = cache.lengths
+            if kept is not None:
+                cache.snapshot()
+                draft(wrong, counts)
+                cache.rollback(0)
+            for row, got in enumerate(draft(input_ids, counts)):
+                torch.testing.assert_close(got, whole[row, begins[row] : begins[row] + counts[row]], **CLOSE)
+            if kept is not None:
+                cache.rollback(kept)
+    assert cache.lengths == [9, 11, 11]
+
+
 def test_a_model_without_a_second_head_says_so(shake, all_configs, input_ids):
+    model = shake(all_configs["next-sparse"])
     with pytest.raises(ValueError, match="num_nextn_predict_layers is 0"):
-        shake(all_configs["next-sparse"]).draft(hidden=torch.zeros(3, 17, 32), next_ids=input_ids)
+        model.draft(hidden=torch.zeros(3, 17, 32), next_ids=input_ids)
+    with pytest.raises(ValueError, match="num_nextn_predict_layers is 0"):
+        model.make_draft_cache(1, 17)
 
 
 # --- shapes and names
@@ -235,7 +272,7 @@ def test_packed_rows_are_the_four_matrices_by_key_head(shake, all_configs, input
         for name in ("conv1d.weight", "A_log", "dt_bias", "norm.weight", "out_proj.weight"):
             two.get_parameter(name).copy_(one.get_parameter(name))
         hidden = torch.randn(3, 17, 32, generator=torch.Generator().manual_seed(0))
-        context = packed._context(input_ids, None, None, 0)
+        context = packed._context(input_ids, None, None, None)
         torch.testing.assert_close(two(hidden, context, None), one(hidden, context, None), rtol=0, atol=1e-6)
 
 

@@ -15,7 +15,10 @@ from tiny_transformer.cli.frame import SETTINGS, app
 def export(
     ckpt_dir: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="A checkpoint or run directory. Default: the newest best under runs/."),
+        typer.Argument(
+            metavar="[DIR]",
+            help="A checkpoint or run directory, or a run's name. Default: the newest best under runs/.",
+        ),
     ] = None,
     gguf: Annotated[
         str,

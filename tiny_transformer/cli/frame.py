@@ -64,7 +64,7 @@ CheckpointOption = Annotated[
         "--ckpt",
         "--checkpoint",
         metavar="DIR",
-        help="A checkpoint or run directory. Default: the newest best (else last) under runs/.",
+        help="A checkpoint or run directory, or a run's name. Default: the newest best (else last) under runs/.",
     ),
 ]
 

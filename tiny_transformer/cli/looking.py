@@ -10,19 +10,24 @@ from rich.console import Console
 
 from tiny_transformer.cli.frame import SETTINGS, app
 from tiny_transformer.errors import ExitCode
+from tiny_transformer.models.find import find_run, find_runs
 
 
 @app.command(context_settings=SETTINGS)
 def runs(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[DIR]...", help="Run directories, or folders of runs. Default: runs/ and runs_*."),
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Names, directories or globs of runs, or folders of them. Default: runs/, runs_*.",
+        ),
     ] = None,
 ) -> None:
     """A table of runs and checkpoints: step, epoch, losses, size, age."""
     from tiny_transformer.reports.runs_table import list_runs, print_runs
 
-    print_runs(Console(), list_runs(*(paths or [Path("runs"), *sorted(Path().glob("runs_*"))])))
+    named = _noted(*find_runs(paths)) if paths else [Path("runs"), *sorted(Path().glob("runs_*"))]
+    print_runs(Console(), list_runs(*named))
 
 
 @app.command(context_settings=SETTINGS)
@@ -46,7 +51,7 @@ def inspect(
 
 @app.command(context_settings=SETTINGS)
 def replay(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's name or directory.")],
     step: Annotated[int, typer.Option("--step", help="Which update; the first is 1.")],
 ) -> None:
     """Make one step of a run again and look at it: its batch, its loss, each block's gradient.
@@ -56,15 +61,17 @@ def replay(
     """
     from tiny_transformer.stages.replay import replay as make_again
 
-    make_again(run, step, Console())
+    make_again(_one(run), step, Console())
 
 
 @app.command(context_settings=SETTINGS)
-def doctor(run: Annotated[Path, typer.Argument(metavar="DIR", help="A run, checkpoint or data directory.")]) -> None:
+def doctor(
+    run: Annotated[Path, typer.Argument(metavar="DIR", help="A run's name, or a run, checkpoint or data directory.")],
+) -> None:
     """Check every byte of a run: which checkpoints are whole, where last and best lead, what is left over."""
     from tiny_transformer.storage.doctor import examine
 
-    report = examine(run)
+    report = examine(_one(run))
     for line in report.lines():
         typer.echo(line)
     if not report.ok:
@@ -73,7 +80,9 @@ def doctor(run: Annotated[Path, typer.Argument(metavar="DIR", help="A run, check
 
 @app.command(context_settings=SETTINGS)
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run directory, or several to compare.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="A run's name or directory; several, or a glob, compare.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -86,6 +95,7 @@ def report(
     Of several runs: one page with their loss curves together (by step, tokens or time), the settings that differ, and
     the final figures side by side.
     """
+    runs = _noted(*find_runs(runs))
     if len(runs) == 1:
         from tiny_transformer.reports.report import write_report
 
@@ -94,6 +104,18 @@ def report(
         from tiny_transformer.reports.compare import DEFAULT_OUT, write_comparison
 
         typer.echo(write_comparison(runs, out or DEFAULT_OUT))
+
+
+def _noted(found: list[Path], notes: list[str]) -> list[Path]:
+    """What was found; the notes go to standard error."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    return found
+
+
+def _one(name: Path) -> Path:
+    found, note = find_run(name)
+    return _noted([found], [note] if note else [])[0]
 
 
 app.command("list", hidden=True, context_settings=SETTINGS)(runs)

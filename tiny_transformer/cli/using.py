@@ -68,7 +68,8 @@ def evaluate(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[CKPT]", help="A checkpoint or run directory. Default: the newest best (else last) under runs/."
+            metavar="[CKPT]",
+            help="A checkpoint or run directory, or a run's name. Default: the newest best (else last) under runs/.",
         ),
     ] = None,
     data_dir: Annotated[

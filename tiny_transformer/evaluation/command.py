@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import evaluation_batches
 from tiny_transformer.data.meta import SplitMeta, read_meta
@@ -26,11 +25,9 @@ from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport, measure_skills
 from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_stories, split_stories
 from tiny_transformer.hardware import Hardware, choose_hardware
-from tiny_transformer.models import load_model
 from tiny_transformer.models.contract import CausalLM
-from tiny_transformer.models.find import find_checkpoint
-from tiny_transformer.models.open import checkpoint_tokenizer
-from tiny_transformer.storage.runs import CONFIG_FILE, load_identity
+from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
+from tiny_transformer.storage.runs import load_identity
 
 BATCH_SIZE = 16
 SPLITS = ("val", "train")
@@ -41,7 +38,7 @@ class EvaluateOptions:
     """What is measured.
 
     Attributes:
-        checkpoint: a checkpoint or run directory; None for the newest.
+        checkpoint: a checkpoint or run directory, or a run's name; None for the newest.
         data_dir: prepared data; None for what the run was trained on.
         split: `val` or `train`. None: the validation split, or with `skills` fresh stories.
         max_batches: score only so many batches of 16 sequences; None for the whole split.
@@ -83,20 +80,19 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
     for name, value in (("max_batches", options.max_batches), ("num_stories", options.num_stories)):
         if value is not None and value < 1:
             raise UserError(f"{name} = {value} is not possible", remedy=f"{name}: 1 or more")
-    checkpoint, sentence = find_checkpoint(options.checkpoint)
-    config = _config_of(checkpoint)
-    data_dir = options.data_dir or _data_dir_of(checkpoint, config)
+    opened = open_checkpoint(options.checkpoint, device=options.device, dtype=torch.float32)
+    data_dir = options.data_dir or _data_dir_of(opened.path, opened.run_config)
     dataset = open_dataset(data_dir)
-    _refuse_other_tokenizer(checkpoint, dataset, data_dir)
+    _refuse_other_tokenizer(opened, dataset, data_dir)
     if options.skills and dataset.meta.source != STORIES:
         raise UserError(
             f"--skills needs the story corpus, and {data_dir} holds {dataset.meta.source}",
             where=str(data_dir),
             remedy="only its grammar knows what each word should cost; leave --skills away for the loss",
         )
-    subject = _load(checkpoint, dataset, config, options.device)
-    notes.print(f"[dim]{sentence}; data in {data_dir}[/]", highlight=False, soft_wrap=True)
-    facts = {"checkpoint": str(checkpoint), "data_dir": str(data_dir), "device": subject.hardware.describe()}
+    subject = _load(opened, dataset, options.device)
+    notes.print(f"[dim]{opened.sentence}; data in {data_dir}[/]", highlight=False, soft_wrap=True)
+    facts = {"checkpoint": str(opened.path), "data_dir": str(data_dir), "device": subject.hardware.describe()}
     if options.skills:
         report = measure_skills(subject.model, _stories(subject, options, notes), _reading(subject))
         check: FloorCheck | None = report.check
@@ -156,12 +152,6 @@ def _reading(subject: _Subject) -> Reading:
 # ---------------------------------------------------------------------------------------------------
 
 
-def _config_of(checkpoint: Path) -> RunConfig | None:
-    """The config of the run that a checkpoint stands in; None for one that stands alone."""
-    path = checkpoint.parent / CONFIG_FILE
-    return load_run_config(path) if path.is_file() else None
-
-
 def _data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
     """What the run was trained on: as its config says, else the data of the same content beneath data/."""
     if config is None:
@@ -184,28 +174,27 @@ def _data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
     )
 
 
-def _refuse_other_tokenizer(checkpoint: Path, dataset: Dataset, data_dir: Path) -> None:
-    own, theirs = checkpoint_tokenizer(checkpoint), dataset.tokenizer
+def _refuse_other_tokenizer(opened: OpenCheckpoint, dataset: Dataset, data_dir: Path) -> None:
+    own, theirs = opened.tokenizer, dataset.tokenizer
     if own.fingerprint != theirs.fingerprint:
         raise UserError(
             f"{data_dir} was prepared with another tokenizer ({theirs.name}) than the model's ({own.name})",
             where=str(data_dir),
-            remedy=f"prepare the text with the model's: tiny-transformer prepare --tokenizer {checkpoint} ...",
+            remedy=f"prepare the text with the model's: tiny-transformer prepare --tokenizer {opened.path} ...",
         )
 
 
-def _load(checkpoint: Path, dataset: Dataset, config: RunConfig | None, device: str) -> _Subject:
+def _load(opened: OpenCheckpoint, dataset: Dataset, device: str) -> _Subject:
+    config, shape = opened.run_config, opened.config
     hardware = choose_hardware(device, config.training.precision if config else "fp32")
-    model = load_model(checkpoint, device=hardware.device, dtype=torch.float32)
-    shape = model.config
     if (shape.vocab_size or 0) < dataset.tokenizer.vocab_size:
         raise UserError(
             f"the model knows {shape.vocab_size} ids and its tokenizer gives {dataset.tokenizer.vocab_size}",
-            where=str(checkpoint),
+            where=str(opened.path),
             remedy="take a checkpoint whose config.json and tokenizer.json belong together",
         )
     seq_len = config.data.seq_len if config else min(dataset.meta.seq_len, shape.max_position_embeddings)
-    return _Subject(model, dataset, hardware, seq_len, config.data.packing if config else "concat")
+    return _Subject(opened.model, dataset, hardware, seq_len, config.data.packing if config else "concat")
 
 
 def _tokens(dataset: Dataset, split: str) -> TokenFile:

@@ -9,13 +9,10 @@ from pathlib import Path
 from rich.console import Console
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.generation.engine import check_prompts
+from tiny_transformer.generation.rows import check_prompts
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import encode_prompt, write
-from tiny_transformer.hardware import choose_hardware
-from tiny_transformer.models import end_token_ids, load_model
-from tiny_transformer.models.find import find_checkpoint
-from tiny_transformer.models.open import checkpoint_tokenizer
+from tiny_transformer.models.open import open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class GenerateOptions:
 
     Attributes:
         prompt: the text to continue.
-        checkpoint: a checkpoint or run directory; None for the newest.
+        checkpoint: a checkpoint or run directory, or a run's name; None for the newest.
         num_samples: how many continuations.
         tokenizer: `auto`, or a name that must mean the checkpoint's own tokenizer.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -47,21 +44,19 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     """
     if options.num_samples < 1:
         raise UserError(f"num_samples = {options.num_samples} is not possible", remedy="num_samples: 1 or more")
-    checkpoint, sentence = find_checkpoint(options.checkpoint)
-    tokenizer = checkpoint_tokenizer(checkpoint, options.tokenizer)
-    prompt_ids = encode_prompt(
-        tokenizer, options.prompt
-    )  # a prompt it cannot encode is told before the weights are read
-    model = load_model(checkpoint, device=str(choose_hardware(options.device, "fp32").device))
-    config = model.config
+    opened = open_checkpoint(options.checkpoint, device=options.device)
+    opened.check_tokenizer(options.tokenizer)
+    # A prompt that the model cannot read is refused before the weights are read.
+    config, tokenizer, prompt_ids = opened.config, opened.tokenizer, encode_prompt(opened.tokenizer, options.prompt)
     vocab_size = config.vocab_size or tokenizer.vocab_size
     check_prompts([prompt_ids], vocab_size=vocab_size, context_length=config.max_position_embeddings)
-    notes.print(f"[dim]{sentence}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
+    model = opened.model
+    notes.print(f"[dim]{opened.sentence}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
     rows = [""] * options.num_samples
     if options.stream:
         _show(options.prompt)
     prompts = [options.prompt] * options.num_samples
-    for row, piece in write(model, tokenizer, prompts, settings, end_token_ids(checkpoint)):
+    for row, piece in write(model, tokenizer, prompts, settings, opened.end_ids):
         if options.stream and row == 0:  # the other rows are written beside it and shown after it
             _show(piece)
         else:

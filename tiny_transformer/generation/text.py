@@ -6,12 +6,13 @@ until it is certain. The pieces joined are the whole text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.generation.engine import Generation
+from tiny_transformer.generation.rows import Generation
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.models.contract import CausalLM
+from tiny_transformer.models.open import own_end_ids
 from tiny_transformer.tokenizers import Tokenizer
 
 
@@ -20,7 +21,7 @@ def complete(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     settings: SamplingConfig,
-    end_ids: Sequence[int] = (),
+    end_ids: Collection[int] = (),
 ) -> list[str]:
     """How the model continues each prompt, written side by side; the same prompt twice gives two texts (unless greedy).
 
@@ -29,7 +30,7 @@ def complete(
         tokenizer: the one the model was trained with.
         prompts: texts, which may be empty and of different lengths.
         settings: how the next token is chosen, and when to stop.
-        end_ids: tokens that end a text, besides the tokenizer's own: `models.end_token_ids` of the checkpoint.
+        end_ids: tokens that end a text, besides the tokenizer's own: `end_ids` of `models.open.OpenCheckpoint`.
 
     Returns:
         The continuations, without the prompts and without the stop strings.
@@ -43,9 +44,15 @@ def complete(
     return texts
 
 
-def stream(model: CausalLM, tokenizer: Tokenizer, prompt: str, settings: SamplingConfig) -> Iterator[str]:
+def stream(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompt: str,
+    settings: SamplingConfig,
+    end_ids: Collection[int] = (),
+) -> Iterator[str]:
     """The continuation of one prompt, piece by piece as it is written. Joined, it is what `complete` returns."""
-    for _, piece in write(model, tokenizer, [prompt], settings):
+    for _, piece in write(model, tokenizer, [prompt], settings, end_ids):
         yield piece
 
 
@@ -54,7 +61,7 @@ def write(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     settings: SamplingConfig,
-    end_ids: Sequence[int] = (),
+    end_ids: Collection[int] = (),
 ) -> Iterator[tuple[int, str]]:
     """Pieces of all continuations as they are written: (row, text that is not empty). Arguments as in `complete`."""
     vocab_size = model.config.known_vocab_size
@@ -66,14 +73,11 @@ def write(
         )
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     rows = [TextRow(tokenizer, ids, settings.stop) for ids in encoded]
-    # Where the tokenizer marks beginnings, a text also ends where the next one begins.
-    own_ends = [token for token in (tokenizer.end_id, tokenizer.begin_id) if token is not None]
     was_training = model.training
     model.train(False)
     try:
-        generation = Generation(
-            model, encoded, settings, end_ids={*own_ends, *end_ids}, num_tokens=tokenizer.vocab_size
-        )
+        ends = {*own_end_ids(tokenizer), *end_ids}
+        generation = Generation(model, encoded, settings, end_ids=ends, num_tokens=tokenizer.vocab_size)
         for ids in generation:
             for index, (row, token) in enumerate(zip(rows, ids, strict=True)):
                 if token is not None and (piece := row.push(token)):

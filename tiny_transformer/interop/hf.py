@@ -11,14 +11,10 @@ from pathlib import Path
 from tiny_transformer.config.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.writing import write_import
-from tiny_transformer.models import load_config, load_model
 from tiny_transformer.models.checkpoint import stored_dtypes
-from tiny_transformer.models.config_file import MAX_CONFIG_BYTES, end_token_ids, read_json
-from tiny_transformer.storage.inside import check_inside
-from tiny_transformer.tokenizers import load_tokenizer
+from tiny_transformer.models.config_file import end_token_ids, read_json, read_small_file
+from tiny_transformer.models.open import CHAT_TEMPLATE, OpenCheckpoint
 from tiny_transformer.tokenizers.load import has_tokenizer
-
-CHAT_TEMPLATE = "chat_template.jinja"  # kept as it came; no program of ours runs it
 
 
 def import_hf(source: Path | str, out_dir: Path | str) -> None:
@@ -35,10 +31,11 @@ def import_hf(source: Path | str, out_dir: Path | str) -> None:
         UserError: see `load_model`, `load_tokenizer` and `write_import`.
     """
     source = Path(source)
-    load_config(source)  # told before the tokenizer and the weights are read
+    opened = OpenCheckpoint(source)
+    _ = opened.config  # refused before the tokenizer and the weights are read
     _check_tokenizer_is_there(source)
-    tokenizer = load_tokenizer(source)
-    model, dtypes = load_model(source), stored_dtypes(source)  # in memory the widest of them all
+    tokenizer = opened.tokenizer
+    model, dtypes = opened.model, stored_dtypes(source)  # in memory the widest of them all
     hf = read_json(source / "config.json")
     token_ids = {name: hf[name] for name in TOKEN_IDS if hf.get(name) is not None}
     ends = end_token_ids(source)
@@ -46,7 +43,7 @@ def import_hf(source: Path | str, out_dir: Path | str) -> None:
         token_ids["eos_token_id"] = ends[0] if len(ends) == 1 and not isinstance(hf.get("eos_token_id"), list) else ends
     template = source / CHAT_TEMPLATE
     is_there = template.exists() or template.is_symlink()
-    copied = {CHAT_TEMPLATE: _small_file(template)} if is_there else None
+    copied = {CHAT_TEMPLATE: read_small_file(template)} if is_there else None  # as it came; none of ours runs it
     write_import(model, tokenizer, out_dir, source=source, token_ids=token_ids, copied=copied, dtypes=dtypes)
 
 
@@ -57,16 +54,3 @@ def _check_tokenizer_is_there(source: Path) -> None:
     if (source / "tokenizer.model").exists():
         remedy += "; AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) makes one of tokenizer.model"
     raise UserError("a model without a tokenizer", where=str(source), remedy=remedy, exit_code=ExitCode.BAD_DATA)
-
-
-def _small_file(path: Path) -> bytes:
-    """The bytes of a file that is copied as it is."""
-    check_inside(path)
-    if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
-        raise UserError(
-            f"{path.name} is not a file of at most {MAX_CONFIG_BYTES:,} bytes",
-            where=str(path),
-            remedy="fetch it again, or remove it: the model opens without",
-            exit_code=ExitCode.BAD_DATA,
-        )
-    return path.read_bytes()

@@ -1,7 +1,7 @@
 """Causal attention: who may see whom, the fast operator, and its slow readable twin.
 
-Shapes: B batch, T queries, S keys (S >= T: the queries are the last T of the S tokens), H query heads, G key/value
-heads (H a multiple of G), D head_dim.
+Shapes: B batch, T queries, S keys (S >= T: without a `query_index` the queries are the last T of the S tokens), H query
+heads, G key/value heads (H a multiple of G), D head_dim.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ def attention_mask(
     window: int | None,
     doc_ids: torch.Tensor | None,
     device: torch.device,
+    query_index: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Which keys each query may see: those not after it, inside its window, and of its own document.
 
     Args:
-        num_queries: T. The queries are the last T of the keys' tokens.
+        num_queries: T.
         num_keys: S.
         window: a query sees this many tokens at most, itself included; None: no limit.
         doc_ids: (B, S) document of each key; None: all one document. Padding is a document of its own (-1 by
             convention): real tokens never see it, and it sees itself, so that no row of the softmax is empty.
         device: of the mask.
+        query_index: (B, T) which of the S tokens each query is; None: the last T, in every row.
 
     Returns:
         (B or 1, 1, T, S) bool, True where the query may look; or None where no mask is needed, because T = S and only
@@ -36,17 +38,18 @@ def attention_mask(
     """
     if window is not None and window >= num_keys:
         window = None
-    if doc_ids is None and window is None and num_queries in (1, num_keys):
+    if doc_ids is None and window is None and query_index is None and num_queries in (1, num_keys):
         return None
     key_index = torch.arange(num_keys, device=device)  # (S,)
-    query_index = key_index[num_keys - num_queries :, None]  # (T, 1)
-    allowed = key_index <= query_index  # (T, S)
+    if query_index is None:
+        query_index = key_index[None, num_keys - num_queries :]  # (1, T)
+    allowed = key_index <= query_index[..., None]  # (B or 1, T, S)
     if window is not None:
-        allowed &= key_index > query_index - window
-    if doc_ids is None:
-        return allowed[None, None]
-    same = doc_ids[:, num_keys - num_queries :, None] == doc_ids[:, None, :]  # (B, T, S)
-    return (allowed & same)[:, None]
+        allowed &= key_index > query_index[..., None] - window
+    if doc_ids is not None:
+        own = doc_ids.gather(1, query_index.expand(len(doc_ids), -1))  # (B, T)
+        allowed = allowed & (own[..., None] == doc_ids[:, None])
+    return allowed[:, None]
 
 
 def attend(

@@ -38,20 +38,33 @@ def causal_convolution(
     return out
 
 
-def next_window(inputs: torch.Tensor, *, window: torch.Tensor, segments: torch.Tensor | None) -> torch.Tensor:
+def next_window(
+    inputs: torch.Tensor,
+    *,
+    window: torch.Tensor,
+    segments: torch.Tensor | None,
+    counts: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The window (B, K - 1, C) for the tokens after `inputs`: zeros where another document stood.
 
     Args:
         inputs: (B, T, C).
         window: (B, K - 1, C) before them.
-        segments: (B, T), or None: one document.
+        segments: (B, T), or None: one document. What a row holds beyond its count has the segment of its last token.
+        counts: (B,) how many of the T each row really holds, the first ones; None: all.
     """
-    size = window.shape[1]
-    latest = torch.cat((window, inputs), dim=1)[:, inputs.shape[1] :]
+    size, T = window.shape[1], inputs.shape[1]
+    latest, padded = torch.cat((window, inputs), dim=1), segments
     if segments is not None:
-        padded = functional.pad(segments, (size, 0))[:, segments.shape[1] :]
-        latest = latest * (padded == segments[:, -1:])[..., None]
-    return latest
+        padded = functional.pad(segments, (size, 0))
+    if counts is None:
+        latest = latest[:, T:].contiguous()  # a view would keep all the inputs in memory
+        padded = None if padded is None else padded[:, T:]
+    else:
+        index = counts[:, None] + torch.arange(size, device=inputs.device)  # (B, K - 1)
+        latest = latest.gather(1, index[..., None].expand(-1, -1, inputs.shape[2]))
+        padded = None if padded is None else padded.gather(1, index)
+    return latest if padded is None or segments is None else latest * (padded == segments[:, -1:])[..., None]
 
 
 def _with_window(inputs: torch.Tensor, window: torch.Tensor | None, K: int) -> torch.Tensor:

@@ -30,6 +30,8 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from tiny_transformer.layers.norm import at_least_float32
+
 Form = Literal["recurrent", "chunked", "kernels"]
 CHUNK_LENGTH = 32  # the fastest of 16, 32 and 64 on a CPU
 # Sums of log decays reach -1000 where a memory fades fast; in float32 their small differences would keep four digits.
@@ -42,16 +44,15 @@ def to_unit_length(heads: torch.Tensor) -> torch.Tensor:
     return heads * torch.rsqrt(heads.square().sum(-1, keepdim=True) + _EPS)
 
 
-def count_beginnings(doc_ids: torch.Tensor, start: int) -> torch.Tensor:
-    """The segments (B, T) of the last T of S tokens: how often, since the tokens read before, a document began.
+def count_beginnings(doc_ids: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:
+    """The segments (B, T) of T tokens: how often, since the tokens read before, a document began.
 
     Args:
-        doc_ids: (B, S) document of each token, old and new.
-        start: S - T, how many were read before.
+        doc_ids: (B, T) document of each token.
+        last: (B, 1) document of the token read before them; None: there was none, and the first begins nothing.
     """
-    first = max(start - 1, 0)  # the token whose document the first new one may go on with: itself, when it is alone
-    before = torch.cat((doc_ids[:, first : first + 1], doc_ids[:, start:-1]), dim=1)
-    return (doc_ids[:, start:] != before).cumsum(dim=1)
+    before = torch.cat((doc_ids[:, :1] if last is None else last, doc_ids[:, :-1]), dim=1)
+    return (doc_ids != before).cumsum(dim=1)
 
 
 def gated_delta_rule(
@@ -82,7 +83,7 @@ def gated_delta_rule(
         "chunked": delta_rule_in_chunks,
         "kernels": delta_rule_by_kernels,
     }[choose_form(key.shape[1], key.device)]
-    wide = [_at_least_float32(x) for x in (query, key, value, log_decay, beta)]
+    wide = [at_least_float32(x) for x in (query, key, value, log_decay, beta)]
     with torch.autocast(key.device.type, enabled=False):
         return form(
             query=wide[0],
@@ -271,10 +272,6 @@ def delta_rule_by_kernels(
 @cache
 def _has_kernels() -> bool:
     return find_spec("fla") is not None
-
-
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _start(state: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

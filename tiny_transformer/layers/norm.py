@@ -41,11 +41,16 @@ def unit_rms_slowly(x: torch.Tensor, eps: float) -> torch.Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 if its type is narrower, else as it is: a float64 model computes in float64 throughout."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
     """weight * x / sqrt(mean(x^2) + eps), over the last axis.
 
-    The statistics are computed in float32 whatever the input's dtype, and the normalised value is cast back before it
-    meets the weight: Llama's and Qwen3's order in transformers, which in bfloat16 is not the same as casting last.
+    The statistics are computed in float32 at least, and the normalised value is cast back before it meets the weight:
+    Llama's and Qwen3's order in transformers, which in bfloat16 is not the same as casting last.
     Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, eq. 4.
 
     Args:
@@ -60,7 +65,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., C) to (..., C), same dtype."""
-        return self.weight * UnitRMS.apply(hidden.float(), self.eps).to(hidden.dtype)
+        return self.weight * UnitRMS.apply(at_least_float32(hidden), self.eps).to(hidden.dtype)
 
 
 class ZeroCentredRMSNorm(nn.Module):
@@ -80,8 +85,8 @@ class ZeroCentredRMSNorm(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., C) to (..., C), same dtype."""
-        normed = UnitRMS.apply(hidden.float(), self.eps)
-        return (normed * (1.0 + self.weight.float())).to(hidden.dtype)
+        normed = UnitRMS.apply(at_least_float32(hidden), self.eps)
+        return (normed * (1.0 + at_least_float32(self.weight))).to(hidden.dtype)
 
 
 class GatedRMSNorm(RMSNorm):
@@ -89,7 +94,7 @@ class GatedRMSNorm(RMSNorm):
 
     def forward(self, hidden: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:  # ty: ignore[incompatible-method-override]
         """(..., C) and gate (..., C) to (..., C), in the dtype of `hidden`."""
-        return (super().forward(hidden) * functional.silu(gate.float())).to(hidden.dtype)
+        return (super().forward(hidden) * functional.silu(at_least_float32(gate))).to(hidden.dtype)
 
 
 class LayerNorm(nn.LayerNorm):

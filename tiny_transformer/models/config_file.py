@@ -90,6 +90,23 @@ def read_json(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any
     return value
 
 
+def read_small_file(path: Path) -> bytes:
+    """The bytes of a file that is kept as it is, such as a chat template.
+
+    Raises:
+        UserError: a link that leads outside, no regular file, or an oversized one.
+    """
+    check_inside(path)
+    if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
+        raise UserError(
+            f"{path.name} is not a file of at most {MAX_CONFIG_BYTES:,} bytes",
+            where=str(path),
+            remedy="fetch it again, or remove it: the model opens without",
+            exit_code=ExitCode.BAD_DATA,
+        )
+    return path.read_bytes()
+
+
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):

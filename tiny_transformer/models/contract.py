@@ -79,8 +79,8 @@ class CausalLM(Protocol):
         """Everything but the head: a loss may apply that in chunks, a classifier may attach another."""
         ...
 
-    def make_cache(self, batch_size: int, max_len: int) -> ModelCache:
-        """An empty cache, owned by the caller."""
+    def make_cache(self, batch_size: int, max_len: int, *, fixed: bool = False) -> ModelCache:
+        """An empty cache, owned by the caller; `fixed` gives every call the same shapes."""
         ...
 
     def train(self, mode: bool = True) -> Self: ...
@@ -106,8 +106,13 @@ class MultiTokenLM(CausalLM, Protocol):
         next_ids: Tensor,
         positions: Tensor | None = None,
         doc_ids: Tensor | None = None,
+        cache: ModelCache | None = None,
     ) -> BackboneOutput:
         """From hidden states (B, T, C) of tokens t and the tokens t + 1, what `lm_head` makes token t + 2 of."""
+        ...
+
+    def make_draft_cache(self, batch_size: int, max_len: int) -> ModelCache:
+        """An empty cache for `draft`."""
         ...
 
 

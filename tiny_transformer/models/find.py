@@ -1,11 +1,15 @@
-"""Which checkpoint is meant: from a path as a person gives it, or from none at all, to one whole checkpoint directory.
+"""Which run or checkpoint is meant: from a path, a run's name or nothing at all to one whole checkpoint directory.
 
-No torch: a wrong path is told before anything heavy is imported.
+A path that exists is taken as it stands; else a name is looked for among the runs: `demo` is runs/demo, `demo/last` its
+last checkpoint, `demo*` every run whose name begins so. No torch: a wrong name is refused before anything heavy is
+imported.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
@@ -19,13 +23,74 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _OURS = re.compile(r"step-\d{8,}|\.tmp-.*")
 
 
-def find_checkpoint(path: Path | None = None, runs_dir: Path = RUNS_DIR) -> tuple[Path, str]:
+def find_runs(names: Sequence[Path | str], runs_dir: Path = RUNS_DIR) -> tuple[list[Path], list[str]]:
+    """The paths that names mean, in their order and each once, and what a reader should be told about the choice.
+
+    Args:
+        names: paths, names of runs in `runs_dir`, or patterns of either with `*`, `?` or `[...]`.
+        runs_dir: where runs are looked for.
+
+    Raises:
+        UserError: nothing has that name; names those that are near.
+    """
+    found: list[Path] = []
+    notes = []
+    for name in map(Path, names):
+        run = runs_dir / name if not name.is_absolute() and ".." not in name.parts else name
+        if _exists(name):
+            found.append(name)
+            if run != name and _exists(run) and run.resolve() != name.resolve():
+                notes.append(f"{name} is a path here; the run of that name is {run}")
+        elif _exists(run):
+            found.append(run)
+        else:
+            matches = _glob(Path(), name) or _glob(runs_dir, name)
+            if not matches:
+                raise _unknown(name, runs_dir)
+            found += matches
+    return list(dict.fromkeys(found)), notes
+
+
+def find_run(name: Path | str, runs_dir: Path = RUNS_DIR) -> tuple[Path, str]:
+    """The one path that a name means, and what a reader should be told about it, else nothing; see `find_runs`.
+
+    Raises:
+        UserError: nothing has that name, or a pattern means several.
+    """
+    found, notes = find_runs([name], runs_dir)
+    if len(found) > 1:
+        shown = ", ".join(map(str, found[:5])) + (" ..." if len(found) > 5 else "")
+        raise UserError(f"{name} means {len(found)} directories, and one is needed", remedy=f"one of {shown}")
+    return found[0], "".join(notes)
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _glob(root: Path, pattern: Path) -> list[Path]:
+    """Directories that a pattern means, sorted; none for a plain name."""
+    if not set("*?[") & set(str(pattern)):
+        return []
+    root, pattern = (Path(pattern.anchor), pattern.relative_to(pattern.anchor)) if pattern.anchor else (root, pattern)
+    return sorted(path for path in root.glob(str(pattern)) if path.is_dir())
+
+
+def _unknown(name: Path, runs_dir: Path) -> UserError:
+    runs = [path.name for path in runs_dir.glob("*") if path.is_dir()]
+    beside = [name.parent / link for link in LINKS if (name.parent / link).is_symlink()]
+    near = difflib.get_close_matches(name.name, runs, n=3)
+    remedy = f"did you mean {' or '.join(near)}?" if near else _suggestion(runs_dir)
+    return UserError(f"{name} does not exist", remedy=f"this run has {beside[0]}" if beside else remedy)
+
+
+def find_checkpoint(path: Path | str | None = None, runs_dir: Path = RUNS_DIR) -> tuple[Path, str]:
     """The checkpoint directory to use, every byte of it checked, and a sentence that says which it is.
 
     Args:
-        path: a checkpoint directory; a run directory, which stands for its `best`, else its `last`; or None for the
-            newest `best`, else the newest `last`, among the runs in `runs_dir`. A Hugging Face model directory without
-            a manifest is taken as it is.
+        path: a checkpoint directory; a run directory, which stands for its `best`, else its `last`; the name of either
+            in `runs_dir`, see `find_runs`; or None for the newest `best`, else the newest `last`, among the runs in
+            `runs_dir`. A Hugging Face model directory without a manifest is taken as it is.
         runs_dir: where runs are looked for.
 
     Raises:
@@ -33,17 +98,22 @@ def find_checkpoint(path: Path | None = None, runs_dir: Path = RUNS_DIR) -> tupl
     """
     if path is None:
         return _newest_link(runs_dir)
+    found, note = find_run(path, runs_dir)
+    target, sentence = _checkpoint_at(found, runs_dir)
+    return target, f"{sentence} ({note})" if note else sentence
+
+
+def _checkpoint_at(path: Path, runs_dir: Path) -> tuple[Path, str]:
     if path.name in LINKS and path.is_symlink():
         return _linked(path)
     if not path.is_dir():
-        what = "is not a directory" if path.exists() else "does not exist"
-        beside = [path.parent / name for name in LINKS if (path.parent / name).is_symlink()]
-        remedy = f"this run has {beside[0]}" if beside else _suggestion(runs_dir)
-        raise UserError(f"{path} {what}", remedy=remedy)
+        raise UserError(f"{path} is not a directory", remedy=_suggestion(runs_dir))
     if _is_run(path):
         return _of_run(path)
     if not any((path / name).is_file() for name in (CONFIG, MANIFEST)):
-        raise UserError(f"{path} is not a checkpoint directory: no {CONFIG}", remedy=_suggestion(runs_dir))
+        run = runs_dir / path
+        remedy = f"the run of that name is {run}" if run != path and run.is_dir() else _suggestion(runs_dir)
+        raise UserError(f"{path} is not a checkpoint directory: no {CONFIG}", remedy=remedy)
     _check(path)
     return path, f"using {path}"
 

@@ -1,27 +1,123 @@
-"""What stands in a checkpoint directory beside its weights, opened in one place."""
+"""A checkpoint, opened in one place: model, tokenizer, end ids, chat template, the config of its run.
+
+Whoever needs a trained model begins here: `open_checkpoint("demo").model`.
+"""
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tiny_transformer.errors import UserError
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.hardware import choose_hardware
+from tiny_transformer.models import load_config, load_model
+from tiny_transformer.models.config_file import end_token_ids, read_small_file
+from tiny_transformer.models.find import find_checkpoint
+from tiny_transformer.storage.runs import CONFIG_FILE
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 
+if TYPE_CHECKING:
+    import torch
 
-def checkpoint_tokenizer(checkpoint: Path, name: str = "auto") -> Tokenizer:
-    """The tokenizer in a checkpoint; `name` other than `auto` must mean the same one.
+    from tiny_transformer.config.model import ModelConfig
+    from tiny_transformer.models.contract import CausalLM
+
+CHAT_TEMPLATE = "chat_template.jinja"
+
+
+class OpenCheckpoint:
+    """What stands in a checkpoint directory. Each part is read, and refused, when it is first asked for.
+
+    Args:
+        path: a Hugging Face model directory, of a run or from elsewhere.
+        sentence: how it was chosen, for the user.
+        device: of the weights: `auto`, `cpu`, `cuda` or `mps`.
+        dtype: of the weights; None keeps the files'.
+    """
+
+    def __init__(
+        self, path: Path, sentence: str = "", *, device: str = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        self.path, self.sentence = path, sentence or f"using {path}"
+        self._device, self._dtype = device, dtype
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The model's shape. Errors: see `load_config`."""
+        return load_config(self.path)
+
+    @cached_property
+    def model(self) -> CausalLM:
+        """The model in evaluation mode. Errors: see `load_model` and `choose_hardware`."""
+        return load_model(self.path, device=choose_hardware(self._device, "fp32").device, dtype=self._dtype)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with. Errors: see `load_tokenizer`."""
+        return load_tokenizer(self.path)
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a text: those of `generation_config.json` or `config.json`, and the tokenizer's own."""
+        return tuple(dict.fromkeys((*end_token_ids(self.path), *own_end_ids(self.tokenizer))))
+
+    @cached_property
+    def template(self) -> str | None:
+        """The chat template as Jinja text, unread; None for a model that was not taught to chat."""
+        file = self.path / CHAT_TEMPLATE
+        if not file.exists() and not file.is_symlink():
+            return self.tokenizer.chat_template
+        try:
+            return read_small_file(file).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"the chat template is not UTF-8 (byte {error.start})",
+                where=str(file),
+                remedy="fetch it again, or remove it: the model opens without",
+                exit_code=ExitCode.BAD_DATA,
+            ) from None
+
+    @cached_property
+    def run_config(self) -> RunConfig | None:
+        """The config of the run that the checkpoint stands in; None for one that stands alone."""
+        path = self.path.parent / CONFIG_FILE
+        return load_run_config(path) if path.is_file() else None
+
+    def check_tokenizer(self, name: str) -> None:
+        """Refuse a tokenizer that is asked for by name, unless it is the checkpoint's own (or `auto`).
+
+        Raises:
+            UserError: it is another one: its ids would mean other words to this model.
+        """
+        if name in ("auto", self.tokenizer.name):
+            return
+        if make_tokenizer(name).fingerprint != self.tokenizer.fingerprint:
+            raise UserError(
+                f"{self.path} was trained with the tokenizer {self.tokenizer.name}, not with {name}",
+                where=str(self.path),
+                remedy="leave --tokenizer away: the checkpoint has its own",
+            )
+
+
+def open_checkpoint(
+    path: Path | str | None = None, *, device: str = "auto", dtype: torch.dtype | None = None
+) -> OpenCheckpoint:
+    """Find a checkpoint, check every byte of it, and open it.
+
+    Args:
+        path: a checkpoint or run directory, or a run's name; None for the newest. See `find_checkpoint`.
+        device: of the weights: `auto`, `cpu`, `cuda` or `mps`.
+        dtype: of the weights; None keeps the files'.
 
     Raises:
-        UserError: it is another one: its ids would mean other words to this model.
+        UserError: see `find_checkpoint`.
     """
-    own = load_tokenizer(checkpoint)
-    if name == "auto" or name == own.name:
-        return own
-    asked = make_tokenizer(name)
-    if asked.fingerprint != own.fingerprint:
-        raise UserError(
-            f"{checkpoint} was trained with the tokenizer {own.name}, not with {name}",
-            where=str(checkpoint),
-            remedy="leave --tokenizer away: the checkpoint has its own",
-        )
-    return own
+    return OpenCheckpoint(*find_checkpoint(path), device=device, dtype=dtype)
+
+
+def own_end_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids at which a tokenizer's texts end: its end token and, where it marks beginnings, the next beginning."""
+    return [token for token in (tokenizer.end_id, tokenizer.begin_id) if token is not None]

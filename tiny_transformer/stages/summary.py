@@ -20,7 +20,7 @@ from tiny_transformer.evaluation.floor import check_split
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.models import load_model
+from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
 from tiny_transformer.reports.report import write_report
 from tiny_transformer.reports.run_reader import read_run
@@ -173,10 +173,10 @@ def write_samples(outcome: RunResult, console: Console) -> None:
     checkpoint = run.resolve("best") or run.resolve("last")
     if checkpoint is None or not training.sample_prompts:
         return
-    model = load_model(checkpoint.path, device=str(outcome.hardware.device))
+    opened = OpenCheckpoint(checkpoint.path, device=str(outcome.hardware.device))
     settings = SamplingConfig(temperature=0.8, top_p=0.95, max_new_tokens=training.sample_tokens, seed=training.seed)
     try:
-        texts = complete(model, outcome.stage.tokenizer, list(training.sample_prompts), settings)
+        texts = complete(opened.model, opened.tokenizer, list(training.sample_prompts), settings, opened.end_ids)
     except UserError as error:  # a prompt that this tokenizer cannot write: no reason to lose the report
         console.print(f"\nno samples: {error.what} (set training.sample_prompts)", highlight=False)
         return

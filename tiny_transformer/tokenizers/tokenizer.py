@@ -113,6 +113,15 @@ class Tokenizer:
         token = self._backend.id_to_token(token_id) or ""
         return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template (Jinja) of `tokenizer_config.json`, the default one where it has several; None: none."""
+        template = self._config.get("chat_template")
+        named = template if isinstance(template, list) else []
+        texts = [t.get("template") for t in named if isinstance(t, dict) and t.get("name") == "default"]
+        template = texts[0] if texts else template
+        return template if isinstance(template, str) else None
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides ids and text; equal content in another order is equal."""

@@ -18,7 +18,7 @@ from torch import nn
 from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.layers.attention import attend, attention_mask
-from tiny_transformer.layers.cache import KeyValueCache, ModelCache
+from tiny_transformer.layers.cache import KeyValueCache, ModelCache, find_place
 from tiny_transformer.layers.feed_forward import SwiGLU
 from tiny_transformer.layers.norm import RMSNorm
 from tiny_transformer.layers.rope import apply_rope, rope_cos_sin
@@ -51,9 +51,8 @@ class Qwen3Attention(nn.Module):
     ) -> torch.Tensor:
         """(B, T, C) to (B, T, C); cos and sin from `rope_cos_sin`, mask from `attention_mask`."""
         B, T, _ = hidden.shape
-        query = self.q_proj(hidden).view(B, T, -1, self.head_dim)  # (B, T, H, D)
-        key = self.k_proj(hidden).view(B, T, -1, self.head_dim)  # (B, T, G, D)
-        value = self.v_proj(hidden).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
+        query, key, value = self.project(hidden)
+        value = value.transpose(1, 2)  # (B, G, T, D)
         query = apply_rope(self.q_norm(query), cos, sin).transpose(1, 2)  # (B, H, T, D)
         key = apply_rope(self.k_norm(key), cos, sin).transpose(1, 2)  # (B, G, T, D)
         if cache is not None:
@@ -61,6 +60,12 @@ class Qwen3Attention(nn.Module):
         dropout = self.dropout.p if self.training else 0.0
         mixed = attend(query=query, key=key, value=value, mask=mask, dropout=dropout)  # (B, H, T, D)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
+
+    def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, T, C) to queries (B, T, H, D), keys and values (B, T, G, D), before everything else."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (linear(hidden).unflatten(-1, (-1, self.head_dim)) for linear in projections)
+        return query, key, value
 
 
 class Qwen3Block(nn.Module):
@@ -103,16 +108,19 @@ class Qwen3Decoder(nn.Module):
     ) -> torch.Tensor:
         """(B, T) token ids to (B, T, C); arguments as in `Qwen3ForCausalLM.forward`."""
         T, device = input_ids.shape[1], input_ids.device
-        start = 0 if cache is None else cache.length
-        if cache is not None:
-            doc_ids = cache.admit(input_ids, doc_ids)  # (B, S)
-        if positions is None:
-            positions = torch.arange(start, start + T, device=device)[None]  # (1, T)
+        place = find_place(input_ids, positions, doc_ids, cache)
         hidden = self.dropout(self.embed_tokens(input_ids))  # (B, T, C)
         theta, head_dim = self.config.rope_theta, self.config.head_dim
-        cos, sin = rope_cos_sin(positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype)
+        cos, sin = rope_cos_sin(place.positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype)
         masks = {
-            window: attention_mask(T, start + T, window=window, doc_ids=doc_ids, device=device)
+            window: attention_mask(
+                T,
+                place.num_keys,
+                window=window,
+                doc_ids=place.doc_ids,
+                device=device,
+                query_index=place.query_index,
+            )
             for window in set(self.windows)
         }
         for i, layer in enumerate(self.layers):
@@ -160,7 +168,8 @@ class Qwen3ForCausalLM(nn.Module):
             input_ids: (B, T) int64.
             positions: (B, T) place of each token in its document; None counts on from the cache, or from 0.
             doc_ids: (B, T) document of each token: attention never crosses a change of id. Padding is a document of its
-                own, -1. None: each row is one document, or goes on with the cache's last one.
+                own, -1; with a cache it stands behind a row's tokens and is not kept. None: each row is one document,
+                or goes on with the cache's last one.
             cache: from `make_cache`; it is read, and extended by these tokens.
         """
         return self.lm_head(self.backbone(input_ids, positions, doc_ids, cache).hidden)
@@ -176,18 +185,13 @@ class Qwen3ForCausalLM(nn.Module):
         hidden = self.model(input_ids, positions, doc_ids, cache)
         return BackboneOutput(hidden, hidden.new_zeros(()))
 
-    def make_cache(self, batch_size: int, max_len: int) -> ModelCache:
-        """An empty cache for `batch_size` rows of `max_len` tokens, in the weights' dtype and on their device."""
+    def make_cache(self, batch_size: int, max_len: int, *, fixed: bool = False) -> ModelCache:
+        """An empty cache for `batch_size` rows of `max_len` tokens, in the weights' dtype and on their device.
+
+        `fixed` gives every call the same shapes: see `ModelCache`.
+        """
         weight, config = self.model.embed_tokens.weight, self.config
-        layers = [
-            KeyValueCache(
-                batch_size=batch_size,
-                num_key_value_heads=config.num_key_value_heads,
-                max_len=max_len,
-                head_dim=config.head_dim,
-                dtype=weight.dtype,
-                device=weight.device,
-            )
-            for _ in range(config.num_hidden_layers)
-        ]
-        return ModelCache(layers, batch_size=batch_size, max_len=max_len, device=weight.device)
+        sizes: dict[str, Any] = {"batch_size": batch_size, "max_len": max_len, "device": weight.device}
+        heads: Any = {"num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_dim}
+        layers = [KeyValueCache(dtype=weight.dtype, **sizes, **heads) for _ in range(config.num_hidden_layers)]
+        return ModelCache(layers, **sizes, fixed=fixed)

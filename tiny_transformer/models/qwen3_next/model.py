@@ -21,24 +21,26 @@ from torch.nn import functional
 from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.config.model import Qwen3NextConfig
 from tiny_transformer.layers.attention import attend, attention_mask
-from tiny_transformer.layers.cache import DeltaInputs, KeyValueCache, ModelCache, RecurrentCache
+from tiny_transformer.layers.cache import KeyValueCache, ModelCache, find_place
 from tiny_transformer.layers.convolution import causal_convolution
-from tiny_transformer.layers.delta_rule import count_beginnings, gated_delta_rule, to_unit_length
+from tiny_transformer.layers.delta_rule import gated_delta_rule, to_unit_length
 from tiny_transformer.layers.experts import Routing, balance_loss, expert_load, mix_experts, route
 from tiny_transformer.layers.feed_forward import SwiGLU
-from tiny_transformer.layers.norm import GatedRMSNorm, ZeroCentredRMSNorm
+from tiny_transformer.layers.norm import GatedRMSNorm, ZeroCentredRMSNorm, at_least_float32
+from tiny_transformer.layers.recurrent_cache import DeltaInputs, RecurrentCache
 from tiny_transformer.layers.rope import apply_partial_rope, rope_cos_sin
 from tiny_transformer.models.contract import BackboneOutput
 
 
 class Context(NamedTuple):
-    """Where the tokens stand: cos and sin from `rope_cos_sin`, mask from `attention_mask`, segments (B, T) from
-    `count_beginnings`."""
+    """Where the tokens stand: cos and sin from `rope_cos_sin`, mask from `attention_mask`, segments and padding (B, T)
+    from `find_place`."""
 
     cos: torch.Tensor
     sin: torch.Tensor
     mask: torch.Tensor | None
     segments: torch.Tensor | None
+    padding: torch.Tensor | None
 
 
 class Qwen3NextAttention(nn.Module):
@@ -59,9 +61,8 @@ class Qwen3NextAttention(nn.Module):
     def forward(self, hidden: torch.Tensor, context: Context, cache: KeyValueCache | None) -> torch.Tensor:
         """(B, T, C) to (B, T, C)."""
         B, T, _ = hidden.shape
-        query, gate = self.q_proj(hidden).view(B, T, -1, 2 * self.head_dim).chunk(2, dim=-1)  # (B, T, H, D) each
-        key = self.k_proj(hidden).view(B, T, -1, self.head_dim)  # (B, T, G, D)
-        value = self.v_proj(hidden).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
+        query, key, value, gate = self.project(hidden)
+        value = value.transpose(1, 2)  # (B, G, T, D)
         query = apply_partial_rope(self.q_norm(query), context.cos, context.sin).transpose(1, 2)  # (B, H, T, D)
         key = apply_partial_rope(self.k_norm(key), context.cos, context.sin).transpose(1, 2)  # (B, G, T, D)
         if cache is not None:
@@ -69,6 +70,12 @@ class Qwen3NextAttention(nn.Module):
         dropout = self.dropout.p if self.training else 0.0
         mixed = attend(query=query, key=key, value=value, mask=context.mask, dropout=dropout)  # (B, H, T, D)
         return self.o_proj((mixed.transpose(1, 2) * gate.sigmoid()).reshape(B, T, -1))
+
+    def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, T, C) to queries (B, T, H, D), keys and values (B, T, G, D), gate (B, T, H, D), before all else."""
+        query, gate = self.q_proj(hidden).unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1)
+        key, value = (linear(hidden).unflatten(-1, (-1, self.head_dim)) for linear in (self.k_proj, self.v_proj))
+        return query, key, value, gate
 
 
 class Qwen3NextGatedDeltaNet(nn.Module):
@@ -99,21 +106,23 @@ class Qwen3NextGatedDeltaNet(nn.Module):
     def forward(self, hidden: torch.Tensor, context: Context, cache: RecurrentCache | None) -> torch.Tensor:
         """(B, T, C) to (B, T, C)."""
         window, state = (None, None) if cache is None else (cache.window, cache.state)
-        channels, z, b, a = self._project(hidden)
+        channels, z, b, a = self.project(hidden)
         mixed = causal_convolution(channels, self.conv1d.weight, window=window, segments=context.segments)
         query, key, value = functional.silu(mixed).split((self.keys, self.keys, self.values), dim=-1)
-        key = to_unit_length(key.unflatten(-1, (-1, self.key_dim)).float())  # (B, T, Nk, Dk)
-        query = to_unit_length(query.unflatten(-1, (-1, self.key_dim)).float()) * self.key_dim**-0.5  # (B, T, Nk, Dk)
+        query, key = (at_least_float32(x).unflatten(-1, (-1, self.key_dim)) for x in (query, key))  # (B, T, Nk, Dk)
+        query, key = to_unit_length(query) * self.key_dim**-0.5, to_unit_length(key)
         value = value.unflatten(-1, (-1, self.value_dim))  # (B, T, Nv, Dv)
-        beta = b.float().sigmoid()  # (B, T, Nv)
-        log_decay = -self.A_log.float().exp() * functional.softplus(a.float() + self.dt_bias.float())  # (B, T, Nv)
-        inputs = {"key": key, "value": value, "log_decay": log_decay, "beta": beta, "segments": context.segments}
-        out, state = gated_delta_rule(query=query, state=state, **inputs)  # (B, T, Nv, Dv)
+        a, b, A_log, dt_bias = (at_least_float32(x) for x in (a, b, self.A_log, self.dt_bias))
+        beta, log_decay = b.sigmoid(), -A_log.exp() * functional.softplus(a + dt_bias)  # (B, T, Nv)
+        inputs = DeltaInputs(channels, key, value, log_decay, beta, context.segments, None)
+        if context.padding is not None:
+            inputs = inputs.keep(~context.padding)
+        out, state = gated_delta_rule(query=query, state=state, **inputs.for_the_rule())  # (B, T, Nv, Dv)
         if cache is not None:
-            cache.append(DeltaInputs(channels=channels, **inputs), state=state)
+            cache.append(inputs, state=state)
         return self.out_proj(self.norm(out.to(hidden.dtype), z).flatten(2))
 
-    def _project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What is convolved, (B, T, queries | keys | values); z (B, T, Nv, Dv); b and a, (B, T, Nv) each."""
         if self.is_packed:  # the rows stand by key head: its query, its key, its value heads' values, their z
             values = self.values // self.num_key_heads
@@ -218,10 +227,12 @@ class Qwen3NextMTPHead(nn.Module):
         self.layers = nn.ModuleList([block])
         self.norm = ZeroCentredRMSNorm(C, eps)
 
-    def forward(self, *, hidden: torch.Tensor, embedded: torch.Tensor, context: Context) -> tuple[torch.Tensor, list]:
+    def forward(
+        self, *, hidden: torch.Tensor, embedded: torch.Tensor, context: Context, cache: ModelCache | None
+    ) -> tuple[torch.Tensor, list]:
         """`hidden` and the next tokens `embedded`, (B, T, C) each, to (B, T, C), and its router's decisions."""
         both = torch.cat((self.pre_fc_norm_embedding(embedded), self.pre_fc_norm_hidden(hidden)), dim=-1)
-        out, routings = self.layers[0](self.fc(both), context, None)
+        out, routings = self.layers[0](self.fc(both), context, None if cache is None else cache[0])
         return self.norm(out), routings
 
 
@@ -264,7 +275,8 @@ class Qwen3NextForCausalLM(nn.Module):
             input_ids: (B, T) int64.
             positions: (B, T) place of each token in its document; None counts on from the cache, or from 0.
             doc_ids: (B, T) document of each token: attention and memory never cross a change of id. Padding is a
-                document of its own, -1. None: each row is one document, or goes on with the cache's last one.
+                document of its own, -1; with a cache it stands behind a row's tokens and is not kept. None: each row
+                is one document, or goes on with the cache's last one.
             cache: from `make_cache`; it is read, and extended by these tokens.
         """
         return self.lm_head(self.backbone(input_ids, positions, doc_ids, cache).hidden)
@@ -281,10 +293,7 @@ class Qwen3NextForCausalLM(nn.Module):
         The auxiliary loss is the routers' balance loss times `router_aux_loss_coef`, to be added to the mean loss per
         token: a scalar, 0 without experts and with a cache (nothing is learnt there).
         """
-        start, all_doc_ids = (
-            (0, doc_ids) if cache is None else (cache.length, cache.admit(input_ids, doc_ids))
-        )  # (B, S)
-        context = self._context(input_ids, positions, all_doc_ids, start)
+        context = self._context(input_ids, positions, doc_ids, cache)
         hidden, routings = self.model(input_ids, context, cache)
         if cache is not None or not routings:
             return BackboneOutput(hidden, hidden.new_zeros(()))
@@ -298,6 +307,7 @@ class Qwen3NextForCausalLM(nn.Module):
         next_ids: torch.Tensor,
         positions: torch.Tensor | None = None,
         doc_ids: torch.Tensor | None = None,
+        cache: ModelCache | None = None,
     ) -> BackboneOutput:
         """The MTP head: hidden states (B, T, C) with which `lm_head` predicts token t + 2, and the auxiliary loss.
 
@@ -305,37 +315,61 @@ class Qwen3NextForCausalLM(nn.Module):
             hidden: (B, T, C) from `backbone`, of tokens t.
             next_ids: (B, T) the tokens t + 1.
             positions, doc_ids: (B, T) of the tokens t, as in `forward`.
+            cache: from `make_draft_cache`; it holds the tokens t, and is read and extended as in `forward`.
         """
         if self.mtp is None:
             raise ValueError("this model has no MTP head: num_nextn_predict_layers is 0")
-        context = self._context(next_ids, positions, doc_ids, 0)
-        out, routings = self.mtp(hidden=hidden, embedded=self.model.embed_tokens(next_ids), context=context)
-        if not routings:
+        context, embedded = self._context(next_ids, positions, doc_ids, cache), self.model.embed_tokens(next_ids)
+        out, routings = self.mtp(hidden=hidden, embedded=embedded, context=context, cache=cache)
+        if cache is not None or not routings:
             return BackboneOutput(out, out.new_zeros(()))
         auxiliary_loss = self.config.router_aux_loss_coef * balance_loss(routings, doc_ids)
         return BackboneOutput(out, auxiliary_loss, expert_load(routings, doc_ids))
 
     def _context(
-        self, input_ids: torch.Tensor, positions: torch.Tensor | None, doc_ids: torch.Tensor | None, start: int
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor | None,
+        doc_ids: torch.Tensor | None,
+        cache: ModelCache | None,
     ) -> Context:
-        """`doc_ids` (B, S) of all tokens; `start` of them were read before."""
-        T, device, config = input_ids.shape[1], input_ids.device, self.config
-        if positions is None:
-            positions = torch.arange(start, start + T, device=device)[None]  # (1, T)
+        place, config = find_place(input_ids, positions, doc_ids, cache), self.config
         dtype = self.model.embed_tokens.weight.dtype
-        cos, sin = rope_cos_sin(positions, head_dim=config.rotary_dim, theta=config.rope_theta, dtype=dtype)
-        mask = attention_mask(T, start + T, window=None, doc_ids=doc_ids, device=device)
-        segments = None if doc_ids is None else count_beginnings(doc_ids, start)
-        return Context(cos, sin, mask, segments)
+        cos, sin = rope_cos_sin(place.positions, head_dim=config.rotary_dim, theta=config.rope_theta, dtype=dtype)
+        mask = attention_mask(
+            input_ids.shape[1],
+            place.num_keys,
+            window=None,
+            doc_ids=place.doc_ids,
+            device=input_ids.device,
+            query_index=place.query_index,
+        )
+        return Context(cos, sin, mask, place.segments, place.padding)
 
-    def make_cache(self, batch_size: int, max_len: int) -> ModelCache:
-        """An empty cache for `batch_size` rows of `max_len` tokens; only the attention layers' part grows with them."""
+    def make_cache(self, batch_size: int, max_len: int, *, fixed: bool = False) -> ModelCache:
+        """An empty cache for `batch_size` rows of `max_len` tokens; only the attention layers' part grows with them.
+
+        `fixed` gives every call the same shapes: see `ModelCache`.
+        """
+        blocks: Any = self.model.layers
+        return self._cache_for(blocks, batch_size, max_len, fixed)
+
+    def make_draft_cache(self, batch_size: int, max_len: int) -> ModelCache:
+        """An empty cache for `draft`, as `make_cache` is for `forward`.
+
+        Raises:
+            ValueError: the model has no MTP head.
+        """
+        if self.mtp is None:
+            raise ValueError("this model has no MTP head: num_nextn_predict_layers is 0")
+        return self._cache_for(self.mtp.layers, batch_size, max_len, False)
+
+    def _cache_for(self, blocks: Any, batch_size: int, max_len: int, fixed: bool) -> ModelCache:
         weight, config = self.model.embed_tokens.weight, self.config
         sizes: dict[str, Any] = {"batch_size": batch_size, "max_len": max_len, "device": weight.device}
         heads: Any = {"num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_dim}
-        blocks: Any = self.model.layers
         layers = [
             b.linear_attn.make_cache(batch_size) if b.is_linear else KeyValueCache(dtype=weight.dtype, **sizes, **heads)
             for b in blocks
         ]
-        return ModelCache(layers, **sizes)
+        return ModelCache(layers, **sizes, fixed=fixed)

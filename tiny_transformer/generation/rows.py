@@ -1,7 +1,7 @@
-"""The decode loop: a batch of prompts is read in one pass, then every step feeds one token a row and yields the next.
+"""The decode loop over the rows of a batch: prompts are read in one pass, then every step draws one token a row.
 
-Keys and values of the tokens read so far stand in a cache that belongs to the loop; the model is only called.
-Prompts of different lengths are padded on the left with tokens of document -1, which no other token can see.
+The decoder computes, the sampler draws; here stands what a row is: its prompt, its key, how long it may grow, and why
+it ended. A prompt that stands in several rows is read once and copied.
 
 `generate_without_cache` is the slow twin: it runs the whole text through the model for every token.
 """
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.generation.decoder import Decoder
 from tiny_transformer.generation.sampling import NOT_A_TOKEN, SamplingConfig, next_ids, row_keys
 from tiny_transformer.models.contract import CausalLM
 
 FinishReason = Literal["end", "stop", "length", "context"]
-PAD_DOCUMENT = -1
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Generation(Iterator[list[int | None]]):
     Attributes:
         logits: (B, V) of the last step, before any sampling option.
         finish_reasons: for each row None while it is being written, then `end`, `stop`, `length` or `context`.
-        cache: one cache a layer; holds every token but the newest.
+        decoder: has read every token but the newest.
 
     Raises:
         UserError: an empty prompt, one longer than the context, a token the model does not have, or logits that are
@@ -66,11 +66,13 @@ class Generation(Iterator[list[int | None]]):
         self._budgets = [min(settings.max_new_tokens, context_length - len(prompt) + 1) for prompt in prompts]
         self.finish_reasons: list[FinishReason | None] = [None] * len(prompts)
         self._step = 0
+        self._prompts = [tuple(prompt) for prompt in prompts]
+        self._new_ids: Tensor | None = None  # (B, 1), once the prompts have been read
         device = next(model.parameters()).device
-        self._input_ids, self._positions, self._doc_ids = pad_left(prompts, device)
         self._seen = _tokens_in(prompts, self._num_tokens, device) if settings.repetition_penalty != 1 else None
-        max_len = self._input_ids.shape[1] + max(self._budgets, default=1) - 1
-        self.cache = model.make_cache(len(prompts), max_len)
+        # Ended rows are fed on beside the others, so each must hold what the longest may write.
+        max_len = max(map(len, prompts), default=0) + max(self._budgets, default=1) - 1
+        self.decoder = Decoder(model, len(set(self._prompts)), max_len, num_tokens=self._num_tokens)
         self.logits = torch.empty(0)
 
     def finish(self, row: int, reason: FinishReason = "stop") -> None:
@@ -81,12 +83,23 @@ class Generation(Iterator[list[int | None]]):
     def __next__(self) -> list[int | None]:
         if None not in self.finish_reasons:
             raise StopIteration
-        hidden = self._model.backbone(self._input_ids, self._positions, self._doc_ids, self.cache).hidden
-        self.logits = self._model.lm_head(hidden[:, -1])[:, : self._num_tokens]
+        self.logits = self._read_prompts() if self._new_ids is None else self.decoder.feed_last(self._new_ids)
         ids = next_ids(self.logits, self._settings, keys=self._keys, position=self._step, seen=self._seen)
-        new_ids = self._record(ids.tolist())
-        self._prepare_next(ids)
-        return new_ids
+        given = self._record(ids.tolist())
+        self._new_ids = ids[:, None]
+        if self._seen is not None:
+            self._seen.scatter_(1, self._new_ids, True)
+        return given
+
+    def _read_prompts(self) -> Tensor:
+        """Logits (B, V) after each prompt; each different one is read once."""
+        different = list(dict.fromkeys(self._prompts))
+        logits = self.decoder.feed_last(different)
+        if len(different) == len(self._prompts):
+            return logits
+        rows = [different.index(prompt) for prompt in self._prompts]
+        self.decoder.select(rows)
+        return logits[rows]
 
     def _record(self, ids: list[int]) -> list[int | None]:
         """End the rows that are done, and return what this step gives out."""
@@ -118,15 +131,6 @@ class Generation(Iterator[list[int | None]]):
             limit = self._model.config.max_position_embeddings
             _log.warning("the text ends here: the model's context of %s tokens is full", f"{limit:,}")
         self.finish_reasons[row] = "context"
-
-    def _prepare_next(self, ids: Tensor) -> None:
-        """The next step's input. Ended rows are fed on, and what they give is dropped: no row sees another."""
-        self._input_ids = ids[:, None]
-        if self._positions is not None:
-            self._positions = self._positions[:, -1:] + 1
-            self._doc_ids = None  # each row goes on with its document
-        if self._seen is not None:
-            self._seen.scatter_(1, self._input_ids, True)
 
 
 def generate_without_cache(
@@ -180,18 +184,6 @@ def check_prompts(prompts: Sequence[Sequence[int]], *, vocab_size: int, context_
                 where=where,
                 remedy="encode it with the tokenizer the model was trained with",
             )
-
-
-def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`input_ids`, `positions` and `doc_ids`, each (B, T) int64; the last two are None when no prompt needs padding."""
-    longest = max(map(len, prompts), default=0)
-    pads = [longest - len(prompt) for prompt in prompts]
-    rows = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
-    input_ids = torch.tensor(rows, dtype=torch.int64, device=device).view(len(prompts), longest)
-    if not any(pads):
-        return input_ids, None, None
-    positions = torch.arange(longest, device=device) - torch.tensor(pads, device=device)[:, None]
-    return input_ids, positions.clamp(min=0), torch.where(positions < 0, PAD_DOCUMENT, 0)
 
 
 def _tokens_in(prompts: Sequence[Sequence[int]], num_tokens: int, device: torch.device) -> Tensor:

@@ -1,0 +1,148 @@
+"""The Python face: `load` opens what a path or a name means, and writes what the command line writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny_transformer
+from tiny_transformer import load
+from tiny_transformer.config.model import Qwen3Config
+from tiny_transformer.errors import UserError
+from tiny_transformer.generation.loaded import LoadedModel
+from tiny_transformer.generation.rows import generate_without_cache
+from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.generation.text import complete
+from tiny_transformer.models import build_model, save_model
+from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
+from tiny_transformer.tokenizers import make_tokenizer
+
+SHAPE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+END = 7  # an id that ends a text, which the tokenizer does not know of
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    directory.mkdir()
+    tokenizer = make_tokenizer("byte")
+    config = Qwen3Config(vocab_size=tokenizer.vocab_size, max_position_embeddings=64, initializer_range=0.5, **SHAPE)
+    save_model(build_model(config, seed=0), directory, eos_token_id=[tokenizer.end_id, END])
+    tokenizer.save(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def lm(checkpoint: Path) -> LoadedModel:
+    return load(checkpoint, device="cpu")
+
+
+def test_text_is_written_and_streamed_alike(lm):
+    options = {"max_new_tokens": 30, "temperature": 1.2, "seed": 3}
+    text = lm.generate("Once", **options)
+    assert text and "".join(lm.stream("Once", **options)) == text
+    settings = SamplingConfig(**options)
+    assert [text] == complete(lm.model, lm.tokenizer, ["Once"], settings, lm.checkpoint.end_ids)
+    assert lm.generate("Once", **options) == text != lm.generate("Once", **{**options, "seed": 4})
+
+
+def test_a_list_gives_a_list_each_text_as_alone(lm):
+    prompts = ["Once", "", "The little girl"]
+    texts = lm.generate(prompts, max_new_tokens=20)
+    assert texts == [lm.generate(prompt, max_new_tokens=20) for prompt in prompts]
+    assert lm.generate(["Once"], max_new_tokens=5) == [lm.generate("Once", max_new_tokens=5)]
+    assert lm.generate([]) == []
+
+
+def test_an_end_id_of_the_files_ends_a_text(lm, checkpoint, tmp_path):
+    assert lm.checkpoint.end_ids == (lm.tokenizer.end_id, END)
+    options = {"temperature": 0, "max_new_tokens": 40}
+    settings = SamplingConfig(**options)
+    whole = generate_without_cache(lm.model, [lm.tokenizer.encode("Once")], settings)[0]
+    shutil.copytree(checkpoint, tmp_path / "ends")
+    (tmp_path / "ends" / "generation_config.json").write_text(json.dumps({"eos_token_id": whole[5]}))
+    ends = load(tmp_path / "ends", device="cpu")
+    expected = lm.tokenizer.decode(whole[: whole.index(whole[5])])
+    assert ends.generate("Once", **options) == "".join(ends.stream("Once", **options)) == expected
+
+
+def test_logits_are_the_models(lm):
+    logits = lm.logits("Once")
+    assert logits.shape == (4, lm.tokenizer.vocab_size)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, lm.model(torch.tensor([lm.tokenizer.encode("Once")]))[0], rtol=0, atol=0)
+    with pytest.raises(UserError, match="reads at most 64"):
+        lm.logits("x" * 65)
+
+
+def test_an_unknown_option_is_refused_with_the_nearest(lm):
+    for call in (lm.generate, lm.stream):
+        with pytest.raises(UserError, match="no option temprature") as refused:
+            call("Once", temprature=1.0)
+        assert refused.value.remedy == "did you mean temperature?"
+        with pytest.raises(UserError, match="no option x") as refused:
+            call("Once", x=1)
+        assert "max_new_tokens" in (refused.value.remedy or "")
+        with pytest.raises(UserError, match="top_p = 2"):
+            call("Once", top_p=2)
+
+
+def test_a_run_is_loaded_by_name_and_the_newest_without(checkpoint, tmp_path, monkeypatch):
+    shutil.copytree(checkpoint, tmp_path / "runs" / "demo" / "step-00000100")
+    (tmp_path / "runs" / "demo" / "log.jsonl").write_text("")
+    (tmp_path / "runs" / "demo" / "best").symlink_to("step-00000100")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="half-written checkpoint"):
+        load("demo")
+    shutil.copytree(checkpoint, tmp_path / "runs" / "theirs")
+    assert repr(load("theirs", device="cpu")) == "<Qwen3ForCausalLM, using runs/theirs>"
+    with pytest.raises(UserError, match="dem does not exist") as refused:
+        load("dem")
+    assert refused.value.remedy == "did you mean demo?"
+
+
+def test_the_dtype_is_the_callers(checkpoint):
+    assert load(checkpoint, device="cpu", dtype=torch.bfloat16).logits("Once").dtype == torch.bfloat16
+
+
+def test_the_package_has_load_and_nothing_else_new():
+    assert tiny_transformer.load is load
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        _ = tiny_transformer.laod  # ty: ignore[unresolved-attribute]
+
+
+# --- what an open checkpoint holds
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_read_when_they_are_asked_for(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    opened = open_checkpoint(tmp_path / "broken", device="cpu")
+    assert opened.config.vocab_size == opened.model.config.vocab_size
+    assert opened.run_config is None and opened.sentence == f"using {tmp_path / 'broken'}"
+    with pytest.raises(UserError, match="not JSON"):
+        _ = opened.tokenizer
+
+
+def test_a_chat_template_is_found_in_its_file_or_in_the_tokenizers_config(checkpoint, tmp_path):
+    assert OpenCheckpoint(checkpoint).template is None
+    shutil.copytree(checkpoint, tmp_path / "chat")
+    file, config = tmp_path / "chat" / "chat_template.jinja", tmp_path / "chat" / "tokenizer_config.json"
+    for written, expected in (
+        ("{{ a }}", "{{ a }}"),
+        ([{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}], "d"),
+        ([{"name": "tools", "template": "t"}], None),
+        (3, None),
+    ):
+        config.write_text(json.dumps({"chat_template": written}))
+        assert OpenCheckpoint(tmp_path / "chat").template == expected
+    file.write_text("{{ é }}", encoding="utf-8")
+    assert OpenCheckpoint(tmp_path / "chat").template == "{{ é }}"
+    file.write_bytes(b"\xff")
+    with pytest.raises(UserError, match="not UTF-8"):
+        _ = OpenCheckpoint(tmp_path / "chat").template

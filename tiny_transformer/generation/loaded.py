@@ -1,0 +1,107 @@
+"""The Python face of a checkpoint: `lm = tiny_transformer.load("runs/demo")`, then `lm.generate("Once")`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+
+from tiny_transformer.errors import UserError
+from tiny_transformer.generation.rows import check_prompts
+from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.generation.text import complete, encode_prompt, stream
+from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from tiny_transformer.models.contract import CausalLM
+    from tiny_transformer.tokenizers import Tokenizer
+
+OPTIONS = tuple(field.name for field in fields(SamplingConfig))
+
+
+def load(path: Path | str | None = None, *, device: str = "auto", dtype: torch.dtype | None = None) -> LoadedModel:
+    """A trained model, ready to write.
+
+    Args:
+        path: a checkpoint directory (ours or any Hugging Face directory of a known architecture), a run directory, or a
+            run's name: `load("demo")` opens runs/demo. None: the newest best checkpoint in runs/.
+        device: of the weights: `auto`, `cpu`, `cuda` or `mps`.
+        dtype: of the weights, such as `torch.bfloat16`; None keeps the files'.
+
+    Raises:
+        UserError: nothing there, a damaged checkpoint, or one that is not computed here.
+    """
+    return LoadedModel(open_checkpoint(path, device=device, dtype=dtype))
+
+
+class LoadedModel:
+    """A model with its tokenizer: text in, text or logits out.
+
+    `generate` and `stream` take the fields of `SamplingConfig` as keywords: max_new_tokens, temperature, top_k, top_p,
+    min_p, repetition_penalty, stop, seed. The same call gives the same text: for another one, give another seed.
+
+    Attributes:
+        checkpoint: everything else that stands beside the weights: end ids, chat template, the run's config.
+        model: a `torch.nn.Module` in evaluation mode, on its device.
+        tokenizer: the one it was trained with.
+    """
+
+    def __init__(self, checkpoint: OpenCheckpoint) -> None:
+        self.checkpoint = checkpoint
+        self.tokenizer: Tokenizer = checkpoint.tokenizer
+        self.model: CausalLM = checkpoint.model
+
+    def __repr__(self) -> str:
+        return f"<{type(self.model).__name__}, {self.checkpoint.sentence}>"
+
+    @overload
+    def generate(self, prompt: str, **options: Any) -> str: ...
+
+    @overload
+    def generate(self, prompt: Sequence[str], **options: Any) -> list[str]: ...
+
+    def generate(self, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
+        """How the model continues a text, or each text of a list; without the prompt and without stop strings.
+
+        A list is written side by side, and each text is what it would be alone; the same prompt twice gives two texts.
+
+        Raises:
+            UserError: an unknown option, a value out of range, or a prompt that cannot be encoded or is too long.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        texts = complete(self.model, self.tokenizer, prompts, settings_of(options), self.checkpoint.end_ids)
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """The continuation of one text in pieces, as they are written; joined, what `generate` returns. Same errors."""
+        return stream(self.model, self.tokenizer, prompt, settings_of(options), self.checkpoint.end_ids)
+
+    @torch.inference_mode()
+    def logits(self, text: str) -> torch.Tensor:
+        """Next-token logits (T, V) after each token of a text, which begins as the tokenizer begins a text.
+
+        Raises:
+            UserError: a text that cannot be encoded, or is longer than the model's context.
+        """
+        ids, config = encode_prompt(self.tokenizer, text), self.model.config
+        vocab_size = config.vocab_size or self.tokenizer.vocab_size
+        check_prompts([ids], vocab_size=vocab_size, context_length=config.max_position_embeddings)
+        return self.model(torch.tensor([ids], device=next(self.model.parameters()).device))[0]
+
+
+def settings_of(options: dict[str, Any]) -> SamplingConfig:
+    """Sampling settings from keywords; the rest keep their defaults.
+
+    Raises:
+        UserError: an option that does not exist, or a value out of range.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(name, OPTIONS, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"one of {', '.join(OPTIONS)}"
+            raise UserError(f"there is no option {name}", remedy=remedy)
+    return SamplingConfig(**options)
