@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tiny_transformer.cli import run
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.shapes import LlamaConfig, Olmo2Config, Qwen3Config
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.gguf.exporting import export_gguf
 from tiny_transformer.interop.gguf.file import read_gguf_header, read_gguf_tensor
@@ -38,6 +38,7 @@ SHAPE = {
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE),
     "llama untied bias": LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True),
+    "olmo2": Olmo2Config(**SHAPE, tie_word_embeddings=False),
     "qwen3": Qwen3Config(**SHAPE),
     "qwen3 untied head_dim": Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=False),
 }

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.config.shapes import LlamaConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.interop.gguf.exporting import export_gguf
 from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
@@ -56,6 +56,7 @@ MODELS = {
     ),
     "llama-layernorm": (LlamaConfig(**SHAPE, norm_type="layernorm"), "bpe"),
     "llama-idle-window": (LlamaConfig(**SHAPE, sliding_window=128), "bpe"),
+    "olmo2": (Olmo2Config(**SHAPE), "bpe"),
     "qwen3": (Qwen3Config(**SHAPE), "bpe"),
     "qwen3-untied-wide": (Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=False), "byte"),
     "next": (Qwen3NextConfig(**NEXT, **EXPERTS, linear_num_value_heads=6, num_nextn_predict_layers=1), "bpe"),

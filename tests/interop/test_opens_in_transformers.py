@@ -14,8 +14,8 @@ import torch
 from open_in_transformers import NEW_TOKENS, PROMPT, open_all
 from safetensors.torch import load_file
 
-from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
+from tiny_transformer.config.shapes import LlamaConfig, ModelConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.generation.engine import Generation
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
@@ -49,6 +49,7 @@ FAMILIES: dict[str, tuple[type, dict]] = {
     "llama": (LlamaConfig, SHAPE),
     "mistral": (LlamaConfig, {**SHAPE, "sliding_window": 6}),  # shorter than the prompt
     "stablelm": (LlamaConfig, {**SHAPE, "norm_type": "layernorm"}),
+    "olmo2": (Olmo2Config, SHAPE),
     "qwen3": (Qwen3Config, {**SHAPE, "head_dim": 16}),
     "qwen3-window": (Qwen3Config, {**SHAPE, **WINDOW}),
     "qwen3_next": (Qwen3NextConfig, {**NEXT, **EXPERTS}),

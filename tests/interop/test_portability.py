@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.config.shapes import LlamaConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.interop.gguf.tokenizer import name_refusal
-from tiny_transformer.interop.portability import llama_cpp_refusal, portability, transformers_4_refusal
+from tiny_transformer.interop.portability import portability, refusal
 from tiny_transformer.models import build_model, save_model
 from tiny_transformer.tokenizers.make import byte_tokenizer, char_tokenizer
 
@@ -54,6 +54,8 @@ TABLE = {
     "llama idle window": (LlamaConfig(**SHAPE, sliding_window=64), {}),
     "layernorm": (LlamaConfig(**SHAPE, norm_type="layernorm"), {"mlx-lm": "head of its own"}),
     "layernorm untied": (LlamaConfig(**SHAPE, norm_type="layernorm", tie_word_embeddings=False), {}),
+    "olmo2": (Olmo2Config(**SHAPE), {}),
+    "olmo2 bias": (Olmo2Config(**SHAPE, attention_bias=True), {"vLLM": "has no bias", "llama.cpp": "has no bias"}),
     "qwen3": (Qwen3Config(**SHAPE), {}),
     "qwen3 untied heads": (Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=False), {}),
     "qwen3 bias": (
@@ -127,8 +129,8 @@ def test_transformers_4_57_knows_the_types_that_are_said_to_open_there(repositor
     if not known.is_file():
         pytest.skip("transformers 4.57 is not installed beside the environment (make test does it)")
     text = known.read_text(encoding="utf-8")
-    verdicts = {config.to_hf()["model_type"]: transformers_4_refusal(config) for config, _ in TABLE.values()}
-    assert verdicts.keys() == {"llama", "mistral", "stablelm", "qwen3", "qwen3_next", "qwen3_5_text"}
+    verdicts = {config.to_hf()["model_type"]: refusal(config, "transformers 4.57") for config, _ in TABLE.values()}
+    assert verdicts.keys() == {"llama", "mistral", "olmo2", "stablelm", "qwen3", "qwen3_next", "qwen3_5_text"}
     assert {name for name, reason in verdicts.items() if not reason} == {n for n in verdicts if f'"{n}"' in text}
 
 
@@ -165,7 +167,8 @@ def test_the_tokenizer_of_prepared_data_counts(tmp_path):
 @pytest.mark.parametrize("name", READ)
 def test_llama_cpp_is_not_given_what_stops_it(name):
     config, reason = READ[name]
-    assert reason in str(llama_cpp_refusal(config)) and "; set " in str(llama_cpp_refusal(config))
+    told = str(refusal(config, "llama.cpp"))
+    assert reason in told and "; set " in told
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from exact_delta_rule import exact_chunk_rule, replacements
 
-from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.config.shapes import LlamaConfig, ModelConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.models import build_model
 
 TINY = {
@@ -51,6 +51,8 @@ CONFIGS = {
     "llama-mqa": LlamaConfig(**{**TINY, "num_key_value_heads": 1}),
     "llama-mha": LlamaConfig(**{**TINY, "num_key_value_heads": 4}),
     "llama-wide-heads": LlamaConfig(**TINY, head_dim=12),
+    "olmo2-gqa": Olmo2Config(**TINY),
+    "olmo2-untied-bias": Olmo2Config(**TINY, tie_word_embeddings=False, attention_bias=True, rms_norm_eps=1e-3),
     "qwen3-gqa": Qwen3Config(**TINY),
     "qwen3-untied": Qwen3Config(**TINY, tie_word_embeddings=False),
     "qwen3-head-dim": Qwen3Config(**TINY, head_dim=12, attention_bias=True),

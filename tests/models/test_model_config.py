@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.config.shapes import LlamaConfig, ModelConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.errors import ExitCode, UserError
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
@@ -43,6 +43,7 @@ LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "nu
         (Qwen3NextConfig, {"num_experts": 1}, ["num_experts_per_tok 2", "num_experts 1"]),
         (Qwen3NextConfig, {"num_experts": 0, "moe_intermediate_size": 8}, ["moe_intermediate_size 8", "num_experts 0"]),
         (Qwen3NextConfig, {"num_nextn_predict_layers": 2}, ["num_nextn_predict_layers"]),
+        (Olmo2Config, {"head_dim": 64}, ["head_dim 64", "hidden_size 256", "model_type qwen3"]),
         (LlamaConfig, {"hidden_sise": 64}, ["hidden_sise", "Extra inputs"]),
         (LlamaConfig, {"num_hidden_layers": 10**9}, ["num_hidden_layers", "1024"]),
         (LlamaConfig, {"rope_theta": float("nan")}, ["rope_theta"]),
@@ -87,7 +88,7 @@ def test_model_type_chooses_the_architecture_and_its_keys():
 
 
 def test_every_key_is_documented():
-    for config_class in (LlamaConfig, Qwen3Config, Qwen3NextConfig):
+    for config_class in (LlamaConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig):
         for name, field in config_class.model_fields.items():
             assert field.description and field.description.endswith("."), name
 
@@ -143,7 +144,7 @@ def test_absent_keys_take_hugging_face_defaults_not_ours():
 
 def test_defaults_are_those_of_the_installed_transformers():
     transformers = pytest.importorskip("transformers")
-    for name in ("LlamaConfig", "MistralConfig", "Qwen3Config", "Qwen3NextConfig", "Qwen3_5TextConfig"):
+    for name in ("LlamaConfig", "MistralConfig", "Olmo2Config", "Qwen3Config", "Qwen3NextConfig", "Qwen3_5TextConfig"):
         theirs = getattr(transformers, name)()
         assert config_from_hf({"model_type": theirs.model_type}, "x") == config_from_hf(theirs.to_dict(), "x")
     theirs = transformers.StableLmConfig(partial_rotary_factor=1.0)
@@ -259,7 +260,7 @@ VALUES = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(
-    model_type=st.sampled_from(["llama", "mistral", "stablelm", "qwen3", "qwen3_next", "qwen3_5_text"]),
+    model_type=st.sampled_from(["llama", "mistral", "stablelm", "qwen3", "qwen3_next", "qwen3_5_text", "olmo2"]),
     changes=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4),
 )
 def test_any_config_json_is_read_or_refused_and_never_breaks(model_type, changes):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import Qwen3NextConfig
+from tiny_transformer.config.shapes import Qwen3NextConfig
 from tiny_transformer.layers.delta_rule import delta_rule_recurrently
 from tiny_transformer.layers.experts import balance_loss, mix_experts_slowly
 from tiny_transformer.models import build_model, load_model, save_model

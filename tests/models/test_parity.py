@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tiny_transformer.layers.norm import RMSNorm
+from tiny_transformer.layers.norm import LateCastRMSNorm, RMSNorm
 from tiny_transformer.models import load_model, save_model
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -61,6 +61,9 @@ THEIRS = {
         "StableLmConfig",
         {**SHAPE, "rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 1.0}},
     ),
+    "olmo2": ("Olmo2Config", {**SHAPE, **ROPE}),
+    "olmo2-defaults": ("Olmo2Config", {**SHAPE, "tie_word_embeddings": True, "num_key_value_heads": None}),
+    "olmo2-bias": ("Olmo2Config", {**SHAPE, **ROPE, "attention_bias": True, "rms_norm_eps": 1e-3}),
     "qwen3": ("Qwen3Config", {**SHAPE, **ROPE, "head_dim": 12, "tie_word_embeddings": True}),
     "qwen3-class-head-dim": ("Qwen3Config", {**SHAPE, "attention_bias": True}),
     "qwen3-window": (
@@ -132,9 +135,13 @@ def test_their_shards_load_like_one_file(transformers, ids, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_rms_norm_equals_theirs_to_the_bit(transformers, dtype):
-    theirs = transformers.models.qwen3.modeling_qwen3.Qwen3RMSNorm(32, eps=1e-5).to(dtype)
-    ours = RMSNorm(32, 1e-5).to(dtype)
+@pytest.mark.parametrize("family", ["qwen3", "olmo2"])
+def test_half_precision_rms_norm_equals_theirs_to_the_bit(transformers, family, dtype):
+    if family == "qwen3":
+        theirs, ours = transformers.models.qwen3.modeling_qwen3.Qwen3RMSNorm(32, eps=1e-5), RMSNorm(32, 1e-5)
+    else:
+        theirs, ours = transformers.models.olmo2.modeling_olmo2.Olmo2RMSNorm(32, eps=1e-5), LateCastRMSNorm(32, 1e-5)
+    theirs, ours = theirs.to(dtype), ours.to(dtype)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         theirs.weight.copy_(torch.randn(32, generator=generator))

@@ -9,10 +9,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.aliases import ALIASES, SWITCHES
-from tiny_transformer.config.decoder import DecoderConfig
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig, on_resume
+from tiny_transformer.config.shapes import SHAPES, DecoderConfig
 
 HEAD = """# Every key of a config
 
@@ -41,7 +40,7 @@ def reference_markdown() -> str:
     ]
     for title, section, model in sections:
         parts.append(_table(title, section, model, list(model.model_fields)))
-    for model in (Qwen3Config, Qwen3NextConfig, LlamaConfig):
+    for model in SHAPES.values():
         names = [name for name in model.model_fields if name not in DecoderConfig.model_fields]
         title = f"`model` with `model_type: {model.model_fields['model_type'].default}`"
         parts.append(_table(title, "model", model, names))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import LlamaConfig
+from tiny_transformer.config.shapes import LlamaConfig
 from tiny_transformer.layers.attention import attend, attention_mask
 from tiny_transformer.layers.cache import KeyValueCache, ModelCache
 from tiny_transformer.layers.feed_forward import SwiGLU

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import Qwen3NextConfig
+from tiny_transformer.config.shapes import Qwen3NextConfig
 from tiny_transformer.layers.attention import attend, attention_mask
 from tiny_transformer.layers.cache import DeltaInputs, KeyValueCache, ModelCache, RecurrentCache
 from tiny_transformer.layers.convolution import causal_convolution
