@@ -35,9 +35,13 @@ SHAPE = {
     "rope_theta": 5000.0,
     "rms_norm_eps": 3e-6,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0}
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE),
     "llama untied bias": LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True),
+    "qwen2": LlamaConfig(**SHAPE, qkv_bias=True),
+    "llama linear": LlamaConfig(**SHAPE, rope_scaling={"rope_type": "linear", "factor": 3.0}),
+    "qwen3 yarn": Qwen3Config(**SHAPE, rope_scaling=YARN),
     "olmo2": Olmo2Config(**SHAPE, tie_word_embeddings=False),
     "qwen3": Qwen3Config(**SHAPE),
     "qwen3 untied head_dim": Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=False),
@@ -194,7 +198,8 @@ def changed(source: Path, target: Path, **changes: Any) -> Path:
     ("changes", "words"),
     [
         ({"general__architecture": "gemma3"}, "architecture 'gemma3' is not imported"),
-        ({"qwen3__rope__scaling__type": "yarn"}, "RoPE is scaled"),
+        ({"qwen3__rope__scaling__type": "longrope"}, "RoPE is scaled"),
+        ({"qwen3__rope__scaling__type": "yarn"}, "describe no model: rope_scaling.yarn.factor"),
         ({"qwen3__attention__sliding_window": 512}, "qwen3.attention.sliding_window is not known"),
         ({"qwen3__block_count": None}, "lacks the key qwen3.block_count"),
         ({"qwen3__block_count": 3}, "lacks the tensor blk.2."),

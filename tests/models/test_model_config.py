@@ -11,6 +11,7 @@ from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.config.shapes import LlamaConfig, ModelConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.errors import ExitCode, UserError
 
+YARN = {"rope_type": "yarn", "factor": 4.0}
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
 
 
@@ -44,6 +45,11 @@ LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "nu
         (Qwen3NextConfig, {"num_experts": 0, "moe_intermediate_size": 8}, ["moe_intermediate_size 8", "num_experts 0"]),
         (Qwen3NextConfig, {"num_nextn_predict_layers": 2}, ["num_nextn_predict_layers"]),
         (Olmo2Config, {"head_dim": 64}, ["head_dim 64", "hidden_size 256", "model_type qwen3"]),
+        (LlamaConfig, {"qkv_bias": True, "attention_bias": True}, ["qkv_bias", "attention_bias", "qwen2"]),
+        (LlamaConfig, {"qkv_bias": True, "sliding_window": 7}, ["qkv_bias", "sliding_window 7", "qwen2"]),
+        (LlamaConfig, {"qkv_bias": True, "head_dim": 16}, ["head_dim 16", "qkv_bias", "here 32"]),
+        (LlamaConfig, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ["rope_scaling", "dynamic", "linear"]),
+        (LlamaConfig, {"rope_scaling": {**YARN, "original_max_position_embeddings": 8}, "rope_theta": 1}, ["yarn"]),
         (LlamaConfig, {"hidden_sise": 64}, ["hidden_sise", "Extra inputs"]),
         (LlamaConfig, {"num_hidden_layers": 10**9}, ["num_hidden_layers", "1024"]),
         (LlamaConfig, {"rope_theta": float("nan")}, ["rope_theta"]),
@@ -144,7 +150,15 @@ def test_absent_keys_take_hugging_face_defaults_not_ours():
 
 def test_defaults_are_those_of_the_installed_transformers():
     transformers = pytest.importorskip("transformers")
-    for name in ("LlamaConfig", "MistralConfig", "Olmo2Config", "Qwen3Config", "Qwen3NextConfig", "Qwen3_5TextConfig"):
+    for name in (
+        "LlamaConfig",
+        "MistralConfig",
+        "Olmo2Config",
+        "Qwen2Config",
+        "Qwen3Config",
+        "Qwen3NextConfig",
+        "Qwen3_5TextConfig",
+    ):
         theirs = getattr(transformers, name)()
         assert config_from_hf({"model_type": theirs.model_type}, "x") == config_from_hf(theirs.to_dict(), "x")
     theirs = transformers.StableLmConfig(partial_rotary_factor=1.0)
@@ -191,13 +205,21 @@ def test_a_released_qwen3_config_is_read():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "gpt2"}, ["'gpt2'", "llama, mistral, stablelm, qwen3"]),
+        ({"model_type": "gpt2"}, ["'gpt2'", "llama, mistral, stablelm, qwen2, qwen3"]),
         ({"model_type": None}, ["None", "llama"]),
         ({"model_type": ["llama"]}, ["['llama']"]),
         ({"hidden_act": "gelu"}, ["hidden_act 'gelu'", "silu"]),
         ({"mlp_bias": True}, ["mlp_bias True"]),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_type 'linear'"]),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ["rope_type 'yarn'"]),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["rope_type 'dynamic'", "linear, llama3, yarn"]),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4.0}}, ["rope_type 'longrope'"]),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 0.5}},
+            ["rope_type linear: factor", "greater than or equal to 1"],
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, ["rope_type yarn: mscale is not supported"]),
+        ({"rope_scaling": {"type": "llama3", "factor": 4.0}}, ["rope_type llama3: low_freq_factor field required"]),
+        ({"rope_scaling": {**YARN, "beta_fast": 1, "beta_slow": 1}}, ["rope_type yarn", "beta_fast 1.0 must exceed"]),
+        ({"rope_scaling": YARN, "rope_parameters": {**YARN, "factor": 8.0}}, ["factor 8.0", "4.0", "disagree"]),
         ({"rope_parameters": {"rope_theta": 5.0, "factor": 4.0}}, ["RoPE with factor"]),
         ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, ["RoPE with full_attention"]),
         ({"rope_parameters": [1]}, ["rope_parameters [1]"]),
@@ -205,7 +227,9 @@ def test_a_released_qwen3_config_is_read():
         ({"rope_theta": "many"}, ["rope_theta 'many'"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor 0.5"]),
         ({"model_type": "stablelm"}, ["partial_rotary_factor 0.25"]),
-        ({"model_type": "stablelm", "partial_rotary_factor": 1.0, "use_qkv_bias": True}, ["use_qkv_bias True"]),
+        ({"model_type": "stablelm", "partial_rotary_factor": 1.0, "qk_layernorm": True}, ["qk_layernorm True"]),
+        ({"model_type": "qwen2", "use_sliding_window": True}, ["sliding windows of qwen2"]),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 32}, ["sliding windows of qwen2"]),
         ({"auto_map": {"AutoModel": "x.py"}, "quantization_config": {}}, ["auto_map, quantization_config"]),
         ({"sliding_window": 4}, ["llama with sliding_window"]),
         ({"num_hidden_layers": -1}, ["num_hidden_layers -1"]),
@@ -260,7 +284,9 @@ VALUES = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(
-    model_type=st.sampled_from(["llama", "mistral", "stablelm", "qwen3", "qwen3_next", "qwen3_5_text", "olmo2"]),
+    model_type=st.sampled_from(
+        ["llama", "mistral", "stablelm", "qwen2", "qwen3", "qwen3_next", "qwen3_5_text", "olmo2"]
+    ),
     changes=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4),
 )
 def test_any_config_json_is_read_or_refused_and_never_breaks(model_type, changes):

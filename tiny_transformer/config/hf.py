@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from reprlib import repr as short
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tiny_transformer.config.shapes import HF_SHAPES, ModelConfig
 from tiny_transformer.config.shapes.decoder import HfForm
+from tiny_transformer.config.shapes.rope import ROPE_TYPES, RopeScaling
 from tiny_transformer.errors import ExitCode, UserError
 
 # Keys that do not change what a forward pass computes.
@@ -24,6 +25,7 @@ _MOST_ENTRIES = 4096  # of a list; each wrong one would be told at length
 # Keys that `_rope` judges.
 _ROPE = {"rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor"}
 
+_SCALING: TypeAdapter[Any] = TypeAdapter(RopeScaling)
 _REMEDY = "fetch config.json again; if you wrote it, give that key a value that this model_type has"
 
 
@@ -46,7 +48,7 @@ def config_from_hf(hf: dict[str, Any], where: str) -> ModelConfig:
     shape, form = HF_SHAPES[model_type], HF_SHAPES[model_type].hf_forms[model_type]
     _check_keys(hf, form, where)
     values = {key: hf.get(key, default) for key, default in form.defaults.items()}
-    values["rope_theta"], values["partial_rotary_factor"] = _rope(hf, form, where)
+    values |= _rope(hf, form, where)
     if values["vocab_size"] is None:
         raise _bad_config("vocab_size is null", where, "the number of rows of model.embed_tokens.weight")
     if values["num_key_value_heads"] is None:
@@ -86,30 +88,58 @@ def _check_keys(hf: dict[str, Any], form: HfForm, where: str) -> None:
         )
 
 
-def _rope(hf: dict[str, Any], form: HfForm, where: str) -> tuple[Any, Any]:
-    """Rotary base and turning share, at the top level (transformers 4) or in a mapping (5); no scaling."""
-    rope: dict[str, Any] = {"rope_type": "default"}
+def _rope(hf: dict[str, Any], form: HfForm, where: str) -> dict[str, Any]:
+    """Rotary base, turning share and scaling, at the top level (transformers 4) or in a mapping (5)."""
+    rope = _rope_mapping(hf, where)
+    kind = rope.pop("rope_type", "default")
+    if kind not in ("default", *ROPE_TYPES):
+        known = ", ".join(ROPE_TYPES)
+        raise _bad_config(f"rope_type {short(kind)} is not supported", where, f"rope_type default, {known}")
+    found = {}
+    for name, default in (("rope_theta", 10_000.0), ("partial_rotary_factor", form.rotary_share)):
+        top = hf.get(name, default)
+        found[name] = rope.pop(name, top)
+        if name in hf and top != found[name]:
+            # transformers 5 would use one and 4.57 the other
+            raise _bad_config(
+                f"{name} {short(top)} and the {short(found[name])} of rope_parameters disagree",
+                where,
+                "make them equal",
+            )
+    rope = {name: value for name, value in rope.items() if name not in form.rope_extras}
+    if kind == "default":
+        if rope:
+            raise _bad_config(f"RoPE with {_some(rope)} is not supported", where, "only rope_type and rope_theta")
+        return found
+    if kind != "linear":
+        length = hf.get("max_position_embeddings", form.defaults["max_position_embeddings"])
+        rope.setdefault("original_max_position_embeddings", length)
+    try:
+        return {**found, "rope_scaling": _SCALING.validate_python({"rope_type": kind, **rope}, strict=True)}
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])[:40] if first["loc"] else kind
+        problem = "is not supported" if first["type"] == "extra_forbidden" else first["msg"].lower()
+        raise _bad_config(f"RoPE with rope_type {kind}: {name} {problem}", where, _REMEDY) from None
+
+
+def _rope_mapping(hf: dict[str, Any], where: str) -> dict[str, Any]:
+    """`rope_parameters` and `rope_scaling` in one; where both are there they must say the same."""
+    both: dict[str, Any] = {}
     for name in ("rope_parameters", "rope_scaling"):
         given = hf.get(name) or {}
         if not isinstance(given, dict):
             raise _bad_config(f"{name} {short(given)} is not a mapping", where, "leave it out for plain RoPE")
-        rope |= given
-    kind = rope.pop("type", rope.pop("rope_type"))
-    if kind != "default":
-        raise _bad_config(f"rope_type {short(kind)} is not supported", where, "only rope_type 'default' (no scaling)")
-    found = []
-    for name, default in (("rope_theta", 10_000.0), ("partial_rotary_factor", form.rotary_share)):
-        top = hf.get(name, default)
-        value = rope.pop(name, top)
-        if name in hf and top != value:
-            # transformers 5 would use one and 4.57 the other
-            raise _bad_config(
-                f"{name} {short(top)} and the {short(value)} of rope_parameters disagree", where, "make them equal"
-            )
-        found.append(value)
-    if unknown := rope.keys() - form.rope_extras:
-        raise _bad_config(f"RoPE with {_some(unknown)} is not supported", where, "only rope_type and rope_theta")
-    return found[0], found[1]
+        given = {"rope_type" if key == "type" else key: value for key, value in given.items()}
+        for key in both.keys() & given.keys():
+            if both[key] != given[key]:
+                raise _bad_config(
+                    f"{key} {short(both[key])} of rope_parameters and {short(given[key])} of rope_scaling disagree",
+                    where,
+                    "make them equal",
+                )
+        both |= given
+    return both
 
 
 def _some(keys: Iterable[str]) -> str:

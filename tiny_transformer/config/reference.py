@@ -84,11 +84,15 @@ def _type(field: FieldInfo) -> str:
 
 
 def _type_words(annotation: Any) -> str:
+    if hasattr(annotation, "__metadata__"):  # Annotated
+        return _type_words(annotation.__origin__)
     arguments = [a for a in get_args(annotation) if a is not type(None)]
     if arguments and all(isinstance(a, str) for a in arguments):
         return " / ".join(f"`{a}`" for a in arguments)
     if len(arguments) == 1 and type(None) in get_args(annotation):
         return _type_words(arguments[0])
+    if all(isinstance(a, type) and issubclass(a, BaseModel) for a in arguments[:1] or [annotation]):
+        return "mapping"
     if arguments:
         return f"list of {_type_words(arguments[0])}"
     names = {"int": "integer", "float": "number", "str": "text", "bool": "true / false", "Path": "path"}

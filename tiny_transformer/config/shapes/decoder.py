@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from tiny_transformer.config.shapes.rope import Llama3Rope, RopeScaling, YarnRope
+
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 DEFAULT_GROUPS = 4  # key/value heads
 ABSENT: Any = None  # default of a field that a validator always resolves, so that its type has no None
@@ -116,6 +118,10 @@ class DecoderConfig(BaseModel):
     rope_theta: float = Field(10_000.0, ge=1, le=1e12, allow_inf_nan=False)
     """Base of the rotary position angles; larger bases suit longer contexts."""
 
+    rope_scaling: RopeScaling | None = Field(None)
+    """For contexts longer than those of the training: `rope_type` `linear`, `llama3` or `yarn` with its numbers, such
+    as `factor`. `null`: none."""
+
     rms_norm_eps: float = Field(1e-6, gt=0, le=1, allow_inf_nan=False)
     """Added to the mean square (or variance) inside every norm, so that it never divides by zero."""
 
@@ -162,6 +168,8 @@ class DecoderConfig(BaseModel):
             raise ValueError(
                 f"num_key_value_heads {groups} does not divide num_attention_heads {heads}; allowed: {allowed}"
             )
+        if isinstance(self.rope_scaling, YarnRope) and self.rope_theta == 1:
+            raise ValueError("rope_theta 1 with rope_type yarn has no slow and no fast pairs; set another base")
         if self.head_dim % 2:
             raise ValueError(
                 f"head_dim {self.head_dim} is odd, and RoPE turns pairs; nearest: {nearest(self.head_dim, 2)}"
@@ -208,15 +216,22 @@ class DecoderConfig(BaseModel):
         """How many of the parameters of all experts together do no work on one token."""
         return 0
 
+    def rope_numbers(self) -> dict[str, Any] | None:
+        """`rope_type` and the numbers of a scaled RoPE, for `layers.rope.rope_cos_sin`; None: it is not scaled."""
+        return None if self.rope_scaling is None else self.rope_scaling.numbers()
+
     def shared_hf(self, dtype: str, token_ids: dict[str, Any]) -> dict[str, Any]:
         """The part of `config.json` that all architectures share."""
         if unknown := token_ids.keys() - TOKEN_IDS:
             raise TypeError(f"unknown token ids {sorted(unknown)}; known: {', '.join(TOKEN_IDS)}")
-        shape = self.model_dump(mode="json", include=set(DecoderConfig.model_fields))
+        shape = self.model_dump(mode="json", include=set(DecoderConfig.model_fields) - {"rope_scaling"})
+        scaling = self.rope_numbers()
+        if scaling is not None:
+            shape["rope_scaling"] = scaling  # for transformers 4.57 and mlx-lm
         return {
             **shape,
             "hidden_act": "silu",
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "rope_parameters": {**(scaling or {"rope_type": "default"}), "rope_theta": self.rope_theta},
             "attention_dropout": 0.0,
             "use_cache": True,
             **{name: token_ids.get(name) for name in TOKEN_IDS},
@@ -257,3 +272,13 @@ def layers_refusal(config: DecoderConfig) -> str | None:
     if config.num_hidden_layers <= 512:
         return None
     return f"it has room for 512 layers, not {config.num_hidden_layers}; set num_hidden_layers 512 at most"
+
+
+def rope_refusal(config: DecoderConfig, reader: str) -> str | None:
+    """Why a program does not scale RoPE as this shape asks for, or None."""
+    scaling, form = config.rope_scaling, config.gguf_form()
+    if reader == "llama.cpp" and isinstance(scaling, Llama3Rope) and (form is None or form.name != "llama"):
+        return "it scales RoPE by rope_type llama3 in its llama alone; set rope_scaling null"
+    if isinstance(scaling, YarnRope) and reader in ("llama.cpp", "mlx-lm") and scaling.attention_factor is not None:
+        return "its yarn takes the attention_factor from factor; set rope_scaling without attention_factor"
+    return None

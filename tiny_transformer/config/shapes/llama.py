@@ -1,7 +1,7 @@
 """The shape of the classic decoder (Llama and its relatives).
 
 On disk it is the `model_type` whose readers compute exactly the same: `llama`; with `sliding_window` set `mistral`;
-with LayerNorm `stablelm`.
+with LayerNorm `stablelm`; with biases on queries, keys and values alone `qwen2`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tiny_transformer.config.shapes.decoder import (
     head_dim_refusal,
     layers_refusal,
     nearest,
+    rope_refusal,
     window_refusal,
 )
 
@@ -48,8 +49,20 @@ _STABLELM = {
     "intermediate_size": 6912,
     "max_position_embeddings": 4096,
     "layer_norm_eps": 1e-5,
+    "use_qkv_bias": False,
 }
-_STABLELM_ONLY = {**_SILU, "use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False}
+_QWEN2 = {
+    **HF_DEFAULTS,
+    **HF_RMS,
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
+_STABLELM_ONLY = {**_SILU, "qk_layernorm": False, "use_parallel_residual": False}
 
 
 class LlamaConfig(DecoderConfig):
@@ -59,8 +72,9 @@ class LlamaConfig(DecoderConfig):
         "llama": HfForm(_LLAMA, {**_SILU, "mlp_bias": False, "rope_interleaved": False}),
         "mistral": HfForm(_MISTRAL),
         "stablelm": HfForm(_STABLELM, _STABLELM_ONLY, rotary_share=0.25),
+        "qwen2": HfForm(_QWEN2),
     }
-    gguf_imports = (GgufForm("llama", is_interleaved=True),)
+    gguf_imports = (GgufForm("llama", is_interleaved=True), GgufForm("qwen2"))
     minutes_ladder = True
 
     model_type: Literal["llama"] = "llama"
@@ -68,6 +82,9 @@ class LlamaConfig(DecoderConfig):
 
     norm_type: Literal["rmsnorm", "layernorm"] = Field("rmsnorm")
     """`layernorm` subtracts the mean and has a bias; its epsilon is `rms_norm_eps` too."""
+
+    qkv_bias: bool = Field(False)
+    """Give the query, key and value projections a bias and the output projection none, as Qwen2 and Qwen2.5 do."""
 
     sliding_window: int | None = Field(None, ge=1, le=2**24)
     """Each token sees this many tokens, itself included, in every layer. `null`: all before it."""
@@ -96,11 +113,18 @@ class LlamaConfig(DecoderConfig):
                 "norm_type layernorm with attention_bias true has no Hugging Face architecture (stablelm has no bias "
                 "on o_proj); set attention_bias false"
             )
-        if self.norm_type == "layernorm" and self.head_dim * heads != size:
+        if self.qkv_bias and (self.attention_bias or self.sliding_window is not None):
+            other = "attention_bias true" if self.attention_bias else f"sliding_window {self.sliding_window}"
             raise ValueError(
-                f"head_dim {self.head_dim} with norm_type layernorm has no Hugging Face architecture "
-                f"(stablelm's is always hidden_size / num_attention_heads, here {size // heads}); leave head_dim out "
-                "or use norm_type rmsnorm"
+                f"qkv_bias true with {other} has no Hugging Face architecture (qwen2 has no bias on o_proj, and no "
+                "window in every layer); set one of them off"
+            )
+        if (self.norm_type == "layernorm" or self.qkv_bias) and self.head_dim * heads != size:
+            key, home = ("norm_type layernorm", "stablelm") if self.norm_type == "layernorm" else ("qkv_bias", "qwen2")
+            raise ValueError(
+                f"head_dim {self.head_dim} with {key} has no Hugging Face architecture ({home}'s is always "
+                f"hidden_size / num_attention_heads, here {size // heads}); leave head_dim out, or use "
+                "norm_type rmsnorm without qkv_bias"
             )
         return self
 
@@ -109,22 +133,34 @@ class LlamaConfig(DecoderConfig):
         values = super().from_hf_values(model_type, values)
         if model_type == "stablelm":
             values |= {"norm_type": "layernorm", "rms_norm_eps": values.pop("layer_norm_eps")}
+            values["qkv_bias"] = values.pop("use_qkv_bias")
+        if model_type == "qwen2":
+            has_windows = values.pop("use_sliding_window")
+            del values["sliding_window"], values["max_window_layers"]
+            kinds = values.pop("layer_types")
+            if has_windows is not False or (isinstance(kinds, list) and kinds.count("full_attention") != len(kinds)):
+                raise ValueError("sliding windows of qwen2 are not supported: only use_sliding_window false")
+            values["qkv_bias"] = True
         return values
 
     def to_hf(self, *, dtype: str = "float32", **token_ids: int | list[int] | None) -> dict[str, Any]:
-        """A `llama`, `mistral` or `stablelm`; see `DecoderConfig.to_hf`."""
+        """A `llama`, `mistral`, `stablelm` or `qwen2`; see `DecoderConfig.to_hf`."""
         config = self.shared_hf(dtype, token_ids)
         if self.norm_type == "layernorm":
             config = {k: v for k, v in config.items() if k not in ("rms_norm_eps", "head_dim", "attention_bias")}
             extra = {
                 "layer_norm_eps": self.rms_norm_eps,
                 "partial_rotary_factor": 1.0,
-                "use_qkv_bias": False,
+                "use_qkv_bias": self.qkv_bias,
                 "qk_layernorm": False,
                 "use_parallel_residual": False,
                 "hidden_dropout": 0.0,
             }
             return {"model_type": "stablelm", "architectures": ["StableLmForCausalLM"], **config, **extra}
+        if self.qkv_bias:
+            del config["attention_bias"]
+            extra = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": self.num_hidden_layers}
+            return {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], **config, **extra}
         if self.sliding_window is not None:
             del config["attention_bias"]
             extra = {"sliding_window": self.sliding_window}
@@ -134,7 +170,7 @@ class LlamaConfig(DecoderConfig):
     def gguf_form(self) -> GgufForm:
         if self.norm_type == "layernorm":
             return GgufForm("stablelm", copies_tied_head=True, layer_norm=True)
-        return self.gguf_imports[0]
+        return self.gguf_imports[1 if self.qkv_bias else 0]
 
     def refusals(self) -> dict[str, str | None]:
         mlx = window_refusal(self, self.sliding_window, "mlx-lm's llama")
@@ -146,8 +182,10 @@ class LlamaConfig(DecoderConfig):
             "transformers 5": None,
             "transformers 4.57": None,
             "vLLM": head_dim_refusal(self),
-            "llama.cpp": layers_refusal(self) or window_refusal(self, self.sliding_window, "llama.cpp's llama"),
-            "mlx-lm": mlx,
+            "llama.cpp": layers_refusal(self)
+            or rope_refusal(self, "llama.cpp")
+            or window_refusal(self, self.sliding_window, "llama.cpp's llama"),
+            "mlx-lm": mlx or rope_refusal(self, "mlx-lm"),
         }
 
     def attention_lengths(self, seq_len: int) -> list[tuple[int, int | None]]:

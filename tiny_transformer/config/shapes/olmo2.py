@@ -13,6 +13,7 @@ from tiny_transformer.config.shapes.decoder import (
     HfForm,
     head_dim_refusal,
     layers_refusal,
+    rope_refusal,
 )
 
 _OLMO2 = {
@@ -61,12 +62,15 @@ class Olmo2Config(DecoderConfig):
 
     def refusals(self) -> dict[str, str | None]:
         bias = "olmo2 has no bias on the attention projections; set attention_bias false"
+        scaled = "its olmo2 has rope_scaling in an older form; set rope_scaling null, or use 5.x"
         return {
             "transformers 5": None,
-            "transformers 4.57": None,
+            "transformers 4.57": None if self.rope_scaling is None else scaled,
             "vLLM": head_dim_refusal(self) or (f"vLLM's {bias}" if self.attention_bias else None),
-            "llama.cpp": layers_refusal(self) or (f"llama.cpp's {bias}" if self.attention_bias else None),
-            "mlx-lm": None,
+            "llama.cpp": layers_refusal(self)
+            or rope_refusal(self, "llama.cpp")
+            or (f"llama.cpp's {bias}" if self.attention_bias else None),
+            "mlx-lm": rope_refusal(self, "mlx-lm"),
         }
 
     def attention_lengths(self, seq_len: int) -> list[tuple[int, int | None]]:

@@ -15,6 +15,7 @@ from tiny_transformer.config.shapes.decoder import (
     HfForm,
     head_dim_refusal,
     layers_refusal,
+    rope_refusal,
     window_refusal,
 )
 
@@ -101,8 +102,8 @@ class Qwen3Config(DecoderConfig):
             "transformers 5": None,
             "transformers 4.57": None,
             "vLLM": head_dim_refusal(self) or self._refusal("vLLM's"),
-            "llama.cpp": layers_refusal(self) or self._refusal("llama.cpp's"),
-            "mlx-lm": self._refusal("mlx-lm's"),
+            "llama.cpp": layers_refusal(self) or rope_refusal(self, "llama.cpp") or self._refusal("llama.cpp's"),
+            "mlx-lm": rope_refusal(self, "mlx-lm") or self._refusal("mlx-lm's"),
         }
 
     def _refusal(self, whose: str) -> str | None:

@@ -18,6 +18,7 @@ from tiny_transformer.config.shapes.decoder import (
     HfForm,
     head_dim_refusal,
     layers_refusal,
+    rope_refusal,
 )
 
 NextLayerType = Literal["linear_attention", "full_attention"]
@@ -231,7 +232,7 @@ class Qwen3NextConfig(DecoderConfig):
             "transformers 5": None,
             "transformers 4.57": None if self.num_experts else f"it has {reason}, or use 5.x",
             "vLLM": head_dim_refusal(self) or (vllm_bias if self.attention_bias else None),
-            "llama.cpp": layers_refusal(self) or self._llama_cpp_refusal(),
+            "llama.cpp": layers_refusal(self) or rope_refusal(self, "llama.cpp") or self._llama_cpp_refusal(),
             "mlx-lm": self._mlx_refusal() if self.num_experts else f"it has {reason}",
         }
 
@@ -269,6 +270,8 @@ class Qwen3NextConfig(DecoderConfig):
         return None
 
     def _mlx_refusal(self) -> str | None:
+        if reason := rope_refusal(self, "mlx-lm"):
+            return reason
         step = self.full_attention_interval
         if any((kind == "full_attention") != ((i + 1) % step == 0) for i, kind in enumerate(self.layer_types)):
             return (

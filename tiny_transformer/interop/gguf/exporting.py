@@ -28,6 +28,7 @@ from tiny_transformer.interop.gguf.hybrid import Tensors, add_next_keys, next_te
 from tiny_transformer.interop.gguf.tokenizer import NO_BEGIN_TOKEN, GgufTokenizer, gguf_tokenizer
 from tiny_transformer.interop.portability import NOT_KNOWN, refusal
 from tiny_transformer.interop.row_order import interleaved, is_rotated
+from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models import load_config, load_model
 from tiny_transformer.models.config_file import read_json
 from tiny_transformer.storage.commit import exists, leftover_path, make_directories
@@ -155,6 +156,7 @@ def _add_keys(writer: GGUFWriter, config: DecoderConfig, tokenizer: GgufTokenize
     is_next = isinstance(config, Qwen3NextConfig)
     writer.add_rope_dimension_count(config.rotary_dim if is_next else config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
+    _add_rope_scaling(writer, config.rope_numbers())
     form = config.gguf_form()
     if form is not None and form.layer_norm:
         writer.add_layer_norm_eps(config.rms_norm_eps)
@@ -170,6 +172,31 @@ def _add_keys(writer: GGUFWriter, config: DecoderConfig, tokenizer: GgufTokenize
     writer.add_token_merges(tokenizer.merges)
     writer.add_eos_token_id(tokenizer.end_id)
     writer.add_add_eos_token(False)
+
+
+def _add_rope_scaling(writer: GGUFWriter, scaling: dict[str, Any] | None) -> None:
+    """The keys of `linear` and `yarn`; `llama3` is a tensor, see `_rope_factors`."""
+    import gguf
+
+    if scaling is None or scaling["rope_type"] == "llama3":
+        return
+    writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["rope_type"]))
+    writer.add_rope_scaling_factor(scaling["factor"])
+    if "original_max_position_embeddings" in scaling:
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+    if "beta_fast" in scaling:
+        writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
+    if "beta_slow" in scaling:
+        writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
+
+
+def _rope_factors(config: DecoderConfig) -> torch.Tensor | None:
+    """What llama.cpp divides each pair's frequency by, (D/2,), where rope_type is `llama3`."""
+    scaling = config.rope_numbers()
+    if scaling is None or scaling["rope_type"] != "llama3":
+        return None
+    plain, _ = rope_frequencies(config.head_dim, config.rope_theta)
+    return plain / rope_frequencies(config.head_dim, config.rope_theta, scaling)[0]
 
 
 def _add_begin_token(writer: GGUFWriter, tokenizer: GgufTokenizer, of_config: Any) -> None:
@@ -196,6 +223,8 @@ def _write_tensors(
         config.num_hidden_layers,
     )
     entries = []
+    if (factors := _rope_factors(config)) is not None:
+        entries.append(("rope_freqs.weight", factors, gguf.GGMLQuantizationType.F32))
     for name, tensor in _as_llama_cpp_has_them(config, form, iter(tensors)):
         if name == "lm_head.weight" and config.tie_word_embeddings and not form.copies_tied_head:
             continue

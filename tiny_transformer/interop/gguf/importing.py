@@ -37,6 +37,12 @@ _SHAPE = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
 }
+_SCALING = {
+    "rope.scaling.factor": "factor",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+}
 _OPTIONAL = {"attention.head_count_kv", "attention.key_length", "rope.freq_base"}
 # Keys that repeat what another says, and must say the same: key -> the field it repeats.
 _REPEATED = {"attention.value_length": "head_dim", "rope.dimension_count": "head_dim", "vocab_size": "vocab_size"}
@@ -108,8 +114,9 @@ def _config(
         for name, value in keys.items()
         if name.startswith(f"{architecture}.")
     }
-    if own.pop("rope.scaling.type", "none") != "none":
-        raise _bad(source, "its RoPE is scaled, which is not computed here")
+    scaling = _rope_scaling(own, source)
+    if "rope_freqs.weight" in tensors:
+        raise _bad(source, "its RoPE is scaled by factors (rope_freqs.weight) that do not say how they were made")
     if missing := _SHAPE.keys() - _OPTIONAL - own.keys():
         raise _bad(source, f"it lacks the key {architecture}.{min(missing)}")
     if unknown := own.keys() - _SHAPE.keys() - _REPEATED.keys():
@@ -122,8 +129,11 @@ def _config(
     values |= {
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": _HEAD not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "attention_bias": "blk.0.attn_output.bias" in tensors,
+        "rope_scaling": scaling,
     }
+    if "blk.0.attn_q.bias" in tensors and not values["attention_bias"] and "qkv_bias" in shape.model_fields:
+        values["qkv_bias"] = True
     try:
         config = shape.model_validate(values, strict=True)
     except ValidationError as error:
@@ -138,6 +148,17 @@ def _config(
     if config.num_hidden_layers > len(tensors):  # before so many layers are built
         raise _bad(source, f"it claims {config.num_hidden_layers} layers, but has {len(tensors)} tensors")
     return config
+
+
+def _rope_scaling(own: dict[str, Any], source: Path) -> dict[str, Any] | None:
+    """A scaled RoPE in the shape's words; its keys are taken out of `own`."""
+    kind = own.pop("rope.scaling.type", "none")
+    found = {ours: _decimal(own.pop(theirs)) for theirs, ours in _SCALING.items() if theirs in own}
+    if kind == "none":
+        return None
+    if kind not in ("linear", "yarn"):
+        raise _bad(source, f"its RoPE is scaled by {str(kind)[:40]!r}, which is not computed here")
+    return {"rope_type": kind, **found}
 
 
 def _decimal(value: Any) -> Any:

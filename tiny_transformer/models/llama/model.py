@@ -6,8 +6,8 @@ heads, D head_dim.
 One block is  h = x + Attention(Norm(x));  y = h + SwiGLU(Norm(h)).  The norm is RMSNorm or LayerNorm; all layers see
 everything before a token, or all a sliding window. Key/value heads: as many as query heads (multi-head), fewer
 (grouped) or one (multi-query). Parameter names are Hugging Face's, the same in `LlamaForCausalLM`, `MistralForCausalLM`
-(window) and `StableLmForCausalLM` (LayerNorm). Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language
-Models", 2023, section 2.2.
+(window), `StableLmForCausalLM` (LayerNorm) and `Qwen2ForCausalLM` (`qkv_bias`). Source: Touvron et al., "LLaMA: Open
+and Efficient Foundation Language Models", 2023, section 2.2.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, config: LlamaConfig, *, dropout: float) -> None:
         super().__init__()
-        C, D, bias = config.hidden_size, config.head_dim, config.attention_bias
+        C, D, bias = config.hidden_size, config.head_dim, config.attention_bias or config.qkv_bias
         self.head_dim = D
         self.q_proj = nn.Linear(C, config.num_attention_heads * D, bias=bias)
         self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias)
         self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=config.attention_bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -93,6 +93,7 @@ class LlamaDecoder(nn.Module):
         if config.vocab_size is None:
             raise ValueError("vocab_size is not set: take it from the tokenizer before building a model")
         self.config = config
+        self.rope_scaling = config.rope_numbers()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(LlamaBlock(config, dropout=dropout) for _ in range(config.num_hidden_layers))
         self.norm = make_norm(config)
@@ -114,7 +115,9 @@ class LlamaDecoder(nn.Module):
             positions = torch.arange(start, start + T, device=device)[None]  # (1, T)
         hidden = self.dropout(self.embed_tokens(input_ids))  # (B, T, C)
         theta, head_dim = self.config.rope_theta, self.config.head_dim
-        cos, sin = rope_cos_sin(positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype)
+        cos, sin = rope_cos_sin(
+            positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype, scaling=self.rope_scaling
+        )
         mask = attention_mask(T, start + T, window=self.config.sliding_window, doc_ids=doc_ids, device=device)
         for i, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache[i]

@@ -88,6 +88,7 @@ class Olmo2Decoder(nn.Module):
         if config.vocab_size is None:
             raise ValueError("vocab_size is not set: take it from the tokenizer before building a model")
         self.config = config
+        self.rope_scaling = config.rope_numbers()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Olmo2Block(config, dropout=dropout) for _ in range(config.num_hidden_layers))
         self.norm = LateCastRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -109,7 +110,9 @@ class Olmo2Decoder(nn.Module):
             positions = torch.arange(start, start + T, device=device)[None]  # (1, T)
         hidden = self.dropout(self.embed_tokens(input_ids))  # (B, T, C)
         theta, head_dim = self.config.rope_theta, self.config.head_dim
-        cos, sin = rope_cos_sin(positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype)
+        cos, sin = rope_cos_sin(
+            positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype, scaling=self.rope_scaling
+        )
         mask = attention_mask(T, start + T, window=None, doc_ids=doc_ids, device=device)
         for i, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache[i]

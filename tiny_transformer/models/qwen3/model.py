@@ -87,6 +87,7 @@ class Qwen3Decoder(nn.Module):
         if config.vocab_size is None:
             raise ValueError("vocab_size is not set: take it from the tokenizer before building a model")
         self.config = config
+        self.rope_scaling = config.rope_numbers()
         self.windows = [config.sliding_window if t == "sliding_attention" else None for t in config.layer_types]
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Qwen3Block(config, dropout=dropout) for _ in range(config.num_hidden_layers))
@@ -109,7 +110,9 @@ class Qwen3Decoder(nn.Module):
             positions = torch.arange(start, start + T, device=device)[None]  # (1, T)
         hidden = self.dropout(self.embed_tokens(input_ids))  # (B, T, C)
         theta, head_dim = self.config.rope_theta, self.config.head_dim
-        cos, sin = rope_cos_sin(positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype)
+        cos, sin = rope_cos_sin(
+            positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype, scaling=self.rope_scaling
+        )
         masks = {
             window: attention_mask(T, start + T, window=window, doc_ids=doc_ids, device=device)
             for window in set(self.windows)

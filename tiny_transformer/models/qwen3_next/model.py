@@ -240,6 +240,7 @@ class Qwen3NextForCausalLM(nn.Module):
     def __init__(self, config: Qwen3NextConfig, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.config, self.model = config, Qwen3NextDecoder(config, dropout=dropout)
+        self.rope_scaling = config.rope_numbers()
         self.lm_head = nn.Linear(config.hidden_size, self.model.embed_tokens.num_embeddings, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -326,7 +327,9 @@ class Qwen3NextForCausalLM(nn.Module):
         if positions is None:
             positions = torch.arange(start, start + T, device=device)[None]  # (1, T)
         dtype = self.model.embed_tokens.weight.dtype
-        cos, sin = rope_cos_sin(positions, head_dim=config.rotary_dim, theta=config.rope_theta, dtype=dtype)
+        cos, sin = rope_cos_sin(
+            positions, head_dim=config.rotary_dim, theta=config.rope_theta, dtype=dtype, scaling=self.rope_scaling
+        )
         mask = attention_mask(T, start + T, window=None, doc_ids=doc_ids, device=device)
         segments = None if doc_ids is None else count_beginnings(doc_ids, start)
         return Context(cos, sin, mask, segments)
