@@ -110,7 +110,10 @@ def test_both_generations_of_readers_find_their_keys(config):
     if isinstance(config, Qwen3NextConfig):
         factors = hf["partial_rotary_factor"], hf["rope_parameters"]["partial_rotary_factor"]
         assert factors == (config.partial_rotary_factor,) * 2
-        assert hf["layer_types"] and hf["full_attention_interval"] == 2
+        assert hf["layer_types"] and hf["full_attention_interval"] == config.full_attention_interval
+    scaling = config.rope_numbers()
+    assert hf.get("rope_scaling") == scaling  # where 4.57 looks for it
+    assert hf["rope_parameters"].items() >= (scaling or {"rope_type": "default"}).items()
     assert hf["dtype"] == hf["torch_dtype"] == "bfloat16"
     assert (hf["bos_token_id"], hf["eos_token_id"], hf["pad_token_id"]) == (None, 5, None)
     assert hf["vocab_size"] == 61 and len(hf["architectures"]) == 1
@@ -150,16 +153,8 @@ def test_absent_keys_take_hugging_face_defaults_not_ours():
 
 def test_defaults_are_those_of_the_installed_transformers():
     transformers = pytest.importorskip("transformers")
-    for name in (
-        "LlamaConfig",
-        "MistralConfig",
-        "Olmo2Config",
-        "Qwen2Config",
-        "Qwen3Config",
-        "Qwen3NextConfig",
-        "Qwen3_5TextConfig",
-    ):
-        theirs = getattr(transformers, name)()
+    for name in ("Llama", "Mistral", "Olmo2", "Qwen2", "Qwen3", "Qwen3Next", "Qwen3_5Text"):
+        theirs = getattr(transformers, f"{name}Config")()
         assert config_from_hf({"model_type": theirs.model_type}, "x") == config_from_hf(theirs.to_dict(), "x")
     theirs = transformers.StableLmConfig(partial_rotary_factor=1.0)
     assert config_from_hf({"model_type": "stablelm", "partial_rotary_factor": 1.0}, "x") == config_from_hf(
@@ -277,7 +272,10 @@ VALUES = st.one_of(
     st.text(max_size=5),
     st.lists(st.sampled_from(["full_attention", "sliding_attention", "linear_attention", 1]), max_size=3),
     st.dictionaries(
-        st.sampled_from(["rope_type", "type", "rope_theta", "factor"]), st.none() | st.floats() | st.text(max_size=3)
+        st.sampled_from(
+            ["rope_type", "type", "rope_theta", "factor", "beta_fast", "low_freq_factor", "high_freq_factor"]
+        ),
+        st.none() | st.floats() | st.text(max_size=3) | st.sampled_from(["linear", "yarn", "llama3"]),
     ),
 )
 
