@@ -22,7 +22,7 @@ import torch
 from machine import keep, machine
 from torch.nn.functional import softplus
 
-from tiny_transformer.config.model import Qwen3NextConfig
+from tiny_transformer.config.shapes import Qwen3NextConfig
 from tiny_transformer.hardware import keep_freed_memory
 from tiny_transformer.layers.delta_rule import delta_rule_in_chunks, to_unit_length
 from tiny_transformer.models import build_model

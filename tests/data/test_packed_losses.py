@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.shapes import LlamaConfig, Qwen3Config
 from tiny_transformer.data.batches import IGNORE_INDEX, evaluation_batches
 from tiny_transformer.data.token_file import TokenFile
 from tiny_transformer.models import build_model

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tiny_transformer.config.model import Qwen3Config
+from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.data.batches import Batches
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.data.prepare.sources import STORIES, Document, Source

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tiny_transformer.config.model import Qwen3Config
+from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.command import GenerateOptions, run_generate
 from tiny_transformer.generation.sampling import SamplingConfig

@@ -11,7 +11,7 @@ import torch
 
 import tiny_transformer
 from tiny_transformer import load
-from tiny_transformer.config.model import Qwen3Config
+from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.loaded import LoadedModel
 from tiny_transformer.generation.rows import generate_without_cache

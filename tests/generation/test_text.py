@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiny_transformer.config.model import LlamaConfig
+from tiny_transformer.config.shapes import LlamaConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.generation.rows import generate_without_cache
 from tiny_transformer.generation.sampling import SamplingConfig

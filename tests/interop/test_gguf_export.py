@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.shapes import LlamaConfig, Olmo2Config, Qwen3Config
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.gguf.exporting import default_file_name, export_gguf
 from tiny_transformer.interop.gguf.tokenizer import CONTROL, NORMAL, UNUSED
@@ -37,6 +37,7 @@ CONFIGS = {
     "llama untied bias": LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True),
     "llama layernorm": LlamaConfig(**SHAPE, norm_type="layernorm"),
     "llama wide window": LlamaConfig(**SHAPE, sliding_window=48),
+    "olmo2": Olmo2Config(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE),
     "qwen3 untied head_dim": Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=False),
 }
@@ -57,6 +58,7 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+OLMO2 = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 
 
 def save(config, directory: Path, tokenizer: str = "bpe", dtype: torch.dtype = torch.float32) -> Path:
@@ -72,11 +74,12 @@ def save(config, directory: Path, tokenizer: str = "bpe", dtype: torch.dtype = t
     return directory
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, architecture: str) -> str:
     *path, suffix = name.split(".")
+    names = NAMES | OLMO2 if architecture == "olmo2" else NAMES
     if path[:2] == ["model", "layers"]:
-        return f"blk.{path[2]}.{NAMES['.'.join(path[3:])]}.{suffix}"
-    return f"{NAMES['.'.join(path)]}.{suffix}"
+        return f"blk.{path[2]}.{names['.'.join(path[3:])]}.{suffix}"
+    return f"{names['.'.join(path)]}.{suffix}"
 
 
 def read(path: Path) -> tuple[dict, dict]:
@@ -105,11 +108,11 @@ def test_every_tensor_reads_back(name, kind, tmp_path):
     expected = {n: t.numpy() for n, t in load_model(checkpoint).state_dict().items()}
     if config.tie_word_embeddings and architecture != "stablelm":
         del expected["lm_head.weight"]
-    assert tensors.keys() == {gguf_name(n) for n in expected}
+    assert tensors.keys() == {gguf_name(n, architecture) for n in expected}
     for n, value in expected.items():
         if architecture == "llama" and ("q_proj" in n or "k_proj" in n):
             value = in_their_order(value, config.num_attention_heads if "q_proj" in n else config.num_key_value_heads)
-        found = tensors[gguf_name(n)]
+        found = tensors[gguf_name(n, architecture)]
         kept = value if kind == "f32" or value.ndim == 1 else value.astype(np.float16)
         assert found.data.dtype == kept.dtype and list(found.shape) == list(reversed(value.shape)), n
         np.testing.assert_array_equal(found.data, kept, err_msg=n)
@@ -152,7 +155,7 @@ def test_quantized_tensors_are_as_near_as_the_format_allows(kind, bits, tmp_path
     _, tensors = read(tmp_path / "m.gguf")
     assert written.kept_f16 == ()
     for name, value in load_model(checkpoint).state_dict().items():
-        found = tensors[gguf_name(name)]
+        found = tensors[gguf_name(name, "qwen3")]
         if value.ndim == 1:
             assert found.tensor_type.name == "F32"
             continue

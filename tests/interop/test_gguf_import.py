@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tiny_transformer.cli import run
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.shapes import LlamaConfig, Olmo2Config, Qwen3Config
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.gguf.exporting import export_gguf
 from tiny_transformer.interop.gguf.file import read_gguf_header, read_gguf_tensor
@@ -35,9 +35,14 @@ SHAPE = {
     "rope_theta": 5000.0,
     "rms_norm_eps": 3e-6,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0}
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE),
     "llama untied bias": LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True),
+    "qwen2": LlamaConfig(**SHAPE, qkv_bias=True),
+    "llama linear": LlamaConfig(**SHAPE, rope_scaling={"rope_type": "linear", "factor": 3.0}),
+    "qwen3 yarn": Qwen3Config(**SHAPE, rope_scaling=YARN),
+    "olmo2": Olmo2Config(**SHAPE, tie_word_embeddings=False),
     "qwen3": Qwen3Config(**SHAPE),
     "qwen3 untied head_dim": Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=False),
 }
@@ -193,7 +198,8 @@ def changed(source: Path, target: Path, **changes: Any) -> Path:
     ("changes", "words"),
     [
         ({"general__architecture": "gemma3"}, "architecture 'gemma3' is not imported"),
-        ({"qwen3__rope__scaling__type": "yarn"}, "RoPE is scaled"),
+        ({"qwen3__rope__scaling__type": "longrope"}, "RoPE is scaled"),
+        ({"qwen3__rope__scaling__type": "yarn"}, "describe no model: rope_scaling.yarn.factor"),
         ({"qwen3__attention__sliding_window": 512}, "qwen3.attention.sliding_window is not known"),
         ({"qwen3__block_count": None}, "lacks the key qwen3.block_count"),
         ({"qwen3__block_count": 3}, "lacks the tensor blk.2."),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tiny_transformer.config.model import Qwen3NextConfig
+from tiny_transformer.config.shapes import Qwen3NextConfig
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.command import run_export
 from tiny_transformer.interop.gguf.exporting import export_gguf

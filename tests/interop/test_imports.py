@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tiny_transformer.cli import run
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.config.shapes import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.sampling import SamplingConfig

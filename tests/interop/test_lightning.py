@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tiny_transformer.config.model import Qwen3Config
+from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.data.batches import TokenBatch
 from tiny_transformer.models import build_model, load_model
 from tiny_transformer.storage import verify

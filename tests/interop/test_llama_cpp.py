@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.config.shapes import LlamaConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.interop.gguf.exporting import export_gguf
 from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
@@ -47,6 +47,14 @@ SHAPE = {
 NEXT = {**SHAPE, "num_hidden_layers": 4, "head_dim": 32, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
 EXPERTS = {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
 PATTERN = ("full_attention", "linear_attention", "linear_attention", "full_attention")
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 # shape, tokenizer
 MODELS = {
     "llama": (LlamaConfig(**SHAPE), "bpe"),
@@ -56,6 +64,11 @@ MODELS = {
     ),
     "llama-layernorm": (LlamaConfig(**SHAPE, norm_type="layernorm"), "bpe"),
     "llama-idle-window": (LlamaConfig(**SHAPE, sliding_window=128), "bpe"),
+    "llama-llama3": (LlamaConfig(**SHAPE, head_dim=32, rope_scaling=LLAMA3), "bpe"),
+    "llama-linear": (LlamaConfig(**SHAPE, rope_scaling={"rope_type": "linear", "factor": 3.0}), "bpe"),
+    "qwen2": (LlamaConfig(**SHAPE, qkv_bias=True), "bpe"),
+    "qwen3-yarn": (Qwen3Config(**SHAPE, head_dim=32, rope_scaling=YARN), "bpe"),
+    "olmo2": (Olmo2Config(**SHAPE), "bpe"),
     "qwen3": (Qwen3Config(**SHAPE), "bpe"),
     "qwen3-untied-wide": (Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=False), "byte"),
     "next": (Qwen3NextConfig(**NEXT, **EXPERTS, linear_num_value_heads=6, num_nextn_predict_layers=1), "bpe"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from tiny_transformer.config.model import Qwen3Config
+from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import make_tokenizer
 

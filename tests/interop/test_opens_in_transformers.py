@@ -14,8 +14,8 @@ import torch
 from open_in_transformers import NEW_TOKENS, PROMPT, open_all
 from safetensors.torch import load_file
 
-from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
+from tiny_transformer.config.shapes import LlamaConfig, ModelConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.generation.rows import Generation
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
@@ -45,10 +45,22 @@ NEXT = {
 }
 EXPERTS = {"num_experts": 4, "moe_intermediate_size": 20, "shared_expert_intermediate_size": 28}
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8,
+}
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8}
 FAMILIES: dict[str, tuple[type, dict]] = {
     "llama": (LlamaConfig, SHAPE),
     "mistral": (LlamaConfig, {**SHAPE, "sliding_window": 6}),  # shorter than the prompt
     "stablelm": (LlamaConfig, {**SHAPE, "norm_type": "layernorm"}),
+    "olmo2": (Olmo2Config, SHAPE),
+    "qwen2": (LlamaConfig, {**SHAPE, "qkv_bias": True}),
+    "llama3": (LlamaConfig, {**SHAPE, "head_dim": 16, "rope_scaling": LLAMA3}),
+    "yarn": (Qwen3Config, {**SHAPE, "head_dim": 16, "rope_scaling": YARN}),
     "qwen3": (Qwen3Config, {**SHAPE, "head_dim": 16}),
     "qwen3-window": (Qwen3Config, {**SHAPE, **WINDOW}),
     "qwen3_next": (Qwen3NextConfig, {**NEXT, **EXPERTS}),

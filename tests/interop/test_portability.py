@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.config.shapes import LlamaConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.interop.gguf.tokenizer import name_refusal
-from tiny_transformer.interop.portability import llama_cpp_refusal, portability, transformers_4_refusal
+from tiny_transformer.interop.portability import portability, refusal
 from tiny_transformer.models import build_model, save_model
 from tiny_transformer.tokenizers.make import byte_tokenizer, char_tokenizer
 
@@ -32,6 +32,14 @@ SHAPE = {
     "max_position_embeddings": 64,
     "rope_theta": 5000.0,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 NEXT = {
     **SHAPE,
@@ -52,8 +60,20 @@ TABLE = {
     "llama odd heads": (LlamaConfig(**SHAPE, head_dim=12), {"vLLM": "12"}),
     "llama window": (LlamaConfig(**SHAPE, sliding_window=5), {"llama.cpp": "sliding_window 5", "mlx-lm": "5"}),
     "llama idle window": (LlamaConfig(**SHAPE, sliding_window=64), {}),
+    "qwen2": (LlamaConfig(**SHAPE, qkv_bias=True), {}),
+    "llama linear": (LlamaConfig(**SHAPE, rope_scaling={"rope_type": "linear", "factor": 3.0}), {}),
+    "llama llama3": (LlamaConfig(**SHAPE, head_dim=16, rope_scaling=LLAMA3), {}),
+    "llama yarn": (LlamaConfig(**SHAPE, head_dim=16, rope_scaling=YARN), {}),
+    "llama yarn factor": (
+        LlamaConfig(**SHAPE, head_dim=16, rope_scaling={**YARN, "attention_factor": 0.9}),
+        {"llama.cpp": "attention_factor", "mlx-lm": "attention_factor"},
+    ),
+    "qwen3 llama3": (Qwen3Config(**SHAPE, head_dim=16, rope_scaling=LLAMA3), {"llama.cpp": "llama3 in its llama"}),
+    "qwen3 yarn": (Qwen3Config(**SHAPE, head_dim=16, rope_scaling=YARN), {}),
     "layernorm": (LlamaConfig(**SHAPE, norm_type="layernorm"), {"mlx-lm": "head of its own"}),
     "layernorm untied": (LlamaConfig(**SHAPE, norm_type="layernorm", tie_word_embeddings=False), {}),
+    "olmo2": (Olmo2Config(**SHAPE), {}),
+    "olmo2 bias": (Olmo2Config(**SHAPE, attention_bias=True), {"vLLM": "has no bias", "llama.cpp": "has no bias"}),
     "qwen3": (Qwen3Config(**SHAPE), {}),
     "qwen3 untied heads": (Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=False), {}),
     "qwen3 bias": (
@@ -127,8 +147,8 @@ def test_transformers_4_57_knows_the_types_that_are_said_to_open_there(repositor
     if not known.is_file():
         pytest.skip("transformers 4.57 is not installed beside the environment (make test does it)")
     text = known.read_text(encoding="utf-8")
-    verdicts = {config.to_hf()["model_type"]: transformers_4_refusal(config) for config, _ in TABLE.values()}
-    assert verdicts.keys() == {"llama", "mistral", "stablelm", "qwen3", "qwen3_next", "qwen3_5_text"}
+    verdicts = {config.to_hf()["model_type"]: refusal(config, "transformers 4.57") for config, _ in TABLE.values()}
+    assert verdicts.keys() == {"llama", "mistral", "olmo2", "stablelm", "qwen2", "qwen3", "qwen3_next", "qwen3_5_text"}
     assert {name for name, reason in verdicts.items() if not reason} == {n for n in verdicts if f'"{n}"' in text}
 
 
@@ -165,7 +185,8 @@ def test_the_tokenizer_of_prepared_data_counts(tmp_path):
 @pytest.mark.parametrize("name", READ)
 def test_llama_cpp_is_not_given_what_stops_it(name):
     config, reason = READ[name]
-    assert reason in str(llama_cpp_refusal(config)) and "; set " in str(llama_cpp_refusal(config))
+    told = str(refusal(config, "llama.cpp"))
+    assert reason in told and "; set " in told
 
 
 @pytest.mark.slow

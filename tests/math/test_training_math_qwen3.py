@@ -13,8 +13,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.data.batches import TokenBatch
 from tiny_transformer.layers.attention import attend, attend_slowly, attention_mask, attention_weights
 from tiny_transformer.layers.feed_forward import SwiGLU

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from tiny_transformer.config.model import Qwen3NextConfig
+from tiny_transformer.config.shapes import Qwen3NextConfig
 from tiny_transformer.data.batches import TokenBatch
 from tiny_transformer.layers.attention import attention_mask
 from tiny_transformer.layers.convolution import causal_convolution

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from exact_delta_rule import exact_chunk_rule, replacements
 
-from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.config.shapes import LlamaConfig, ModelConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.models import build_model
 
 TINY = {
@@ -43,6 +43,17 @@ EXPERTS = {
     "shared_expert_intermediate_size": 28,
 }
 
+# Scaled positions, of a short original context: 17 tokens already tell the kinds apart.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+YARN_SET = {**YARN, "beta_fast": 4.0, "beta_slow": 0.5, "attention_factor": 0.9}
+
 CONFIGS = {
     "llama-rmsnorm": LlamaConfig(**TINY),
     "llama-untied-bias": LlamaConfig(**TINY, tie_word_embeddings=False, attention_bias=True),
@@ -51,6 +62,23 @@ CONFIGS = {
     "llama-mqa": LlamaConfig(**{**TINY, "num_key_value_heads": 1}),
     "llama-mha": LlamaConfig(**{**TINY, "num_key_value_heads": 4}),
     "llama-wide-heads": LlamaConfig(**TINY, head_dim=12),
+    "llama-qkv-bias": LlamaConfig(**TINY, qkv_bias=True),
+    "llama-layernorm-qkv-bias": LlamaConfig(**TINY, norm_type="layernorm", qkv_bias=True),
+    "llama-linear": LlamaConfig(**TINY, rope_scaling={"rope_type": "linear", "factor": 3.0}),
+    "llama-llama3": LlamaConfig(**{**TINY, "head_dim": 16}, rope_scaling=LLAMA3),
+    "llama-yarn": LlamaConfig(**{**TINY, "head_dim": 16}, rope_scaling=YARN_SET),
+    "qwen3-yarn": Qwen3Config(**{**TINY, "head_dim": 16}, rope_scaling=YARN),
+    "llama-window-yarn": LlamaConfig(**{**TINY, "head_dim": 16}, sliding_window=5, rope_scaling=YARN),
+    "llama-qkv-bias-yarn": LlamaConfig(**TINY, qkv_bias=True, rope_scaling=YARN),
+    "llama-layernorm-linear": LlamaConfig(
+        **TINY, norm_type="layernorm", rope_scaling={"rope_type": "linear", "factor": 3.0}
+    ),
+    "olmo2-yarn": Olmo2Config(**TINY, rope_scaling=YARN),
+    "next-yarn": Qwen3NextConfig(
+        **{**NEXT, "full_attention_interval": 1}, num_experts=0, rope_scaling=YARN, partial_rotary_factor=0.5
+    ),
+    "olmo2-gqa": Olmo2Config(**TINY),
+    "olmo2-untied-bias": Olmo2Config(**TINY, tie_word_embeddings=False, attention_bias=True, rms_norm_eps=1e-3),
     "qwen3-gqa": Qwen3Config(**TINY),
     "qwen3-untied": Qwen3Config(**TINY, tie_word_embeddings=False),
     "qwen3-head-dim": Qwen3Config(**TINY, head_dim=12, attention_bias=True),

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.config.shapes import LlamaConfig, ModelConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.errors import ExitCode, UserError
 
+YARN = {"rope_type": "yarn", "factor": 4.0}
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
 
 
@@ -43,6 +44,12 @@ LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "nu
         (Qwen3NextConfig, {"num_experts": 1}, ["num_experts_per_tok 2", "num_experts 1"]),
         (Qwen3NextConfig, {"num_experts": 0, "moe_intermediate_size": 8}, ["moe_intermediate_size 8", "num_experts 0"]),
         (Qwen3NextConfig, {"num_nextn_predict_layers": 2}, ["num_nextn_predict_layers"]),
+        (Olmo2Config, {"head_dim": 64}, ["head_dim 64", "hidden_size 256", "model_type qwen3"]),
+        (LlamaConfig, {"qkv_bias": True, "attention_bias": True}, ["qkv_bias", "attention_bias", "qwen2"]),
+        (LlamaConfig, {"qkv_bias": True, "sliding_window": 7}, ["qkv_bias", "sliding_window 7", "qwen2"]),
+        (LlamaConfig, {"qkv_bias": True, "head_dim": 16}, ["head_dim 16", "qkv_bias", "here 32"]),
+        (LlamaConfig, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ["rope_scaling", "dynamic", "linear"]),
+        (LlamaConfig, {"rope_scaling": {**YARN, "original_max_position_embeddings": 8}, "rope_theta": 1}, ["yarn"]),
         (LlamaConfig, {"hidden_sise": 64}, ["hidden_sise", "Extra inputs"]),
         (LlamaConfig, {"num_hidden_layers": 10**9}, ["num_hidden_layers", "1024"]),
         (LlamaConfig, {"rope_theta": float("nan")}, ["rope_theta"]),
@@ -87,7 +94,7 @@ def test_model_type_chooses_the_architecture_and_its_keys():
 
 
 def test_every_key_is_documented():
-    for config_class in (LlamaConfig, Qwen3Config, Qwen3NextConfig):
+    for config_class in (LlamaConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig):
         for name, field in config_class.model_fields.items():
             assert field.description and field.description.endswith("."), name
 
@@ -103,7 +110,10 @@ def test_both_generations_of_readers_find_their_keys(config):
     if isinstance(config, Qwen3NextConfig):
         factors = hf["partial_rotary_factor"], hf["rope_parameters"]["partial_rotary_factor"]
         assert factors == (config.partial_rotary_factor,) * 2
-        assert hf["layer_types"] and hf["full_attention_interval"] == 2
+        assert hf["layer_types"] and hf["full_attention_interval"] == config.full_attention_interval
+    scaling = config.rope_numbers()
+    assert hf.get("rope_scaling") == scaling  # where 4.57 looks for it
+    assert hf["rope_parameters"].items() >= (scaling or {"rope_type": "default"}).items()
     assert hf["dtype"] == hf["torch_dtype"] == "bfloat16"
     assert (hf["bos_token_id"], hf["eos_token_id"], hf["pad_token_id"]) == (None, 5, None)
     assert hf["vocab_size"] == 61 and len(hf["architectures"]) == 1
@@ -143,8 +153,8 @@ def test_absent_keys_take_hugging_face_defaults_not_ours():
 
 def test_defaults_are_those_of_the_installed_transformers():
     transformers = pytest.importorskip("transformers")
-    for name in ("LlamaConfig", "MistralConfig", "Qwen3Config", "Qwen3NextConfig", "Qwen3_5TextConfig"):
-        theirs = getattr(transformers, name)()
+    for name in ("Llama", "Mistral", "Olmo2", "Qwen2", "Qwen3", "Qwen3Next", "Qwen3_5Text"):
+        theirs = getattr(transformers, f"{name}Config")()
         assert config_from_hf({"model_type": theirs.model_type}, "x") == config_from_hf(theirs.to_dict(), "x")
     theirs = transformers.StableLmConfig(partial_rotary_factor=1.0)
     assert config_from_hf({"model_type": "stablelm", "partial_rotary_factor": 1.0}, "x") == config_from_hf(
@@ -190,13 +200,21 @@ def test_a_released_qwen3_config_is_read():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "gpt2"}, ["'gpt2'", "llama, mistral, stablelm, qwen3"]),
+        ({"model_type": "gpt2"}, ["'gpt2'", "llama, mistral, stablelm, qwen2, qwen3"]),
         ({"model_type": None}, ["None", "llama"]),
         ({"model_type": ["llama"]}, ["['llama']"]),
         ({"hidden_act": "gelu"}, ["hidden_act 'gelu'", "silu"]),
         ({"mlp_bias": True}, ["mlp_bias True"]),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_type 'linear'"]),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ["rope_type 'yarn'"]),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["rope_type 'dynamic'", "linear, llama3, yarn"]),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4.0}}, ["rope_type 'longrope'"]),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 0.5}},
+            ["rope_type linear: factor", "greater than or equal to 1"],
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, ["rope_type yarn: mscale is not supported"]),
+        ({"rope_scaling": {"type": "llama3", "factor": 4.0}}, ["rope_type llama3: low_freq_factor field required"]),
+        ({"rope_scaling": {**YARN, "beta_fast": 1, "beta_slow": 1}}, ["rope_type yarn", "beta_fast 1.0 must exceed"]),
+        ({"rope_scaling": YARN, "rope_parameters": {**YARN, "factor": 8.0}}, ["factor 8.0", "4.0", "disagree"]),
         ({"rope_parameters": {"rope_theta": 5.0, "factor": 4.0}}, ["RoPE with factor"]),
         ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, ["RoPE with full_attention"]),
         ({"rope_parameters": [1]}, ["rope_parameters [1]"]),
@@ -204,7 +222,9 @@ def test_a_released_qwen3_config_is_read():
         ({"rope_theta": "many"}, ["rope_theta 'many'"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor 0.5"]),
         ({"model_type": "stablelm"}, ["partial_rotary_factor 0.25"]),
-        ({"model_type": "stablelm", "partial_rotary_factor": 1.0, "use_qkv_bias": True}, ["use_qkv_bias True"]),
+        ({"model_type": "stablelm", "partial_rotary_factor": 1.0, "qk_layernorm": True}, ["qk_layernorm True"]),
+        ({"model_type": "qwen2", "use_sliding_window": True}, ["sliding windows of qwen2"]),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 32}, ["sliding windows of qwen2"]),
         ({"auto_map": {"AutoModel": "x.py"}, "quantization_config": {}}, ["auto_map, quantization_config"]),
         ({"sliding_window": 4}, ["llama with sliding_window"]),
         ({"num_hidden_layers": -1}, ["num_hidden_layers -1"]),
@@ -252,14 +272,19 @@ VALUES = st.one_of(
     st.text(max_size=5),
     st.lists(st.sampled_from(["full_attention", "sliding_attention", "linear_attention", 1]), max_size=3),
     st.dictionaries(
-        st.sampled_from(["rope_type", "type", "rope_theta", "factor"]), st.none() | st.floats() | st.text(max_size=3)
+        st.sampled_from(
+            ["rope_type", "type", "rope_theta", "factor", "beta_fast", "low_freq_factor", "high_freq_factor"]
+        ),
+        st.none() | st.floats() | st.text(max_size=3) | st.sampled_from(["linear", "yarn", "llama3"]),
     ),
 )
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    model_type=st.sampled_from(["llama", "mistral", "stablelm", "qwen3", "qwen3_next", "qwen3_5_text"]),
+    model_type=st.sampled_from(
+        ["llama", "mistral", "stablelm", "qwen2", "qwen3", "qwen3_next", "qwen3_5_text", "olmo2"]
+    ),
     changes=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4),
 )
 def test_any_config_json_is_read_or_refused_and_never_breaks(model_type, changes):

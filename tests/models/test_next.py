@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import Qwen3NextConfig
+from tiny_transformer.config.shapes import Qwen3NextConfig
 from tiny_transformer.layers.delta_rule import delta_rule_recurrently
 from tiny_transformer.layers.experts import balance_loss, mix_experts_slowly
 from tiny_transformer.models import build_model, load_model, save_model
@@ -221,7 +221,7 @@ def test_drafts_with_a_cache_equal_drafts_without(shake, all_configs, input_ids,
         return [row[:n] for row, n in zip(out, counts, strict=True)]
 
     with torch.no_grad():
-        whole, _ = model.draft(hidden=hidden, next_ids=input_ids)
+        whole, _, _ = model.draft(hidden=hidden, next_ids=input_ids)
         for counts, kept in (((6, 3, 1), None), ((1, 1, 1), None), ((3, 2, 4), (1, 2, 0)), ((1, 5, 9), None)):
             begins = cache.lengths
             if kept is not None:

@@ -233,6 +233,6 @@ def test_a_run_of_few_steps_says_what_that_means(steps: int, is_said: bool, tiny
 
 def test_minutes_do_not_choose_a_hybrid(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="not of a qwen3_next"):
+    with pytest.raises(UserError, match="what size suits a qwen3_next is not known"):
         auto(tiny_data, "model.model_type=qwen3_next")
     assert not (tmp_path / "runs/auto").exists()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from run_helpers import TINY, fingerprint, log_without_clock, run_tiny
 
-from tiny_transformer.config.model import Qwen3NextConfig
 from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.config.shapes import Qwen3NextConfig
 from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model

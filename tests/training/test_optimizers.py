@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.models import build_model
 from tiny_transformer.training.muon import Muon, orthogonalise
 from tiny_transformer.training.optimizers import Optimizers

@@ -22,8 +22,8 @@ import tiny_transformer.stages.command
 import tiny_transformer.stages.summary  # noqa: F401
 from tiny_transformer.cli import run as run_command_line
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.config.model import Qwen3Config
 from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError

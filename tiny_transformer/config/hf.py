@@ -6,84 +6,13 @@ from collections.abc import Iterable
 from reprlib import repr as short
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from tiny_transformer.config.model import LlamaConfig, ModelConfig, Qwen3Config, Qwen3NextConfig
+from tiny_transformer.config.shapes import HF_SHAPES, ModelConfig
+from tiny_transformer.config.shapes.decoder import HfForm
+from tiny_transformer.config.shapes.rope import ROPE_TYPES, RopeScaling
 from tiny_transformer.errors import ExitCode, UserError
 
-# What transformers assumes for a key that config.json lacks (the classes' defaults in 5.23, equal in 4.57).
-_DECODER_DEFAULTS = {
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "initializer_range": 0.02,
-    "tie_word_embeddings": False,
-}
-_RMS = {"head_dim": None, "rms_norm_eps": 1e-6}
-_LLAMA = {"vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": None, "max_position_embeddings": 2048}
-_MISTRAL = {
-    "vocab_size": 32000,
-    "intermediate_size": 14336,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-}
-_STABLELM = {"vocab_size": 50304, "hidden_size": 2560, "intermediate_size": 6912, "max_position_embeddings": 4096}
-_QWEN3 = {"vocab_size": 151936, "intermediate_size": 22016, "head_dim": 128, "max_position_embeddings": 32768}
-_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
-_HYBRID = {
-    "num_attention_heads": 16,
-    "head_dim": 256,
-    "max_position_embeddings": 32768,
-    "partial_rotary_factor": None,
-    "full_attention_interval": None,
-    "layer_types": None,
-    "linear_conv_kernel_dim": 4,
-    "linear_key_head_dim": 128,
-    "linear_value_head_dim": 128,
-    "linear_num_key_heads": 16,
-    "linear_num_value_heads": 32,
-    "mtp_loss_coef": 0.1,  # ours alone
-}
-_QWEN3_NEXT = {
-    "vocab_size": 151936,
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 48,
-    "num_key_value_heads": 2,
-    "num_experts": 512,
-    "num_experts_per_tok": 10,
-    "moe_intermediate_size": 512,
-    "shared_expert_intermediate_size": 512,
-    "norm_topk_prob": True,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": None,
-    "router_aux_loss_coef": 0.001,
-    "num_nextn_predict_layers": 0,
-}
-_QWEN3_5 = {"vocab_size": 248320, "intermediate_size": 12288, "num_key_value_heads": 4, "mtp_num_hidden_layers": 0}
-_HF_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {**_DECODER_DEFAULTS, **_RMS, **_LLAMA, "attention_bias": False},
-    "mistral": {**_DECODER_DEFAULTS, **_RMS, **_MISTRAL, "sliding_window": 4096},
-    "stablelm": {**_DECODER_DEFAULTS, **_STABLELM, "layer_norm_eps": 1e-5},
-    "qwen3": {**_DECODER_DEFAULTS, **_RMS, **_QWEN3, **_WINDOWS, "attention_bias": False},
-    "qwen3_next": {**_DECODER_DEFAULTS, **_RMS, **_HYBRID, **_QWEN3_NEXT, "attention_bias": False},
-    "qwen3_5_text": {**_DECODER_DEFAULTS, **_RMS, **_HYBRID, **_QWEN3_5, "attention_bias": False},
-}
-# Keys with one supported value, which is also what their absence means.
-_ONLY: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_act": "silu", "mlp_bias": False, "rope_interleaved": False},
-    "mistral": {"hidden_act": "silu"},
-    "stablelm": {"hidden_act": "silu", "use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False},
-    "qwen3": {"hidden_act": "silu"},
-    "qwen3_next": {"hidden_act": "silu", "attn_output_gate": True, "use_sliding_window": False},
-    "qwen3_5_text": {
-        "hidden_act": "silu",
-        "attn_output_gate": True,
-        "use_sliding_window": False,
-        "mtp_use_dedicated_embeddings": False,
-    },
-}
 # Keys that do not change what a forward pass computes.
 _HARMLESS = {
     *("model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"),
@@ -96,9 +25,8 @@ _MOST_ENTRIES = 4096  # of a list; each wrong one would be told at length
 # Keys that `_rope` judges.
 _ROPE = {"rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor"}
 
+_SCALING: TypeAdapter[Any] = TypeAdapter(RopeScaling)
 _REMEDY = "fetch config.json again; if you wrote it, give that key a value that this model_type has"
-
-_CLASSES = {"qwen3": Qwen3Config, "qwen3_next": Qwen3NextConfig, "qwen3_5_text": Qwen3NextConfig}
 
 
 def config_from_hf(hf: dict[str, Any], where: str) -> ModelConfig:
@@ -113,43 +41,22 @@ def config_from_hf(hf: dict[str, Any], where: str) -> ModelConfig:
             silence but the keys of `_HARMLESS`.
     """
     model_type = hf.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _HF_DEFAULTS:
+    if not isinstance(model_type, str) or model_type not in HF_SHAPES:
         raise _bad_config(
-            f"model_type {short(model_type)} is not supported", where, f"supported: {', '.join(_HF_DEFAULTS)}"
+            f"model_type {short(model_type)} is not supported", where, f"supported: {', '.join(HF_SHAPES)}"
         )
-    for key, value in _ONLY[model_type].items():
-        given = hf.get(key, value)
-        if given != value or type(given) is not type(value):  # 0 is not false
-            raise _bad_config(
-                f"{key} {short(hf[key])} is not supported", where, f"for {model_type} only {key} {value!r}"
-            )
-    for key, value in hf.items():
-        if isinstance(value, list) and len(value) > _MOST_ENTRIES and key not in _HARMLESS:
-            raise _bad_config(f"{key[:40]} has {len(value):,} entries", where, f"at most {_MOST_ENTRIES:,}")
-    defaults = _HF_DEFAULTS[model_type]
-    if unknown := hf.keys() - defaults - _ONLY[model_type].keys() - _ROPE - _HARMLESS:
-        raise _bad_config(
-            f"{model_type} with {_some(unknown)} is not supported", where, "remove keys that have no effect"
-        )
-    values = {key: hf.get(key, default) for key, default in defaults.items()}
-    values["rope_theta"], factor = _rope(hf, where)
+    shape, form = HF_SHAPES[model_type], HF_SHAPES[model_type].hf_forms[model_type]
+    _check_keys(hf, form, where)
+    values = {key: hf.get(key, default) for key, default in form.defaults.items()}
+    values |= _rope(hf, form, where)
     if values["vocab_size"] is None:
         raise _bad_config("vocab_size is null", where, "the number of rows of model.embed_tokens.weight")
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
-    if model_type == "stablelm":
-        values |= {"norm_type": "layernorm", "rms_norm_eps": values.pop("layer_norm_eps")}
-    if model_type == "qwen3" and not values["use_sliding_window"]:
-        values["sliding_window"] = None
-    if model_type in ("qwen3_next", "qwen3_5_text"):
-        values["partial_rotary_factor"] = factor
-        values["full_attention_interval"] = _interval(values)
-        values["mlp_only_layers"] = values.get("mlp_only_layers") or ()
-    if model_type == "qwen3_5_text":
-        values |= {"num_experts": 0, "num_nextn_predict_layers": values.pop("mtp_num_hidden_layers")}
     try:
+        values = shape.from_hf_values(model_type, values)
         # Strictly, as the readers of this file differ over a 4.0 or a true where a whole number belongs.
-        return _CLASSES.get(model_type, LlamaConfig).model_validate(
+        return shape.model_validate(  # ty: ignore[invalid-explicit-return]
             {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}, strict=True
         )
     except ValidationError as error:
@@ -160,47 +67,79 @@ def config_from_hf(hf: dict[str, Any], where: str) -> ModelConfig:
             else first["msg"]
         )
         raise _bad_config(problem.replace("Value error, ", ""), where, _REMEDY) from None
+    except ValueError as error:
+        raise _bad_config(str(error), where, _REMEDY) from None
 
 
-def _interval(values: dict[str, Any]) -> Any:
-    """`full_attention_interval`: as given, or read off the layers' pattern, which is all that transformers 5 writes."""
-    layers = values["layer_types"]
-    if values["full_attention_interval"] is not None:
-        return values["full_attention_interval"]
-    return layers.index("full_attention") + 1 if isinstance(layers, list) and "full_attention" in layers else 4
+def _check_keys(hf: dict[str, Any], form: HfForm, where: str) -> None:
+    """Refuse keys and values that would change what is computed, and that are not known here."""
+    for key, value in form.only.items():
+        given = hf.get(key, value)
+        if given != value or type(given) is not type(value):  # 0 is not false
+            raise _bad_config(
+                f"{key} {short(hf[key])} is not supported", where, f"for {hf['model_type']} only {key} {value!r}"
+            )
+    for key, value in hf.items():
+        if isinstance(value, list) and len(value) > _MOST_ENTRIES and key not in _HARMLESS:
+            raise _bad_config(f"{key[:40]} has {len(value):,} entries", where, f"at most {_MOST_ENTRIES:,}")
+    if unknown := hf.keys() - form.defaults.keys() - form.only.keys() - _ROPE - _HARMLESS:
+        raise _bad_config(
+            f"{hf['model_type']} with {_some(unknown)} is not supported", where, "remove keys that have no effect"
+        )
 
 
-def _rope(hf: dict[str, Any], where: str) -> tuple[Any, Any]:
-    """Rotary base and turning share, at the top level (transformers 4) or in a mapping (5); no scaling."""
-    model_type, rope = hf["model_type"], {"rope_type": "default"}
+def _rope(hf: dict[str, Any], form: HfForm, where: str) -> dict[str, Any]:
+    """Rotary base, turning share and scaling, at the top level (transformers 4) or in a mapping (5)."""
+    rope = _rope_mapping(hf, where)
+    kind = rope.pop("rope_type", "default")
+    if kind not in ("default", *ROPE_TYPES):
+        known = ", ".join(ROPE_TYPES)
+        raise _bad_config(f"rope_type {short(kind)} is not supported", where, f"rope_type default, {known}")
+    found = {}
+    for name, default in (("rope_theta", 10_000.0), ("partial_rotary_factor", form.rotary_share)):
+        top = hf.get(name, default)
+        found[name] = rope.pop(name, top)
+        if name in hf and top != found[name]:
+            # transformers 5 would use one and 4.57 the other
+            raise _bad_config(
+                f"{name} {short(top)} and the {short(found[name])} of rope_parameters disagree",
+                where,
+                "make them equal",
+            )
+    rope = {name: value for name, value in rope.items() if name not in form.rope_extras}
+    if kind == "default":
+        if rope:
+            raise _bad_config(f"RoPE with {_some(rope)} is not supported", where, "only rope_type and rope_theta")
+        return found
+    if kind != "linear":
+        length = hf.get("max_position_embeddings", form.defaults["max_position_embeddings"])
+        rope.setdefault("original_max_position_embeddings", length)
+    try:
+        return {**found, "rope_scaling": _SCALING.validate_python({"rope_type": kind, **rope}, strict=True)}
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])[:40] if first["loc"] else kind
+        problem = "is not supported" if first["type"] == "extra_forbidden" else first["msg"].lower()
+        raise _bad_config(f"RoPE with rope_type {kind}: {name} {problem}", where, _REMEDY) from None
+
+
+def _rope_mapping(hf: dict[str, Any], where: str) -> dict[str, Any]:
+    """`rope_parameters` and `rope_scaling` in one; where both are there they must say the same."""
+    both: dict[str, Any] = {}
     for name in ("rope_parameters", "rope_scaling"):
         given = hf.get(name) or {}
         if not isinstance(given, dict):
             raise _bad_config(f"{name} {short(given)} is not a mapping", where, "leave it out for plain RoPE")
-        rope |= given
-    kind = rope.pop("type", rope.pop("rope_type"))
-    if kind != "default":
-        raise _bad_config(f"rope_type {short(kind)} is not supported", where, "only rope_type 'default' (no scaling)")
-    found = []
-    usual_factor = 1.0 if model_type in ("llama", "mistral", "qwen3") else 0.25
-    for name, default in (("rope_theta", 10_000.0), ("partial_rotary_factor", usual_factor)):
-        top = hf.get(name, default)
-        value = rope.pop(name, top)
-        if name in hf and top != value:
-            # transformers 5 would use one and 4.57 the other
-            raise _bad_config(
-                f"{name} {short(top)} and the {short(value)} of rope_parameters disagree", where, "make them equal"
-            )
-        found.append(value)
-    if model_type == "qwen3_5_text":  # how the angles are shared between time, height and width; text has time only
-        rope.pop("mrope_section", None), rope.pop("mrope_interleaved", None)
-    elif model_type != "qwen3_next" and found[1] != 1.0:
-        raise _bad_config(
-            f"partial_rotary_factor {short(found[1])} is not supported", where, "only 1.0 (the whole head is rotated)"
-        )
-    if rope:
-        raise _bad_config(f"RoPE with {_some(rope)} is not supported", where, "only rope_type and rope_theta")
-    return found[0], found[1]
+        given = {"rope_type" if key == "type" else key: value for key, value in given.items()}
+        for key in both.keys() & given.keys():
+            if both[key] != given[key]:
+                raise _bad_config(
+                    f"{key} {short(both[key])} of rope_parameters and {short(given[key])} of rope_scaling disagree",
+                    where,
+                    "make them equal",
+                )
+        both |= given
+    return both
 
 
 def _some(keys: Iterable[str]) -> str:

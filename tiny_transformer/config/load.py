@@ -18,19 +18,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tiny_transformer.config.aliases import ALIASES, SWITCHES, translate
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import CONFIGS, RunConfig, sections_of
+from tiny_transformer.config.shapes import SHAPES
 from tiny_transformer.errors import ExitCode, UserError
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 # YAML 1.1 reads 1e-3 as text; in a config of numbers it is a number.
 _NUMBER = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)[eE][-+]?\d+")
-_MODELS: dict[str, type[BaseModel]] = {
-    "llama": LlamaConfig,
-    "qwen3": Qwen3Config,
-    "qwen3_next": Qwen3NextConfig,
-}
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ def valid_keys(schema: type[RunConfig] | None = None) -> list[str]:
 def _models_of(section: str, schema: type[RunConfig]) -> tuple[type[BaseModel], ...]:
     """The classes that a section may have: each architecture's for `model`."""
     own = sections_of(schema).get(section)
-    return tuple(_MODELS.values()) if own is None else (own,)
+    return tuple(SHAPES.values()) if own is None else (own,)
 
 
 def _schema(layers: Iterable[Iterable[Assignment]]) -> type[RunConfig]:
@@ -347,9 +342,9 @@ def _explain(error: ValidationError, merged: Mapping[str, Assignment]) -> UserEr
     if problem["type"] == "union_tag_invalid":
         chosen = merged["model.model_type"]
         return UserError(
-            f"unknown model_type {chosen.value!r}", where=chosen.origin, remedy=f"one of {', '.join(_MODELS)}"
+            f"unknown model_type {chosen.value!r}", where=chosen.origin, remedy=f"one of {', '.join(SHAPES)}"
         )
-    location = [str(part) for part in problem["loc"] if part not in _MODELS]
+    location = [str(part) for part in problem["loc"] if part not in SHAPES]
     assignment = merged.get(".".join(location[:2]))
     reason = str(problem.get("ctx", {}).get("error", problem["msg"]))
     if assignment is None:  # a rule about several keys, or about one that was not written
@@ -360,7 +355,7 @@ def _explain(error: ValidationError, merged: Mapping[str, Assignment]) -> UserEr
         return UserError(
             f"a {model_type} model has no {assignment.key}",
             where=assignment.origin,
-            remedy=f"remove it, or choose another model_type ({', '.join(_MODELS)})",
+            remedy=f"remove it, or choose another model_type ({', '.join(SHAPES)})",
         )
     return UserError(
         f"{assignment.key} = {assignment.value!r}: {reason[0].lower()}{reason[1:]}",

@@ -9,10 +9,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.aliases import ALIASES, SWITCHES
-from tiny_transformer.config.decoder import DecoderConfig
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig, on_resume, sections_of
+from tiny_transformer.config.shapes import SHAPES, DecoderConfig
 
 HEAD = """# Every key of a config
 
@@ -41,7 +40,7 @@ def reference_markdown() -> str:
     ]
     for title, section, model in sections:
         parts.append(_table(title, section, model, list(model.model_fields)))
-    for model in (Qwen3Config, Qwen3NextConfig, LlamaConfig):
+    for model in SHAPES.values():
         names = [name for name in model.model_fields if name not in DecoderConfig.model_fields]
         title = f"`model` with `model_type: {model.model_fields['model_type'].default}`"
         parts.append(_table(title, "model", model, names))
@@ -89,11 +88,15 @@ def _type(field: FieldInfo) -> str:
 
 
 def _type_words(annotation: Any) -> str:
+    if hasattr(annotation, "__metadata__"):  # Annotated
+        return _type_words(annotation.__origin__)
     arguments = [a for a in get_args(annotation) if a is not type(None)]
     if arguments and all(isinstance(a, str) for a in arguments):
         return " / ".join(f"`{a}`" for a in arguments)
     if len(arguments) == 1 and type(None) in get_args(annotation):
         return _type_words(arguments[0])
+    if all(isinstance(a, type) and issubclass(a, BaseModel) for a in arguments[:1] or [annotation]):
+        return "mapping"
     if arguments:
         return f"list of {_type_words(arguments[0])}"
     names = {"int": "integer", "float": "number", "str": "text", "bool": "true / false", "Path": "path"}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from tiny_transformer.config.model import ModelConfig, Qwen3Config
+from tiny_transformer.config.shapes import ModelConfig, Qwen3Config
 
 OnResume = Literal["refuse", "warn", "allow"]
 

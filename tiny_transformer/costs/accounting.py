@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from tiny_transformer.config.model import ModelConfig, Qwen3NextConfig
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.shapes import DecoderConfig
 from tiny_transformer.data.batches import TokenBatch
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import empty_model
@@ -139,21 +139,19 @@ class Ledger(TorchDispatchMode):
             self.products[place] += flop_registry[packet](*args, **kwargs, out_val=out)
 
 
-def count_parameters(config: ModelConfig) -> tuple[Counter[str], int]:
+def count_parameters(config: DecoderConfig) -> tuple[Counter[str], int]:
     """The parameters of each part of a model, shared ones once, and how many of them work on one token.
 
     Parts are `embedding`, `attention` (the delta rule's layers too), `feed-forward` or `experts` with their routers,
     `norms`, `head` (absent when it is the embedding) and `MTP head`.
     """
     parts: Counter[str] = Counter()
-    idle = 0
+    experts = 0
     for name, parameter in empty_model(config, device="meta").named_parameters():
         parts[_part(name)] += parameter.numel()
-        if isinstance(config, Qwen3NextConfig) and ".experts." in name:
-            idle += parameter.numel()
-    if isinstance(config, Qwen3NextConfig) and config.num_experts:
-        idle -= idle * config.num_experts_per_tok // config.num_experts
-    return parts, parts.total() - idle
+        if ".experts." in name:
+            experts += parameter.numel()
+    return parts, parts.total() - config.idle_parameters(experts)
 
 
 def _part(name: str) -> str:
@@ -234,7 +232,7 @@ def count_step(config: RunConfig, hardware: Hardware) -> StepCost:
     return StepCost(ledger.peak, ledger.most, forward, both, update, moved, ledger.moved - moved)
 
 
-def count_generation(config: ModelConfig, prompt_length: int, hardware: Hardware) -> Counter[str]:
+def count_generation(config: DecoderConfig, prompt_length: int, hardware: Hardware) -> Counter[str]:
     """Bytes of each kind while a model, its cache made for a full context, reads a prompt and gives the next logits."""
     assert config.vocab_size is not None  # the caller's promise
     model = empty_model(config, device="meta").eval()
@@ -248,6 +246,18 @@ def count_generation(config: ModelConfig, prompt_length: int, hardware: Hardware
         hidden = model.backbone(prompt, None, None, cache).hidden
         model.lm_head(hidden[:, -1])
     return ledger.peak
+
+
+def cache_bytes_per_token(config: DecoderConfig) -> int:
+    """What a model's cache grows by with each token of context, in float32."""
+    model = empty_model(config, device="meta").eval()
+    sizes = []
+    for length in (1, 2):
+        with FakeTensorMode(), Ledger(config.vocab_size or 1) as ledger:
+            cache = model.make_cache(1, length)
+            sizes.append(ledger.living.total())
+            del cache
+    return sizes[1] - sizes[0]
 
 
 def _pretend_weights(model: CausalLM, device: torch.device) -> None:

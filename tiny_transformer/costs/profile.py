@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tiny_transformer.config.model import ModelConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.schema import DataConfig, RunConfig
+from tiny_transformer.config.shapes import DecoderConfig
 from tiny_transformer.data.meta import read_meta
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.gguf.tokenizer import name_refusal
@@ -41,7 +41,8 @@ class Profile:
         parameters: by part; shared ones once.
         active_parameters: of all of them, those that work on one token.
         forward, training: operations per token, `matrices`, `attention`, and `causal_attention`: what is left of
-            `attention` when no query meets a key after it (or outside its window).
+            `attention` when no query meets a key after it (or outside its window); absent where the architecture
+            does not say who may see whom.
         training_memory: of tensors by kind, at the highest point of a step.
         most_memory: the same, each kind at its own highest point.
         generation_memory: by kind, while a prompt as long as a training sequence is read with a cache for the full
@@ -123,7 +124,7 @@ def make_profile(config: RunConfig, name: str) -> Profile:
         training_memory=dict(step.memory),
         most_memory=dict(step.most),
         generation_memory=dict(generation),
-        cache_bytes_per_token=_cache_bytes_per_token(config.model),
+        cache_bytes_per_token=accounting.cache_bytes_per_token(config.model),
         program_memory=program_memory,
         batch={"micro_batch_size": batch, "grad_accum_steps": accumulation, "seq_len": seq_len},
         device=hardware.describe(),
@@ -203,38 +204,24 @@ def _per_token(products: dict[str, int], config: RunConfig, *, passes: int) -> d
     """Operations per token; `passes` is 1 for forward and 3 for forward and backward."""
     num_tokens = config.training.micro_batch_size * config.data.seq_len
     matrices, attention = products.get("matrices", 0) / num_tokens, products.get("attention", 0) / num_tokens
-    unseen = passes * unseen_products(config.model, config.data.seq_len)
-    return {"matrices": matrices, "attention": attention, "causal_attention": attention - unseen}
+    unseen = unseen_products(config.model, config.data.seq_len)
+    causal = {} if unseen is None else {"causal_attention": attention - passes * unseen}
+    return {"matrices": matrices, "attention": attention, **causal}
 
 
-def unseen_products(config: ModelConfig, seq_len: int) -> float:
-    """Operations per token, forward, that softmax attention would spend on keys a query may not see."""
+def unseen_products(config: DecoderConfig, seq_len: int) -> float | None:
+    """Operations per token, forward, that softmax attention would spend on keys a query may not see; None: the
+    architecture does not tell which."""
     per_pair = 4 * config.num_attention_heads * config.head_dim  # query times key, weight times value
+    lengths = config.attention_lengths(seq_len)
+    if lengths is None:
+        return None
     pairs = 0.0
-    for length, window in _attention_lengths(config, seq_len):
+    for length, window in lengths:
         reach = min(window or length, length)
         seen = reach * (reach + 1) / 2 + (length - reach) * reach
         pairs += length * length - seen
     return per_pair * pairs / seq_len
-
-
-def _attention_lengths(config: ModelConfig, seq_len: int) -> list[tuple[int, int | None]]:
-    """Sequence length and window of each layer with softmax attention."""
-    if isinstance(config, Qwen3NextConfig):
-        second_head = [(seq_len - 1, None)] * config.num_nextn_predict_layers
-        return [(seq_len, None) for kind in config.layer_types if kind == "full_attention"] + second_head
-    if isinstance(config, Qwen3Config):
-        return [
-            (seq_len, config.sliding_window if kind == "sliding_attention" else None) for kind in config.layer_types
-        ]
-    return [(seq_len, config.sliding_window)] * config.num_hidden_layers
-
-
-def _cache_bytes_per_token(config: ModelConfig) -> int:
-    """Keys and values of one token in float32; a delta rule's memory does not grow."""
-    kinds = getattr(config, "layer_types", ("full_attention",) * config.num_hidden_layers)
-    growing = sum(kind != "linear_attention" for kind in kinds)
-    return 2 * 4 * growing * config.num_key_value_heads * config.head_dim
 
 
 def _length(config: RunConfig, step_seconds: float) -> tuple[int, str]:
@@ -254,7 +241,7 @@ def _length(config: RunConfig, step_seconds: float) -> tuple[int, str]:
     return min(choices, key=lambda choice: choice[0], default=default)
 
 
-def _in_words(config: ModelConfig) -> str:
+def _in_words(config: DecoderConfig) -> str:
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     shared = f"{heads} heads" if heads == groups else f"{heads} query and {groups} key/value heads"
     return (

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tiny_transformer.interop.portability import BASIS
+from tiny_transformer.interop.portability import BASIS, in_words
 
 if TYPE_CHECKING:
     from tiny_transformer.costs.profile import Profile
@@ -80,8 +80,9 @@ def _arithmetic(profile: Profile) -> Table:
     table = _table("Operations per token", "matrices", "attention", "total", "causal", caption=caption)
     for name, products in (("forward", profile.forward), ("forward and backward", profile.training)):
         matrices, attention = products["matrices"], products["attention"]
-        figures = (matrices, attention, matrices + attention, matrices + products["causal_attention"])
-        table.add_row(name, *(quantity(figure) for figure in figures))
+        causal = quantity(matrices + products["causal_attention"]) if "causal_attention" in products else NOTHING
+        figures = (matrices, attention, matrices + attention)
+        table.add_row(name, *(quantity(figure) for figure in figures), causal)
     return table
 
 
@@ -154,7 +155,7 @@ def _readers(profile: Profile) -> Table:
     table.add_column(min_width=17)
     table.add_column(ratio=1, overflow="fold")
     for reader, reason in profile.readers.items():
-        table.add_row(reader, Text("yes" if reason is None else f"no: {reason}"))
+        table.add_row(reader, Text(in_words(reason)))
     return table
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_transformer.config.decoder import TOKEN_IDS
+from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models.checkpoint import stored_dtypes

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from tiny_transformer.config.model import LlamaConfig
+from tiny_transformer.config.shapes import LlamaConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.row_order import half_split, is_rotated
 from tiny_transformer.interop.writing import write_import

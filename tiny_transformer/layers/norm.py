@@ -68,6 +68,14 @@ class RMSNorm(nn.Module):
         return self.weight * UnitRMS.apply(at_least_float32(hidden), self.eps).to(hidden.dtype)
 
 
+class LateCastRMSNorm(RMSNorm):
+    """What `RMSNorm` computes, but cast after the weight and not before: OLMo 2's order. Arguments of `RMSNorm`."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., C) to (..., C), same dtype."""
+        return (self.weight * UnitRMS.apply(hidden.float(), self.eps)).to(hidden.dtype)
+
+
 class ZeroCentredRMSNorm(nn.Module):
     """(1 + weight) * x / sqrt(mean(x^2) + eps), over the last axis; the weight starts at zero.
 

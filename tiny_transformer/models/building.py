@@ -9,31 +9,28 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from tiny_transformer.config.model import ModelConfig
+from tiny_transformer.config.shapes import DecoderConfig
 from tiny_transformer.layers.norm import ZeroCentredRMSNorm
 from tiny_transformer.models.contract import CausalLM
 
-# model_type of our config -> the class, imported when it is first asked for
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_next": "Qwen3NextForCausalLM"}
-_RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "out_proj.weight")
 _DECAY_RATES = (0.01, 16.0)  # of the delta rule's memories at the start; a rate of 0 would have no logarithm
 
 
 def empty_model(
-    config: ModelConfig,
+    config: DecoderConfig,
     *,
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> CausalLM:
     """A model whose weights are allocated but not set. Leaves the global random-number generator alone."""
-    module = import_module(f"tiny_transformer.models.{config.model_type}.model")
+    family = import_module(f"tiny_transformer.models.{config.model_type}")  # not before it is asked for
     with torch.device(device), _NoInitialisation():
-        return getattr(module, _CLASSES[config.model_type])(config, dropout=dropout).to(dtype)
+        return family.Model(config, dropout=dropout).to(dtype)
 
 
 def build_model(
-    config: ModelConfig,
+    config: DecoderConfig,
     *,
     seed: int,
     dropout: float = 0.0,
@@ -51,16 +48,16 @@ def build_model(
         seed: of the initial weights.
         dropout: see the model class.
         dtype, device: of the weights.
-        zero_residual: start the last matrix of each residual branch at zero, so that each block begins as the identity.
+        zero_residual: start the last weight of each residual branch at zero, so that each block begins as the identity.
     """
     model = empty_model(config, dropout=dropout, dtype=dtype, device=device)
     generator = torch.Generator().manual_seed(seed)
     zero_centred = {module.weight for module in model.modules() if isinstance(module, ZeroCentredRMSNorm)}
     for name, parameter in model.named_parameters():
-        if parameter in zero_centred:
+        if parameter in zero_centred or (zero_residual and name.endswith(config.residual_outputs)):
             nn.init.zeros_(parameter)
         else:
-            initialise(name, parameter, std=config.initializer_range, generator=generator, zero_residual=zero_residual)
+            initialise(name, parameter, std=config.initializer_range, generator=generator)
     return model
 
 
@@ -75,15 +72,11 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 @torch.no_grad()
-def initialise(
-    name: str, parameter: nn.Parameter, *, std: float, generator: torch.Generator, zero_residual: bool
-) -> None:
+def initialise(name: str, parameter: nn.Parameter, *, std: float, generator: torch.Generator) -> None:
     """Set one parameter's initial value in place; see `build_model`."""
     if name.endswith("A_log"):
         parameter.copy_(torch.empty(parameter.shape).uniform_(*_DECAY_RATES, generator=generator).log())
     elif parameter.ndim == 1:
         parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
-    elif zero_residual and name.endswith(_RESIDUAL_OUTPUTS):
-        parameter.zero_()
     else:
         parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))

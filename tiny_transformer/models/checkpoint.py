@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tiny_transformer.config.decoder import TOKEN_IDS
-from tiny_transformer.config.model import ModelConfig, Qwen3NextConfig
+from tiny_transformer.config.shapes import ModelConfig, Qwen3NextConfig
+from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.building import empty_model
 from tiny_transformer.models.config_file import MAX_INDEX_BYTES, load_config, read_json

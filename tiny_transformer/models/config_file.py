@@ -9,7 +9,7 @@ from reprlib import repr as short
 from typing import Any
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import ModelConfig
+from tiny_transformer.config.shapes import ModelConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.inside import check_inside
 

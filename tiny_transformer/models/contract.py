@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeGuard
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from tiny_transformer.config.model import ModelConfig
-    from tiny_transformer.config.qwen3_next import Qwen3NextConfig
+    from tiny_transformer.config.shapes import ModelConfig, Qwen3NextConfig
     from tiny_transformer.layers.cache import ModelCache
 
 

@@ -22,7 +22,7 @@ from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenize
 if TYPE_CHECKING:
     import torch
 
-    from tiny_transformer.config.model import ModelConfig
+    from tiny_transformer.config.shapes import ModelConfig
     from tiny_transformer.models.contract import CausalLM
 
 CHAT_TEMPLATE = "chat_template.jinja"

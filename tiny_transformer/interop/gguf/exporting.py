@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tiny_transformer.config.model import ModelConfig, Qwen3NextConfig
+from tiny_transformer.config.shapes import DecoderConfig, Qwen3NextConfig
+from tiny_transformer.config.shapes.decoder import GgufForm
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf.hybrid import Tensors, add_next_keys, next_tensors
 from tiny_transformer.interop.gguf.tokenizer import NO_BEGIN_TOKEN, GgufTokenizer, gguf_tokenizer
-from tiny_transformer.interop.portability import llama_cpp_refusal
+from tiny_transformer.interop.portability import NOT_KNOWN, refusal
 from tiny_transformer.interop.row_order import interleaved, is_rotated
+from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models import load_config, load_model
 from tiny_transformer.models.config_file import read_json
 from tiny_transformer.storage.commit import exists, leftover_path, make_directories
@@ -41,21 +43,6 @@ TYPES = ("f32", "f16", "q8_0", "q4_0")
 _WORDS = ("token_embd.weight", "output.weight")
 # llama.cpp convolves in f32 alone; a router decides by small differences, and is small itself.
 _EXACT = (".ssm_conv1d.weight", ".ffn_gate_inp.weight")
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    """How one `model_type` on disk becomes one of llama.cpp's.
-
-    Attributes:
-        name: llama.cpp's.
-        tensors: Hugging Face's names and tensors to the same names with the tensors as llama.cpp wants them.
-        copies_tied_head: whether its loader wants a head even when it equals the embedding.
-    """
-
-    name: str
-    tensors: Callable[[Any, Tensors], Tensors]
-    copies_tied_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,9 +86,10 @@ def export_gguf(checkpoint: Path | str, out: Path | str, *, kind: str = "f16", o
     if kind not in TYPES:
         raise UserError(f"no such GGUF type: {kind}", remedy=f"one of {', '.join(TYPES)}")
     config = load_config(checkpoint)
-    if reason := llama_cpp_refusal(config):
+    form, reason = config.gguf_form(), refusal(config, "llama.cpp")
+    if reason or form is None:
         raise UserError(
-            f"no GGUF file of this shape: {reason}",
+            f"no GGUF file of this shape: {reason or NOT_KNOWN}",
             where=str(checkpoint),
             remedy="train a shape that it runs, or use the directory itself in transformers",
             exit_code=ExitCode.BAD_DATA,
@@ -112,13 +100,12 @@ def export_gguf(checkpoint: Path | str, out: Path | str, *, kind: str = "f16", o
             "already there, and not to be overwritten", where=str(out), remedy="--overwrite, or another --out"
         )
     model = load_model(checkpoint)
-    architecture = _ARCHITECTURES[config.to_hf()["model_type"]]
     with _whole_file(out) as path:
-        writer = gguf.GGUFWriter(path, architecture.name)
+        writer = gguf.GGUFWriter(path, form.name)
         try:
             _add_keys(writer, config, tokenizer, kind=kind, name=_name(checkpoint))
             _add_begin_token(writer, tokenizer, read_json(checkpoint / "config.json").get("bos_token_id"))
-            kept = _write_tensors(writer, architecture, model.state_dict().items(), config, kind=kind)
+            kept = _write_tensors(writer, form, model.state_dict().items(), config, kind=kind)
         finally:
             writer.close()
     has_second_head = any(name.startswith("mtp.") for name in model.state_dict())
@@ -148,7 +135,7 @@ def _package() -> Any:
     return gguf
 
 
-def _add_keys(writer: GGUFWriter, config: ModelConfig, tokenizer: GgufTokenizer, *, kind: str, name: str) -> None:
+def _add_keys(writer: GGUFWriter, config: DecoderConfig, tokenizer: GgufTokenizer, *, kind: str, name: str) -> None:
     """Everything but the tensors. The order is that of the file."""
     import gguf
 
@@ -169,7 +156,9 @@ def _add_keys(writer: GGUFWriter, config: ModelConfig, tokenizer: GgufTokenizer,
     is_next = isinstance(config, Qwen3NextConfig)
     writer.add_rope_dimension_count(config.rotary_dim if is_next else config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
-    if config.to_hf()["model_type"] == "stablelm":
+    _add_rope_scaling(writer, config.rope_numbers())
+    form = config.gguf_form()
+    if form is not None and form.layer_norm:
         writer.add_layer_norm_eps(config.rms_norm_eps)
         writer.add_parallel_residual(False)
     else:
@@ -183,6 +172,31 @@ def _add_keys(writer: GGUFWriter, config: ModelConfig, tokenizer: GgufTokenizer,
     writer.add_token_merges(tokenizer.merges)
     writer.add_eos_token_id(tokenizer.end_id)
     writer.add_add_eos_token(False)
+
+
+def _add_rope_scaling(writer: GGUFWriter, scaling: dict[str, Any] | None) -> None:
+    """The keys of `linear` and `yarn`; `llama3` is a tensor, see `_rope_factors`."""
+    import gguf
+
+    if scaling is None or scaling["rope_type"] == "llama3":
+        return
+    writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["rope_type"]))
+    writer.add_rope_scaling_factor(scaling["factor"])
+    if "original_max_position_embeddings" in scaling:
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+    if "beta_fast" in scaling:
+        writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
+    if "beta_slow" in scaling:
+        writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
+
+
+def _rope_factors(config: DecoderConfig) -> torch.Tensor | None:
+    """What llama.cpp divides each pair's frequency by, (D/2,), where rope_type is `llama3`."""
+    scaling = config.rope_numbers()
+    if scaling is None or scaling["rope_type"] != "llama3":
+        return None
+    plain, _ = rope_frequencies(config.head_dim, config.rope_theta)
+    return plain / rope_frequencies(config.head_dim, config.rope_theta, scaling)[0]
 
 
 def _add_begin_token(writer: GGUFWriter, tokenizer: GgufTokenizer, of_config: Any) -> None:
@@ -199,22 +213,24 @@ def _add_begin_token(writer: GGUFWriter, tokenizer: GgufTokenizer, of_config: An
 
 
 def _write_tensors(
-    writer: GGUFWriter, architecture: _Architecture, tensors: Any, config: ModelConfig, *, kind: str
+    writer: GGUFWriter, form: GgufForm, tensors: Any, config: DecoderConfig, *, kind: str
 ) -> tuple[str, ...]:
     """Write the header, then one tensor after the other; the names of those that could not be quantized."""
     import gguf
 
     names = gguf.get_tensor_name_map(
-        next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name),
+        next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == form.name),
         config.num_hidden_layers,
     )
     entries = []
-    for name, tensor in architecture.tensors(config, iter(tensors)):
-        if name == "lm_head.weight" and config.tie_word_embeddings and not architecture.copies_tied_head:
+    if (factors := _rope_factors(config)) is not None:
+        entries.append(("rope_freqs.weight", factors, gguf.GGMLQuantizationType.F32))
+    for name, tensor in _as_llama_cpp_has_them(config, form, iter(tensors)):
+        if name == "lm_head.weight" and config.tie_word_embeddings and not form.copies_tied_head:
             continue
         gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
-            raise ValueError(f"the gguf package has no name for {name} of {architecture.name}")
+            raise ValueError(f"the gguf package has no name for {name} of {form.name}")
         entries.append((gguf_name, tensor, _type_of(gguf_name, tensor, kind)))
     for name, tensor, dtype in entries:
         row_bytes = gguf.quant_shape_to_byte_shape(tensor.shape, dtype)
@@ -252,24 +268,13 @@ def _quantized(name: str, tensor: torch.Tensor, dtype: GGMLQuantizationType) -> 
     return gguf.quantize(array, dtype)
 
 
-def _as_they_are(config: ModelConfig, tensors: Tensors) -> Tensors:
-    return tensors
-
-
-def _llama_tensors(config: ModelConfig, tensors: Tensors) -> Tensors:
+def _as_llama_cpp_has_them(config: DecoderConfig, form: GgufForm, tensors: Tensors) -> Tensors:
+    """The same names, with the tensors that llama.cpp computes with."""
+    if isinstance(config, Qwen3NextConfig):
+        yield from next_tensors(config, tensors)
+        return
     for name, tensor in tensors:
-        yield name, interleaved(tensor, config.head_dim) if is_rotated(name) else tensor
-
-
-# model_type on disk -> llama.cpp's. A new architecture adds its line, and its own keys in `_add_keys`.
-_ARCHITECTURES = {
-    "llama": _Architecture("llama", _llama_tensors),
-    "mistral": _Architecture("llama", _llama_tensors),
-    "stablelm": _Architecture("stablelm", _as_they_are, copies_tied_head=True),
-    "qwen3": _Architecture("qwen3", _as_they_are),
-    "qwen3_next": _Architecture("qwen3next", next_tensors),
-    "qwen3_5_text": _Architecture("qwen35", next_tensors),
-}
+        yield name, interleaved(tensor, config.head_dim) if form.is_interleaved and is_rotated(name) else tensor
 
 
 @contextmanager

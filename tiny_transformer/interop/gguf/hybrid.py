@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tiny_transformer.config.model import Qwen3NextConfig
+from tiny_transformer.config.shapes import Qwen3NextConfig
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

@@ -1,4 +1,4 @@
-"""Import of GGUF files: `llama` and `qwen3` models with a byte-level BPE, which is what `export` writes of them.
+"""Import of GGUF files: models of the architectures that a shape names (`gguf_imports`), with a byte-level BPE.
 
 f32 files give back every weight to the bit; f16 and quantized ones give what their blocks hold, in float32. The header
 is judged by `gguf_file` before anything is allocated, and every key of the architecture must be one that is known here.
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from tiny_transformer.config.model import LlamaConfig, Qwen3Config
+from tiny_transformer.config.shapes import SHAPES, DecoderConfig
+from tiny_transformer.config.shapes.decoder import GgufForm
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf.file import GgufTensor, read_gguf_header, read_gguf_tensor
 from tiny_transformer.interop.gguf.tokenizer import CHAT_TEMPLATE, NO_BEGIN_TOKEN, TOKENIZER_LISTS, tokenizer_from_gguf
@@ -24,7 +25,6 @@ from tiny_transformer.models import empty_model
 if TYPE_CHECKING:
     from tiny_transformer.models.contract import CausalLM
 
-_CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 # A key behind the architecture's name -> ours. Absent ones keep our default, which is llama.cpp's too.
 _SHAPE = {
     "context_length": "max_position_embeddings",
@@ -36,6 +36,12 @@ _SHAPE = {
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
+}
+_SCALING = {
+    "rope.scaling.factor": "factor",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
 }
 _OPTIONAL = {"attention.head_count_kv", "attention.key_length", "rope.freq_base"}
 # Keys that repeat what another says, and must say the same: key -> the field it repeats.
@@ -58,7 +64,7 @@ def import_gguf(source: Path | str, out_dir: Path | str) -> None:
     """Write a GGUF file's model and tokenizer as a checkpoint in float32, all or nothing.
 
     Args:
-        source: a file of the architecture `llama` or `qwen3`, tensors f32, f16, bf16, q8_0 or q4_0.
+        source: a file of an architecture that is read here, tensors f32, f16, bf16, q8_0 or q4_0.
         out_dir: a directory that does not exist yet.
 
     Raises:
@@ -67,9 +73,10 @@ def import_gguf(source: Path | str, out_dir: Path | str) -> None:
     """
     source = Path(source)
     keys, tensors = read_gguf_header(source, TOKENIZER_LISTS)
-    config = _config(keys, tensors, source)
+    shape, form = _architecture(keys, source)
+    config = _config(shape, form, keys, tensors, source)
     tokenizer = tokenizer_from_gguf(keys, source)
-    model = _read_model(config, tensors, source)
+    model = _read_model(config, form, tensors, source)
     ids = {f"{name}_token_id": keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
     if keys.get(NO_BEGIN_TOKEN) is True:
         del ids["bos_token_id"]
@@ -86,17 +93,30 @@ def import_gguf(source: Path | str, out_dir: Path | str) -> None:
     )
 
 
-def _config(keys: dict[str, Any], tensors: dict[str, GgufTensor], source: Path) -> LlamaConfig | Qwen3Config:
-    architecture = keys.get("general.architecture")
-    if not isinstance(architecture, str) or architecture not in _CONFIGS:
-        raise _bad(source, f"a GGUF file of architecture {str(architecture)[:40]!r} is not imported")
+def _architectures() -> dict[str, tuple[type[DecoderConfig], GgufForm]]:
+    return {form.name: (shape, form) for shape in SHAPES.values() for form in shape.gguf_imports}
+
+
+def _architecture(keys: dict[str, Any], source: Path) -> tuple[type[DecoderConfig], GgufForm]:
+    """The shape that a file's architecture is read as."""
+    name, known = keys.get("general.architecture"), _architectures()
+    if not isinstance(name, str) or name not in known:
+        raise _bad(source, f"a GGUF file of architecture {str(name)[:40]!r} is not imported")
+    return known[name]
+
+
+def _config(
+    shape: type[DecoderConfig], form: GgufForm, keys: dict[str, Any], tensors: dict[str, GgufTensor], source: Path
+) -> DecoderConfig:
+    architecture = form.name
     own = {
         name.removeprefix(f"{architecture}."): value
         for name, value in keys.items()
         if name.startswith(f"{architecture}.")
     }
-    if own.pop("rope.scaling.type", "none") != "none":
-        raise _bad(source, "its RoPE is scaled, which is not computed here")
+    scaling = _rope_scaling(own, source)
+    if "rope_freqs.weight" in tensors:
+        raise _bad(source, "its RoPE is scaled by factors (rope_freqs.weight) that do not say how they were made")
     if missing := _SHAPE.keys() - _OPTIONAL - own.keys():
         raise _bad(source, f"it lacks the key {architecture}.{min(missing)}")
     if unknown := own.keys() - _SHAPE.keys() - _REPEATED.keys():
@@ -109,10 +129,13 @@ def _config(keys: dict[str, Any], tensors: dict[str, GgufTensor], source: Path) 
     values |= {
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": _HEAD not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "attention_bias": "blk.0.attn_output.bias" in tensors,
+        "rope_scaling": scaling,
     }
+    if "blk.0.attn_q.bias" in tensors and not values["attention_bias"] and "qkv_bias" in shape.model_fields:
+        values["qkv_bias"] = True
     try:
-        config = _CONFIGS[architecture].model_validate(values, strict=True)
+        config = shape.model_validate(values, strict=True)
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
@@ -127,15 +150,27 @@ def _config(keys: dict[str, Any], tensors: dict[str, GgufTensor], source: Path) 
     return config
 
 
+def _rope_scaling(own: dict[str, Any], source: Path) -> dict[str, Any] | None:
+    """A scaled RoPE in the shape's words; its keys are taken out of `own`."""
+    kind = own.pop("rope.scaling.type", "none")
+    found = {ours: _decimal(own.pop(theirs)) for theirs, ours in _SCALING.items() if theirs in own}
+    if kind == "none":
+        return None
+    if kind not in ("linear", "yarn"):
+        raise _bad(source, f"its RoPE is scaled by {str(kind)[:40]!r}, which is not computed here")
+    return {"rope_type": kind, **found}
+
+
 def _decimal(value: Any) -> Any:
     """A float32 of the file as the decimal number that was meant: 1e-6 and not 9.99999997e-07."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 @torch.no_grad()
-def _read_model(config: LlamaConfig | Qwen3Config, tensors: dict[str, GgufTensor], source: Path) -> CausalLM:
+def _read_model(config: DecoderConfig, form: GgufForm, tensors: dict[str, GgufTensor], source: Path) -> CausalLM:
     """The model, once every tensor is there in its shape and no other is."""
-    expected = {_gguf_name(name): tuple(p.shape) for name, p in empty_model(config, device="meta").named_parameters()}
+    parameters = empty_model(config, device="meta").named_parameters()
+    expected = {_gguf_name(name, form): tuple(parameter.shape) for name, parameter in parameters}
     for what, names in (("lacks", expected.keys() - tensors.keys()), ("should not have", tensors.keys() - expected)):
         if names:
             raise _bad(
@@ -146,20 +181,21 @@ def _read_model(config: LlamaConfig | Qwen3Config, tensors: dict[str, GgufTensor
             raise _bad(source, f"tensor {name} has shape {list(tensors[name].shape)}, its keys ask for {list(shape)}")
     model = empty_model(config)
     for name, parameter in model.named_parameters():
-        weight = torch.from_numpy(read_gguf_tensor(source, tensors[_gguf_name(name)]))
-        turned = isinstance(config, LlamaConfig) and is_rotated(name)
+        weight = torch.from_numpy(read_gguf_tensor(source, tensors[_gguf_name(name, form)]))
+        turned = form.is_interleaved and is_rotated(name)
         parameter.copy_(half_split(weight, config.head_dim) if turned else weight)
     return model
 
 
-def _gguf_name(name: str) -> str:
+def _gguf_name(name: str, form: GgufForm) -> str:
     place, _, suffix = name.rpartition(".")
     if not place.startswith("model.layers."):
         return f"{_TENSORS[place]}.{suffix}"
     layer, _, part = place.removeprefix("model.layers.").partition(".")
-    return f"blk.{layer}.{_TENSORS[part]}.{suffix}"
+    return f"blk.{layer}.{form.names.get(part) or _TENSORS[part]}.{suffix}"
 
 
 def _bad(where: Path, what: str) -> UserError:
-    remedy = "import the Hugging Face directory the file was made from; of GGUF, llama and qwen3 models are read"
+    known = ", ".join(_architectures())
+    remedy = f"import the Hugging Face directory the file was made from; of GGUF, models of {known} are read"
     return UserError(what, where=str(where), remedy=remedy, exit_code=ExitCode.BAD_DATA)

@@ -6,8 +6,8 @@ heads, D head_dim.
 One block is  h = x + Attention(Norm(x));  y = h + SwiGLU(Norm(h)).  The norm is RMSNorm or LayerNorm; all layers see
 everything before a token, or all a sliding window. Key/value heads: as many as query heads (multi-head), fewer
 (grouped) or one (multi-query). Parameter names are Hugging Face's, the same in `LlamaForCausalLM`, `MistralForCausalLM`
-(window) and `StableLmForCausalLM` (LayerNorm). Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language
-Models", 2023, section 2.2.
+(window), `StableLmForCausalLM` (LayerNorm) and `Qwen2ForCausalLM` (`qkv_bias`). Source: Touvron et al., "LLaMA: Open
+and Efficient Foundation Language Models", 2023, section 2.2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import LlamaConfig
+from tiny_transformer.config.shapes import LlamaConfig
 from tiny_transformer.layers.attention import attend, attention_mask
 from tiny_transformer.layers.cache import KeyValueCache, ModelCache, find_place
 from tiny_transformer.layers.feed_forward import SwiGLU
@@ -38,12 +38,12 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, config: LlamaConfig, *, dropout: float) -> None:
         super().__init__()
-        C, D, bias = config.hidden_size, config.head_dim, config.attention_bias
+        C, D, bias = config.hidden_size, config.head_dim, config.attention_bias or config.qkv_bias
         self.head_dim = D
         self.q_proj = nn.Linear(C, config.num_attention_heads * D, bias=bias)
         self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias)
         self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=config.attention_bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -99,6 +99,7 @@ class LlamaDecoder(nn.Module):
         if config.vocab_size is None:
             raise ValueError("vocab_size is not set: take it from the tokenizer before building a model")
         self.config = config
+        self.rope_scaling = config.rope_numbers()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(LlamaBlock(config, dropout=dropout) for _ in range(config.num_hidden_layers))
         self.norm = make_norm(config)
@@ -116,7 +117,9 @@ class LlamaDecoder(nn.Module):
         place = find_place(input_ids, positions, doc_ids, cache)
         hidden = self.dropout(self.embed_tokens(input_ids))  # (B, T, C)
         theta, head_dim = self.config.rope_theta, self.config.head_dim
-        cos, sin = rope_cos_sin(place.positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype)
+        cos, sin = rope_cos_sin(
+            place.positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype, scaling=self.rope_scaling
+        )
         mask = attention_mask(
             T,
             place.num_keys,

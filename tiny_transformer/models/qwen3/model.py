@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import Qwen3Config
+from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.layers.attention import attend, attention_mask
 from tiny_transformer.layers.cache import KeyValueCache, ModelCache, find_place
 from tiny_transformer.layers.feed_forward import SwiGLU
@@ -93,6 +93,7 @@ class Qwen3Decoder(nn.Module):
         if config.vocab_size is None:
             raise ValueError("vocab_size is not set: take it from the tokenizer before building a model")
         self.config = config
+        self.rope_scaling = config.rope_numbers()
         self.windows = [config.sliding_window if t == "sliding_attention" else None for t in config.layer_types]
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Qwen3Block(config, dropout=dropout) for _ in range(config.num_hidden_layers))
@@ -111,7 +112,9 @@ class Qwen3Decoder(nn.Module):
         place = find_place(input_ids, positions, doc_ids, cache)
         hidden = self.dropout(self.embed_tokens(input_ids))  # (B, T, C)
         theta, head_dim = self.config.rope_theta, self.config.head_dim
-        cos, sin = rope_cos_sin(place.positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype)
+        cos, sin = rope_cos_sin(
+            place.positions, head_dim=head_dim, theta=theta, dtype=hidden.dtype, scaling=self.rope_scaling
+        )
         masks = {
             window: attention_mask(
                 T,

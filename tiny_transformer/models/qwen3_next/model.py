@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from tiny_transformer.config.hf import config_from_hf
-from tiny_transformer.config.model import Qwen3NextConfig
+from tiny_transformer.config.shapes import Qwen3NextConfig
 from tiny_transformer.layers.attention import attend, attention_mask
 from tiny_transformer.layers.cache import KeyValueCache, ModelCache, find_place
 from tiny_transformer.layers.convolution import causal_convolution
@@ -249,6 +249,7 @@ class Qwen3NextForCausalLM(nn.Module):
     def __init__(self, config: Qwen3NextConfig, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.config, self.model = config, Qwen3NextDecoder(config, dropout=dropout)
+        self.rope_scaling = config.rope_numbers()
         self.lm_head = nn.Linear(config.hidden_size, self.model.embed_tokens.num_embeddings, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -335,7 +336,8 @@ class Qwen3NextForCausalLM(nn.Module):
     ) -> Context:
         place, config = find_place(input_ids, positions, doc_ids, cache), self.config
         dtype = self.model.embed_tokens.weight.dtype
-        cos, sin = rope_cos_sin(place.positions, head_dim=config.rotary_dim, theta=config.rope_theta, dtype=dtype)
+        theta, head_dim = config.rope_theta, config.rotary_dim
+        cos, sin = rope_cos_sin(place.positions, head_dim=head_dim, theta=theta, dtype=dtype, scaling=self.rope_scaling)
         mask = attention_mask(
             input_ids.shape[1],
             place.num_keys,

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.shapes import SHAPES
 from tiny_transformer.costs.accounting import count_parameters
 from tiny_transformer.data.batches import Batches
 from tiny_transformer.data.token_file import Dataset
@@ -112,11 +113,13 @@ def _candidates(config: RunConfig, vocab_size: int, seq_len: int) -> list[Candid
         attention = 6.0 * model.num_hidden_layers * model.num_attention_heads * model.head_dim * seq_len
         shape = {"num_hidden_layers": model.num_hidden_layers}
         return [Candidate(shape, parts.total(), parts.total(), 6.0 * active + attention, 0.0, 0.0)]
-    if model.model_type == "qwen3_next":
+    if not model.minutes_ladder:
+        known = ", ".join(name for name, shape in SHAPES.items() if shape.minutes_ladder)
         raise UserError(
-            "--minutes chooses the shape of qwen3 and llama models, not of a qwen3_next",
+            f"--minutes chooses the size of {known} models; what size suits a {model.model_type} is not known",
             where="model.model_type",
-            remedy="give one: --config configs/qwen3_next_demo.json",
+            remedy="give its size in a config (hidden_size, num_hidden_layers and so on), such as "
+            "configs/qwen3_next_demo.json",
         )
     return autopilot.ladder(vocab_size, seq_len)
 

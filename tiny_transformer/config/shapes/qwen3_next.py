@@ -5,11 +5,21 @@ Without experts it is the shape of the dense Qwen3.5 models, and saved as such: 
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tiny_transformer.config.decoder import ABSENT, DecoderConfig
+from tiny_transformer.config.shapes.decoder import (
+    ABSENT,
+    HF_DEFAULTS,
+    HF_RMS,
+    DecoderConfig,
+    GgufForm,
+    HfForm,
+    head_dim_refusal,
+    layers_refusal,
+    rope_refusal,
+)
 
 NextLayerType = Literal["linear_attention", "full_attention"]
 # Keys that say nothing in a model without experts, and that Qwen3.5's config.json does not have.
@@ -23,9 +33,59 @@ EXPERT_KEYS = (
     "router_aux_loss_coef",
 )
 
+_HYBRID = {
+    **HF_DEFAULTS,
+    **HF_RMS,
+    "num_attention_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "full_attention_interval": None,
+    "layer_types": None,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "mtp_loss_coef": 0.1,  # ours alone
+    "attention_bias": False,
+}
+_QWEN3_NEXT = {
+    **_HYBRID,
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 2,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": None,
+    "router_aux_loss_coef": 0.001,
+    "num_nextn_predict_layers": 0,
+}
+_QWEN3_5 = {
+    **_HYBRID,
+    "vocab_size": 248320,
+    "intermediate_size": 12288,
+    "num_key_value_heads": 4,
+    "mtp_num_hidden_layers": 0,
+}
+_NEXT_ONLY = {"hidden_act": "silu", "attn_output_gate": True, "use_sliding_window": False}
+_QWEN3_5_ONLY = {**_NEXT_ONLY, "mtp_use_dedicated_embeddings": False}
+_MROPE = frozenset({"mrope_section", "mrope_interleaved"})  # how time, height and width share the angles
+
 
 class Qwen3NextConfig(DecoderConfig):
     """Qwen3-Next: gated delta rule and gated attention in turn, sparse experts, zero-centred norms, an MTP head."""
+
+    hf_forms: ClassVar = {
+        "qwen3_next": HfForm(_QWEN3_NEXT, _NEXT_ONLY, rotary_share=0.25),
+        "qwen3_5_text": HfForm(_QWEN3_5, _QWEN3_5_ONLY, 0.25, _MROPE),
+    }
+    residual_outputs = ("o_proj.weight", "down_proj.weight", "out_proj.weight")
 
     model_type: Literal["qwen3_next"] = "qwen3_next"
     """Which architecture; decides which other keys exist."""
@@ -137,13 +197,19 @@ class Qwen3NextConfig(DecoderConfig):
             bool(self.num_experts) and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
         )
 
-    def to_hf(self, *, dtype: str = "float32", **token_ids: int | list[int] | None) -> dict[str, Any]:
-        """The contents of `config.json`: a `qwen3_next`, or a `qwen3_5_text` where there are no experts.
+    @classmethod
+    def from_hf_values(cls, model_type: str, values: dict[str, Any]) -> dict[str, Any]:
+        # The pattern of the layers is all that transformers 5 writes of the interval.
+        layers = values["layer_types"]
+        if values["full_attention_interval"] is None:
+            has_full = isinstance(layers, list) and "full_attention" in layers
+            values["full_attention_interval"] = layers.index("full_attention") + 1 if has_full else 4
+        if model_type == "qwen3_5_text":
+            return values | {"num_experts": 0, "num_nextn_predict_layers": values.pop("mtp_num_hidden_layers")}
+        return values | {"mlp_only_layers": values["mlp_only_layers"] or ()}
 
-        Args:
-            dtype: of the weights on disk, as torch spells it without `torch.`.
-            token_ids: `bos_token_id`, `eos_token_id`, `pad_token_id`; written as null when absent.
-        """
+    def to_hf(self, *, dtype: str = "float32", **token_ids: int | list[int] | None) -> dict[str, Any]:
+        """A `qwen3_next`, or a `qwen3_5_text` where there are no experts; see `DecoderConfig.to_hf`."""
         config = self.shared_hf(dtype, token_ids)
         config["rope_parameters"]["partial_rotary_factor"] = self.partial_rotary_factor
         own = self.model_dump(mode="json", include=set(Qwen3NextConfig.model_fields) - set(DecoderConfig.model_fields))
@@ -160,3 +226,68 @@ class Qwen3NextConfig(DecoderConfig):
         }
         extra = {"model_type": "qwen3_5_text", "architectures": ["Qwen3_5ForCausalLM"], "attn_output_gate": True}
         return {**own, **extra, **config}
+
+    def gguf_form(self) -> GgufForm:
+        return GgufForm("qwen3next" if self.num_experts else "qwen35")
+
+    def refusals(self) -> dict[str, str | None]:
+        reason = "no qwen3_5_text, which a hybrid without experts is saved as; set num_experts"
+        vllm_bias = "its qwen3_next has no bias on the attention projections; set attention_bias false"
+        return {
+            "transformers 5": None,
+            "transformers 4.57": None if self.num_experts else f"it has {reason}, or use 5.x",
+            "vLLM": head_dim_refusal(self) or (vllm_bias if self.attention_bias else None),
+            "llama.cpp": layers_refusal(self) or rope_refusal(self, "llama.cpp") or self._llama_cpp_refusal(),
+            "mlx-lm": self._mlx_refusal() if self.num_experts else f"it has {reason}",
+        }
+
+    def _llama_cpp_refusal(self) -> str | None:
+        keys, values = self.linear_key_head_dim, self.linear_value_head_dim
+        if keys != values:
+            return (
+                "it has one width for keys and values of the delta rule; "
+                f"linear_key_head_dim is {keys} and linear_value_head_dim {values}; set them equal"
+            )
+        if len(set(self.layer_types)) == 1:
+            return (
+                f"its memory needs layers of both kinds, and here all are {self.layer_types[0]}; "
+                f"set full_attention_interval 2 to {max(self.num_hidden_layers, 2)}"
+            )
+        if self.rms_norm_eps != 1e-6:
+            return (
+                f"it adds rms_norm_eps to the length of keys too, where 1e-6 belongs, and here it is "
+                f"{self.rms_norm_eps}; set rms_norm_eps 1e-6"
+            )
+        if self.attention_bias:
+            return "its qwen3next and qwen35 have no bias on o_proj; set attention_bias false"
+        return self._llama_cpp_experts_refusal() if self.num_experts else None
+
+    def _llama_cpp_experts_refusal(self) -> str | None:
+        if self.num_experts > 1024:
+            return f"it has room for 1024 experts, not {self.num_experts}; set num_experts 1024 at most"
+        if dense := [i for i in range(self.num_hidden_layers) if not self.is_sparse(i)]:
+            return (
+                f"its qwen3next has experts in every layer; layers {dense} have none; "
+                "set mlp_only_layers [] and decoder_sparse_step 1"
+            )
+        if not self.norm_topk_prob:
+            return "it lets the weights of a token's experts sum to one; set norm_topk_prob true"
+        return None
+
+    def _mlx_refusal(self) -> str | None:
+        if reason := rope_refusal(self, "mlx-lm"):
+            return reason
+        step = self.full_attention_interval
+        if any((kind == "full_attention") != ((i + 1) % step == 0) for i, kind in enumerate(self.layer_types)):
+            return (
+                f"it reads full_attention_interval {step} and not layer_types, and here they differ; "
+                "set layer_types null"
+            )
+        return None
+
+    def attention_lengths(self, seq_len: int) -> list[tuple[int, int | None]]:
+        mtp_head = [(seq_len - 1, None)] * self.num_nextn_predict_layers
+        return [(seq_len, None) for kind in self.layer_types if kind == "full_attention"] + mtp_head
+
+    def idle_parameters(self, experts: int) -> int:
+        return experts - experts * self.num_experts_per_tok // self.num_experts if self.num_experts else 0
