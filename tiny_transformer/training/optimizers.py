@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.hardware import has_fast_bf16
 from tiny_transformer.training.muon import Muon
 from tiny_transformer.training.parallel.sharing import part_of
 
@@ -27,9 +26,14 @@ class Optimizers:
     Weight decay acts on matrices only: norms and biases are scales and offsets, not directions to be shrunk.
     Muon takes the two-dimensional weights inside the blocks; embeddings, the output head, routers and other gates,
     convolutions, norms and biases always go to AdamW (Loshchilov and Hutter, 2019).
+
+    Args:
+        model: whose parameters.
+        config: which optimizer, and its settings.
+        dtype: arithmetic of Muon's products, see `Hardware.update_dtype`.
     """
 
-    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainingConfig, dtype: torch.dtype = torch.float32) -> None:
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         hidden = [p for n, p in model.named_parameters() if config.optimizer == "muon" and _is_for_muon(n, p)]
         taken = set(hidden)
@@ -47,7 +51,6 @@ class Optimizers:
             )
         ]
         if hidden:
-            dtype = torch.bfloat16 if has_fast_bf16(hidden[0].device) else torch.float32
             self._all.append(Muon(hidden, config.muon_learning_rate, weight_decay=config.weight_decay, dtype=dtype))
         for optimizer in self._all:
             for group in optimizer.param_groups:

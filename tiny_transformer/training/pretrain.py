@@ -179,7 +179,7 @@ class Start:
         if training.gradient_checkpointing:
             checkpoint_gradients(model)
         sharing = share(model, self.processes, training, self.hardware)
-        return model, sharing, Optimizers(model, training)
+        return model, sharing, Optimizers(model, training, self.hardware.update_dtype)
 
     def go(self, stack: ExitStack) -> Outcome:
         """Resume if asked, plan, train."""
