@@ -25,6 +25,7 @@ from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
 from tiny_transformer.training import pretrain as stage
 from tiny_transformer.training import state as training_state
+from tiny_transformer.training.budget import plan as planning
 from tiny_transformer.training.budget.plan import Pace, Plan, Speed, plan_for_minutes, read_plan
 from tiny_transformer.training.budget.timing import measure_speed
 from tiny_transformer.training.loop import Gradient, Job, train
@@ -140,19 +141,24 @@ def test_a_plan_survives_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish, run = RunDirectory.publish_step, RunDirectory(tmp_path / "r")
+    publish, run, now = RunDirectory.publish_step, RunDirectory(tmp_path / "r"), [0.0]
 
     def slow(directory: RunDirectory, step: int) -> Any:
-        time.sleep(0.5)
+        now[0] += 0.5
         return publish(directory, step)
 
+    def tick() -> float:
+        now[0] += 0.001
+        return now[0]
+
+    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=tick))
     monkeypatch.setattr(RunDirectory, "publish_step", slow)
     dataset, console = open_dataset(tiny_data), Console(file=io.StringIO())
     request = tiny_request(tiny_data, run.path, max_train_minutes=0.02)
     request = replace(request, config=fit_vocabulary(request.config, dataset, console))
     speed = measure_speed(Start(request, run, dataset, Hardware(torch.device("cpu"), None), console))
-    assert 0.5 <= speed.save < 1.5
-    assert 0 < speed.step < 0.5 and speed.evaluation > 0
+    assert speed.save == pytest.approx(0.501)
+    assert speed.step == pytest.approx(0.001) and speed.evaluation > 0
     assert not list(run.path.iterdir())
 
 
