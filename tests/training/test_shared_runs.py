@@ -168,7 +168,7 @@ def test_validation_does_not_depend_on_the_number_of_processes(
 def test_a_deterministic_run_is_the_same_on_one_and_two_gpus(worlds: Worlds, tiny_data: Path, tmp_path: Path) -> None:
     options = {**SHARED, "deterministic": True, "steps": 24, "device": "cuda", "data_dir": str(tiny_data)}
     for size in (1, 2):
-        worlds.results(size, "train", out_dir=str(tmp_path / str(size)), timeout=200.0, **options)
+        worlds.results(size, "train", out_dir=str(tmp_path / str(size)), **options)
     assert fingerprint(tmp_path / "1") == fingerprint(tmp_path / "2")
 
 
@@ -284,7 +284,7 @@ def test_torchrun_starts_both_forms_of_the_command(tiny_data: Path, tmp_path: Pa
     for form, extra in ((module, []), (program, ["--overwrite"])):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *form]
         done = subprocess.run(
-            [*command, *arguments, *extra], env=environment, capture_output=True, text=True, check=False, timeout=200
+            [*command, *arguments, *extra], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
         info = json.loads((tmp_path / "run/last/run_info.json").read_text())
