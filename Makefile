@@ -25,13 +25,14 @@ demo: $(STAMP)  ## stories -> tokens -> a small Qwen3 trained for MINUTES -> sam
 	@$(BIN)/tiny-transformer train --config configs/demo.yaml --max_train_minutes $(MINUTES) --out_dir runs/demo --overwrite
 
 # Two processes with a thread each: on two cores, threads of two processes would wait for each other.
-test: $(STAMP) $(OLD_TRANSFORMERS)/.installed  ## everything: fast suite, then the slow ones, then the faults
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not fault"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not fault"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m fault
+test: $(STAMP) $(OLD_TRANSFORMERS)/.installed  ## everything: the fast suite, the slow tests, those of clocks (alone), the faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not fault and not clock"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not fault and not clock"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clock
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "fault and not clock"
 
 test-fast: $(STAMP)  ## the fast suite only, under three minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not fault"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not fault and not clock"
 
 $(OLD_TRANSFORMERS)/.installed: $(STAMP)
 	@echo "installing transformers 4.57 beside the other, for the compatibility tests"

@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from tiny_transformer.cli import app
+from tiny_transformer.errors import ExitCode
 
 SMALL = {
     "model": {
@@ -59,6 +60,20 @@ def test_every_command_of_the_readme_is_accepted(repository: Path) -> None:
         command = group.commands[words[0]]  # ty: ignore[unresolved-attribute]
         context = command.make_context(words[0], words[1:])
         assert not context.args, f"not an option: {context.args}"
+
+
+@pytest.mark.parametrize("size", ["1", "2"])
+def test_one_of_several_processes_ends_without_taking_the_interpreter_down(size: str, tmp_path: Path) -> None:
+    """Threads of torch.distributed would now and then abort it then. Nothing that was printed is lost."""
+    code = (
+        "import atexit; from tiny_transformer.cli import main; atexit.register(print, 'taken down'); "
+        "main(['runs', '--nonsense'])"
+    )
+    environment = {**os.environ, "WORLD_SIZE": size, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "--nonsense" in done.stderr) == (ExitCode.USAGE, True)
+    assert ("taken down" in done.stdout) == (size == "1")
 
 
 class Terminal:

@@ -1,8 +1,14 @@
-"""Which device computes, in which precision: chosen once, said once."""
+"""Which device computes, in which precision: chosen once, said once.
+
+The environment variable `TINY_TRANSFORMER_BF16` overrules what is known of the device: `hide` makes every device one
+without bf16 arithmetic, `grant` makes every device one with it, emulated and slow where the hardware lacks it. It is
+there for tests, so that both kinds of machine can be tried on either.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -11,6 +17,8 @@ from functools import cache
 import torch
 
 from tiny_transformer.errors import UserError
+
+BF16_SWITCH = "TINY_TRANSFORMER_BF16"
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,13 @@ class Hardware:
     def precision(self) -> str:
         """`fp32`, `bf16` or `fp16`."""
         return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.autocast_dtype]
+
+    @property
+    def update_dtype(self) -> torch.dtype:
+        """Of the products that make an update (Muon's): bf16 in a run that multiplies in half precision, where the
+        device is fast at it; else fp32."""
+        is_half = self.autocast_dtype is not None and has_fast_bf16(self.device)
+        return torch.bfloat16 if is_half else torch.float32
 
     def autocast(self) -> torch.autocast:
         """A context in which matrix products run in the chosen precision."""
@@ -54,7 +69,7 @@ def choose_hardware(device: str = "auto", precision: str = "auto") -> Hardware:
             device if its products pass a check against float64, else fp32.
 
     Raises:
-        UserError: the device asked for is not there.
+        UserError: the device asked for is not there, or `TINY_TRANSFORMER_BF16` has an unknown value.
     """
     chosen = _choose_device(device)
     if precision == "auto":
@@ -62,11 +77,10 @@ def choose_hardware(device: str = "auto", precision: str = "auto") -> Hardware:
     if precision == "fp32":
         return Hardware(chosen, None)
     if not (has_fast_bf16 if precision == "bf16" else has_fast_fp16)(chosen):
-        return Hardware(
-            chosen,
-            None,
-            f"this {chosen.type} has no {precision} arithmetic in hardware (it would be slower): using fp32",
-        )
+        why = f"this {chosen.type} has no {precision} arithmetic in hardware (it would be slower)"
+        if precision == "bf16" and _bf16_switch() == "hide":
+            why = f"{BF16_SWITCH}=hide"
+        return Hardware(chosen, None, f"{why}: using fp32")
     return Hardware(chosen, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
@@ -80,9 +94,27 @@ def _choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-@cache
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices in hardware (on a CPU: AVX512-BF16 or AMX instructions)."""
+    """Whether the device multiplies bf16 matrices in hardware (on a CPU: AVX512-BF16 or AMX instructions), or is to be
+    taken for one that does, or does not: see `TINY_TRANSFORMER_BF16` above.
+
+    Raises:
+        UserError: the variable has another value than `hide` or `grant`.
+    """
+    switch = _bf16_switch()
+    return switch == "grant" if switch else _multiplies_bf16(device)
+
+
+def _bf16_switch() -> str:
+    """`hide`, `grant`, or nothing: read anew each time, for tests change it."""
+    value = os.environ.get(BF16_SWITCH, "")
+    if value not in ("", "hide", "grant"):
+        raise UserError(f"{BF16_SWITCH}={value} is neither hide nor grant", where="environment", remedy="unset it")
+    return value
+
+
+@cache
+def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "mps":

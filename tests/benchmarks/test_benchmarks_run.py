@@ -20,7 +20,7 @@ def run_quick(repository: Path, tmp_path: Path, name: str, *arguments: str) -> d
     return json.loads(done.stdout[done.stdout.index("{\n") :])
 
 
-@pytest.mark.slow
+@pytest.mark.clock
 def test_training_benchmark_compares_us_with_transformers_and_nanogpt(repository: Path, tmp_path: Path) -> None:
     only = ("peak", "ours", "nanoGPT", "transformers, eager")
     tiny = run_quick(repository, tmp_path, "train.py", "--quick", "--only", *only)["shapes"]["tiny"]

@@ -122,7 +122,7 @@ def test_browser_draws_the_overlay(two_runs: list[Path], tmp_path: Path) -> None
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     options += ["--disable-sync", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"]
     options += ["--virtual-time-budget=4000", "--enable-logging=stderr", "--dump-dom", path.as_uri()]
-    done = subprocess.run([chromium, *options], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([chromium, *options], capture_output=True, text=True, check=True)
     assert "CONSOLE" not in done.stderr, done.stderr
     place = done.stdout.partition('id="loss"')[2].partition("</figure>")[0]
     assert place.count('class="trace scatter') == 4

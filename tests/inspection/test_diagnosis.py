@@ -1,4 +1,4 @@
-"""Fifteen planted faults get the right words, ten healthy runs get none."""
+"""Sixteen planted faults get the right words, eleven healthy runs get none."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORDS = {
     "labels not shifted": "Too good to be true: the validation loss of ",
     "frozen layer": "no gradient reaches layers.1; these weights do not learn.",
     "clipped to nothing": "The gradient was clipped in 100% of the steps",
-    "busy machine": "the run makes ",
+    "busy machine": "Since step 51 the run makes 11,111 tokens a second; before, it made 33,333.",
     "evaluates all the time": "Evaluation took ",
     "saves all the time": "Saving took ",
     "eight tokens a step": "The batch is too small: from one step of 8 tokens to the next ",

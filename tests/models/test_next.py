@@ -285,7 +285,7 @@ def test_a_regular_pattern_gives_its_interval_to_readers_that_know_only_that():
     assert config.layer_types == Qwen3NextConfig(num_hidden_layers=6, full_attention_interval=3).layer_types
 
 
-@pytest.mark.slow
+@pytest.mark.clock
 @pytest.mark.parametrize("what", ["training", "generation"])
 def test_time_grows_linearly_with_length(what):
     """The delta rule's share; attention is quadratic, and left out here."""

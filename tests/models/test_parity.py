@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from tiny_transformer.layers.norm import LateCastRMSNorm, RMSNorm
 from tiny_transformer.models import load_model, save_model
 
-CLOSE = {"rtol": 0, "atol": 1e-5}
 SHAPE = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -128,6 +127,12 @@ def moved_hf_model(transformers, name: str):
     return model.eval()
 
 
+def close_to(expected: torch.Tensor) -> dict[str, float]:
+    """Bounds of float32 logits: some thirty products in a row, of up to 48 terms each, summed in another order on every
+    processor. What is left out or read wrongly changes the second digit."""
+    return {"rtol": 0, "atol": 128 * torch.finfo(torch.float32).eps * float(expected.abs().max())}
+
+
 def hf_logits(model, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model(ids).logits
@@ -141,7 +146,7 @@ def test_their_model_has_the_same_logits_here(transformers, name, ids, tmp_path)
     expected = hf_logits(theirs, ids)
     assert expected.abs().max() > 0.5
     with torch.no_grad():
-        torch.testing.assert_close(ours(ids), expected, **CLOSE)
+        torch.testing.assert_close(ours(ids), expected, **close_to(expected))
 
 
 def test_our_model_has_the_same_logits_there(transformers, model, ids, tmp_path):
@@ -150,7 +155,8 @@ def test_our_model_has_the_same_logits_there(transformers, model, ids, tmp_path)
     assert not any(report.values()), report
     assert theirs.generation_config.eos_token_id == 3
     with torch.no_grad():
-        torch.testing.assert_close(hf_logits(theirs, ids), model(ids), **CLOSE)
+        expected = model(ids)
+        torch.testing.assert_close(hf_logits(theirs, ids), expected, **close_to(expected))
 
 
 def test_their_shards_load_like_one_file(transformers, ids, tmp_path):
@@ -158,7 +164,8 @@ def test_their_shards_load_like_one_file(transformers, ids, tmp_path):
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     with torch.no_grad():
-        torch.testing.assert_close(load_model(tmp_path)(ids), hf_logits(theirs, ids), **CLOSE)
+        expected = hf_logits(theirs, ids)
+        torch.testing.assert_close(load_model(tmp_path)(ids), expected, **close_to(expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -186,7 +193,8 @@ def test_half_precision_checkpoints_keep_their_dtype_both_ways(transformers, sha
     # Compared in float32, where both compute the same up to rounding.
     wide = load_model(tmp_path, dtype=torch.float32)
     with torch.no_grad():
-        torch.testing.assert_close(wide(ids), hf_logits(theirs.float(), ids), **CLOSE)
+        expected = hf_logits(theirs.float(), ids)
+        torch.testing.assert_close(wide(ids), expected, **close_to(expected))
 
 
 OPEN_ALL = """
@@ -234,7 +242,8 @@ def test_our_models_have_the_same_logits_in_transformers_4_57(shake, all_configs
     trapped = found.pop("trap")
     assert found.keys() == expected.keys()
     for name, logits in found.items():
-        torch.testing.assert_close(logits, expected[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+        bounds = close_to(expected[name])
+        torch.testing.assert_close(logits, expected[name], **bounds, msg=lambda text, name=name: f"{name}: {text}")
     assert (trapped - expected["qwen3-gqa"]).abs().max() > 1e-2
 
 
@@ -246,8 +255,6 @@ def run_in_old_transformers(old: Path, root: Path) -> dict[str, torch.Tensor]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN_ALL, str(root)], env=environment, capture_output=True, text=True, timeout=200
-    )
+    done = subprocess.run([sys.executable, "-c", OPEN_ALL, str(root)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(root / "logits.safetensors")

@@ -262,6 +262,7 @@ def test_reading_asks_the_disk_each_time(tmp_path):
     assert Fs().names(run.path) == [".lock", "best", "last", "step-00000001", "step-00000002", "step-00000003"]
 
 
+@pytest.mark.clock
 def test_import_is_cheap_and_needs_no_tensor_library(repository):
     code = (
         "import time, sys; begin = time.process_time(); import tiny_transformer.storage\n"

@@ -9,11 +9,13 @@ import signal
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunDirectory, RunLock
+from tiny_transformer.storage import lock as lock_module
 from tiny_transformer.storage.doctor import examine
 from tiny_transformer.storage.lock import is_alive, owner_record
 
@@ -41,7 +43,7 @@ def start_together(path: Path, num_processes: int, take=RunLock) -> list[dict]:
         os.close(go_write)
         os.close(stop_write)
         os.read(go_read, 1)  # returns at once for all of them when the parent closes its end
-        begin = time.monotonic()
+        begin = time.process_time()
         answer: dict = {"pid": os.getpid()}
         try:
             with take(path):
@@ -50,7 +52,7 @@ def start_together(path: Path, num_processes: int, take=RunLock) -> list[dict]:
                 os.read(stop_read, 1)
         except UserError as error:
             answer |= {"won": False, "code": int(error.exit_code), "text": str(error)}
-            answer["seconds"] = time.monotonic() - begin
+            answer["seconds"] = time.process_time() - begin  # of work: it may have to wait for the winner's name
             os.write(answer_write, json.dumps(answer).encode() + b"\n")
 
     children = [in_child(contend) for _ in range(num_processes)]
@@ -58,7 +60,7 @@ def start_together(path: Path, num_processes: int, take=RunLock) -> list[dict]:
         os.close(fd)
     os.close(go_write)
     received = b""
-    while received.count(b"\n") < num_processes and select.select([answer_read], [], [], 20)[0]:
+    while received.count(b"\n") < num_processes and select.select([answer_read], [], [], 200)[0]:
         received += os.read(answer_read, 65536)
     os.close(stop_write)
     os.close(answer_read)
@@ -79,13 +81,15 @@ def contention_problems(answers: list[dict], num_processes: int) -> list[str]:
 
 
 @pytest.mark.parametrize("repeat", range(4))
-def test_of_ten_simultaneous_starts_exactly_one_runs(tmp_path, repeat):
-    """5 rounds of 10 in each of 4 repeats: 200 starts."""
+def test_of_ten_simultaneous_starts_exactly_one_runs(tmp_path, repeat, monkeypatch):
+    """5 rounds of 10 in each of 4 repeats: 200 starts. On a busy machine the winner may write its name late."""
+    monkeypatch.setattr(lock_module, "_PATIENCE_SECONDS", 100.0)
     for round_ in range(5):
         assert contention_problems(start_together(tmp_path / f"run-{round_}", 10), 10) == []
 
 
-def test_lock_of_a_killed_owner_is_taken_over(tmp_path):
+def test_lock_of_a_killed_owner_is_taken_over_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: pytest.fail("waits"))
     for _ in range(100):
         ready_read, ready_write = os.pipe()
 
@@ -102,10 +106,8 @@ def test_lock_of_a_killed_owner_is_taken_over(tmp_path):
         os.close(ready_write)
         record = json.loads((tmp_path / ".lock").read_text())
         assert record["pid"] == pid and not is_alive(record)
-        begin = time.monotonic()
         with RunLock(tmp_path) as lock:
             assert lock.held
-        assert time.monotonic() - begin < 0.5
 
 
 def test_forked_child_of_a_killed_owner_does_not_keep_the_lock(tmp_path):
@@ -183,13 +185,15 @@ def test_second_owner_in_the_same_process_is_refused(tmp_path):
         pass
 
 
-def test_unreadable_record_does_not_hide_the_lock(tmp_path):
+def test_unreadable_record_does_not_hide_the_lock(tmp_path, monkeypatch):
+    naps = []
+    clock = SimpleNamespace(monotonic=lambda: sum(naps), sleep=naps.append)
     with RunLock(tmp_path):
         (tmp_path / ".lock").write_bytes(b"\xff[")
-        begin = time.monotonic()
+        monkeypatch.setattr(lock_module, "time", clock)
         with pytest.raises(UserError, match="left no name"), RunLock(tmp_path):
             pass
-        assert time.monotonic() - begin < 2
+        assert 0 < sum(naps) < 2
     (tmp_path / ".lock").write_bytes(b"[1, 2]")
     with RunLock(tmp_path) as lock:
         assert lock.held

@@ -78,7 +78,7 @@ class Saves:
             *options,
             *script,
         ]
-        done = subprocess.run(command, cwd=self.repository, timeout=60, check=False, capture_output=True)
+        done = subprocess.run(command, cwd=self.repository, check=False, capture_output=True)
         self.num_runs += 1
         return Result(done.returncode, output.read_text(), path, self.known)
 

@@ -185,6 +185,7 @@ def test_openings_vary_and_once_upon_a_time_is_frequent(sample):
     assert len({tuple(story.text.split()[:3]) for story in sample}) >= 6
 
 
+@pytest.mark.clock
 def test_import_is_quick_and_needs_neither_torch_nor_numpy():
     code = (
         "import sys, time; t = time.process_time(); import tiny_transformer.data.stories as s; "

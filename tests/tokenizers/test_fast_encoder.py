@@ -136,6 +136,7 @@ def test_trained_here_gives_the_same_ids_on_real_text(shared_data):
     assert_same(tokenizer, texts)
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize(
     "text", ["a" * 300_000, " " * 300_000, "\n" * 300_000, " a" * 100_000, "ab1!" * 50_000, "\u0301" * 50_000]
 )

@@ -30,6 +30,7 @@ TINY: dict[str, Any] = {
     "data": {"seq_len": 32},
     "training": {
         "device": "cpu",
+        "precision": "fp32",
         "steps": 12,
         "micro_batch_size": 4,
         "dropout": 0.1,

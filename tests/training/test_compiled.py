@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import TINY, run_tiny
+from run_helpers import TINY, log_without_clock, run_tiny
 from safetensors.torch import load_file
 
 from tiny_transformer import hardware
@@ -34,19 +34,30 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiling_changes_no_result(
-    family: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, precision: str, rounding: float, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced and differentiated by the compiler's front end; its code generator, which takes 40 s, is left out."""
+    """Traced and differentiated by the compiler's front end; its code generator, which takes 40 s, is left out.
+
+    Losses and gradients differ by the rounding of a few operators. Of the weights the way they went is compared: both
+    optimizers make the small components of a gradient as large as the others, and its rounding with them.
+    """
     monkeypatch.setitem(TINY, "model", FAMILIES[family])
-    short: dict[str, Any] = {"steps": 2, "eval_steps": None, "save_steps": None, "dropout": 0.0}
-    run_tiny(tiny_data, tmp_path / "plain", **short)
+    short: dict[str, Any] = {"eval_steps": None, "save_steps": None, "dropout": 0.0, "precision": precision}
+    still = {"learning_rate": 1e-30, "muon_learning_rate": 1e-30}
+    run_tiny(tiny_data, tmp_path / "first", steps=1, **short, **still)
+    run_tiny(tiny_data, tmp_path / "plain", steps=2, **short)
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
-    run_tiny(tiny_data, tmp_path / "compiled", compile=True, **short)
-    plain, compiled = (load_file(tmp_path / run / "last/model.safetensors") for run in ("plain", "compiled"))
-    assert plain.keys() == compiled.keys()
-    for name, weight in plain.items():
-        torch.testing.assert_close(compiled[name], weight, atol=1e-4, rtol=0, msg=name)
+    run_tiny(tiny_data, tmp_path / "compiled", steps=2, compile=True, **short)
+    names = ("first", "plain", "compiled")
+    for one, other in zip(*(log_without_clock(tmp_path / name) for name in names[1:]), strict=True):
+        for key in ("loss", "grad_norm", "part_grad_norms"):
+            assert other[key] == pytest.approx(one[key], rel=4 * rounding), (one["step"], key)
+    first, plain, compiled = (load_file(tmp_path / name / "last/model.safetensors") for name in names)
+    assert first.keys() == plain.keys() == compiled.keys()
+    moved = sum(float((plain[name] - weight).square().sum()) for name, weight in first.items())
+    apart = sum(float((plain[name] - weight).square().sum()) for name, weight in compiled.items())
+    assert apart**0.5 < 64 * rounding * moved**0.5
 
 
 @pytest.mark.parametrize(

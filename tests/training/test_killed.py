@@ -157,8 +157,7 @@ def test_asked_to_stop_a_run_saves_within_a_step_and_leaves(
     enough.
     """
     lives = Lives(tmp_path, tiny_data, server, random.Random(SEED))
-    longest = {"stop": 0.0, "second": 0.0}
-    busiest = 0.0  # after a second signal, in seconds of a processor: a busy machine may wake the run late
+    busiest = {"stop": 0.0, "second": 0.0}  # after a signal, in seconds of a processor, on which no one else counts
     for count in range(NUM_STOPS):
         phase, number = PHASES[count % len(PHASES)], lives.rng.choice(STOP_SIGNALS)
         pid = lives.live_until(phase)
@@ -166,16 +165,15 @@ def test_asked_to_stop_a_run_saves_within_a_step_and_leaves(
         before = len(complete_lines(lives.run))
         server.signal(pid, number)
         server.signal(pid, signal.SIGCONT)
-        asked, kind = time.monotonic(), "stop"
+        kind, used = "stop", processor_seconds(pid)
         if count % 3 == 2:
             time.sleep(lives.rng.uniform(0, 0.01))
             used = processor_seconds(pid)
             server.signal(pid, lives.rng.choice(STOP_SIGNALS))
-            asked, kind = time.monotonic(), "second"
+            kind = "second"
         code = server.wait()
-        if kind == "second" and used is not None:
-            busiest = max(busiest, server.processor_seconds - used)
-        longest[kind] = max(longest[kind], time.monotonic() - asked)
+        if used is not None:
+            busiest[kind] = max(busiest[kind], server.processor_seconds - used)
         newest, _ = RunDirectory(lives.run).newest_whole()
         after = len(complete_lines(lives.run))
         if phase == "start-up":
@@ -190,8 +188,8 @@ def test_asked_to_stop_a_run_saves_within_a_step_and_leaves(
         lives.tally[f"{phase} {code}"] += 1
         lives.judge(code)
     lives.finish()
-    assert longest["stop"] < 30 and longest["second"] < 5 and busiest < 1.0
-    print(f"seed {SEED}: {dict(lives.tally)}, {lives.num_runs - 1} runs, longest {longest}")
+    assert busiest["stop"] < 10 and busiest["second"] < 1, busiest
+    print(f"seed {SEED}: {dict(lives.tally)}, {lives.num_runs - 1} runs, busiest {busiest}")
 
 
 @pytest.mark.fault

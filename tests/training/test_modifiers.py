@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import types
@@ -18,13 +19,14 @@ from tiny_transformer.config.load import load_run_config
 from tiny_transformer.data.batches import Batches, TokenBatch
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import UserError
-from tiny_transformer.hardware import Hardware, agrees_with_float64, choose_hardware
+from tiny_transformer.hardware import Hardware, agrees_with_float64
 from tiny_transformer.models import build_model
 from tiny_transformer.stages import run as stage
 from tiny_transformer.storage.runs import holds_a_run
-from tiny_transformer.training import loss_scale, modifiers
+from tiny_transformer.training import loss_scale, modifiers, muon
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.muon import orthogonalise
 from tiny_transformer.training.state import TrainState
 
 
@@ -118,11 +120,34 @@ def test_products_of_this_machine_agree_with_float64(dtype: torch.dtype) -> None
     assert agrees_with_float64(torch.device("cpu"), dtype)
 
 
-def test_auto_takes_bf16_only_if_its_products_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiny_transformer.hardware.has_fast_bf16", lambda device: True)
-    assert choose_hardware("cpu").precision == "bf16"
-    monkeypatch.setattr("tiny_transformer.hardware.agrees_with_float64", lambda device, dtype: False)
-    assert choose_hardware("cpu").precision == "fp32"
+@pytest.mark.parametrize(("switch", "taken"), [("hide", "fp32"), ("grant", "bf16")])
+def test_auto_is_the_precision_that_the_machine_has(
+    switch: str, taken: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole run: its forward and backward pass, and Muon's updates."""
+    monkeypatch.setenv("TINY_TRANSFORMER_BF16", switch)
+    for name, precision in (("auto", "auto"), ("named", taken), ("fp32", "fp32")):
+        run_tiny(tiny_data, tmp_path / name, steps=2, precision=precision)
+    assert json.loads((tmp_path / "auto/last/run_info.json").read_text())["precision"] == taken
+    assert fingerprint(tmp_path / "auto") == fingerprint(tmp_path / "named")
+    assert (fingerprint(tmp_path / "auto") == fingerprint(tmp_path / "fp32")) == (taken == "fp32")
+
+
+def test_muon_multiplies_in_the_precision_of_the_run(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINY_TRANSFORMER_BF16", "grant")
+    seen: dict[str, set[torch.dtype]] = {}
+    for precision in ("fp32", "bf16"):
+        used = seen.setdefault(precision, set())
+
+        def listening(matrix: torch.Tensor, dtype: torch.dtype, used: set[torch.dtype] = used) -> torch.Tensor:
+            used.add(dtype)
+            return orthogonalise(matrix, dtype)
+
+        monkeypatch.setattr(muon, "orthogonalise", listening)
+        run_tiny(tiny_data, tmp_path / precision, steps=1, precision=precision)
+    assert seen == {"fp32": {torch.float32}, "bf16": {torch.bfloat16}}
 
 
 def test_loggers_get_the_numbers_of_every_logged_step(

@@ -24,6 +24,7 @@ from tiny_transformer.stages.pretrain import Pretraining
 from tiny_transformer.stages.run import Run
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
+from tiny_transformer.training import plan as planning
 from tiny_transformer.training import state as training_state
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.loop import Gradient, Job, train
@@ -138,19 +139,24 @@ def test_a_plan_survives_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish, run = RunDirectory.publish_step, RunDirectory(tmp_path / "r")
+    publish, run, now = RunDirectory.publish_step, RunDirectory(tmp_path / "r"), [0.0]
 
     def slow(directory: RunDirectory, step: int) -> Any:
-        time.sleep(0.5)
+        now[0] += 0.5
         return publish(directory, step)
 
+    def tick() -> float:
+        now[0] += 0.001
+        return now[0]
+
+    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=tick))
     monkeypatch.setattr(RunDirectory, "publish_step", slow)
     dataset, console = open_dataset(tiny_data), Console(file=io.StringIO())
     request = tiny_request(tiny_data, run.path, max_train_minutes=0.02)
     opened = Pretraining(fit_vocabulary(request.config, dataset, console), dataset)
     speed = Run(request, opened, run, Hardware(torch.device("cpu"), None), console).measure_speed()
-    assert 0.5 <= speed.save < 1.5
-    assert 0 < speed.step < 0.5 and speed.evaluation > 0
+    assert speed.save == pytest.approx(0.501)
+    assert speed.step == pytest.approx(0.001) and speed.evaluation > 0
     assert not list(run.path.iterdir())
 
 

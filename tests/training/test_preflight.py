@@ -137,6 +137,7 @@ def test_what_is_not_counted_is_never_less_than_what_is(family: str, batch: dict
     assert preflight._at_most(config) >= count_step(config, CPU).memory.total()
 
 
+@pytest.mark.clock
 def test_a_small_run_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tiny_transformer.costs.accounting.count_step", lambda *_: 1 / 0)
     config = load_run_config("configs/demo.yaml", ["model.vocab_size=4096"])

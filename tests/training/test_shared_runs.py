@@ -38,9 +38,15 @@ SHARED = {
 
 @pytest.mark.slow
 def test_a_deterministic_run_is_the_same_bit_for_bit_on_1_2_and_4_processes(
-    worlds: Worlds, tiny_data: Path, tmp_path: Path
+    worlds: Worlds, precision: str, tiny_data: Path, tmp_path: Path
 ) -> None:
-    options = {**SHARED, "deterministic": True, "steps": 24, "data": {"packing": "documents"}}
+    options = {
+        **SHARED,
+        "deterministic": True,
+        "steps": 24,
+        "data": {"packing": "documents"},
+        "precision": precision,
+    }
     for size in SIZES:
         worlds.results(size, "train", data_dir=str(tiny_data), out_dir=str(tmp_path / str(size)), **options)
     logs = [log_without_clock(tmp_path / str(size)) for size in SIZES]
@@ -75,9 +81,15 @@ def test_what_depends_on_the_process_or_the_order_is_noticed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
-def test_a_fast_run_has_nearly_the_same_loss(worlds: Worlds, tiny_data: Path, tmp_path: Path, parallelism: str) -> None:
+def test_a_fast_run_has_nearly_the_same_loss(
+    worlds: Worlds, precision: str, rounding: float, tiny_data: Path, tmp_path: Path, parallelism: str
+) -> None:
+    """A loss is a mean over hundreds of targets, in which the rounding of the products averages out; a gradient's
+    length is not."""
+    loss_apart, norm_apart = max(1e-5, rounding / 8), max(1e-2, 8 * rounding)
     options = {
         **SHARED,
+        "precision": precision,
         "steps": 100 if parallelism == "ddp" else 50,
         "log_steps": 10,
         "eval_steps": 50,
@@ -90,16 +102,16 @@ def test_a_fast_run_has_nearly_the_same_loss(worlds: Worlds, tiny_data: Path, tm
     for log in logs[1:]:
         for alone, shared in zip(logs[0], log, strict=True):
             for name in {"loss", "val_loss"} & alone.keys():
-                assert shared[name] == pytest.approx(alone[name], rel=1e-5), alone["step"]
+                assert shared[name] == pytest.approx(alone[name], rel=loss_apart), alone["step"]
             assert shared["num_tokens"] == alone["num_tokens"]
-            assert shared["part_grad_norms"] == pytest.approx(alone["part_grad_norms"], rel=1e-2)
-            assert shared["update_ratios"] == pytest.approx(alone["update_ratios"], rel=1e-2)
+            assert shared["part_grad_norms"] == pytest.approx(alone["part_grad_norms"], rel=norm_apart)
+            assert shared["update_ratios"] == pytest.approx(alone["update_ratios"], rel=norm_apart)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_compiled_checkpointed_and_with_experts(
-    worlds: Worlds, tiny_data: Path, tmp_path: Path, parallelism: str
+    worlds: Worlds, precision: str, rounding: float, tiny_data: Path, tmp_path: Path, parallelism: str
 ) -> None:
     hybrid = {
         "model_type": "qwen3_next",
@@ -125,17 +137,20 @@ def test_compiled_checkpointed_and_with_experts(
                 **SHARED,
                 "steps": 3,
                 "parallelism": parallelism,
+                "precision": precision,
                 **way,
                 "out_dir": str(tmp_path / f"{number}-{size}"),
             }
             metrics.append(worlds.results(size, "train", data_dir=str(tiny_data), **options)[0]["metrics"])
-        assert metrics[1] == pytest.approx(metrics[0], rel=1e-4), way
+        assert metrics[1] == pytest.approx(metrics[0], rel=max(1e-5, rounding / 8)), way
 
 
 @pytest.mark.slow
-def test_validation_does_not_depend_on_the_number_of_processes(worlds: Worlds, tiny_data: Path, tmp_path: Path) -> None:
+def test_validation_does_not_depend_on_the_number_of_processes(
+    worlds: Worlds, precision: str, tiny_data: Path, tmp_path: Path
+) -> None:
     """Of the same weights: after a resumption whose learning rate is next to nothing."""
-    options = {**SHARED, "data_dir": str(tiny_data), "deterministic": True, "eval_steps": 1}
+    options = {**SHARED, "data_dir": str(tiny_data), "deterministic": True, "eval_steps": 1, "precision": precision}
     found = {}
     for patch in ("nothing", "add as they come"):
         for size in SIZES if patch == "nothing" else (1, 2):
@@ -153,7 +168,7 @@ def test_validation_does_not_depend_on_the_number_of_processes(worlds: Worlds, t
 def test_a_deterministic_run_is_the_same_on_one_and_two_gpus(worlds: Worlds, tiny_data: Path, tmp_path: Path) -> None:
     options = {**SHARED, "deterministic": True, "steps": 24, "device": "cuda", "data_dir": str(tiny_data)}
     for size in (1, 2):
-        worlds.results(size, "train", out_dir=str(tmp_path / str(size)), timeout=200.0, **options)
+        worlds.results(size, "train", out_dir=str(tmp_path / str(size)), **options)
     assert fingerprint(tmp_path / "1") == fingerprint(tmp_path / "2")
 
 
@@ -230,10 +245,10 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
 def test_what_ends_one_process_ends_all_with_its_code_and_is_shown_once(
     worlds: Worlds, tiny_data: Path, tmp_path: Path, fault: str, rank: int, code: int, shown: str
 ) -> None:
-    ended = worlds.run(2, "command", arguments=command_of(tiny_data, tmp_path), fault=fault, rank=rank)
+    arguments = command_of(tiny_data, tmp_path, lost_rank_seconds=1000)  # nobody is missed: they are told
+    ended = worlds.run(2, "command", arguments=arguments, fault=fault, rank=rank)
     assert ended.codes == [code] * 2, ended.output
     assert ended.output.count(shown) == 1, ended.output
-    assert max(ended.seconds) < 20
 
 
 def test_what_all_find_is_shown_once(worlds: Worlds, tiny_data: Path, tmp_path: Path) -> None:
@@ -269,7 +284,7 @@ def test_torchrun_starts_both_forms_of_the_command(tiny_data: Path, tmp_path: Pa
     for form, extra in ((module, []), (program, ["--overwrite"])):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *form]
         done = subprocess.run(
-            [*command, *arguments, *extra], env=environment, capture_output=True, text=True, check=False, timeout=200
+            [*command, *arguments, *extra], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
         info = json.loads((tmp_path / "run/last/run_info.json").read_text())

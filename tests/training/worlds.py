@@ -51,7 +51,7 @@ class Worlds:
         )
         assert self._answer()["num_threads"] == 1, "a fork of a process with threads may hang"
 
-    def run(self, world_size: int, job: str, timeout: float = 120.0, after: float = 60.0, **arguments: Any) -> Ended:
+    def run(self, world_size: int, job: str, timeout: float = 1200.0, after: float = 300.0, **arguments: Any) -> Ended:
         """Run a function of `world_jobs` in each of several processes, for at most `timeout` seconds, and for at most
         `after` seconds after one of them has ended."""
         self._count += 1
@@ -74,7 +74,7 @@ class Worlds:
         """End the server."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -131,7 +131,7 @@ def keep_store(pipe: int) -> int:
 
     store = distributed.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     os.write(pipe, str(store.port).encode())
-    time.sleep(1000)
+    time.sleep(2000)
     return 0
 
 

@@ -29,7 +29,14 @@ for verb in app.registered_commands:
 
 def main(arguments: list[str] | None = None, prog: str = "tiny-transformer") -> None:
     """Run a command line and end the process with one of `ExitCode`."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments, prog))
+    code = run(sys.argv[1:] if arguments is None else arguments, prog)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # One of several processes. The threads of torch.distributed live on until the process ends; one that lets go
+        # of a tensor while the interpreter is being taken down aborts the process, after a run that went well.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str], prog: str = "tiny-transformer") -> int:

@@ -157,9 +157,9 @@ class TrainingConfig(Section):
     identity."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "warn")
-    """Arithmetic of the matrix products; weights are always kept in fp32. `bf16` and `fp16` (with a loss scale that
-    follows the gradient) are used where the device has them in hardware; `auto` takes bf16 there if it passes a check
-    against float64, else fp32."""
+    """Arithmetic of the matrix products, those of Muon's updates too; weights are always kept in fp32. `bf16` and
+    `fp16` (with a loss scale that follows the gradient) are used where the device has them in hardware; `auto` takes
+    bf16 there if it passes a check against float64, else fp32."""
 
     gradient_checkpointing: bool = setting(False, "allow")
     """Keep only the input of each block and compute the rest again in the backward pass: a third more time for much

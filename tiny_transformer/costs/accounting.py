@@ -205,7 +205,7 @@ def count_step(config: RunConfig, hardware: Hardware) -> StepCost:
         _pretend_weights(model, hardware.device)
         parameters = list(model.parameters())
         ledger.kind = "optimizer"
-        optimizers = Optimizers(model, training)
+        optimizers = Optimizers(model, training, hardware.update_dtype)
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
         optimizers.step(0.0)  # its memories exist from now on

@@ -80,7 +80,7 @@ class Run:
         if training.gradient_checkpointing:
             checkpoint_gradients(model)
         sharing = share(cast(nn.Module, model), self.processes, training, self.hardware)
-        return model, sharing, Optimizers(model, training)
+        return model, sharing, Optimizers(model, training, self.hardware.update_dtype)
 
     def execute(self, stack: ExitStack) -> RunResult:
         """Resume if asked, plan, train."""

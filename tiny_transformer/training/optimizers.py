@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.hardware import has_fast_bf16
 from tiny_transformer.models.contract import CausalLM, trainable
 from tiny_transformer.parallel.sharing import local_part
 from tiny_transformer.training.muon import Muon
@@ -28,9 +27,14 @@ class Optimizers:
     Weight decay acts on matrices only: norms and biases are scales and offsets, not directions to be shrunk.
     Muon takes the two-dimensional weights inside the blocks; embeddings, the output head, routers and other gates,
     convolutions, norms and biases always go to AdamW (Loshchilov and Hutter, 2019). Frozen weights go to neither.
+
+    Args:
+        model: whose trainable weights.
+        config: which optimizer, and its settings.
+        dtype: arithmetic of Muon's products, see `Hardware.update_dtype`.
     """
 
-    def __init__(self, model: CausalLM, config: TrainingConfig) -> None:
+    def __init__(self, model: CausalLM, config: TrainingConfig, dtype: torch.dtype = torch.float32) -> None:
         named = trainable(model)
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in named}
         hidden = [p for name, p in named if config.optimizer == "muon" and _is_for_muon(name, p)]
@@ -49,7 +53,6 @@ class Optimizers:
             )
         ]
         if hidden:
-            dtype = torch.bfloat16 if has_fast_bf16(hidden[0].device) else torch.float32
             self._all.append(Muon(hidden, config.muon_learning_rate, weight_decay=config.weight_decay, dtype=dtype))
         for optimizer in self._all:
             for group in optimizer.param_groups:

@@ -135,7 +135,7 @@ def _step_seconds(config: RunConfig, dataset: Dataset, hardware: Hardware, budge
     """The median time of an update of a fresh model; few repetitions where time is short."""
     model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or dataset.tokenizer.vocab_size})
     fresh = build_model(model, seed=0, device=str(hardware.device))
-    optimizers = Optimizers(fresh, config.training)
+    optimizers = Optimizers(fresh, config.training, hardware.update_dtype)
     size = config.training.micro_batch_size
     batches = Batches(
         dataset.train,
