@@ -110,7 +110,7 @@ def plotly_js() -> str:
 
 
 def _resource(name: str) -> str:
-    return resources.files("tiny_transformer.inspection").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("tiny_transformer.reports").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash_source(script: str) -> str:
