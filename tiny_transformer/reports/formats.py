@@ -50,12 +50,12 @@ def size(num_bytes: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """How long something took: 45 seconds, 9.6 minutes, 3.2 hours."""
+    """How long something took: 4.5 seconds, 45 seconds, 9.6 minutes, 3.2 hours."""
     if seconds is None:
         return NOTHING
     for limit, unit, length in ((90.0, "seconds", 1.0), (5_400.0, "minutes", 60.0), (172_800.0, "hours", 3_600.0)):
         if seconds < limit:
-            return f"{seconds / length:.0f} {unit}" if unit == "seconds" else f"{seconds / length:.1f} {unit}"
+            return f"{seconds:.0f} seconds" if 9.95 <= seconds < 90.0 else f"{seconds / length:.1f} {unit}"
     return f"{seconds / 86_400:.1f} days"
 
 

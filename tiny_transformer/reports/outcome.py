@@ -56,6 +56,9 @@ class Outcome:
             return (
                 f"Stopped after {of_all}{time}{'; it can be resumed' if self.resumable else ', before any checkpoint'}."
             )
+        if self.state == "diverged":
+            again = "; it can be resumed from its newest checkpoint" if self.resumable else ", before any checkpoint"
+            return f"Ended in numbers that are none after {of_all}{time}{again}."
         return {
             "finished": f"Finished after {steps}{time}.",
             "finished early": f"Ended early after {of_all}{time}: the validation loss no longer fell.",

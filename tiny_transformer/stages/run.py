@@ -39,9 +39,9 @@ from tiny_transformer.stages.minutes.timing import measure_speed
 from tiny_transformer.stages.preflight import check_disk, check_memory
 from tiny_transformer.stages.resume_check import check_changes, identity_of
 from tiny_transformer.stages.samples import Sampler, distinct_prompts
-from tiny_transformer.stages.summary import RunResult, announce
+from tiny_transformer.stages.summary import RunResult, announce, tell_not_finite
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
-from tiny_transformer.storage.runs import holds_a_run, load_identity
+from tiny_transformer.storage.runs import NOT_FINITE_FILE, holds_a_run, load_identity
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.checkpoint_writer import (
     CheckpointWriter,
@@ -55,6 +55,7 @@ from tiny_transformer.training.loop import Job, Progress, Save, train
 from tiny_transformer.training.loss_scale import first_loss_scale
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.modifiers import checkpoint_gradients
+from tiny_transformer.training.nonfinite import NotFiniteError
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.state import TrainState, load_state
@@ -65,13 +66,19 @@ def pretrain(request: Request, console: Console) -> RunResult:
 
     Raises:
         UserError: whatever stands in the way, found before the first step where possible.
+        NotFiniteError: the run diverged; its report is written.
     """
     with ExitStack() as stack:
         stack.enter_context(repeatable_arithmetic(request.config.training))
         processes = stack.enter_context(fellow_processes(request.config.training))
         if not processes.is_first:
             console = Console(quiet=True)
-        return _pretrain(request, processes, console)
+        try:
+            return _pretrain(request, processes, console)
+        except NotFiniteError as error:
+            if processes.is_first:
+                tell_not_finite(error, console)
+            raise
 
 
 def _pretrain(request: Request, processes: Processes, console: Console) -> RunResult:
@@ -178,6 +185,7 @@ class Run:
         stack.callback(log.close)
         log.truncate_after(self.state.step)
         write_config(self.run.path, self.config, self.request.command)
+        (self.run.path / NOT_FINITE_FILE).unlink(missing_ok=True)
 
         def keep(record: dict[str, Any]) -> None:
             log.append(record)
