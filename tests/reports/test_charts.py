@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tiny_transformer.reports.charts import charts, column, smoothed, thinned
+from tiny_transformer.reports.charts import (
+    ZERO,
+    charts,
+    close_up,
+    column,
+    in_words,
+    is_flat,
+    numbers_of,
+    smoothed,
+    thinned,
+)
 
 
 def test_smoothed_equals_the_mean_of_the_neighbours() -> None:
@@ -46,46 +56,92 @@ def test_column_takes_only_finite_numbers() -> None:
     assert (steps.tolist(), found.tolist()) == ([0, 1], [1, 2.5])
 
 
-def test_only_what_was_logged_is_drawn() -> None:
+def test_only_what_was_logged_is_drawn_and_what_stays_the_same_is_not() -> None:
     assert charts([], 1.5) == []
-    assert [chart.key for chart in charts([{"step": 1, "grad_norm": 2.0}], None)] == ["grad-norm"]
+    log = [{"step": step, "grad_norm": 2.0 + step, "learning_rate": 0.003} for step in (1, 2)]
+    assert [chart.key for chart in charts(log, None)] == ["grad-norm"]
+    assert is_flat(np.array([])) and is_flat(np.array([3.0])) and is_flat(np.array([3.0, 3.01]))
+    assert not is_flat(np.array([3.0, 3.1]))
 
 
-def test_close_up_shows_the_late_values_and_the_floor() -> None:
-    log = [{"step": step, "loss": 8.0 if step < 250 else 2.0} for step in range(1001)]
+def test_the_loss_is_drawn_where_all_but_its_steep_beginning_can_be_seen() -> None:
+    log = [{"step": step, "loss": 8.0 if step < 60 else 2.0} for step in range(1001)]
     (chart,) = charts(log, 1.5)
-    close_up = chart.figure["meta"]["close_up"]
-    assert close_up["x"][0] == 250
-    low, high = close_up["y"]
-    assert low < 1.5
-    assert 2.0 < high < 8.0
+    low, high = chart.figure["view"]
+    assert 1.2 < low < 1.5
+    assert 2.0 < high < 2.2
+    assert close_up([(np.arange(10.0), np.linspace(2, 1.9, 10))], []) is None  # nothing steep: it is all of it
+
+
+def test_a_close_up_of_any_curve_contains_its_last_nine_tenths() -> None:
+    for seed in range(20):
+        values = np.random.default_rng(seed).normal(size=seed + 1).cumsum()
+        steps = np.arange(len(values), dtype=float)
+        view = close_up([(steps, values)], [-0.5])
+        late = values[steps >= 0.1 * steps[-1]]
+        assert view is None or (view[0] < min(late.min(), -0.5) and view[1] > late.max())
+
+
+def test_each_optimizer_has_its_own_rate() -> None:
+    log = [{"step": s, "learning_rate": 0.003 / s, "muon_learning_rate": 0.01 / s} for s in (1, 2)]
+    (chart,) = charts(log, None)
+    assert [(one["name"].split(":")[0], one["y"]) for one in chart.figure["series"]] == [
+        ("AdamW", [0.003, 0.0015]),
+        ("Muon", [0.01, 0.005]),
+    ]
 
 
 def test_update_ratios_become_a_row_a_part_and_a_column_a_stretch() -> None:
     log = [
-        {"step": step, "update_ratios": {"embed_tokens": 1e-2, "layers.0": 10.0 ** -(1 + step % 2), "norm": 0.0}}
-        for step in range(1, 401)
+        {
+            "step": step,
+            "update_ratios": {
+                "embed_tokens": 1e-2,
+                "layers.0": 10.0 ** -(1 + step % 2),
+                "norm": 0.0,
+                "odd": None if step < 200 else 1.0,
+            },
+        }
+        for step in range(1, 321)
     ]
     (chart,) = charts(log, None)
-    (heat,) = chart.figure["data"]
     assert chart.key == "update-ratios"
-    assert heat["y"] == ["embed_tokens", "layer 0", "norm"]
-    assert heat["x"] == list(range(2, 401, 2))
-    assert heat["z"] == [[-2.0] * 200, [-1.5] * 200, [None] * 200]  # means of logarithms; zero has none
-    assert heat["customdata"][0][0] == "0.01"
-    assert (heat["zmin"], heat["zmax"]) == (-2.0, -1.5)
+    assert chart.figure["parts"] == ["embed_tokens", "layer 0", "norm", "odd"]
+    assert chart.figure["steps"] == list(range(2, 321, 2))
+    z = chart.figure["z"]
+    # means of logarithms; nothing at all is told from a small number and from what was not logged
+    assert z[:3] == [[-2.0] * 160, [-1.5] * 160, [ZERO] * 160]
+    assert (z[3][0], z[3][-1]) == (None, 0.0)
 
 
-def test_many_layers_stay_readable() -> None:
-    log = [{"step": 1, "update_ratios": {f"layers.{i}": 1e-3 for i in range(24)}}]
+def test_a_memory_that_goes_on_growing_is_drawn_in_megabytes() -> None:
+    log = [{"step": s, "peak_memory_bytes": 5e8 + 1e7 * s, "peak_device_memory_bytes": 2e9} for s in range(1, 41)]
     (chart,) = charts(log, None)
-    assert chart.figure["layout"]["height"] >= 24 * 18
+    process, device = chart.figure["series"]
+    assert process["y"] == [500 + 10 * s for s in range(1, 41)]
+    assert device["y"] == [2000] * 40
+    settled = [row | {"peak_memory_bytes": 5e8 + 1e7 * min(row["step"], 3)} for row in log]
+    assert charts(settled, None) == []
 
 
-def test_memory_is_drawn_in_megabytes_of_process_and_device() -> None:
-    log = [{"step": s, "peak_memory_bytes": 5e8 + s, "peak_device_memory_bytes": 2e9} for s in (1, 2, 3)]
-    (chart,) = charts(log, None)
-    process, device = chart.figure["data"]
-    assert process["y"] == [500, 500, 500]
-    assert device["y"] == [2000, 2000, 2000]
-    assert "the process and the GPU" in chart.note
+def test_a_chart_in_words_and_in_numbers() -> None:
+    log = [{"step": s, "loss": 8 / s, **({"val_loss": 3.0} if s == 4 else {})} for s in range(1, 5)]
+    (chart,) = charts(log, 1.5)
+    assert in_words(chart) == (
+        "Loss: training, each logged step from 8.000 at step 1 to 2.000 at step 4; training, smoothed from 8.000 at "
+        "step 1 to 2.000 at step 4; validation from 3.000 at step 4 to 3.000 at step 4; best loss possible 1.500."
+    )
+    assert numbers_of(chart) == (
+        ["step", "training, each logged step", "training, smoothed", "validation"],
+        [
+            ["1", "8.000", "8.000", "–"],
+            ["2", "4.000", "4.000", "–"],
+            ["3", "2.667", "2.667", "–"],
+            ["4", "2.000", "2.000", "3.000"],
+        ],
+    )
+    heat = charts([{"step": s, "update_ratios": {"layers.0": 0.01 * s, "norm": 0.0}} for s in (1, 2)], None)[0]
+    assert in_words(heat) == (
+        "Update-to-weight ratio of 2 parts over 2 stretches of steps: at the end from 0 (norm) to 0.02 (layer 0)."
+    )
+    assert numbers_of(heat) == (["part", "step 1", "step 2"], [["layer 0", "0.01", "0.02"], ["norm", "0", "0"]])

@@ -1,4 +1,4 @@
-"""How a run ends: whatever only shows a run cannot take it along, a diverged one says why, an early end is announced."""
+"""How a run ends: what only shows a run cannot take it along, a diverged one says why, an early end is announced."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_sample_that_fails_ends_no_run_and_says_why(
         raise UserError("the model computed not-a-number after 0 new tokens")
 
     monkeypatch.setattr(samples, "complete", broken)
-    status, shown = run(data_dir, tmp_path / "r", sample_prompts=["Once"], sample_tokens=4)
+    status, _ = run(data_dir, tmp_path / "r", sample_prompts=["Once"], sample_tokens=4)
     assert status == "finished"
     on_the_way = [
         s for s in json.loads((tmp_path / "r/samples.json").read_text()) if s["settings"] == {"temperature": 0.0}

@@ -172,7 +172,7 @@ def test_listing_and_reporting_import_no_torch(tmp_path: Path) -> None:
         "import io, sys, json; from pathlib import Path; from rich.console import Console\n"
         "from tiny_transformer.reports.runs_table import list_runs, print_runs\n"
         f"print_runs(Console(file=io.StringIO()), list_runs(Path({str(tmp_path)!r})))\n"
-        "print(json.dumps([m for m in ('torch', 'numpy', 'plotly', 'yaml') if m in sys.modules]))\n"
+        "print(json.dumps([m for m in ('torch', 'numpy', 'yaml') if m in sys.modules]))\n"
         "from tiny_transformer.reports.report import write_report\n"
         f"write_report(Path({str(tmp_path / 'demo')!r}))\n"
         "print(json.dumps('torch' in sys.modules))\n"

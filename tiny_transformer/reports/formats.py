@@ -36,6 +36,11 @@ def loss(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
+def figure(value: float, form: str) -> str:
+    """A value of a chart: `loss`, `count`, or anything else with three significant digits."""
+    return loss(value) if form == "loss" else count(value) if form == "count" else f"{value:.3g}"
+
+
 def signed(value: float | None) -> str:
     """A difference of losses, its sign always written: +0.094."""
     return NOTHING if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")

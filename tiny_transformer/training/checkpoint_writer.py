@@ -6,6 +6,7 @@ whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shlex
@@ -21,6 +22,7 @@ import yaml
 
 from tiny_transformer import __version__
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.data.meta import Meta
 from tiny_transformer.data.token_file import Dataset, unigram_nats
 from tiny_transformer.models import save_model
 from tiny_transformer.parallel.sharing import Sharing
@@ -123,9 +125,17 @@ def facts_of(dataset: Dataset) -> dict[str, Any]:
             "train_tokens": meta.train.num_tokens,
             "val_tokens": meta.val.num_tokens,
             "val_documents": meta.val.num_documents,
+            "val_text": text_fingerprint(meta),
             "unigram_nats": round(unigram_nats(dataset.train), 4),
         },
     }
+
+
+def text_fingerprint(meta: Meta) -> str:
+    """A hash that is the same for the same validation text, whatever turned it into tokens: what makes the losses of
+    two runs comparable."""
+    source = meta.request.get("source_fingerprint") or meta.val.sha256  # token files of others have no source
+    return hashlib.sha256(f"{source} {meta.val.num_documents} {meta.val.num_bytes}".encode()).hexdigest()[:16]
 
 
 def environment() -> dict[str, Any]:
