@@ -10,7 +10,7 @@ import numpy as np
 from tiny_transformer.reports.charts import close_up, column, smoothed, thinned
 
 WIDTH, HEIGHT = 720, 360
-LEFT, RIGHT, TOP, BOTTOM = 56, 704, 46, 322  # the plotting area
+LEFT, RIGHT, TOP, BOTTOM = 56, 704, 46, 316  # the plotting area
 MAX_POINTS = 400  # of one curve; one every other pixel
 
 _STYLE = """<style>
@@ -117,16 +117,14 @@ class _Frame:
         above = np.flatnonzero(losses > self.high)
         if not len(above):
             return ""
-        peak = int(above[np.argmax(losses[above])])
-        places = sorted({round(self.x(float(steps[i])) / 12) * 12 for i in above})
-        marks = [f'<path class="clipped" d="M{x - 5} {TOP + 7}h10l-5 -7z"/>' for x in places]
-        x, side = self.x(float(steps[peak])), "start"
-        if x > (LEFT + RIGHT) / 2:
-            side = "end"
-        x += 12 if side == "start" else -12
-        return "\n".join(
-            [*marks, f'<text x="{x:.1f}" y="{TOP + 8}" text-anchor="{side}">up to {losses[peak]:.3f}</text>']
-        )
+        stretches = np.split(above, np.flatnonzero(np.diff(steps[above]) > self.last_step / 20) + 1)
+        peaks = [int(stretch[np.argmax(losses[stretch])]) for stretch in stretches]
+        marks = [f'<path class="clipped" d="M{self.x(steps[i]) - 5:.1f} {TOP + 8}h10l-5 -7z"/>' for i in peaks]
+        peak = max(peaks, key=lambda i: losses[i])
+        is_left = self.x(steps[peak]) < (LEFT + RIGHT) / 2
+        x, anchor = self.x(steps[peak]) + (9 if is_left else -9), "start" if is_left else "end"
+        words = f'<text x="{x:.1f}" y="{TOP + 10}" text-anchor="{anchor}">up to {losses[peak]:.3f}</text>'
+        return "\n".join([*marks, words])
 
     def grid(self) -> str:
         """Lines with their numbers."""
