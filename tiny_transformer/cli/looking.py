@@ -19,7 +19,7 @@ def runs(
         typer.Argument(metavar="[DIR]...", help="Run directories, or folders of runs. Default: runs/ and runs_*."),
     ] = None,
 ) -> None:
-    """A table of runs and checkpoints: step, epoch, losses, size, age."""
+    """A table of runs: text, size, minutes, loss, state; of a run that is named, its checkpoints too."""
     from tiny_transformer.reports.runs_table import list_runs, print_runs
 
     print_runs(Console(), list_runs(*(paths or [Path("runs"), *sorted(Path().glob("runs_*"))])))
