@@ -54,3 +54,8 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong, in one line: what the user can mend as it is told, anything else with its type."""
+    return error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -21,8 +21,7 @@ from tiny_transformer.evaluation import loss as loss_module
 from tiny_transformer.evaluation import stories as stories_module
 from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
 from tiny_transformer.stages.launch import launch
-from tiny_transformer.stages.stage import Request
-from tiny_transformer.stages.summary import RunResult
+from tiny_transformer.stages.stage import Request, RunResult
 
 SMALL = {
     "model": {

@@ -13,8 +13,7 @@ from rich.console import Console
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.stages.launch import launch
-from tiny_transformer.stages.stage import Request
-from tiny_transformer.stages.summary import RunResult
+from tiny_transformer.stages.stage import Request, RunResult
 from tiny_transformer.training.contract import Evaluation
 
 CLOCK_KEYS = {"elapsed_seconds", "tokens_per_second", "seconds", "peak_memory_bytes", "peak_device_memory_bytes"}

@@ -23,7 +23,7 @@ def runs(
         ),
     ] = None,
 ) -> None:
-    """A table of runs and checkpoints: step, epoch, losses, size, age."""
+    """A table of runs: text, size, minutes, loss, state; of a run that is named, its checkpoints too."""
     from tiny_transformer.reports.runs_table import list_runs, print_runs
 
     named = _noted(*find_runs(paths)) if paths else [Path("runs"), *sorted(Path().glob("runs_*"))]

@@ -192,7 +192,7 @@ class TrainingConfig(Section):
     """Stop after this many evaluations in a row without a better validation loss. Needs `eval_steps`."""
 
     log_steps: int = setting(10, "allow", ge=1)
-    """Write a line to log.jsonl every this many steps."""
+    """Write a line to log.jsonl every this many steps, and before the first of them after 1, 2, 4, 8, ... steps."""
 
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting((), "allow")
     """Send the same figures to these programs too, each installed by you (`pip install wandb`): one, or several with

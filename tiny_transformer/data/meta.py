@@ -80,6 +80,13 @@ class Meta:
         parts = (self.dtype, self.train.sha256, self.val.sha256, self.tokenizer_fingerprint)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
+    @property
+    def text_fingerprint(self) -> str:
+        """A hash that is the same for the same validation text, whatever turned it into tokens: what makes the losses
+        of two runs comparable."""
+        source = self.request.get("source_fingerprint") or self.val.sha256  # token files of others have no source
+        return hashlib.sha256(f"{source} {self.val.num_documents} {self.val.num_bytes}".encode()).hexdigest()[:16]
+
     def to_json(self) -> str:
         """The text of meta.json."""
         body = {"format_version": FORMAT_VERSION, **asdict(self)}

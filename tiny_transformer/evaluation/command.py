@@ -21,7 +21,7 @@ from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset, TokenFile, open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.floor import FloorCheck, check_split
-from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
+from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split, perplexity_in_words
 from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport, measure_skills
 from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_stories, split_stories
 from tiny_transformer.hardware import Hardware, choose_hardware
@@ -213,10 +213,10 @@ def show_loss(loss: SplitLoss, meta: SplitMeta, split: str, console: Console) ->
     """The loss in its three units, beside the floor when the data has one."""
     table = _table(f"{split} split", "", "nats per token", "bits per byte", "perplexity")
     nats, bits = loss.nats_per_token, loss.bits_per_byte
-    table.add_row("this model", f"{nats:.4f}", f"{bits:.4f}", f"{loss.perplexity:.3f}")
+    table.add_row("this model", f"{nats:.4f}", f"{bits:.4f}", perplexity_in_words(nats))
     if meta.floor:
         best, best_bits = meta.floor["nats_per_token"], meta.floor["bits_per_byte"]
-        table.add_row("best possible", f"{best:.4f}", f"{best_bits:.4f}", f"{math.exp(best):.3f}")
+        table.add_row("best possible", f"{best:.4f}", f"{best_bits:.4f}", perplexity_in_words(best))
         table.add_row("still to learn", f"{nats - best:.4f}", f"{bits - best_bits:.4f}", "")
     console.print(table)
     part = "" if loss.num_tokens > meta.num_tokens // 2 else f" of {meta.num_tokens:,}"

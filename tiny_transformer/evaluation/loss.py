@@ -46,6 +46,12 @@ class SplitLoss:
         return self.loss_sum / math.log(2) / self.num_bytes
 
 
+def perplexity_in_words(nats: float) -> str:
+    """exp of a mean loss, as a number one can read: 12.345, 2,150, 1.8e+117."""
+    value = math.exp(min(nats, 700.0))
+    return f"{value:.3f}" if value < 1_000 else f"{value:,.0f}" if value < 1e7 else f"{value:.2g}"
+
+
 @torch.no_grad()  # not inference_mode: weights that processes put together here are used in training afterwards
 def evaluate_split(
     model: CausalLM,

@@ -1,7 +1,12 @@
-"""The charts of a run report, as plotly figures in plain dictionaries.
+"""The charts of a run report, as plain dictionaries that report.js draws.
 
-A figure says what is drawn. Colours are named by role in `meta.role` and filled in by report.js, which knows whether
-the page is light or dark.
+A figure says what is drawn; colours are named by role and come from report.css, which knows light from dark. `kind` is
+`lines` or `heat`:
+
+- lines: `unit`, `form` (how a value is written), `series` (`name`, `role`, `xs` by axis, `y`; `xs` of null: as the
+  series before; `quiet`: not in the legend; `marks`: its points are drawn; `group`), `levels` (`name`, `role`, `y`) and
+  `view`, the range of values that matters, or null where that is all of them.
+- heat: `parts`, `steps` and `z`, a row a part: logarithms to base ten, null where nothing was logged, `ZERO` for zero.
 """
 
 from __future__ import annotations
@@ -12,12 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from tiny_transformer.reports.formats import NOTHING, count, figure
 from tiny_transformer.reports.run_reader import number, section
 
-MAX_COLUMNS = 200  # of a heat map: each is some pixels wide
-MAX_PARTS = 200  # rows of it
-MAX_POINTS = 2_000  # of one curve: more cannot be told apart on a screen, and the page has a size limit
+MAX_COLUMNS = 160  # of a heat map: each is some pixels wide
+MAX_PARTS = 100  # rows of it
+MAX_POINTS = 800  # of one curve: more cannot be told apart on a screen, and the page has a size limit
 SMOOTHING = 0.04  # the smoothed loss averages over this share of the run
+EARLY = 0.1  # share of a run whose steep beginning is left out of the close-up
+FLAT = 0.01  # a curve that moves by less than this share of itself tells nothing
+ZERO = -99.0
+TABLE_ROWS = 9  # of the numbers that stand below a chart
+AXES = (("step", "step"), ("tokens", "num_tokens"), ("time", "elapsed_seconds"))
 
 
 @dataclass(frozen=True)
@@ -31,45 +42,27 @@ class Chart:
 
 
 def charts(log: list[dict[str, Any]], floor: float | None) -> list[Chart]:
-    """The charts that the rows of a log have data for, the loss first.
+    """The charts that the rows of a log have data for, the loss first. What cannot change, or did not, is not drawn.
 
     Args:
         log: rows with increasing `step`.
         floor: the best loss possible on this corpus, in nats per token, where it is known.
     """
-    loss = _loss_chart(log, floor)
-    others = [
-        _line_chart(log, *words)
-        for words in (
-            ("learning_rate", "Learning rate", "how large a step the optimizer takes", ".3~e", False),
-            ("tokens_per_second", "Throughput", "tokens per second", ",.0f", True),
-            (
-                "grad_norm",
-                "Gradient norm",
-                "before clipping; single peaks are normal, a lasting rise is not",
-                ".3f",
-                True,
-            ),
-        )
-    ]
-    memory = _memory_chart(log)
-    maps = [
-        _heat_chart(log, *words)
-        for words in (
-            (
-                "update_ratios",
-                "Update-to-weight ratio",
-                "how far one update moves the weights of each part, as a share of their size: about a thousandth is "
-                "usual, more at first; a row without colour learns nothing",
-            ),
-            (
-                "part_grad_norms",
-                "Gradient norm by part",
-                "after clipping; a row without colour gets no gradient",
-            ),
-        )
-    ]
-    return [chart for chart in (loss, *others, memory, *maps) if chart is not None]
+    grad_norm = "before clipping; single peaks are normal, a lasting rise is not"
+    ratios = (
+        "how far one update moves the weights of each part, as a share of their size: about a thousandth is usual, "
+        "more at first; hatched: not at all"
+    )
+    found = (
+        _loss_chart(log, floor),
+        _rate_chart(log),
+        _noisy_chart(log, "tokens_per_second", "Throughput", "tokens per second", "count"),
+        _noisy_chart(log, "grad_norm", "Gradient norm", grad_norm, "norm"),
+        _memory_chart(log),
+        _heat_chart(log, "update_ratios", "Update-to-weight ratio", ratios),
+        _heat_chart(log, "part_grad_norms", "Gradient norm by part", "after clipping; hatched: no gradient at all"),
+    )
+    return [chart for chart in found if chart is not None]
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -101,130 +94,201 @@ def column(log: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]
     return table[:, 0], table[:, 1]
 
 
+def close_up(curves: list[tuple[np.ndarray, np.ndarray]], levels: list[float]) -> list[float] | None:
+    """The range of values in which all but the steep beginning of some curves (steps, values) can be seen, levels
+    included; None where that is nearly everything."""
+    curves = [(steps, values) for steps, values in curves if len(steps)]
+    if not curves:
+        return None
+    first, last = min(steps[0] for steps, _ in curves), max(steps[-1] for steps, _ in curves)
+    begin = first + EARLY * (last - first)
+    late = [values[(steps >= begin) | (steps == steps[-1])] for steps, values in curves]
+    low, high = min([*(v.min() for v in late), *levels]), max([*(v.max() for v in late), *levels])
+    lowest, highest = (min(v.min() for _, v in curves), max(v.max() for _, v in curves))
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.1
+    if high + 3 * margin >= highest and low - 3 * margin <= lowest:
+        return None
+    below = 2 * margin if levels and low == min(levels) else margin  # room for the words below the line
+    return [float(f"{low - below:.6g}"), float(f"{high + margin:.6g}")]
+
+
+def line(
+    log: list[dict[str, Any]], name: str, *, role: str, curve: tuple[np.ndarray, np.ndarray], **more: Any
+) -> dict[str, Any]:
+    """One series, over each axis that the log knows."""
+    steps, values = curve
+    kept = thinned(values)
+    xs = {axis: compact(at) for axis, field in AXES if (at := _along(log, field, steps[kept])) is not None}
+    return {"name": name, "role": role, "xs": xs, "y": compact(values[kept]), **more}
+
+
+def _along(log: list[dict[str, Any]], field: str, steps: np.ndarray) -> np.ndarray | None:
+    """What another figure of the log was at some steps, in between by a straight line; None where it is not logged."""
+    if field == "step":
+        return steps
+    at, values = column(log, field)
+    return np.interp(steps, at, values) if len(at) else None
+
+
+def _lines(unit: str, form: str, series: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {"kind": "lines", "unit": unit, "form": form, "series": series, "levels": [], "view": None, **more}
+
+
+def loss_levels(floor: float | None) -> list[dict[str, Any]]:
+    """The line of the best loss possible, where it is known."""
+    return [] if floor is None else [{"name": "best loss possible", "role": "floor", "y": floor}]
+
+
 def _loss_chart(log: list[dict[str, Any]], floor: float | None) -> Chart | None:
-    steps, losses = column(log, "loss")
-    val_steps, val_losses = column(log, "val_loss")
-    if not len(steps) and not len(val_steps):
+    training, validation = column(log, "loss"), column(log, "val_loss")
+    if not len(training[0]) and not len(validation[0]):
         return None
-    traces = _noisy(steps, losses, "training", ".3f")
-    if len(val_steps):
-        kept = thinned(val_losses)
-        above = "" if floor is None else " (%{customdata:+.3f} from the floor)"
-        traces.append(_trace("val", "validation", val_steps[kept], val_losses[kept], hover="%{y:.3f}" + above))
-        traces[-1] |= {"mode": "lines+markers"}
-        if floor is not None:
-            traces[-1]["customdata"] = compact(val_losses[kept] - floor)
-    layout: dict[str, Any] = {"yaxis": {"title": {"text": "nats per token"}}}
-    if floor is not None:
-        line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": floor, "y1": floor}
-        place = {"xref": "paper", "x": 1, "xanchor": "right", "yref": "y", "y": floor, "yanchor": "top"}
-        label = {"text": f"best loss possible: {floor:.3f}", "showarrow": False}
-        layout |= {"shapes": [line], "annotations": [place | label]}
-    close_up = _close_up([(steps, smoothed(losses)), (val_steps, val_losses)], floor)
+    series = _noisy(log, training, "training")
+    if len(validation[0]):
+        series.append(line(log, "validation", role="val", curve=validation, marks=True, group=1))
+    smooth = (training[0], smoothed(training[1]))
+    view = close_up([smooth, validation], [] if floor is None else [floor])
     note = "how surprised the model is by the next token, on average: lower is better"
-    return Chart("loss", "Loss", note, {"data": traces, "layout": layout, "meta": {"close_up": close_up}})
+    return Chart("loss", "Loss", note, _lines("nats per token", "loss", series, levels=loss_levels(floor), view=view))
 
 
-def _close_up(curves: list[tuple[np.ndarray, np.ndarray]], floor: float | None) -> dict[str, list[float]]:
-    """The ranges of both axes that show the last three quarters of the run, the floor included."""
-    all_steps = np.concatenate([steps for steps, _ in curves])
-    length = float(np.ptp(all_steps))
-    start, end = float(all_steps.max()) - 0.75 * length, float(all_steps.max()) + 0.02 * length
-    shown = [] if floor is None else [floor]
-    for steps, values in curves:
-        shown += values[steps >= start].tolist()
-    low, high = min(shown), max(shown)
-    margin = 0.1 * (high - low) or 0.1
-    return {"x": [start, end], "y": [low - margin, high + margin]}
-
-
-def _line_chart(
-    log: list[dict[str, Any]], key: str, title: str, note: str, number_format: str, is_noisy: bool
-) -> Chart | None:
-    steps, values = column(log, key)
-    if not len(steps):
+def _rate_chart(log: list[dict[str, Any]]) -> Chart | None:
+    """The rates that were used: each optimizer's own."""
+    muon = column(log, "muon_learning_rate")
+    adamw = column(log, "learning_rate")
+    if is_flat(adamw[1]) and is_flat(muon[1]):
         return None
-    if is_noisy:
-        traces = _noisy(steps, values, title.lower(), number_format)
-    else:
-        kept = thinned(values)
-        traces = [_trace("train", title.lower(), steps[kept], values[kept], hover=f"%{{y:{number_format}}}")]
-    axis = {"rangemode": "tozero", "exponentformat": "SI" if key == "tokens_per_second" else "e"}
-    return Chart(key.replace("_", "-"), title, note, {"data": traces, "layout": {"yaxis": axis}})
+    name = "AdamW: embedding, norms, head" if len(muon[0]) else "learning rate"
+    series = [line(log, name, role="train", curve=adamw)] if len(adamw[0]) else []
+    if len(muon[0]):
+        series.append(line(log, "Muon: the blocks' matrices", role="val", curve=muon))
+    note = "how large a step the optimizer takes"
+    return Chart("learning-rate", "Learning rate", note, _lines("", "rate", series, zero=True))
+
+
+def _noisy_chart(log: list[dict[str, Any]], key: str, title: str, note: str, form: str) -> Chart | None:
+    curve = column(log, key)
+    if is_flat(curve[1]):
+        return None
+    series = _noisy(log, curve, title.lower())
+    view = close_up([(curve[0], smoothed(curve[1]))], [0.0])
+    if view is not None and curve[1].min() >= 0:
+        view[0] = 0.0
+    return Chart(key.replace("_", "-"), title, note, _lines("", form, series, zero=True, view=view))
 
 
 def _memory_chart(log: list[dict[str, Any]]) -> Chart | None:
-    """The most memory in use so far, in MB."""
-    traces = []
-    for role, name, key in (
+    """The most memory in use so far, in MB; only where it went on growing, which it should not."""
+    keys = (
         ("train", "this process", "peak_memory_bytes"),
         ("val", "tensors on the device", "peak_device_memory_bytes"),
-    ):
-        steps, values = column(log, key)
-        if len(steps):
-            kept = thinned(values)
-            traces.append(_trace(role, name, steps[kept], values[kept] / 1e6, hover="%{y:,.0f} MB"))
-    if not traces:
+    )
+    curves = [(role, name, column(log, key)) for role, name, key in keys]
+    late = [values[len(values) // 4 :] for _, _, (_, values) in curves]
+    if all(is_flat(values, 0.1) for values in late):
         return None
-    note = "the most in use at one time so far, in MB: the process" + (" and the GPU" if len(traces) > 1 else "")
-    layout = {"yaxis": {"rangemode": "tozero", "exponentformat": "none", "tickformat": ",d"}}
-    return Chart("memory", "Memory", note, {"data": traces, "layout": layout})
+    series = [line(log, name, role=role, curve=(at, values / 1e6)) for role, name, (at, values) in curves if len(at)]
+    note = "the most in use at one time so far, in MB; it should not go on growing"
+    return Chart("memory", "Memory", note, _lines("MB", "count", series, zero=True))
+
+
+def is_flat(values: np.ndarray, share: float = FLAT) -> bool:
+    """Whether some values are all about the same; so are none and a single one."""
+    return len(values) < 2 or bool(np.ptp(values) <= share * np.abs(values).max())
 
 
 def _heat_chart(log: list[dict[str, Any]], key: str, title: str, note: str) -> Chart | None:
     """A row a part of the model, a column a stretch of steps, and a figure as a colour on a logarithmic scale."""
     rows = [(number(row, "step"), section(row, key)) for row in log if section(row, key)]
     parts = [str(part) for part in (rows[-1][1] if rows else {})][:MAX_PARTS]
-    if not parts:
+    if not parts or len(rows) < 2:
         return None
     stretches = np.array_split(np.arange(len(rows)), min(MAX_COLUMNS, len(rows)))
     columns, steps = [], []
     for stretch in stretches:
         steps.append(number({"step": rows[stretch[-1]][0]}, "step") or 0.0)
         columns.append([_mean_log10([number(rows[i][1], part) for i in stretch]) for part in parts])
-    known = [value for one in columns for value in one if value is not None]
-    heat = {
-        "type": "heatmap",
-        "x": steps,
-        "y": [part.replace("layers.", "layer ") for part in parts],
-        "z": [list(row) for row in zip(*columns, strict=True)],
-        "customdata": [[None if v is None else f"{10**v:.2g}" for v in row] for row in zip(*columns, strict=True)],
-        "hovertemplate": "%{y}, step %{x:,d}: %{customdata}<extra></extra>",
-        "zmin": max(-6.0, min(known)) if known else -4.0,
-        "zmax": max(known) if known else -1.0,
-        "meta": {"role": "heat"},
-    }
-    layout = {"yaxis": {"autorange": "reversed", "type": "category"}, "height": max(180, 60 + 18 * len(parts))}
-    return Chart(key.replace("_", "-"), title, note, {"data": [heat], "layout": layout})
+    return Chart(
+        key.replace("_", "-"),
+        title,
+        note,
+        {
+            "kind": "heat",
+            "steps": compact(np.array(steps)),
+            "parts": [part.replace("layers.", "layer ") for part in parts],
+            "z": [list(row) for row in zip(*columns, strict=True)],
+        },
+    )
 
 
 def _mean_log10(values: list[float | None]) -> float | None:
-    """The mean of the logarithms of those above zero, to three digits."""
-    logs = [math.log10(value) for value in values if value is not None and value > 0]
-    return round(sum(logs) / len(logs), 3) if logs else None
+    """The mean of the logarithms of those above zero, to two digits; `ZERO` where all are zero, None without any."""
+    known = [value for value in values if value is not None]
+    logs = [math.log10(value) for value in known if value > 0]
+    if not known:
+        return None
+    return round(sum(logs) / len(logs), 2) if logs else ZERO
 
 
-def _noisy(steps: np.ndarray, values: np.ndarray, name: str, number_format: str) -> list[dict[str, Any]]:
+def _noisy(log: list[dict[str, Any]], curve: tuple[np.ndarray, np.ndarray], name: str) -> list[dict[str, Any]]:
     """The logged values, faint, under their smoothed curve."""
+    steps, values = curve
+    if not len(steps):
+        return []
     kept = thinned(values)
-    raw = _trace("train-raw", f"{name}, each logged step", steps[kept], values[kept])
-    hover = f"%{{y:{number_format}}}"
-    return [
-        raw | {"hoverinfo": "skip"},
-        _trace("train", f"{name}, smoothed", steps[kept], smoothed(values)[kept], hover),
-    ]
+    raw = line(log, f"{name}, each logged step", role="train-raw", curve=(steps[kept], values[kept]))
+    smooth = {"name": f"{name}, smoothed", "role": "train", "xs": None, "y": compact(smoothed(values)[kept])}
+    return [one | {"group": 0, "legend": name} for one in (raw, smooth)]
 
 
-def _trace(role: str, name: str, x: np.ndarray, y: np.ndarray, hover: str = "") -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines" if len(x) > 1 else "markers",
-        "name": name,
-        "x": compact(x),
-        "y": compact(y),
-        "hovertemplate": hover,
-        "meta": {"role": role},
-    }
+def in_words(chart: Chart) -> str:
+    """What a chart shows, for whoever does not see it."""
+    drawn = chart.figure
+    if drawn["kind"] == "heat":
+        words = f"{chart.title} of {len(drawn['parts'])} parts over {len(drawn['steps'])} stretches of steps"
+        last = [(row[-1], part) for part, row in zip(drawn["parts"], drawn["z"], strict=True) if row[-1] is not None]
+        if last:
+            (low, least), (high, most) = min(last), max(last)
+            words += f": at the end from {_power(low)} ({least}) to {_power(high)} ({most})"
+        return f"{words}."
+    told = []
+    for index, one in enumerate(drawn["series"]):
+        steps = (one["xs"] or drawn["series"][index - 1]["xs"])["step"]
+        values = [figure(one["y"][place], drawn["form"]) for place in (0, -1)]
+        told.append(
+            f"{one['name']} from {values[0]} at step {count(steps[0])} to {values[1]} at step {count(steps[-1])}"
+        )
+    told += [f"{level['name']} {figure(level['y'], drawn['form'])}" for level in drawn["levels"]]
+    return f"{chart.title}: {'; '.join(told)}."
+
+
+def numbers_of(chart: Chart) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a small table: of curves at some steps, of a heat map each part at three of them."""
+    drawn = chart.figure
+    if drawn["kind"] == "heat":
+        places = sorted({0, len(drawn["steps"]) // 2, len(drawn["steps"]) - 1})
+        heads = ["part", *(f"step {count(drawn['steps'][place])}" for place in places)]
+        cells = [
+            [part, *(_power(row[place]) for place in places)]
+            for part, row in zip(drawn["parts"], drawn["z"], strict=True)
+        ]
+        return heads, cells
+    known = [one["xs"] or drawn["series"][index - 1]["xs"] for index, one in enumerate(drawn["series"])]
+    steps = max((xs["step"] for xs in known), key=len, default=[])
+    wanted = [steps[i] for i in sorted({round(i) for i in np.linspace(0, len(steps) - 1, TABLE_ROWS)})] if steps else []
+    rows = []
+    for step in wanted:
+        cells = [count(step)]
+        for one, xs in zip(drawn["series"], known, strict=True):
+            near = int(np.argmin(np.abs(np.array(xs["step"], dtype=float) - step)))
+            is_there = abs(xs["step"][near] - step) <= 0.5 * (steps[-1] - steps[0]) / TABLE_ROWS
+            cells.append(figure(one["y"][near], drawn["form"]) if is_there else NOTHING)
+        rows.append(cells)
+    return ["step", *(one["name"] for one in drawn["series"])], rows
+
+
+def _power(value: float | None) -> str:
+    return NOTHING if value is None else "0" if value == ZERO else f"{10**value:.2g}"
 
 
 def compact(values: np.ndarray) -> list[float]:

@@ -1,21 +1,27 @@
-"""Several runs on one page: their loss curves together, what differs in their settings, and where each came out."""
+"""Several runs on one page: their loss curves together, what differs in their settings, and where each came out.
+
+Only what is comparable is compared: nats per token between runs with the same validation text and tokenizer, bits per
+byte between those with the same text, and nothing between different texts.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.reports.charts import Chart, column, compact, smoothed, thinned
+from tiny_transformer.reports.charts import Chart, close_up, column, line, loss_levels, smoothed
 from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
 from tiny_transformer.reports.diagnosis.evidence import Finding
 from tiny_transformer.reports.formats import NOTHING, count, duration, large, loss, setting, shorten, signed, size
 from tiny_transformer.reports.outcome import Outcome, outcome_of
 from tiny_transformer.reports.page import MAX_KEY_CHARS, chart_section, esc
-from tiny_transformer.reports.report import plotly_js, whole_page
+from tiny_transformer.reports.report import guarded, whole_page
 from tiny_transformer.reports.run_reader import RunFiles, number, read_run, section
 from tiny_transformer.storage import atomic_write
 
@@ -23,7 +29,6 @@ DEFAULT_OUT = Path("compare.html")
 MAX_RUNS = 8  # as many colours as can be told apart
 MAX_DIFFERENCES = 100
 WORSE_THAN_UNTRAINED = 1.25  # the chart goes up to so many times the first loss
-AXES = (("step", "step"), ("tokens", "num_tokens"), ("seconds", "elapsed_seconds"))
 _ABSENT = object()
 
 
@@ -31,25 +36,107 @@ def write_comparison(run_dirs: list[Path], out: Path = DEFAULT_OUT) -> Path:
     """Makes or renews a page about several runs and returns its path.
 
     Raises:
-        UserError: too many runs, one that is none, plotly is not installed, or the page cannot be written.
+        UserError: too many runs, one that is none, or the page cannot be written.
     """
     if len(run_dirs) > MAX_RUNS:
         raise UserError(f"{len(run_dirs)} runs are too many for one page", remedy=f"name {MAX_RUNS} at most")
-    page = comparison_html([read_run(path) for path in run_dirs], plotly_js())
-    atomic_write(out, page)
+    atomic_write(out, comparison_html([read_run(path) for path in run_dirs]))
     return out
 
 
-def comparison_html(runs: list[RunFiles], plotly: str) -> str:
+def comparison_html(runs: list[RunFiles]) -> str:
     """The whole page."""
-    names, outcomes = unique_names(runs), [outcome_of(run) for run in runs]
-    sections = [
-        f'<header><h1>{len(runs)} runs</h1><p class="outcome">{esc(_best(names, outcomes))}</p></header>',
-        chart_section([chart for chart in [overlay(runs, names)] if chart is not None]),
-        _figures_section(runs, names, outcomes),
-        _differences_section(runs, names),
+    entries = entries_of(runs)
+    groups = same_text(entries)
+    sentences = "".join(f'<p class="outcome">{esc(words)}</p>' for words in verdict(groups))
+    sections = {
+        "Charts": lambda: chart_section([chart for group in groups if (chart := overlay(group, len(groups)))]),
+        "Where they came out": lambda: _figures_section(entries, groups),
+        "What differs in the settings": lambda: _differences_section(entries),
+    }
+    parts = [f"<header><h1>{len(runs)} runs</h1>{sentences}</header>"]
+    parts += [guarded(title, make) for title, make in sections.items()]
+    return whole_page(f"{len(runs)} runs · tiny-transformer", parts)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of the runs: `place` decides its colour, `name` is its own on this page."""
+
+    place: int
+    name: str
+    run: RunFiles
+    outcome: Outcome
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return self.run.newest.info if self.run.newest else {}
+
+    @property
+    def source(self) -> str:
+        """What the text is called."""
+        told = section(self.info, "data").get("source") or section(self.run.config, "data").get("source")
+        return shorten(str(told or "a text that is not named"), MAX_KEY_CHARS)
+
+    def text(self, *, by_hash: bool) -> str:
+        """The same for runs that are judged by the same validation text: its hash, or, for runs from before there was
+        one, what it is called and how many documents it has."""
+        data = section(self.info, "data")
+        return str(data.get("val_text")) if by_hash else f"{self.source} {data.get('val_documents')}"
+
+    @property
+    def tokenizer(self) -> str:
+        """The same for runs whose losses per token mean the same."""
+        told = section(self.info, "tokenizer")
+        return str(told.get("fingerprint") or told.get("name"))
+
+
+def entries_of(runs: list[RunFiles]) -> list[Entry]:
+    """The runs in the order in which they were named."""
+    return [
+        Entry(place, name, run, outcome_of(run))
+        for place, (run, name) in enumerate(zip(runs, unique_names(runs), strict=True))
     ]
-    return whole_page(f"{len(runs)} runs · tiny-transformer", sections, plotly)
+
+
+def same_text(entries: list[Entry]) -> list[list[Entry]]:
+    """The runs by validation text: only those of one group can be compared."""
+    by_hash = all(section(entry.info, "data").get("val_text") for entry in entries)
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.text(by_hash=by_hash), []).append(entry)
+    return list(groups.values())
+
+
+def share_a_tokenizer(group: list[Entry]) -> bool:
+    """Whether nats per token of these runs can be compared; bits per byte can across tokenizers."""
+    return len({entry.tokenizer for entry in group}) == 1
+
+
+def verdict(groups: list[list[Entry]]) -> list[str]:
+    """Which run came out best, in a sentence for each text; without a common text, that there is no such thing."""
+    if len(groups) == 1:
+        return [_best(groups[0])]
+    told = ["Trained on different texts: no ranking. A text can be easier to predict than another for any model."]
+    return told + [
+        f"On {group[0].source}: {_best(group)[0].lower()}{_best(group)[1:]}" for group in groups if len(group) > 1
+    ]
+
+
+def _best(group: list[Entry]) -> str:
+    by_token = share_a_tokenizer(group)
+    unit = "nats per token" if by_token else "bits per byte"
+    scored = [
+        (value, entry.name)
+        for entry in group
+        if (value := entry.outcome.val_loss if by_token else entry.outcome.val_bits_per_byte) is not None
+    ]
+    if not scored:
+        return "None of them was evaluated on held-out text."
+    value, name = min(scored)
+    missing = len(group) - len(scored)
+    rest = f" ({missing} of them {'was' if missing == 1 else 'were'} never evaluated)" if missing else ""
+    return f"Best on held-out text: {name}, with {loss(value)} {unit}{rest}."
 
 
 def unique_names(runs: list[RunFiles]) -> list[str]:
@@ -61,55 +148,43 @@ def unique_names(runs: list[RunFiles]) -> list[str]:
     return names
 
 
-def overlay(runs: list[RunFiles], names: list[str]) -> Chart | None:
-    """The smoothed training loss of each run, and its validation loss as dots. Each trace has three horizontal axes,
-    of which the page shows one."""
-    traces: list[dict[str, Any]] = []
-    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
-        for key, title in (("loss", f"{name}"), ("val_loss", f"{name}, validation")):
-            steps, values = column(run.log, key)
-            if not len(steps):
-                continue
-            shown = smoothed(values) if key == "loss" else values
-            kept = thinned(shown)
-            xs = {axis: compact(_along(run.log, field, steps[kept])) for axis, field in AXES}
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines" if key == "loss" and len(kept) > 1 else "markers",
-                    "name": title,
-                    "x": xs["step"],
-                    "y": compact(shown[kept]),
-                    "hovertemplate": "%{y:.3f}",
-                    "showlegend": key == "loss",
-                    "legendgroup": str(index),
-                    "meta": {"role": f"run-{index}", "xs": xs},
-                }
-            )
-    if not traces:
+def overlay(group: list[Entry], num_groups: int = 1) -> Chart | None:
+    """The curves of runs on one text: smoothed training loss and, as dots, validation loss; where they do not share a
+    tokenizer, validation alone, in bits per byte. A text of which there is a single run has no chart here."""
+    if num_groups > 1 and len(group) == 1:
         return None
-    floors = {outcome.floor for outcome in map(outcome_of, runs) if outcome.floor is not None}
-    shapes = [
-        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": f, "y1": f} for f in sorted(floors)
-    ]
-    y_axis: dict[str, Any] = {"title": {"text": "nats per token"}}
-    shown = [y for trace in traces for y in trace["y"]] + sorted(floors)
-    untrained = max(trace["y"][0] for trace in traces)
-    if max(shown) > WORSE_THAN_UNTRAINED * untrained:  # a run that exploded would flatten the others
-        y_axis |= {"autorange": False, "range": [min(0.0, *shown), WORSE_THAN_UNTRAINED * untrained]}
-    layout = {"yaxis": y_axis, "shapes": shapes}
-    note = "training loss, smoothed, as lines; validation loss as dots; dashed: the best loss possible"
-    shown_late: list[float] = [y for trace in traces for y in trace["y"][len(trace["y"]) // 4 :]] + sorted(floors)
-    low, high = min(shown_late), max(shown_late)
-    margin = 0.1 * (high - low) or 0.1
-    meta = {"close_up": {"y": [low - margin, high + margin]}, "axes": [axis for axis, _ in AXES]}
-    return Chart("loss", "Loss", note, {"data": traces, "layout": layout, "meta": meta})
-
-
-def _along(log: list[dict[str, Any]], field: str, steps: np.ndarray) -> np.ndarray:
-    """What another figure of the log was at some steps, in between by a straight line."""
-    at, values = column(log, field)
-    return np.interp(steps, at, values) if len(at) else steps
+    by_token = share_a_tokenizer(group)
+    series, curves, first = [], [], []
+    for entry in group:
+        of_run: dict[str, Any] = {"role": f"run-{entry.place}", "group": entry.place, "legend": entry.name}
+        log = entry.run.log
+        steps, losses = column(log, "loss")
+        if by_token and len(steps):
+            series.append(line(log, entry.name, curve=(steps, smoothed(losses)), **of_run))
+            first.append(float(losses[0]))
+        evaluated = column(log, "val_loss" if by_token else "val_bits_per_byte")
+        if len(evaluated[0]):
+            as_what = {"dots": True} if by_token else {"marks": True}
+            series.append(line(log, f"{entry.name}, validation", curve=evaluated, **of_run, **as_what))
+        curves += [(steps, smoothed(losses))] * by_token + [evaluated]
+    if not series:
+        return None
+    outcomes = [entry.outcome for entry in group]
+    floors = {round(f, 6) for o in outcomes if (f := o.floor if by_token else o.floor_bits_per_byte) is not None}
+    levels = loss_levels(floors.pop()) if len(floors) == 1 else []
+    view = close_up(curves, [level["y"] for level in levels])
+    limit = WORSE_THAN_UNTRAINED * max(first, default=math.inf)
+    drawn = [value for one in series for value in one["y"]]
+    if max(drawn) > limit:  # a run that exploded would flatten the others
+        low = view[0] if view else min(drawn + [level["y"] for level in levels]) - 0.1
+        view = [low, max(min(view[1] if view else limit, limit), low + 0.1)]
+    note = "training loss, smoothed, as lines; validation loss as dots"
+    if not by_token:
+        note = "validation loss per byte of text, since these runs do not share a tokenizer"
+    title = "Loss" if num_groups == 1 else f"Loss on {group[0].source}"
+    unit = "nats per token" if by_token else "bits per byte"
+    figure = {"kind": "lines", "unit": unit, "form": "loss", "series": series, "levels": levels, "view": view}
+    return Chart("loss" if num_groups == 1 else f"loss-{group[0].place}", title, note, figure)
 
 
 def differences(runs: list[RunFiles]) -> dict[str, list[str]]:
@@ -137,17 +212,8 @@ def _flat(config: dict[str, Any]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _best(names: list[str], outcomes: list[Outcome]) -> str:
-    """Which came out best, in one sentence; by bits per byte, which do not depend on the tokenizer."""
-    scored = [(o.val_bits_per_byte, name) for o, name in zip(outcomes, names, strict=True) if o.val_bits_per_byte]
-    if not scored:
-        return "None of them was evaluated on held-out text."
-    bits, name = min(scored)
-    return f"Best on held-out text: {name}, with {loss(bits)} bits per byte."
-
-
-def _figures_section(runs: list[RunFiles], names: list[str], outcomes: list[Outcome]) -> str:
-    findings = [diagnose_run(run) for run in runs]
+def _figures_section(entries: list[Entry], groups: list[list[Entry]]) -> str:
+    findings = [diagnose_run(entry.run) for entry in entries]
     rows: list[tuple[str, Callable[[Outcome], str]]] = [
         ("state", lambda o: o.state),
         ("steps", lambda o: count(o.step)),
@@ -160,15 +226,33 @@ def _figures_section(runs: list[RunFiles], names: list[str], outcomes: list[Outc
         ("best loss possible", lambda o: loss(o.floor)),
         ("gap to it", lambda o: signed(o.gap)),
     ]
-    table = [(title, [words(outcome) for outcome in outcomes]) for title, words in rows]
+    table = [
+        ("text", [entry.source for entry in entries]),
+        ("tokenizer", [_tokenizer_name(entry) for entry in entries]),
+    ]
+    table += [(title, [words(entry.outcome) for entry in entries]) for title, words in rows]
+    runs = [entry.run for entry in entries]
     table.append(("tokens a second (median)", [_median(run, "tokens_per_second", count) for run in runs]))
     table.append(("peak memory", [_median(run, "peak_memory_bytes", size, last=True) for run in runs]))
     table.append(("diagnosis", [_keys(found) for found in findings]))
-    tokenizers = {str(section(run.newest.info, "tokenizer").get("fingerprint")) for run in runs if run.newest}
-    note = (
-        "These runs do not share a tokenizer: compare bits per byte, not nats per token." if len(tokenizers) > 1 else ""
-    )
-    return _table("Where they came out", names, table, note)
+    return _table("Where they came out", entries, table, " ".join(_cautions(entries, groups)))
+
+
+def _tokenizer_name(entry: Entry) -> str:
+    return setting(section(entry.info, "tokenizer").get("name") or NOTHING)
+
+
+def _cautions(entries: list[Entry], groups: list[list[Entry]]) -> list[str]:
+    """What of the table must not be compared."""
+    told = []
+    if len(groups) > 1:
+        told.append("These runs are judged by different texts: compare losses of the same text only.")
+    if not share_a_tokenizer(entries):
+        told.append("These runs do not share a tokenizer: compare bits per byte, not nats per token.")
+    parts = {setting(section(entry.run.config, "training").get("eval_tokens")) for entry in entries}
+    if len(parts) > 1:
+        told.append("They were evaluated on parts of the text of different length (training.eval_tokens).")
+    return told
 
 
 def _median(run: RunFiles, key: str, words: Callable[[float], str], *, last: bool = False) -> str:
@@ -182,18 +266,20 @@ def _keys(findings: list[Finding]) -> str:
     return ", ".join(finding.key for finding in findings) or "nothing unusual"
 
 
-def _differences_section(runs: list[RunFiles], names: list[str]) -> str:
-    found = differences(runs)
+def _differences_section(entries: list[Entry]) -> str:
+    found = differences([entry.run for entry in entries])
     rows = [(shorten(str(key), MAX_KEY_CHARS), texts) for key, texts in list(found.items())[:MAX_DIFFERENCES]]
     note = "" if rows else "No setting differs."
-    return _table("What differs in the settings", names, rows, note)
+    return _table("What differs in the settings", entries, rows, note)
 
 
-def _table(title: str, names: list[str], rows: list[tuple[str, list[str]]], note: str) -> str:
+def _table(title: str, entries: list[Entry], rows: list[tuple[str, list[str]]], note: str) -> str:
     words = f'<p class="note">{esc(note)}</p>' if note else ""
     if not rows:
         return f"<section><h2>{esc(title)}</h2>{words}</section>"
-    head = "".join(f'<th scope="col"><span class="key run-{i}"></span>{esc(name)}</th>' for i, name in enumerate(names))
+    head = "".join(
+        f'<th scope="col"><span class="key run-{entry.place}"></span>{esc(entry.name)}</th>' for entry in entries
+    )
     body = "".join(
         f'<tr><th scope="row">{esc(key)}</th>{"".join(f"<td>{esc(text)}</td>" for text in texts)}</tr>'
         for key, texts in rows

@@ -36,6 +36,11 @@ def loss(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
+def figure(value: float, form: str) -> str:
+    """A value of a chart: `loss`, `count`, or anything else with three significant digits."""
+    return loss(value) if form == "loss" else count(value) if form == "count" else f"{value:.3g}"
+
+
 def signed(value: float | None) -> str:
     """A difference of losses, its sign always written: +0.094."""
     return NOTHING if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
@@ -50,12 +55,12 @@ def size(num_bytes: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """How long something took: 45 seconds, 9.6 minutes, 3.2 hours."""
+    """How long something took: 4.5 seconds, 45 seconds, 9.6 minutes, 3.2 hours."""
     if seconds is None:
         return NOTHING
     for limit, unit, length in ((90.0, "seconds", 1.0), (5_400.0, "minutes", 60.0), (172_800.0, "hours", 3_600.0)):
         if seconds < limit:
-            return f"{seconds / length:.0f} {unit}" if unit == "seconds" else f"{seconds / length:.1f} {unit}"
+            return f"{seconds:.0f} seconds" if 9.95 <= seconds < 90.0 else f"{seconds / length:.1f} {unit}"
     return f"{seconds / 86_400:.1f} days"
 
 

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from tiny_transformer.reports.charts import column, smoothed, thinned
+from tiny_transformer.reports.charts import close_up, column, smoothed, thinned
 
 WIDTH, HEIGHT = 720, 360
-LEFT, RIGHT, TOP, BOTTOM = 56, 704, 28, 316  # the plotting area
+LEFT, RIGHT, TOP, BOTTOM = 56, 704, 46, 316  # the plotting area
 MAX_POINTS = 400  # of one curve; one every other pixel
-STEEP = 0.03  # share of the run at its beginning whose loss may stick out of the picture
 
 _STYLE = """<style>
 text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: #5c6470; }
 .paper { fill: #ffffff; }
 path { fill: none; stroke-linejoin: round; }
 path.grid { stroke: #ebe9e4; }
+path.clipped { fill: #5c6470; }
 path.raw { stroke: #2f6db3; stroke-opacity: 0.3; }
 path.train { stroke: #2f6db3; stroke-width: 2.2; }
 path.val { stroke: #c2560c; stroke-width: 2; }
@@ -30,6 +30,7 @@ text.floor { fill: #17795e; }
   .paper { fill: #14161a; }
   text { fill: #9aa1ac; }
   path.grid { stroke: #292d34; }
+  path.clipped { fill: #9aa1ac; }
   path.raw, path.train { stroke: #79b0ee; }
   path.val { stroke: #f2985a; }
   path.floor { stroke: #5cc4a3; }
@@ -50,8 +51,8 @@ def loss_svg(log: list[dict[str, Any]], floor: float | None) -> str:
     if len(steps) < 2:
         return ""
     smooth = smoothed(losses)
-    frame = _Frame.around(steps, smooth, val_losses, floor)
-    parts = [frame.grid()]
+    frame = _Frame.around(steps, smooth, (val_steps, val_losses), floor)
+    parts = [frame.grid(), frame.clipped(steps, losses)]
     kept = thinned(losses, MAX_POINTS)
     parts.append(frame.curve("raw", steps[kept], losses[kept]))
     parts.append(frame.curve("train", steps[kept], smooth[kept]))
@@ -86,13 +87,17 @@ class _Frame:
         self.last_step, self.low, self.high = last_step, low, high
 
     @classmethod
-    def around(cls, steps: np.ndarray, smooth: np.ndarray, val_losses: np.ndarray, floor: float | None) -> _Frame:
-        """The frame in which everything but the steep beginning can be seen."""
-        shown = [*smooth[steps >= STEEP * steps[-1]].tolist(), *val_losses[1:].tolist()]
-        lowest = min(shown if floor is None else [*shown, floor])
-        highest = max(shown)
-        margin = 0.06 * (highest - lowest) or 0.1
-        return cls(float(steps[-1]), max(0.0, lowest - margin), highest + margin)
+    def around(
+        cls, steps: np.ndarray, smooth: np.ndarray, validation: tuple[np.ndarray, np.ndarray], floor: float | None
+    ) -> _Frame:
+        """The frame in which everything but a steep beginning can be seen."""
+        floors = [] if floor is None else [floor]
+        view = close_up([(steps, smooth), validation], floors)
+        if view is None:
+            shown = [*smooth.tolist(), *validation[1].tolist(), *floors]
+            margin = 0.06 * (max(shown) - min(shown)) or 0.05 * abs(max(shown)) or 0.1
+            view = [min(shown) - margin, max(shown) + margin]
+        return cls(float(steps[-1]), max(0.0, view[0]) if min(smooth) >= 0 else view[0], view[1])
 
     def x(self, step: float) -> float:
         """Pixels from the left."""
@@ -107,6 +112,20 @@ class _Frame:
         points = [f"{self.x(s):.1f} {self.y(v):.1f}" for s, v in zip(steps, values, strict=True)]
         return f'<path class="{kind}" clip-path="url(#area)" d="M{"L".join(points)}"/>'
 
+    def clipped(self, steps: np.ndarray, losses: np.ndarray) -> str:
+        """A mark where the curve leaves the frame at its top, with how far up it goes; empty where it does not."""
+        above = np.flatnonzero(losses > self.high)
+        if not len(above):
+            return ""
+        stretches = np.split(above, np.flatnonzero(np.diff(steps[above]) > self.last_step / 20) + 1)
+        peaks = [int(stretch[np.argmax(losses[stretch])]) for stretch in stretches]
+        marks = [f'<path class="clipped" d="M{self.x(steps[i]) - 5:.1f} {TOP + 8}h10l-5 -7z"/>' for i in peaks]
+        peak = max(peaks, key=lambda i: losses[i])
+        is_left = self.x(steps[peak]) < (LEFT + RIGHT) / 2
+        x, anchor = self.x(steps[peak]) + (9 if is_left else -9), "start" if is_left else "end"
+        words = f'<text x="{x:.1f}" y="{TOP + 10}" text-anchor="{anchor}">up to {losses[peak]:.3f}</text>'
+        return "\n".join([*marks, words])
+
     def grid(self) -> str:
         """Lines with their numbers."""
         lines = []
@@ -117,7 +136,7 @@ class _Frame:
         for step in _round_numbers(0.0, self.last_step, 8):
             lines.append(f'<text x="{self.x(step):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{step:,.0f}</text>')
         lines.append(f'<text x="{RIGHT}" y="{BOTTOM + 38}" text-anchor="end">step</text>')
-        lines.append(f'<text x="{LEFT}" y="{BOTTOM + 38}">nats per token</text>')
+        lines.append(f'<text x="2" y="{TOP - 12}">nats per token</text>')
         return "\n".join(lines)
 
 

@@ -56,6 +56,9 @@ class Outcome:
             return (
                 f"Stopped after {of_all}{time}{'; it can be resumed' if self.resumable else ', before any checkpoint'}."
             )
+        if self.state == "diverged":
+            again = "; it can be resumed from its newest checkpoint" if self.resumable else ", before any checkpoint"
+            return f"Diverged at step {count(self.step)}{again}: its numbers stopped being numbers."
         return {
             "finished": f"Finished after {steps}{time}.",
             "finished early": f"Ended early after {of_all}{time}: the validation loss no longer fell.",
@@ -82,7 +85,9 @@ def outcome_of(run: RunFiles) -> Outcome:
     """The key figures of a run, from its log and, where the log is missing, from its newest whole checkpoint."""
     info = run.newest.info if run.newest else {}
     floor = section(info, "floor")
-    newest = info | (run.log[-1] if run.log else {})
+    newest = (
+        info | (run.log[-1] if run.log else {}) | {key: run.not_finite[key] for key in run.not_finite if key == "step"}
+    )
     evaluations = [row for row in (*run.log, info) if number(row, "val_loss") is not None]
     best = min(evaluations, key=lambda row: number(row, "val_loss") or 0.0, default={})
     losses = [row for row in run.log if number(row, "loss") is not None]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
-from tiny_transformer.reports.charts import Chart
-from tiny_transformer.reports.formats import count, duration, large, loss, setting, shorten, signed
+from tiny_transformer.reports.charts import AXES, Chart, in_words, numbers_of
+from tiny_transformer.reports.formats import count, duration, large, loss, setting, shorten, signed, size
 from tiny_transformer.reports.outcome import Outcome
 from tiny_transformer.reports.run_reader import RunFiles, number, section
 
 # What is longer is cut, so that the page stays small whatever a run holds; the files beside it have the whole.
-MAX_SAMPLES = 32
+MAX_SAMPLES = 12
+MAX_PROMPTS = 8  # shown through time
 MAX_SAMPLE_CHARS = 4_000
 MAX_PROMPT_CHARS = 1_000
 MAX_COMMAND_CHARS = 2_000
@@ -40,8 +42,9 @@ def heading(run: RunFiles, outcome: Outcome) -> str:
 </header>"""
 
 
-def key_figures(outcome: Outcome) -> str:
+def key_figures(outcome: Outcome, log: list[dict[str, Any]]) -> str:
     """The loss beside the floor, and how much work went into it."""
+    memory = max((value for row in log if (value := number(row, "peak_memory_bytes")) is not None), default=None)
     total = outcome.total_steps
     of_all = f"of {count(total)}" if total and outcome.step is not None and outcome.step < total else ""
     cards = [
@@ -49,6 +52,7 @@ def key_figures(outcome: Outcome) -> str:
         ("tokens seen", large(outcome.num_tokens), ""),
         ("training time", duration(outcome.elapsed_seconds), ""),
         ("parameters", large(outcome.num_parameters), ""),
+        *([("memory at most", size(memory), "")] if memory else []),
     ]
     items = "".join(
         f"<div><dt>{name}</dt><dd>{esc(value)}{f' <small>{esc(more)}</small>' if more else ''}</dd></div>"
@@ -86,31 +90,52 @@ def _loss_table(outcome: Outcome) -> str:
 <tbody>{body}</tbody></table><p class="note">{esc(" ".join(notes))}</p></div>"""
 
 
-def chart_section(charts: list[Chart]) -> str:
-    """Places for the charts, each followed by its data."""
+def chart_section(charts: list[Chart], picture: str = "") -> str:
+    """Places for the charts, each with its data and its numbers; `picture` (an SVG) is for readers without scripts."""
     if not charts:
         return '<section><h2>Charts</h2><p class="note">log.jsonl holds nothing to draw yet.</p></section>'
-    parts = []
-    for chart in charts:
-        is_wide = chart.key in WIDE
-        axes = chart.figure.get("meta", {}).get("axes", ())
-        buttons = f'<button type="button" data-toggle="log">log {"axis" if axes else "steps"}</button>'
-        if chart.figure["data"][0].get("type") == "heatmap":
-            buttons = ""
-        if chart.key == "loss":
-            buttons = '<button type="button" data-toggle="close">close-up</button>' + buttons
-        for axis in axes:
-            buttons += f'<button type="button" data-axis="{esc(axis)}">by {esc(axis)}</button>'
-        # "<" cannot end the script element when it is written as an escape.
-        data = json.dumps(chart.figure, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-        parts.append(f"""<figure class="{"wide" if is_wide else "small"}">
-<figcaption><h2>{esc(chart.title)}</h2><p class="note">{esc(chart.note)}</p>
-<div class="toggles">{buttons}</div></figcaption>
-<div class="chart" id="{chart.key}" role="img" aria-label="{esc(chart.title)} by step"></div>
-<script type="application/json">{data}</script>
-</figure>""")
-    parts.append('<noscript><p class="note">The charts need JavaScript; their numbers are in log.jsonl.</p></noscript>')
+    axes = [axis for axis, _ in AXES if any(_has_axis(chart, axis) for chart in charts)]
+    buttons = "".join(
+        f'<button type="button" data-axis="{axis}" aria-pressed="{str(not place).lower()}">by {axis}</button>'
+        for place, axis in enumerate(axes)
+    )
+    buttons += '<button type="button" data-toggle="log" aria-pressed="false">log axis</button>'
+    parts = [f'<div class="toggles whole" role="group" aria-label="horizontal axis of all curves">{buttons}</div>']
+    parts += [_figure(chart) for chart in charts]
+    note = '<p class="note">The curves need JavaScript; the numbers are below each, and in log.jsonl.</p>'
+    parts.append(f"<noscript>{note}{picture}</noscript>")
     return f'<section class="charts">{"".join(parts)}</section>'
+
+
+def _has_axis(chart: Chart, axis: str) -> bool:
+    return any(axis in (one["xs"] or ()) for one in chart.figure.get("series", ()))
+
+
+def _figure(chart: Chart) -> str:
+    """One chart: what it is, a place for report.js to draw in, its data, and some of its numbers as a table."""
+    has_view = chart.figure.get("view") is not None
+    button = '<button type="button" data-toggle="close" aria-pressed="true">close-up</button>' if has_view else ""
+    # "<" cannot end the script element when it is written as an escape.
+    data = json.dumps(chart.figure, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    words = esc(f"{in_words(chart)} The arrow keys read single values.")
+    return f"""<figure class="{"wide" if chart.key in WIDE else "small"}">
+<figcaption><h2>{esc(chart.title)}</h2><p class="note">{esc(chart.note)}</p>
+<div class="toggles">{button}</div></figcaption>
+<div class="chart {chart.figure["kind"]}" id="{esc(chart.key)}" tabindex="0" role="group" aria-label="{words}"></div>
+<script type="application/json">{data}</script>
+<details><summary>numbers</summary><div class="scroll">{_numbers(chart)}</div></details>
+</figure>"""
+
+
+def _numbers(chart: Chart) -> str:
+    """A few of a chart's values, for whoever reads rather than looks."""
+    heads, rows = numbers_of(chart)
+    head = "".join(f'<th scope="col">{esc(name)}</th>' for name in heads)
+    body = "".join(
+        f'<tr><th scope="row">{esc(row[0])}</th>{"".join(f"<td>{esc(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    return f'<table class="rows numbers"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def samples_section(samples: list[dict[str, Any]]) -> str:
@@ -123,14 +148,25 @@ def samples_section(samples: list[dict[str, Any]]) -> str:
         step = number(sample, "step")
         facts = [f"step {count(step)}"] if step is not None else []
         facts += [f"{key.replace('_', ' ')} {value}" for key, value in _rows(section(sample, "settings"))]
-        text = shorten(str(sample.get("text", "")), MAX_SAMPLE_CHARS)
         prompt = shorten(str(sample.get("prompt", "")), MAX_PROMPT_CHARS)
         items.append(
-            f'<article><p class="story"><span class="prompt">{esc(prompt)}</span>{esc(text)}</p>'
+            f'<article><p class="story"><span class="prompt">{esc(prompt)}</span>{_text(sample, MAX_SAMPLE_CHARS)}</p>'
             f'<p class="note">{esc(shorten(", ".join(facts), MAX_PROMPT_CHARS))}</p></article>'
         )
     note = '<p class="note">The marked words were given; the model wrote the rest.</p>'
     return f'<section><h2>Samples</h2>{note}<div class="samples">{"".join(items)}</div></section>'
+
+
+def _text(sample: dict[str, Any], limit: int) -> str:
+    """What was written, without the blank lines of a model that knows no better; in words where that is nothing."""
+    if sample.get("problem"):
+        return f' <em class="note">(no text: {esc(shorten(str(sample["problem"]), MAX_PROMPT_CHARS))})</em>'
+    text = re.sub(r"(\s*\n){3,}", "\n\n", re.sub(r"[ \t]{9,}", "        ", str(sample.get("text", "")))).rstrip()
+    if not text:
+        return (
+            ' <em class="note">(nothing but blanks)</em>' if sample.get("text") else ' <em class="note">(nothing)</em>'
+        )
+    return esc(shorten(text, limit))
 
 
 def samples_over_time_section(samples: list[dict[str, Any]]) -> str:
@@ -138,12 +174,12 @@ def samples_over_time_section(samples: list[dict[str, Any]]) -> str:
     of_the_way = [sample for sample in samples if is_of_the_way(sample)]
     prompts = list(dict.fromkeys(str(sample.get("prompt", "")) for sample in of_the_way))
     parts = []
-    for prompt in prompts[:MAX_SAMPLES]:
+    for prompt in prompts[:MAX_PROMPTS]:
+        texts = [sample for sample in of_the_way if str(sample.get("prompt", "")) == prompt]
         rows = "".join(
             f'<tr><th scope="row">step {esc(count(number(sample, "step")))}</th>'
-            f'<td class="story">{esc(shorten(str(sample.get("text", "")), MAX_SAMPLE_CHARS // 4))}</td></tr>'
-            for sample in of_the_way[: 8 * MAX_SAMPLES]
-            if str(sample.get("prompt", "")) == prompt
+            f'<td class="story">{_text(sample, MAX_SAMPLE_CHARS // 4)}</td></tr>'
+            for sample in texts[:MAX_SAMPLES]
         )
         given = esc(shorten(prompt, MAX_PROMPT_CHARS))
         parts.append(
@@ -220,7 +256,9 @@ def files_section(run: RunFiles) -> str:
     hint = ""
     if mark:
         checkpoint = shlex.quote(str(run.path / mark))
-        command = f"python -m tiny_transformer.sample --ckpt_dir {checkpoint} --prompt 'Once upon a time'"
+        first = next((str(sample["prompt"]) for sample in run.samples if sample.get("prompt")), "Once upon a time")
+        prompt = shlex.quote(shorten(" ".join(first.split()), MAX_KEY_CHARS))
+        command = f"tiny-transformer generate --ckpt {checkpoint} --prompt {prompt}"
         hint = f"<h3>let it write</h3><pre>{esc(command)}</pre>"
     problems = "".join(f"<li>{esc(problem)}</li>" for problem in run.problems)
     problems = f"<h3>not readable</h3><ul>{problems}</ul>" if problems else ""

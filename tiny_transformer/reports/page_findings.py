@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tiny_transformer.reports.diagnosis.diagnose import HEALTHY, TOO_SHORT
 from tiny_transformer.reports.diagnosis.evidence import MIN_ROWS, Finding
 from tiny_transformer.reports.formats import duration
 from tiny_transformer.reports.page import esc
+from tiny_transformer.reports.run_reader import number
 
+KNOWN = 0.1  # nats lost on a choice: a tenth more surprise than it must cost
 # What each kind of `seconds` is called, in the order of the bar.
 KINDS = {
     "forward_backward": "forward and backward",
@@ -28,6 +32,29 @@ def diagnosis_section(findings: list[Finding], num_rows: int) -> str:
         return f'<section class="diagnosis healthy"><h2>Diagnosis</h2><p>{esc(words)}</p></section>' if num_rows else ""
     items = "".join(f"<li><p>{esc(f.what)}</p><p class='note'>{esc(f.remedy)}</p></li>" for f in findings)
     return f'<section class="diagnosis"><h2>Diagnosis</h2><ul>{items}</ul></section>'
+
+
+def knowledge_section(skills: dict[str, Any]) -> str:
+    """What a model of the story corpus knows and what it does not know yet, from `evaluate --skills`: a skill is known
+    where a choice costs little more than it must."""
+    known: list[str] = []
+    lacking: list[tuple[float, str]] = []
+    for row in skills.get("skills") or ():
+        name, meaning = str(row.get("name", "")), str(row.get("meaning", ""))
+        lost, pieces, share = (number(row, key) for key in ("lost", "pieces", "share"))
+        if lost is None or not pieces:
+            continue
+        if lost / pieces <= KNOWN:
+            known.append(meaning or name)
+        else:
+            lacking.append((share or 0.0, f"{meaning or name} ({share or 0.0:.0%} of all that is lost)"))
+    if not known and not lacking:
+        return ""
+    parts = ["<p>It knows: " + esc("; ".join(known)) + ".</p>"] if known else []
+    if lacking:
+        worst = [words for _, words in sorted(lacking, reverse=True)]
+        parts.append("<p>It does not know yet: " + esc("; ".join(worst)) + ".</p>")
+    return f'<section id="knowledge"><h2>What it knows</h2>{"".join(parts)}</section>'
 
 
 def time_section(seconds: dict[str, float], elapsed_seconds: float | None) -> str:

@@ -1,24 +1,25 @@
 """Writes `report.html`: one run on one page that opens anywhere, without a network.
 
-The page carries everything it needs, plotly.js included (about 4.8 MB of its size). Its content security policy forbids
-every request, and every script but the two that are put in here; so even a text that escaped its quoting could not run.
+The page carries everything it needs, in less than a megabyte. Its content security policy forbids every request, and
+every script but the one that is put in here; so even a text that escaped its quoting could not run.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import in_words
 from tiny_transformer.reports import page
 from tiny_transformer.reports.charts import charts
 from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
 from tiny_transformer.reports.diagnosis.evidence import time_spent
 from tiny_transformer.reports.loss_svg import loss_svg
 from tiny_transformer.reports.outcome import outcome_of
-from tiny_transformer.reports.page_findings import diagnosis_section, time_section
+from tiny_transformer.reports.page_findings import diagnosis_section, knowledge_section, time_section
 from tiny_transformer.reports.run_reader import RunFiles, read_run
 from tiny_transformer.storage import atomic_write
 
@@ -30,44 +31,57 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """Makes or renews `report.html` in a run directory, or `out`, and returns its path. The loss curve alone becomes
     `loss.svg` in the run directory.
 
-    Whatever the run has not written yet is left out of the page; what cannot be read is named in it.
+    Whatever the run has not written yet is left out of the page; what cannot be read, or shown, is named in it.
 
-    Raises UserError: USAGE when plotly is not installed or `run_dir` is not a run directory, IO when the page cannot be
-    written.
+    Raises UserError: USAGE when `run_dir` is not a run directory, IO when the page cannot be written.
     """
     run = read_run(Path(run_dir))
     path = out or Path(run_dir) / REPORT_NAME
-    atomic_write(path, report_html(run, plotly_js()))
-    picture = loss_svg(run.log, outcome_of(run).floor)
+    try:
+        picture = loss_svg(run.log, outcome_of(run).floor)
+    except Exception:  # the page tells the numbers
+        picture = ""
+    atomic_write(path, report_html(run, picture))
     if picture:
         atomic_write(Path(run_dir) / PICTURE_NAME, picture)
     return path
 
 
-def report_html(run: RunFiles, plotly: str) -> str:
-    """The whole page."""
+def report_html(run: RunFiles, picture: str = "") -> str:
+    """The whole page; `picture` is for readers without scripts."""
     outcome = outcome_of(run)
-    sections = [
-        page.heading(run, outcome),
-        diagnosis_section(diagnose_run(run), len(run.log)),
-        page.key_figures(outcome),
-        page.chart_section(charts(run.log, outcome.floor)),
-        time_section(time_spent(run.log), outcome.elapsed_seconds),
-        page.samples_section(run.samples),
-        page.samples_over_time_section(run.samples),
-        page.settings_section(run.config),
-        page.environment_section(run),
-        page.files_section(run),
-    ]
-    return whole_page(f"{run.name} · tiny-transformer run", sections, plotly)
+    sections = {
+        "Heading": lambda: page.heading(run, outcome),
+        "Diagnosis": lambda: diagnosis_section(diagnose_run(run), len(run.log)),
+        "Figures": lambda: page.key_figures(outcome, run.log),
+        "Knowledge": lambda: knowledge_section(run.skills),
+        "Charts": lambda: page.chart_section(charts(run.log, outcome.floor), picture),
+        "Where the time went": lambda: time_section(time_spent(run.log), outcome.elapsed_seconds),
+        "Samples": lambda: page.samples_section(run.samples),
+        "The same prompt through time": lambda: page.samples_over_time_section(run.samples),
+        "Settings": lambda: page.settings_section(run.config),
+        "Environment": lambda: page.environment_section(run),
+        "Files": lambda: page.files_section(run),
+    }
+    parts = [guarded(title, make) for title, make in sections.items()]
+    return whole_page(f"{run.name} · tiny-transformer run", parts)
 
 
-def whole_page(title: str, sections: list[str], plotly: str) -> str:
-    """The sections inside a page that forbids every request and every script but its own two."""
+def guarded(title: str, make: Callable[[], str]) -> str:
+    """A section; one that cannot be made says so, and takes no other with it."""
+    try:
+        return make()
+    except Exception as error:
+        words = f"This part of the page could not be made: {in_words(error)}. Please report this line."
+        return f'<section><h2>{page.esc(title)}</h2><p class="note">{page.esc(words)}</p></section>'
+
+
+def whole_page(title: str, sections: list[str]) -> str:
+    """The sections inside a page that forbids every request and every script but its own."""
     script = _resource("report.js")
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
-        f"script-src {_hash_source(plotly)} {_hash_source(script)}; base-uri 'none'; form-action 'none'"
+        f"script-src {_hash_source(script)}; base-uri 'none'; form-action 'none'"
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -86,31 +100,14 @@ def whole_page(title: str, sections: list[str], plotly: str) -> str:
 {"".join(sections)}
 <footer><p class="note">Written by tiny-transformer. This page makes no network request.</p></footer>
 </main>
-<script>{plotly}</script>
 <script>{script}</script>
 </body>
 </html>
 """
 
 
-def plotly_js() -> str:
-    """The charting library.
-
-    Raises UserError when plotly is not installed.
-    """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise UserError(
-            "the report needs plotly, which is not installed",
-            remedy="pip install 'tiny-transformer[report]'",
-            exit_code=ExitCode.USAGE,
-        ) from None
-    return get_plotlyjs()
-
-
 def _resource(name: str) -> str:
-    return resources.files("tiny_transformer.inspection").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("tiny_transformer.reports").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash_source(script: str) -> str:

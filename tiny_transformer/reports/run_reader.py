@@ -19,8 +19,10 @@ from typing import Any
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import read_manifest
 from tiny_transformer.storage.lock import LOCK_NAME, is_alive
+from tiny_transformer.storage.runs import NOT_FINITE_FILE
 
 _STEP = re.compile(r"step-(\d{8,18})")
+SKILLS_NAME = "skills.json"
 MAX_JSON_BYTES = 16 << 20  # far above any run_info.json, samples.json or config.yaml
 
 
@@ -49,6 +51,8 @@ class RunFiles:
     checkpoints: list[StepDirectory]  # by step
     samples: list[dict[str, Any]]
     problems: list[str] = field(default_factory=list)
+    skills: dict[str, Any] = field(default_factory=dict)  # what `evaluate --skills --json` says, where it was kept
+    not_finite: dict[str, Any] = field(default_factory=dict)  # where its numbers stopped being numbers
 
     @property
     def name(self) -> str:
@@ -61,9 +65,9 @@ class RunFiles:
 
 
 def state_of(run_dir: Path, checkpoints: list[StepDirectory]) -> str:
-    """What became of a run: "running", "finished", "finished early", "stopped" or "not whole".
+    """What became of a run: "running", "finished", "finished early", "stopped", "diverged" or "not whole".
 
-    "not whole": there are checkpoints and none of them counts.
+    "diverged": its numbers stopped being numbers. "not whole": there are checkpoints and none of them counts.
     """
     newest = next((c for c in reversed(checkpoints) if c.problem is None), None)
     status = newest.info.get("status") if newest else None
@@ -72,6 +76,8 @@ def state_of(run_dir: Path, checkpoints: list[StepDirectory]) -> str:
     done_by_us = owner.get("pid") == os.getpid() and status in ("finished", "stopped", "stopped_early")
     if is_alive(owner) and not done_by_us:
         return "running"
+    if (run_dir / NOT_FINITE_FILE).is_file():
+        return "diverged"
     if newest is None:
         return "not whole" if checkpoints else "stopped"
     # A checkpoint saved on the way says "running"; without a living owner the run was interrupted after it.
@@ -106,6 +112,8 @@ def read_run(path: Path) -> RunFiles:
         config_comments=comments,
         log=_read_log(path / "log.jsonl", problems),
         checkpoints=read_checkpoints(path),
+        skills=_object(_read_parsed(path / SKILLS_NAME, json.loads, problems)),
+        not_finite=_object(_read_parsed(path / NOT_FINITE_FILE, json.loads, problems)),
         samples=[s for s in samples if isinstance(s, dict)],
         problems=problems,
     )

@@ -18,11 +18,12 @@ from tiny_transformer.parallel.processes import Processes, fellow_processes
 from tiny_transformer.parallel.sharing import check_shares, repeatable_arithmetic
 from tiny_transformer.stages.preflight import check_memory
 from tiny_transformer.stages.run import Run
-from tiny_transformer.stages.stage import Request, stage_class
-from tiny_transformer.stages.summary import RunResult
+from tiny_transformer.stages.stage import Request, RunResult, stage_class
+from tiny_transformer.stages.summary import tell_not_finite
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run
+from tiny_transformer.storage.runs import CONFIG_FILE, NOT_FINITE_FILE, holds_a_run
 from tiny_transformer.training.loggers import check_installed
+from tiny_transformer.training.nonfinite import NotFiniteError
 from tiny_transformer.training.plan import FILE as PLAN_FILE
 
 
@@ -31,11 +32,17 @@ def launch(request: Request, console: Console) -> RunResult:
 
     Raises:
         UserError: whatever stands in the way, found before the first step where possible.
+        NotFiniteError: the run diverged; its report is written.
     """
     with ExitStack() as stack:
         stack.enter_context(repeatable_arithmetic(request.config.training))
         processes = stack.enter_context(fellow_processes(request.config.training))
-        return _launch(request, processes, console if processes.is_first else Console(quiet=True))
+        try:
+            return _launch(request, processes, console if processes.is_first else Console(quiet=True))
+        except NotFiniteError as error:
+            if processes.is_first:
+                tell_not_finite(error, console)
+            raise
 
 
 def _launch(request: Request, processes: Processes, console: Console) -> RunResult:
@@ -157,5 +164,5 @@ def clear_run(run_dir: Path) -> None:
         (run_dir / name).unlink(missing_ok=True)
     for path in run_dir.glob("step-*"):
         shutil.rmtree(path)
-    for name in ("log.jsonl", "samples.json", "report.html", "loss.svg", PLAN_FILE, CONFIG_FILE):
+    for name in ("log.jsonl", "samples.json", "report.html", "loss.svg", NOT_FINITE_FILE, PLAN_FILE, CONFIG_FILE):
         (run_dir / name).unlink(missing_ok=True)

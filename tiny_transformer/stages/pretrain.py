@@ -22,11 +22,10 @@ from tiny_transformer.parallel.sharing import Sharing
 from tiny_transformer.stages.launch import fit_vocabulary, open_training_data, settle_data_dir
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
-from tiny_transformer.stages.stage import Request, Stage
+from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import show_losses
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
-from tiny_transformer.training.state import TrainState
 
 SHOWN_CHARACTERS = 60  # of a row that `replay` shows
 
@@ -109,6 +108,7 @@ class Pretraining(Stage):
                 "train_tokens": meta.train.num_tokens,
                 "val_tokens": meta.val.num_tokens,
                 "val_documents": meta.val.num_documents,
+                "val_text": meta.text_fingerprint,
                 "unigram_nats": round(unigram_nats(self.dataset.train), 4),
             },
         }
@@ -122,9 +122,9 @@ class Pretraining(Stage):
             f"this run sees {passes:.2f} times that"
         )
 
-    def show_figures(self, state: TrainState, console: Console) -> None:
+    def show_figures(self, result: RunResult, console: Console) -> None:
         """Validation loss, the floor, and the distance between them."""
-        show_losses(state, self.config, self.dataset, console)
+        show_losses(result, self.config, self.dataset, console)
 
     def show_batch(self, micro_batches: Sequence[TokenBatch]) -> Table:
         """Each row: its number in the epoch and how its text begins."""

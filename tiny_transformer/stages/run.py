@@ -28,11 +28,11 @@ from tiny_transformer.parallel.stop import StopSignals
 from tiny_transformer.stages.preflight import check_disk
 from tiny_transformer.stages.resume_check import check_changes, identity_of
 from tiny_transformer.stages.samples import Sampler, distinct_prompts
-from tiny_transformer.stages.stage import Request, Stage
-from tiny_transformer.stages.summary import RunResult, announce
+from tiny_transformer.stages.stage import Request, RunResult, Stage
+from tiny_transformer.stages.summary import announce
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
 from tiny_transformer.storage.commit import LEFTOVER_PREFIX
-from tiny_transformer.storage.runs import load_identity
+from tiny_transformer.storage.runs import NOT_FINITE_FILE, load_identity
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.checkpoint_writer import CheckpointWriter, environment, restore_links, write_config
 from tiny_transformer.training.contract import Evaluation
@@ -176,6 +176,7 @@ class Run:
         stack.callback(log.close)
         log.truncate_after(self.state.step)
         write_config(path, self.config, self.request.command)
+        (path / NOT_FINITE_FILE).unlink(missing_ok=True)
 
         def keep(record: dict[str, Any]) -> None:
             log.append(record)

@@ -7,10 +7,12 @@ stand in samples.json beside those of the end of the run, which are longer and d
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiny_transformer.errors import UserError, in_words
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.models.contract import CausalLM
@@ -43,17 +45,21 @@ class Sampler:
         """One continuation a prompt.
 
         Raises:
-            UserError: this tokenizer cannot write a prompt.
+            UserError: this tokenizer cannot write a prompt, or the model computes no number.
         """
         settings = SamplingConfig(temperature=0.0, max_new_tokens=MAX_TOKENS)
         return complete(self.model, self.tokenizer, self.prompts, settings)
 
     def __call__(self, state: TrainState) -> None:
-        """Add the texts of this step to samples.json."""
-        texts = zip(self.prompts, self.texts(), strict=True)
-        settings = {"temperature": 0.0}
-        new = [{"prompt": prompt, "text": text, "step": state.step, "settings": settings} for prompt, text in texts]
-        keep_samples(self.run_dir, [*samples_before(self.run_dir, state.step), *new])
+        """Add the texts of this step to samples.json; why there are none, where that fails. No text is worth a run."""
+        shared = {"step": state.step, "settings": {"temperature": 0.0}}
+        try:
+            texts = zip(self.prompts, self.texts(), strict=True)
+            new = [{"prompt": prompt, "text": text, **shared} for prompt, text in texts]
+        except Exception as error:
+            new = [{"prompt": prompt, "text": "", "problem": in_words(error), **shared} for prompt in self.prompts]
+        with suppress(OSError, UserError):  # a disk that takes no text now may take the next checkpoint
+            keep_samples(self.run_dir, [*samples_before(self.run_dir, state.step), *new])
 
 
 def distinct_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from rich.console import Console
@@ -28,9 +28,7 @@ from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing, local_part
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.contract import BatchSource, Evaluation
-
-if TYPE_CHECKING:
-    from tiny_transformer.training.state import TrainState
+from tiny_transformer.training.state import TrainState
 
 HOMES = {"pretrain": "tiny_transformer.stages.pretrain:Pretraining"}  # stage of a config -> its class
 
@@ -54,6 +52,27 @@ class Request:
     overwrite: bool = False
     chooses: bool = False
     command: list[str] = field(default_factory=lambda: list(sys.argv))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        run_dir: where it is.
+        status: `finished`, `stopped` or `stopped_early`.
+        state: its counters and last figures.
+        stage: what it trained, and on what.
+        hardware: where.
+        is_first: whether this process shows and writes the results.
+    """
+
+    run_dir: Path
+    status: str
+    state: TrainState
+    stage: Stage
+    hardware: Hardware
+    is_first: bool
 
 
 class Stage(ABC):
@@ -112,7 +131,7 @@ class Stage(ABC):
         """For the terminal: what a run of so many steps reads."""
 
     @abstractmethod
-    def show_figures(self, state: TrainState, console: Console) -> None:
+    def show_figures(self, result: RunResult, console: Console) -> None:
         """What a finished run came to."""
 
     @abstractmethod

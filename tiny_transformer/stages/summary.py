@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +15,24 @@ from rich.text import Text
 
 from tiny_transformer.config.schema import RunConfig, TrainingConfig
 from tiny_transformer.data.token_file import Dataset
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, in_words
 from tiny_transformer.evaluation.floor import check_split
+from tiny_transformer.evaluation.loss import perplexity_in_words
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
-from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
+from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.report import write_report
 from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.stages.samples import keep_samples, samples_before
-from tiny_transformer.stages.stage import Stage
-from tiny_transformer.storage import RunDirectory
+from tiny_transformer.stages.stage import RunResult
+from tiny_transformer.storage import RunDirectory, atomic_write
+from tiny_transformer.storage.runs import NOT_FINITE_FILE
+from tiny_transformer.training.nonfinite import NotFiniteError
 from tiny_transformer.training.plan import Plan
-from tiny_transformer.training.state import TrainState
 
 FEW_STEPS = 100  # with fewer a small model has hardly left its random beginning
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-        run_dir: where it is.
-        status: `finished`, `stopped` or `stopped_early`.
-        state: its counters and last figures.
-        stage: what it trained, and on what.
-        hardware: where.
-        is_first: whether this process shows and writes the results.
-    """
-
-    run_dir: Path
-    status: str
-    state: TrainState
-    stage: Stage
-    hardware: Hardware
-    is_first: bool
 
 
 def announce(
@@ -102,50 +83,86 @@ def _heads(model: Any) -> str:
 
 
 def finish(outcome: RunResult, console: Console) -> None:
-    """Show how a run ended and what went wrong, and write samples.json, report.html and loss.svg into it."""
+    """Show how a run ended and what went wrong, and write samples.json, report.html and loss.svg into it.
+
+    The model is saved by now, and nothing here may hide that: what fails is told in a line, and the rest goes on.
+    """
+    shown = {"figures": outcome.stage.show_figures, "samples": write_samples}
     if outcome.status == "stopped":
         console.print(
             f"stopped at step {outcome.state.step:,} and saved; continue with --resume --out_dir {outcome.run_dir}",
             highlight=False,
         )
-    else:
-        outcome.stage.show_figures(outcome.state, console)
-        write_samples(outcome, console)
-    show_diagnosis(outcome, console)
-    try:
-        console.print(f"\nreport  {write_report(outcome.run_dir)}", highlight=False)
-    except UserError as error:
-        console.print(f"\nno report: {error.what} ({error.remedy})", highlight=False)
+        shown = {}
+    for what, show in shown.items():
+        with surviving(what, console):
+            show(outcome, console)
+    show_report(outcome.run_dir, console)
     console.print(f"model   {outcome.run_dir}/last   (a Hugging Face model directory)", highlight=False)
 
 
-def show_losses(state: TrainState, config: RunConfig, dataset: Dataset, console: Console) -> None:
-    """A small table: validation loss, the floor, and the distance between them."""
-    metrics, floor = state.metrics, dataset.meta.val.floor
-    if "val_loss" not in metrics:
+@contextmanager
+def surviving(what: str, console: Console) -> Generator[None]:
+    """Tell what fails in the block, and go on."""
+    try:
+        yield
+    except UserError as error:
+        console.print(Text(f"\nno {what}: {error.what}" + (f" ({error.remedy})" if error.remedy else "")))
+    except Exception as error:
+        console.print(Text(f"\nno {what}: {in_words(error)}. The run is not harmed; please report this line."))
+
+
+def show_report(run_dir: Path, console: Console) -> None:
+    """What went wrong and what to do, as at the top of the report (nothing for a healthy run), and the report."""
+    with surviving("diagnosis", console):
+        for finding in diagnose_run(read_run(run_dir)):
+            console.print(Text.assemble("\n", (finding.what, "bold yellow"), " ", finding.remedy))
+    with surviving("report", console):
+        console.print(f"\nreport  {write_report(run_dir)}", highlight=False)
+
+
+def tell_not_finite(error: NotFiniteError, console: Console) -> None:
+    """After a run that ended in numbers that are none: keep where, and write the report that says why."""
+    with surviving("report", console):
+        atomic_write(error.run_dir / NOT_FINITE_FILE, error.to_json())
+        show_report(error.run_dir, console)
+
+
+def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console: Console) -> None:
+    """A small table: the best validation loss, the floor, and the distance between them."""
+    state, floor = result.state, dataset.meta.val.floor
+    if result.status == "stopped_early":
         console.print(
-            f"\nfinished: training loss {metrics['loss']:.3f} nats per token (no evaluation: set eval_steps)",
+            f"\nstopped early at step {state.step:,}: {state.evaluations_without_gain} evaluations in a row brought no "
+            "lower validation loss (training.early_stopping_patience)",
+            highlight=False,
+        )
+    best = outcome_of(read_run(result.run_dir))
+    loss, bits = best.val_loss, best.val_bits_per_byte
+    if loss is None or bits is None:
+        console.print(
+            f"\nfinished: training loss {state.metrics['loss']:.3f} nats per token (no evaluation: set eval_steps)",
             highlight=False,
         )
         return
     part = config.training.eval_tokens
     title = "validation" if part is None else f"validation (its first {part:,} tokens)"
+    if best.last_val_loss is not None and best.last_val_loss > loss:
+        title += f"; best at step {best.val_step:,.0f}, the last is {best.last_val_loss:.3f}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for name in ("", "nats per token", "bits per byte", "perplexity"):
         table.add_column(name, justify="left" if not name else "right")
-    loss, bits = metrics["val_loss"], metrics["val_bits_per_byte"]
-    table.add_row("this model", f"{loss:.3f}", f"{bits:.3f}", f"{metrics['val_perplexity']:.2f}")
+    table.add_row("this model", f"{loss:.3f}", f"{bits:.3f}", perplexity_in_words(loss))
     if floor:
-        best, best_bits = floor["nats_per_token"], floor["bits_per_byte"]
-        table.add_row("best possible", f"{best:.3f}", f"{best_bits:.3f}", f"{math.exp(best):.2f}")
-        table.add_row("still to learn", f"{loss - best:.3f}", f"{bits - best_bits:.3f}", "")
+        least, least_bits = floor["nats_per_token"], floor["bits_per_byte"]
+        table.add_row("best possible", f"{least:.3f}", f"{least_bits:.3f}", perplexity_in_words(least))
+        table.add_row("still to learn", f"{loss - least:.3f}", f"{bits - least_bits:.3f}", "")
     console.print()
     console.print(table)
     if part is None:
         _ring_if_too_good(loss, config, dataset, console)
-    minutes = state.elapsed_seconds / 60
     console.print(
-        f"{state.step:,} steps, {state.num_tokens:,} tokens, {minutes:.1f} minutes of training",
+        f"{state.step:,} steps, {state.num_tokens:,} tokens, {state.elapsed_seconds / 60:.1f} minutes of training",
         highlight=False,
     )
 
@@ -160,12 +177,6 @@ def _ring_if_too_good(loss: float, config: RunConfig, dataset: Dataset, console:
         console.print(f"[bold yellow]warning[/]: {check.warning()}", highlight=False)
 
 
-def show_diagnosis(outcome: RunResult, console: Console) -> None:
-    """What went wrong and what to do, as at the top of the report; nothing for a healthy run."""
-    for finding in diagnose_run(read_run(outcome.run_dir)):
-        console.print(Text.assemble("\n", (finding.what, "bold yellow"), " ", finding.remedy))
-
-
 def write_samples(outcome: RunResult, console: Console) -> None:
     """Let the trained model continue the config's prompts; print them and keep them in samples.json."""
     training = outcome.stage.config.training
@@ -175,11 +186,7 @@ def write_samples(outcome: RunResult, console: Console) -> None:
         return
     opened = OpenCheckpoint(checkpoint.path, device=str(outcome.hardware.device))
     settings = SamplingConfig(temperature=0.8, top_p=0.95, max_new_tokens=training.sample_tokens, seed=training.seed)
-    try:
-        texts = complete(opened.model, opened.tokenizer, list(training.sample_prompts), settings, opened.end_ids)
-    except UserError as error:  # a prompt that this tokenizer cannot write: no reason to lose the report
-        console.print(f"\nno samples: {error.what} (set training.sample_prompts)", highlight=False)
-        return
+    texts = complete(opened.model, opened.tokenizer, list(training.sample_prompts), settings, opened.end_ids)
     for prompt, text in zip(training.sample_prompts, texts, strict=True):
         console.print(
             Panel(f"[bold]{escape(prompt)}[/]{escape(text)}", title="a sample", title_align="left", border_style="dim")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing
@@ -23,7 +22,12 @@ from tiny_transformer.training.contract import Batch, BatchSource, Evaluation, L
 from tiny_transformer.training.gradient import Gradient, compute_gradient
 from tiny_transformer.training.loss_scale import count_step_at_loss_scale, lower_loss_scale
 from tiny_transformer.training.modifiers import set_dropout
-from tiny_transformer.training.nonfinite import first_bad_after_update, first_bad_tensor, named_tensors, not_finite
+from tiny_transformer.training.nonfinite import (
+    first_bad_after_update,
+    first_bad_tensor,
+    named_tensors,
+    not_finite,
+)
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.plan import Pace
 from tiny_transformer.training.state import TrainState
@@ -93,7 +97,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         `finished`, `stopped` or `stopped_early`.
 
     Raises:
-        UserError: the loss, the gradient or the update is not finite; the step is not counted and nothing is saved.
+        NotFiniteError: the loss, gradient, update or validation loss is not finite; nothing of the step is saved.
     """
     config = job.config
     job.model.train()
@@ -106,7 +110,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         total_steps = job.pace.total_steps
         is_last = state.step + 1 >= total_steps
         evaluates = job.evaluate is not None and (is_last or (state.step + 1) % (config.eval_steps or total_steps) == 0)
-        is_logged = evaluates or is_last or (state.step + 1) % config.log_steps == 0
+        is_logged = evaluates or is_last or is_log_step(state.step + 1, config.log_steps)
         update_stats = UpdateStats(job.model, job.sharing) if is_logged else None
         with state.timed("steps"):
             gradient, factor = update(job, state, update_stats)
@@ -136,6 +140,14 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
     return status
 
 
+def is_log_step(step: int, log_steps: int) -> bool:
+    """Whether a step is logged for its number alone: every `log_steps`, and before the first of them 1, 2, 4, 8, ...
+
+    A run shows most of what is wrong with it in its first steps, so that even a coarse log must know them.
+    """
+    return step % log_steps == 0 or (step < log_steps and step.bit_count() == 1)
+
+
 def update(job: Job, state: TrainState, update_stats: UpdateStats | None = None) -> tuple[Gradient, float]:
     """One update of the weights: gradient, learning rate, step.
 
@@ -147,7 +159,7 @@ def update(job: Job, state: TrainState, update_stats: UpdateStats | None = None)
         What the batch gave, and the share of the peak learning rate that was used.
 
     Raises:
-        UserError: the loss, the gradient or the update is not finite.
+        NotFiniteError: the loss, the gradient or the update is not finite.
     """
     begun = time.monotonic()
     micro_batches = list(job.batches.micro_batches(state.step, job.config.micro_batch_size))
@@ -195,7 +207,7 @@ def find_gradient(job: Job, state: TrainState, micro_batches: Sequence[Batch]) -
 
 def _not_finite(
     job: Job, state: TrainState, micro_batches: Sequence[Batch], what: str, culprit: str | None
-) -> UserError:
+) -> NotFiniteError:
     everybodys = job.sharing.processes.gather([row for batch in micro_batches for row in batch.sample_ids.tolist()])
     examples = [int(row) for rows in everybodys for row in rows]
     return not_finite(state.step + 1, what, culprit, examples, job.run_dir)
@@ -206,6 +218,9 @@ def _evaluate(job: Job, state: TrainState) -> Evaluation:
     assert job.evaluate is not None  # the caller asked
     with state.timed("evaluations"):
         evaluation = job.evaluate()
+    if not math.isfinite(evaluation.score):  # the weights are finite, and what they compute is not
+        figure = f"{next(iter(evaluation.figures), 'the evaluation')} is {evaluation.score}"
+        raise not_finite(state.step, figure, None, [], job.run_dir)
     is_best = state.best_val_loss is None or evaluation.score < state.best_val_loss
     if is_best:
         state.best_val_loss, state.best_step = evaluation.score, state.step
@@ -218,11 +233,13 @@ def _record(
     job: Job, state: TrainState, gradient: Gradient, factor: float, evaluation: Evaluation | None
 ) -> dict[str, Any]:
     """One line of log.jsonl. All but the readings of clock and memory are the same in a resumed run, bit for bit."""
+    muon = {"muon_learning_rate": job.config.muon_learning_rate * factor} if job.config.optimizer == "muon" else {}
     return {
         "step": state.step,
         "epoch": round(job.batches.epoch(state.step), 6),
         "num_tokens": state.num_tokens,
         "learning_rate": job.config.learning_rate * factor,
+        **muon,
         "loss": gradient.loss,
         "grad_norm": gradient.norm,
         **dict(sorted(gradient.figures.items())),

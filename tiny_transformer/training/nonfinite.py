@@ -6,6 +6,7 @@ function of the step: `tiny-transformer replay RUN --step N` makes the same step
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,24 @@ from tiny_transformer.parallel.sharing import local
 from tiny_transformer.training.optimizers import Optimizers
 
 SHOWN_EXAMPLES = 8
+
+
+class NotFiniteError(UserError):
+    """The end of a run whose numbers stopped being numbers.
+
+    Attributes:
+        step: the update at which it was noticed, counted from 1.
+        figure: what is not finite, and what it is: "loss is nan".
+        run_dir: of the run.
+    """
+
+    def __init__(self, step: int, figure: str, run_dir: Path, what: str, where: str, remedy: str) -> None:
+        super().__init__(what, where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)
+        self.step, self.figure, self.run_dir = step, figure, run_dir
+
+    def to_json(self) -> str:
+        """For `NOT_FINITE_FILE`, which the report reads."""
+        return json.dumps({"step": self.step, "figure": self.figure}) + "\n"
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
@@ -55,7 +74,7 @@ def first_bad_tensor(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return next((name for name, tensor in tensors if not local(tensor).isfinite().all()), None)
 
 
-def not_finite(step: int, what: str, culprit: str | None, examples: Sequence[int], run_dir: Path) -> UserError:
+def not_finite(step: int, what: str, culprit: str | None, examples: Sequence[int], run_dir: Path) -> NotFiniteError:
     """The error that ends a run.
 
     Args:
@@ -69,10 +88,12 @@ def not_finite(step: int, what: str, culprit: str | None, examples: Sequence[int
         ", ..." if len(examples) > SHOWN_EXAMPLES else ""
     )
     first = f"; first bad tensor: {culprit}" if culprit else ""
-    return UserError(
-        f"{what} at step {step}; the step was not saved{first}",
-        where=f"the batch of step {step}, examples {shown}",
-        remedy=f"tiny-transformer replay {run_dir} --step {step} shows it again; resume with a lower learning rate, "
-        "or with precision=fp32",
-        exit_code=ExitCode.BAD_DATA,
+    return NotFiniteError(
+        step,
+        what,
+        run_dir,
+        what=f"{what} at step {step}; the step was not saved{first}",
+        where=f"the batch of step {step}, examples {shown}" if examples else f"the evaluation after step {step}",
+        remedy=f"a lower learning rate, or precision=fp32; tiny-transformer replay {run_dir} --step {step} shows the "
+        "step again",
     )

@@ -9,22 +9,24 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tiny_transformer.reports.diagnosis import learning, running
+from tiny_transformer.errors import in_words
+from tiny_transformer.reports.diagnosis import learning, rates, running
 from tiny_transformer.reports.diagnosis.evidence import Evidence, Finding
 from tiny_transformer.reports.run_reader import RunFiles, state_of
 
 # The most important first.
 CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
+    rates.diverged,
     learning.below_floor,
-    learning.rate_too_high,
-    learning.rate_too_low,
+    rates.rate_too_high,
+    rates.rate_too_low,
     learning.stuck,
     running.loss_scale_collapsed,
     learning.overfitting,
     learning.dead_parts,
-    learning.no_warmup,
-    learning.small_batch,
-    learning.always_clipped,
+    rates.no_warmup,
+    rates.small_batch,
+    rates.always_clipped,
     running.data_repeated,
     running.stopped_before_decay,
     running.slowed_down,
@@ -33,24 +35,38 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
 )
 # What follows from a finding is not told beside it.
 EXPLAINS = {
+    "diverged": {"rate too high", "stuck", "no warm-up", "batch too small", "clipped every step", "overfitting"},
     "below the floor": {"overfitting", "rate too high", "batch too small"},
     "rate too high": {"stuck", "no warm-up", "batch too small", "clipped every step", "overfitting"},
     "rate too low": {"stuck", "clipped every step"},
-    "batch too small": {"clipped every step"},
+    "batch too small": {"clipped every step", "stuck"},
 }
 HEALTHY = f"Nothing unusual: {len(CHECKS)} checks of the loss, the updates, the data and the time found nothing wrong."
-TOO_SHORT = "Too few steps were logged to judge this run."
+TOO_SHORT = "Nothing unusual in what was logged, but that is too few steps to call this run healthy."
 
 
 def diagnose(evidence: Evidence) -> list[Finding]:
     """What is wrong with a run, the most important first."""
     with np.errstate(all="ignore"):  # absurd numbers in a damaged log give absurd comparisons, not warnings
-        found = [finding for check in CHECKS if (finding := check(evidence)) is not None]
+        found = [finding for check in CHECKS if (finding := _guarded(check, evidence)) is not None]
     explained = set[str]().union(*(EXPLAINS.get(finding.key, set()) for finding in found))
     return [finding for finding in found if finding.key not in explained]
+
+
+def _guarded(check: Callable[[Evidence], Finding | None], evidence: Evidence) -> Finding | None:
+    """What a check finds; one that fails says so, and takes neither the others nor the run with it."""
+    try:
+        return check(evidence)
+    except Exception as error:
+        name = getattr(check, "__name__", "").replace("_", " ")
+        return Finding(
+            f"check failed: {name}",
+            f"The check \u201c{name}\u201d failed: {in_words(error)}.",
+            "The run is not harmed, and all other checks were made. Please report this line.",
+        )
 
 
 def diagnose_run(run: RunFiles) -> list[Finding]:
     """The diagnosis of a run directory; what was read from it is not trusted."""
     info = run.newest.info if run.newest else {}
-    return diagnose(Evidence(run.log, run.config, info, state_of(run.path, run.checkpoints)))
+    return diagnose(Evidence(run.log, run.config, info, state_of(run.path, run.checkpoints), run.not_finite))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tiny_transformer.reports.diagnosis.evidence import MIN_ROWS, Evidence, Finding, time_spent
+from tiny_transformer.reports.diagnosis.evidence import Evidence, Finding, time_spent
 from tiny_transformer.reports.formats import count, duration
 from tiny_transformer.reports.run_reader import number, section
 
@@ -15,6 +15,7 @@ from tiny_transformer.reports.run_reader import number, section
 WORTHWHILE_EPOCHS = 4.0
 SLOWDOWN = 0.5  # half the speed of before: no cache and no clock rate explains that
 MIN_SHARE = 0.1  # of the run, on both sides of a change of speed
+LEAST_ROWS = 2  # likewise: a single one may be a hiccup
 MOST_OF_THE_TIME = 0.5
 MIN_SECONDS = 1.0  # shorter runs are tests; nobody waits for them
 # The loss of one token spreads about as widely as its mean, so the mean over n tokens is sure to 1 / sqrt(n) of it: one
@@ -50,16 +51,14 @@ def _times(number_of_times: float) -> str:
 def slowed_down(e: Evidence) -> Finding | None:
     """From some step on, the run had half its speed or less."""
     steps, speed = e.curve("tokens_per_second")
-    least = max(MIN_ROWS // 2, int(MIN_SHARE * len(speed)))
-    if (
-        len(speed) < 2 * least
-        or len(speed) < MIN_ROWS
-        or time_spent(e.log).get("forward_backward", math.inf) < MIN_SECONDS
-    ):
+    if len(speed) < 2 * LEAST_ROWS or time_spent(e.log).get("forward_backward", math.inf) < MIN_SECONDS:
         return None
-    at = least + int(
-        np.argmax([_contrast(np.log(np.maximum(speed, 1e-9)), i) for i in range(least, len(speed) - least)])
-    )
+    done = steps / steps[-1]
+    weights, values = np.diff(steps, prepend=0.0), np.log(np.maximum(speed, 1e-9))
+    places = [i for i in range(LEAST_ROWS, len(speed) - LEAST_ROWS + 1) if MIN_SHARE <= done[i - 1] <= 1 - MIN_SHARE]
+    if not places:
+        return None
+    at = max(places, key=lambda i: _contrast(values, weights, i))
     before, after = float(np.median(speed[:at])), float(np.median(speed[at:]))
     if after > SLOWDOWN * before:
         return None
@@ -70,9 +69,13 @@ def slowed_down(e: Evidence) -> Finding | None:
     )
 
 
-def _contrast(values: np.ndarray, at: int) -> float:
-    """How much of the spread of some values is explained by a change of their mean at one place."""
-    return at * (len(values) - at) * float(values[:at].mean() - values[at:].mean()) ** 2
+def _contrast(values: np.ndarray, weights: np.ndarray, at: int) -> float:
+    """How much of the spread of some weighted values is explained by a change of their mean at one place."""
+    before, after = float(weights[:at].sum()), float(weights[at:].sum())
+    if before <= 0 or after <= 0:
+        return 0.0
+    means = np.average(values[:at], weights=weights[:at]), np.average(values[at:], weights=weights[at:])
+    return before * after * float(means[0] - means[1]) ** 2
 
 
 def overhead(e: Evidence) -> Finding | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,15 +28,49 @@ def printed(runs: list[RunSummary], now: float = SAVED + 180, width: int = 110) 
     return lines[1:] if runs else lines  # the first line of the two-line heading tells nothing new
 
 
-def test_one_row_for_each_checkpoint_with_its_figures(tmp_path: Path) -> None:
+def test_a_run_has_a_row_with_its_text_size_time_and_loss(tmp_path: Path) -> None:
+    made.make_run(tmp_path, "demo")
+    made.make_run(tmp_path, "other", data={"source": "texts/my novel.txt"}, status="stopped", total_steps=4000)
+    assert printed(list_runs(tmp_path)) == [
+        "run text model min steps loss byte saved",
+        "demo stories 3.46M 9.6 2,000 1.620 0.736 finished 3 min ago",
+        "other my novel 3.46M 9.6 2,000 1.620 0.736 stopped, 50% 3 min ago",
+    ]
+
+
+def test_the_loss_is_that_of_the_best_checkpoint(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo")
+    directory = RunDirectory(run)
+    with directory.lock():
+        directory.point("best", 1000)
+    first = made.run_info(1000)
+    assert f" {first['val_loss']:.3f} {first['val_bits_per_byte']:.3f} finished" in printed(list_runs(tmp_path))[1]
+
+
+def test_a_run_that_was_never_evaluated_shows_the_loss_of_training_as_such(tmp_path: Path) -> None:
+    made.make_run(tmp_path, "demo", val_loss=None, val_bits_per_byte=None, train_loss=2.5)
+    lines = printed(list_runs(tmp_path))
+    assert " 2,000 (2.500) – finished" in lines[1]
+    assert lines[2] == "(in brackets: loss of training, never evaluated on held-out text)"
+
+
+def test_a_run_without_checkpoints_is_called_after_the_text_of_its_settings(tmp_path: Path) -> None:
+    made.make_run(tmp_path, "demo")
+    shutil.rmtree(tmp_path / "demo/step-00001000")
+    shutil.rmtree(tmp_path / "demo/step-00002000")
+    assert printed(list_runs(tmp_path))[1] == "demo stories – – – – – stopped –"
+
+
+def test_a_run_that_is_named_also_shows_its_checkpoints(tmp_path: Path) -> None:
     run = made.make_run(tmp_path, "demo")
     first, second = (made.run_info(step) for step in (1000, 2000))
     sizes = [sum(f.stat().st_size for f in (run / f"step-0000{s}").iterdir()) / 1000 for s in (1000, 2000)]
-    assert printed(list_runs(tmp_path)) == [
-        "run state step epoch loss loss byte size saved",
-        f"demo finished 1,000 1.25 {first['train_loss']:.3f} {first['val_loss']:.3f} {first['val_bits_per_byte']:.3f} "
+    assert printed(list_runs(run))[2:] == [
+        "train val bits/",
+        "in demo epoch loss loss byte size saved",
+        f"step 1,000 1.25 {first['train_loss']:.3f} {first['val_loss']:.3f} {first['val_bits_per_byte']:.3f} "
         f"{sizes[0]:.1f} kB 3 min ago",
-        f"2,000 2.50 {second['train_loss']:.3f} 1.620 0.736 {sizes[1]:.1f} kB 3 min ago last, best",
+        f"step 2,000 2.50 {second['train_loss']:.3f} 1.620 0.736 {sizes[1]:.1f} kB 3 min ago last, best",
     ]
 
 
@@ -111,10 +146,10 @@ def remove_weights(checkpoint: Path) -> str:
 def test_checkpoint_that_is_not_whole_is_shown_with_the_reason_and_the_doctor(tmp_path: Path, spoil) -> None:
     run = made.make_run(tmp_path, "my run", status="stopped")
     reason = spoil(run / "step-00002000")
-    lines = printed(list_runs(tmp_path))
-    assert lines[1].startswith("my run stopped 1,000")
-    assert lines[2].endswith("not whole")
-    assert lines[3:] == [f"to see what is not whole: tiny-transformer doctor '{run}'"]
+    lines = printed(list_runs(run))
+    assert lines[1].startswith("my run stories 3.46M 4.8 1,000 ")
+    assert lines[5].endswith("not whole")
+    assert lines[6:] == [f"to see what is not whole: tiny-transformer doctor '{run}'"]
     assert [c.problem for c in list_runs(run)[0].checkpoints] == [None, reason]
 
 
@@ -127,7 +162,7 @@ def test_run_of_which_no_checkpoint_is_whole_is_not_whole(tmp_path: Path) -> Non
 
 def test_run_without_checkpoints_has_a_row(tmp_path: Path) -> None:
     made.write_log(tmp_path, [])
-    assert printed(list_runs(tmp_path))[1].startswith(f"{tmp_path.name} stopped none")
+    assert " ".join(printed(list_runs(tmp_path))[1].split()[-7:]) == "– – – – – stopped –"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +171,7 @@ def test_run_without_checkpoints_has_a_row(tmp_path: Path) -> None:
 def test_odd_run_info_leaves_cells_empty(tmp_path: Path, content: str) -> None:
     run = made.make_run(tmp_path, "demo")
     (run / "step-00002000" / "run_info.json").write_text(content)
-    assert printed(list_runs(run))[2].startswith("2,000 – – – –")
+    assert printed(list_runs(run))[5].startswith("step 2,000 – – – –")
 
 
 def test_without_runs_there_is_one_helpful_sentence(tmp_path: Path) -> None:
@@ -161,9 +196,12 @@ def test_age_is_in_words(tmp_path: Path, seconds: int, words: str) -> None:
     assert words in printed(list_runs(tmp_path), now=SAVED + seconds)[1]
 
 
-def test_table_fits_a_terminal_of_eighty_columns(tmp_path: Path) -> None:
-    made.make_run(tmp_path, "demo")
-    assert len(printed(list_runs(tmp_path), width=80)) <= 4
+def test_tables_fit_a_terminal_of_eighty_columns(tmp_path: Path) -> None:
+    run = made.make_run(
+        tmp_path, "shakespeare-2", data={"source": "shakespeare.txt"}, status="stopped", total_steps=9999
+    )
+    assert len(printed(list_runs(tmp_path), width=80)) == 2
+    assert len(printed(list_runs(run), width=80)) == 6
 
 
 def test_listing_and_reporting_import_no_torch(tmp_path: Path) -> None:
@@ -172,7 +210,7 @@ def test_listing_and_reporting_import_no_torch(tmp_path: Path) -> None:
         "import io, sys, json; from pathlib import Path; from rich.console import Console\n"
         "from tiny_transformer.reports.runs_table import list_runs, print_runs\n"
         f"print_runs(Console(file=io.StringIO()), list_runs(Path({str(tmp_path)!r})))\n"
-        "print(json.dumps([m for m in ('torch', 'numpy', 'plotly', 'yaml') if m in sys.modules]))\n"
+        "print(json.dumps([m for m in ('torch', 'numpy', 'yaml') if m in sys.modules]))\n"
         "from tiny_transformer.reports.report import write_report\n"
         f"write_report(Path({str(tmp_path / 'demo')!r}))\n"
         "print(json.dumps('torch' in sys.modules))\n"

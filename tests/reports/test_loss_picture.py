@@ -45,9 +45,20 @@ def test_curves_and_floor_stand_where_the_numbers_say() -> None:
     assert last == (RIGHT, pytest.approx(offset + slope * LOG[-1]["loss"], abs=0.3))
 
 
-def test_everything_but_the_steep_beginning_is_inside() -> None:
-    inside = [TOP <= y <= BOTTOM for _, y in points(loss_svg(LOG, 1.5), "train")]
-    assert all(inside[10:])
+def test_everything_but_the_steep_beginning_is_inside_and_that_is_marked() -> None:
+    svg = loss_svg(LOG, 1.5)
+    inside = [TOP <= y <= BOTTOM for _, y in points(svg, "train")]
+    assert all(inside[20:])
+    assert f">up to {LOG[0]['loss']:.3f}</text>" in svg
+    assert svg.count('class="clipped"') >= 1
+    flat = loss_svg([{"step": step, "loss": 2 + 0.001 * step} for step in range(1, 50)], None)
+    assert "up to" not in flat
+    assert 'class="clipped"' not in flat
+
+
+def test_the_unit_stands_above_the_axis_it_belongs_to() -> None:
+    (x, y), *rest = re.findall(r'<text x="(\d+)" y="(\d+)">nats per token</text>', loss_svg(LOG, 1.5))
+    assert (int(x) < LEFT, int(y) < TOP, rest) == (True, True, [])
 
 
 def test_it_is_a_small_picture_that_parses_and_asks_for_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Makes `made_up_run` importable by the tests beside it."""
+"""Makes `memory_of_a_step` importable by the tests beside it."""
 
 import sys
 from pathlib import Path

@@ -231,3 +231,15 @@ def make(recipe: Recipe, data_dirs: dict[str, Path], run_dir: Path) -> Path:
         recipe.hook(patch)
         launch(Request(load_run_config(tree), "planted", command=["test"]), Console(file=io.StringIO()))
     return run_dir
+
+
+def thinned(log: list[dict[str, Any]], log_steps: int) -> list[dict[str, Any]]:
+    """The rows that a run would have written at another `log_steps`, from those of one that logged each step."""
+    rows, tokens, seconds = [], 0.0, 0.0
+    for row in log:
+        made = row["num_tokens"] - (rows[-1]["num_tokens"] if rows else 0) - tokens
+        tokens, seconds = tokens + made, seconds + made / row["tokens_per_second"]
+        if loop.is_log_step(row["step"], log_steps) or "val_loss" in row or row is log[-1]:
+            rows.append(row | {"tokens_per_second": tokens / seconds})
+            tokens, seconds = 0.0, 0.0
+    return rows

@@ -15,9 +15,10 @@ import pytest
 from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.reports.diagnosis.diagnose import diagnose, diagnose_run
+from tiny_transformer.reports.diagnosis import diagnose as diagnose_module
+from tiny_transformer.reports.diagnosis.diagnose import CHECKS, diagnose, diagnose_run
 from tiny_transformer.reports.diagnosis.evidence import Evidence, Finding
-from tiny_transformer.reports.diagnosis.learning import always_clipped
+from tiny_transformer.reports.diagnosis.rates import always_clipped
 from tiny_transformer.reports.page_findings import diagnosis_section
 from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.stages.launch import launch
@@ -27,7 +28,7 @@ from tiny_transformer.stages.summary import finish
 # What the sentence about each planted fault must say.
 WORDS = {
     "few texts by heart": "Overfitting since step ",
-    "rate beyond all reason": "The learning rate is too high: the loss fell to ",
+    "rate beyond all reason": "at the end, and untrained weights that guess blindly have 5.5",
     "rate that rises until it breaks": "One update changed a layer's weights by ",
     "rate of nearly nothing": "too low: all 120 updates together moved the layers' weights by at most 0.1%",
     "nine epochs": "The data was seen nine times",
@@ -38,7 +39,7 @@ WORDS = {
     "busy machine": "Since step 51 the run makes 11,111 tokens a second; before, it made 33,333.",
     "evaluates all the time": "Evaluation took ",
     "saves all the time": "Saving took ",
-    "eight tokens a step": "The batch is too small: from one step of 8 tokens to the next ",
+    "eight tokens a step": "The batch is too small: ",
     "no warm-up": "the first steps ran at 0.5, the full learning rate.",
     "tiny validation split": "The validation split is tiny: 2,6",
     "stopped half-way": "Stopped before the decay ended: at step 60 of 120 ",
@@ -60,29 +61,61 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return run
 
 
+LOG_STEPS = range(1, 51)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", planted.FAULTS)
-def test_a_planted_fault_gets_the_right_words(name: str, run_of: Callable[[str], Path]) -> None:
-    recipe = planted.FAULTS[name]
-    found = diagnose_run(read_run(run_of(name)))
-    keys = {finding.key for finding in found}
-    assert recipe.finding in keys
-    assert keys <= {recipe.finding} | recipe.also
-    (what,) = (finding.what for finding in found if finding.key == recipe.finding)
-    assert WORDS[name] in what
+def test_a_planted_fault_gets_the_right_words_however_coarse_the_log(name: str, run_of: Callable[[str], Path]) -> None:
+    recipe, run = planted.FAULTS[name], read_run(run_of(name))
+    for log_steps in LOG_STEPS:
+        found = diagnose_run(replace(run, log=planted.thinned(run.log, log_steps)))
+        keys = {finding.key for finding in found}
+        assert recipe.finding in keys, log_steps
+        assert keys <= {recipe.finding} | recipe.also, log_steps
+        (what,) = (finding.what for finding in found if finding.key == recipe.finding)
+        assert WORDS[name] in what, log_steps
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", planted.HEALTHY)
-def test_a_healthy_run_gets_no_words(name: str, run_of: Callable[[str], Path]) -> None:
+def test_a_healthy_run_gets_no_words_however_coarse_the_log(name: str, run_of: Callable[[str], Path]) -> None:
     run = read_run(run_of(name))
-    assert diagnose_run(run) == []
+    for log_steps in LOG_STEPS:
+        assert diagnose_run(replace(run, log=planted.thinned(run.log, log_steps))) == [], log_steps
     assert "Nothing unusual" in diagnosis_section([], len(run.log))
 
 
+def test_a_thinned_log_has_the_first_steps_the_evaluations_and_the_mean_speed() -> None:
+    log = [{"step": s, "num_tokens": 10 * s, "tokens_per_second": 10.0 if s < 6 else 5.0} for s in range(1, 13)]
+    log[7]["val_loss"] = 2.0
+    thin = planted.thinned(log, 5)
+    assert [row["step"] for row in thin] == [1, 2, 4, 5, 8, 10, 12]
+    assert [row["tokens_per_second"] for row in thin[3:]] == [10.0, 5.0, 5.0, 5.0]
+    assert planted.thinned(log, 7)[3]["tokens_per_second"] == pytest.approx(30 / (1 + 2 + 2))  # steps 5, 6, 7
+
+
+@pytest.mark.parametrize("num_rows", range(51))
+def test_no_number_of_rows_breaks_a_check_or_makes_it_find_what_is_not_there(num_rows: int) -> None:
+    made_up = evidence(num_rows)
+    for check in CHECKS:  # not through `diagnose`, which would survive it
+        assert check(made_up) is None, check
+
+
+def test_a_check_that_fails_is_named_and_takes_nothing_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken_check(e: Evidence) -> Finding | None:
+        raise IndexError("row 10 of 10")
+
+    monkeypatch.setattr(diagnose_module, "CHECKS", (broken_check, *CHECKS))
+    failed, repeated = diagnose(evidence(epoch=lambda i: 9.02))
+    assert failed.what == "The check “broken check” failed: IndexError: row 10 of 10."
+    assert "report" in failed.remedy
+    assert repeated.key == "data repeated"
+
+
 def test_a_short_log_is_not_called_healthy() -> None:
-    assert "Too few steps were logged to judge this run." in diagnosis_section([], 9)
-    assert "Nothing unusual: 15 checks" in diagnosis_section([], 10)
+    assert "too few steps to call this run healthy" in diagnosis_section([], 9)
+    assert "Nothing unusual: 16 checks" in diagnosis_section([], 10)
     assert diagnosis_section([], 0) == ""
 
 
@@ -169,6 +202,43 @@ def test_a_dead_layer_is_told_from_one_that_starts_at_zero() -> None:
     assert keys_of(evidence(part_grad_norms=lambda i: norms(i, 100))) == ["dead layers"]
     died = evidence(part_grad_norms=lambda i: {"layers.0": 1.0, "layers.1": 0.5 if i < 40 else 0.0})
     assert keys_of(died) == ["dead layers"]
+
+
+@pytest.mark.parametrize("losses", [(6.95, 270.0, 7.93), (270.0, 7.93), (6.95, 7.93), (7.93,)])
+def test_a_loss_that_ends_above_a_blind_guess_means_the_rate_whatever_was_logged(losses: tuple[float, ...]) -> None:
+    log = [
+        {"step": 50 * (i + 1), "num_tokens": 50_000 * (i + 1), "loss": value, "update_ratios": {"layers.0": 3.0}}
+        for i, value in enumerate(losses)
+    ]
+    info = {"tokenizer": {"vocab_size": 1024}}
+    (found,) = diagnose(Evidence(log, {"training": {"learning_rate": 3.0, "grad_clip": 1.0}}, info))
+    assert found.key == "rate too high"
+    assert "the loss is 7.930 at the end, and untrained weights that guess blindly have 6.931" in found.what
+    assert found.remedy == "Try training.learning_rate 0.02; it was 3."
+
+
+def test_a_loss_that_began_above_a_blind_guess_and_falls_is_no_fault_of_the_rate() -> None:
+    log = [
+        {"step": s, "num_tokens": 1000 * s, "loss": 20 - s, "update_ratios": {"layers.0": 0.01}} for s in range(1, 6)
+    ]
+    assert diagnose(Evidence(log, {}, {"tokenizer": {"vocab_size": 1024}})) == []
+
+
+def test_a_run_that_diverged_is_told_its_step_and_its_cause() -> None:
+    ended = {"step": 12, "figure": "loss is nan"}
+    log = [{"step": s, "loss": 7.0 * s, "update_ratios": {"layers.0": 40.0}} for s in (1, 2, 4, 8)]
+    config = {"training": {"learning_rate": 1000.0}}
+    (found,) = diagnose(Evidence(log, config, made.run_info(8), "diverged", ended))
+    assert found.what == (
+        "Not a number since step 12: loss is nan. The learning rate is too high: one update changed a layer's weights "
+        "by 40 times their size (a tenth of a percent is usual)."
+    )
+    assert found.remedy == "Try training.learning_rate 0.5; it was 1000."
+    calm = [{"step": s, "loss": 3.0, "update_ratios": {"layers.0": 0.01}} for s in (1, 2, 4, 8)]
+    for rows in (calm, []):
+        (found,) = diagnose(Evidence(rows, config, made.run_info(8), "diverged", ended))
+        assert "Nothing was wrong in the steps that were logged before." in found.what
+        assert "replay RUN --step 12" in found.remedy
 
 
 def test_what_follows_from_a_finding_is_not_told_beside_it() -> None:
