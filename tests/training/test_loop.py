@@ -18,7 +18,7 @@ from rich.console import Console
 from run_helpers import TINY, log_without_clock, run_tiny, tiny_request
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.config.schema import DataConfig, TrainingConfig
 from tiny_transformer.data.batches import IGNORE_INDEX, Batch, Batches, evaluation_batches
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.data.token_file import open_dataset
@@ -296,7 +296,8 @@ def test_a_named_directory_without_data_is_not_filled_with_stories(tmp_path: Pat
 
 def test_a_sample_prompt_that_cannot_be_written_costs_no_report(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "hen {i} and egg"}}\n' for i in range(300)))
-    prepare(tmp_path / "a.jsonl", out_dir=tmp_path / "data", tokenizer="char", val_fraction=0.2, seq_len=32)
+    data = DataConfig(source=str(tmp_path / "a.jsonl"), tokenizer="char", val_fraction=0.2, seq_len=32)
+    prepare(data, tmp_path / "data")
     request = tiny_request(tmp_path / "data", tmp_path / "r", steps=2, sample_prompts=["Once"])
     screen = io.StringIO()
     console = Console(file=screen, width=200)

@@ -61,6 +61,15 @@ def load_run_config(source: str | Path | Mapping[str, Any] | None, overrides: It
     return build_run_config(layers)
 
 
+def load_data_config(overrides: Iterable[str]) -> DataConfig:
+    """The checked section `data` on its own; sequences may have any length, as no model is there to limit it.
+
+    Raises:
+        UserError: as `load_run_config`.
+    """
+    return load_run_config({"model": {"max_position_embeddings": 2**24}}, overrides).data
+
+
 def build_run_config(layers: Iterable[Iterable[Assignment]]) -> RunConfig:
     """Merge layers of assignments, later ones winning, and check the result."""
     merged: dict[str, Assignment] = {}

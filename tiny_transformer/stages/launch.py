@@ -98,17 +98,7 @@ def open_training_data(config: RunConfig, console: Console) -> Dataset:
     assert data_dir is not None  # settle_data_dir filled it in
     if not is_prepared(data_dir):
         console.print(f"preparing [bold]{data.source}[/] in {data_dir}", highlight=False)
-        prepare_with_progress(
-            data.source,
-            console=console,
-            out_dir=data_dir,
-            tokenizer=data.tokenizer,
-            vocab_size=data.vocab_size,
-            seq_len=data.seq_len,
-            max_bytes=data.max_bytes,
-            val_fraction=data.val_fraction,
-            text_field=data.text_field,
-        )
+        prepare_with_progress(data, data_dir, console)
     return open_dataset(data_dir)
 
 

@@ -16,10 +16,10 @@ import json
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.meta import META_FILE, Meta, read_meta, token_dtype
 from tiny_transformer.data.prepare.encode import encode_splits
 from tiny_transformer.data.prepare.gather import Documents, Gathering, Split, Spool
@@ -38,42 +38,16 @@ if TYPE_CHECKING:
 WORK_PREFIX = ".work-"
 TOKEN_FILES = ("train.bin", "train.docs", "val.bin", "val.docs")
 TRAINING_SAMPLE_BYTES = 64 * 2**20  # of text a BPE is trained on at most; more hardly changes its merges
+# What decides the bytes that come out, apart from the source.
+REQUEST_KEYS = ("tokenizer", "vocab_size", "seq_len", "max_bytes", "val_fraction", "text_field")
 Progress = Callable[[int, int | None], None]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides the bytes that come out, apart from the source."""
-
-    tokenizer: str
-    vocab_size: int | None
-    seq_len: int
-    max_bytes: int | None
-    val_fraction: float
-    text_field: str
-
-    def check(self) -> None:
-        """Refuse values that cannot be, before any work."""
-        if not 0 < self.val_fraction < 1:
-            raise UserError(
-                f"val_fraction {self.val_fraction} is not between 0 and 1", remedy="0.02 keeps 2 % of documents"
-            )
-        if self.seq_len < 1:
-            raise UserError(
-                f"seq_len {self.seq_len} is not a positive number of tokens", remedy="256 is a common choice"
-            )
-
-
 def prepare(
-    source: str | Path | Source,
-    *,
+    data: DataConfig,
     out_dir: str | Path,
-    tokenizer: str = "bpe",
-    vocab_size: int | None = None,
-    seq_len: int = 512,
-    max_bytes: int | None = None,
-    val_fraction: float = 0.02,
-    text_field: str = "text",
+    *,
+    source: Source | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
@@ -84,14 +58,10 @@ def prepare(
     call was killed, this one goes on where that was, to the same bytes. Other files in `out_dir` are left alone.
 
     Args:
-        source: a name or path as `open_source` takes it, or an open source (`max_bytes` and `text_field` are then its).
+        data: which text, which tokenizer, how it is split; `packing` and `data_dir` play no part. Each split must hold
+            at least one sequence (seq_len + 1 tokens).
         out_dir: made if missing.
-        tokenizer: as `make_tokenizer` takes it; `bpe` and `char` are made from this text.
-        vocab_size: for `bpe`; by default chosen from the amount of text.
-        seq_len: length of a training sequence; each split must hold at least one (seq_len + 1 tokens).
-        max_bytes: stop after so many bytes of text.
-        val_fraction: share of the documents kept for validation, chosen by a hash of each.
-        text_field: the field of jsonl, parquet and hub rows that holds the text.
+        source: the text, where it is open already; by default `data.source` is opened.
         workers: threads that encode, by default one per core; the result does not depend on it.
         overwrite: replace other prepared data; a training that reads it keeps what it has open.
         on_progress: called with (bytes done, bytes in all or None); every byte counts twice, read and encoded, where a
@@ -101,15 +71,17 @@ def prepare(
         UserError: see `open_source` and `make_tokenizer`; other data is there already (usage); a split is empty or
             shorter than one sequence (bad data); `out_dir` is in use (locked) or cannot be written (I/O).
     """
-    settings = Settings(tokenizer, vocab_size, seq_len, max_bytes, val_fraction, text_field)
-    settings.check()
     if workers is not None and workers < 1:
         raise UserError(f"workers {workers} is not a positive number", remedy="leave it out for one per core")
-    if not isinstance(source, Source):
-        source = open_source(source, text_field=text_field, max_bytes=max_bytes)
-    request = {"source": source.name, "source_fingerprint": _hash(source.fingerprint), **asdict(settings)}
+    source = source or open_source(data.source, text_field=data.text_field, max_bytes=data.max_bytes)
+    request = {
+        "source": source.name,
+        "source_fingerprint": _hash(source.fingerprint),
+        **data.model_dump(mode="json", include=set(REQUEST_KEYS)),
+    }
     out_dir = Path(out_dir)
-    fixed = None if tokenizer in (*TRAINED_KINDS, "auto") else make_tokenizer(tokenizer, vocab_size=vocab_size)
+    is_made_here = data.tokenizer in (*TRAINED_KINDS, "auto")
+    fixed = None if is_made_here else make_tokenizer(data.tokenizer, vocab_size=data.vocab_size)
     if fixed is not None:
         request["tokenizer_fingerprint"] = fixed.fingerprint
     if (there := _already_there(out_dir, request, overwrite)) is not None:
@@ -120,7 +92,7 @@ def prepare(
         _finish_or_remove(out_dir, request, work_dir)
         if (there := _already_there(out_dir, request, overwrite)) is not None:
             return there
-        work = _Work(source, settings, work_dir, workers or os.cpu_count() or 1, on_progress)
+        work = _Work(source, data, work_dir, workers or os.cpu_count() or 1, on_progress)
         return _publish(*work.run(fixed, request), work_dir=work_dir, staged=staged, out_dir=out_dir)
 
 
@@ -143,12 +115,12 @@ def is_prepared(data_dir: str | Path) -> bool:
     return (Path(data_dir) / META_FILE).is_file()
 
 
-def prepare_with_progress(source: str | Path, *, console: Console, out_dir: str | Path, **options: Any) -> Meta:
+def prepare_with_progress(data: DataConfig, out_dir: str | Path, console: Console, **options: Any) -> Meta:
     """`prepare` with a progress bar, and a table of what came out; `options` are those of `prepare`."""
     from tiny_transformer.data.prepare.summary import print_summary, progress_bar
 
     with progress_bar(console) as on_progress:
-        meta = prepare(source, out_dir=out_dir, on_progress=on_progress, **options)
+        meta = prepare(data, out_dir, on_progress=on_progress, **options)
     print_summary(meta, Path(out_dir), console)
     return meta
 
@@ -157,7 +129,7 @@ class _Work:
     """The way from documents to token files in a directory that nobody reads yet, or the rest of that way."""
 
     def __init__(
-        self, source: Source, settings: Settings, directory: Path, workers: int, on_progress: Progress | None
+        self, source: Source, settings: DataConfig, directory: Path, workers: int, on_progress: Progress | None
     ) -> None:
         self.source, self.settings, self.directory, self.workers = source, settings, directory, workers
         self._on_progress = on_progress
