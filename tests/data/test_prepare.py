@@ -143,7 +143,7 @@ def test_changed_source_is_noticed(corpus, tmp_path):
     prepared(corpus, tmp_path / "data", **SMALL)
     with corpus.open("a") as file:
         file.write("\n<|endoftext|>\nOne more.")
-    with pytest.raises(UserError, match="what differs: source_fingerprint"):
+    with pytest.raises(UserError, match="what differs: the text of the source"):
         prepared(corpus, tmp_path / "data", **SMALL)
 
 
@@ -396,11 +396,11 @@ def test_too_little_text_names_the_numbers(tmp_path):
     blank = rows(tmp_path / "blank.jsonl", ["  ", "\n"])
     for source, words in (
         (one, "one document of"),
-        (few, r"fewer than one sequence of 900 \+ 1"),
+        (few, r"fewer than 4001 \(one sequence of 4000 \+ 1\)"),
         (blank, "holds no text"),
     ):
         with pytest.raises(UserError, match=words) as caught:
-            prepared(source, tmp_path / "data", tokenizer="byte", seq_len=900)
+            prepared(source, tmp_path / "data", tokenizer="byte", seq_len=4000)
         assert caught.value.exit_code == ExitCode.BAD_DATA
         assert caught.value.remedy
         assert not is_prepared(tmp_path / "data")

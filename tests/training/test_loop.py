@@ -279,7 +279,8 @@ def test_the_saved_config_leads_back_to_the_data(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_data, tmp_path / "data/tiny")
     request = tiny_request(Path("unused"), Path("r"), steps=4)
-    data = request.config.data.model_copy(update={"data_dir": None})
+    made_with = {"tokenizer": "byte", "max_bytes": 60_000, "val_fraction": 0.05}
+    data = request.config.data.model_copy(update={"data_dir": None, **made_with})
     stage.pretrain(
         replace(request, config=request.config.model_copy(update={"data": data})), Console(file=io.StringIO())
     )

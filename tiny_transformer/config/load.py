@@ -103,6 +103,11 @@ def parse_override(text: str, origin: str = "command line") -> Assignment:
     return Assignment(key.strip().removeprefix("--"), parsed, origin)
 
 
+def keys_of(overrides: Iterable[str]) -> set[str]:
+    """The keys that overrides set, in our own words."""
+    return set(_resolve(parse_override(text) for text in overrides))
+
+
 def config_name(source: str | Path | None) -> str:
     """What to call a run of this config: the file's name without its suffix, or the preset's."""
     return "default" if source is None else Path(source).stem

@@ -28,6 +28,7 @@ from tiny_transformer.parallel.sharing import Sharded, Sharing, check_shares, lo
 from tiny_transformer.parallel.stop import StopSignals
 from tiny_transformer.stages.launch import (
     Request,
+    as_read,
     choose_run_dir,
     clear_run,
     fit_vocabulary,
@@ -84,10 +85,11 @@ def _pretrain(request: Request, processes: Processes, console: Console) -> RunRe
     run_dir = Path(processes.broadcast(str(choose_run_dir(request)) if processes.is_first else ""))
     if hardware.note:
         console.print(hardware.note, highlight=False)
-    config = settle_data_dir(request)
+    config = settle_data_dir(request, console)
     dataset = open_training_data(config, console) if processes.is_first else None
     processes.barrier()  # the data is there now
     dataset = dataset or open_training_data(config, console)
+    config = as_read(config, dataset.meta)
     begun = time.monotonic()
     if request.chooses and not request.resume:
         config = take_choice(config, dataset, hardware, processes, console)

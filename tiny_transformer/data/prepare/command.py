@@ -11,8 +11,6 @@ request goes on from there.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -20,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tiny_transformer.config.schema import DataConfig
-from tiny_transformer.data.meta import META_FILE, Meta, read_meta, token_dtype
+from tiny_transformer.data.meta import META_FILE, Meta, not_prepared, read_meta, token_dtype
 from tiny_transformer.data.prepare.encode import encode_splits
-from tiny_transformer.data.prepare.gather import Documents, Gathering, Split, Spool
+from tiny_transformer.data.prepare.gather import DEFAULT_VAL_FRACTION, Documents, Gathering, Split, Spool
+from tiny_transformer.data.prepare.request import changed_keys, is_trained_here, request_of
 from tiny_transformer.data.prepare.sources import Source, open_source
 from tiny_transformer.data.token_file import STAGED_PREFIX, staging_dir
 from tiny_transformer.errors import ExitCode, UserError
@@ -30,7 +29,7 @@ from tiny_transformer.storage import RunLock, atomic_write, publish
 from tiny_transformer.storage.commit import LEFTOVER_PREFIX, remove_tree
 from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.lock import LOCK_NAME
-from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, load_tokenizer, make_tokenizer
+from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 WORK_PREFIX = ".work-"
 TOKEN_FILES = ("train.bin", "train.docs", "val.bin", "val.docs")
 TRAINING_SAMPLE_BYTES = 64 * 2**20  # of text a BPE is trained on at most; more hardly changes its merges
-# What decides the bytes that come out, apart from the source.
-REQUEST_KEYS = ("tokenizer", "vocab_size", "seq_len", "max_bytes", "val_fraction", "text_field")
 Progress = Callable[[int, int | None], None]
 
 
@@ -58,8 +55,8 @@ def prepare(
     call was killed, this one goes on where that was, to the same bytes. Other files in `out_dir` are left alone.
 
     Args:
-        data: which text, which tokenizer, how it is split; `packing` and `data_dir` play no part. Each split must hold
-            at least one sequence (seq_len + 1 tokens).
+        data: which text, which tokenizer, how it is split; `packing` and `data_dir` play no part. The training
+            split must hold at least one sequence (seq_len + 1 tokens).
         out_dir: made if missing.
         source: the text, where it is open already; by default `data.source` is opened.
         workers: threads that encode, by default one per core; the result does not depend on it.
@@ -74,16 +71,11 @@ def prepare(
     if workers is not None and workers < 1:
         raise UserError(f"workers {workers} is not a positive number", remedy="leave it out for one per core")
     source = source or open_source(data.source, text_field=data.text_field, max_bytes=data.max_bytes)
-    request = {
-        "source": source.name,
-        "source_fingerprint": _hash(source.fingerprint),
-        **data.model_dump(mode="json", include=set(REQUEST_KEYS)),
-    }
     out_dir = Path(out_dir)
-    is_made_here = data.tokenizer in (*TRAINED_KINDS, "auto")
-    fixed = None if is_made_here else make_tokenizer(data.tokenizer, vocab_size=data.vocab_size)
-    if fixed is not None:
-        request["tokenizer_fingerprint"] = fixed.fingerprint
+    fixed = None
+    if not is_trained_here(data.tokenizer):
+        fixed = make_tokenizer(data.tokenizer, vocab_size=data.vocab_size)
+    request = request_of(data, source, fixed)
     if (there := _already_there(out_dir, request, overwrite)) is not None:
         return there
     with _gone_when_refused(out_dir), RunLock(out_dir):
@@ -148,7 +140,7 @@ class _Work:
             raise
 
     def _run(self, fixed: Tokenizer | None, request: dict[str, Any]) -> tuple[Meta, Tokenizer]:
-        split = Split(self.settings.val_fraction)
+        split = Split(self.settings.val_fraction or DEFAULT_VAL_FRACTION)
         documents: Documents = Gathering(self.source)
         tokenizer = fixed
         if tokenizer is None:
@@ -228,14 +220,15 @@ class _Work:
         )
 
     def _check_lengths(self, meta: Meta) -> None:
-        for name, split in (("training", meta.train), ("validation", meta.val)):
-            if split.num_tokens <= self.settings.seq_len:
+        """Training reads whole sequences; validation is scored to its last token, however few there are."""
+        for name, split, least in (("training", meta.train, self.settings.seq_len + 1), ("validation", meta.val, 2)):
+            if split.num_tokens < least:
+                is_sequence = f" (one sequence of {least - 1} + 1)" if split is meta.train else ""
                 raise UserError(
                     f"the {name} split has {split.num_tokens:,} tokens ({split.num_documents:,} documents), fewer than "
-                    f"one sequence of {self.settings.seq_len} + 1",
+                    f"{least}{is_sequence}",
                     where=self.source.name,
-                    remedy="give more text, a smaller --seq_len, or another --val_fraction "
-                    f"(now {self.settings.val_fraction})",
+                    remedy="give more text, a smaller --seq_len, or another --val_fraction",
                     exit_code=ExitCode.BAD_DATA,
                 )
 
@@ -255,6 +248,8 @@ def _publish(meta: Meta, tokenizer: Tokenizer, *, work_dir: Path, staged: Path, 
 
 def _already_there(out_dir: Path, request: dict[str, Any], overwrite: bool) -> Meta | None:
     """The prepared data that answers the request, if it is there; raises when other data is in the way."""
+    if not is_prepared(out_dir) and not overwrite and (out_dir / TOKEN_FILES[0]).exists():
+        raise not_prepared(out_dir)
     if not is_prepared(out_dir) or any(_left_behind(out_dir)):
         return None
     try:
@@ -263,11 +258,11 @@ def _already_there(out_dir: Path, request: dict[str, Any], overwrite: bool) -> M
         if overwrite:
             return None
         raise
-    if meta.request == request:
+    changed = changed_keys(request, meta.request)
+    if not changed:
         return meta
     if overwrite:
         return None
-    changed = sorted(key for key in request.keys() | meta.request.keys() if request.get(key) != meta.request.get(key))
     raise UserError(
         f"{out_dir} already holds other prepared data, from {meta.source} (what differs: {', '.join(changed)})",
         where=str(out_dir / META_FILE),
@@ -315,7 +310,3 @@ def _move_up(staged: Path, out_dir: Path) -> None:
     for path in sorted(staged.iterdir()):
         path.replace(out_dir / path.name)
     staged.rmdir()
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(json.dumps(text).encode()).hexdigest()

@@ -13,9 +13,11 @@ from __future__ import annotations
 import codecs
 import glob
 import gzip
+import hashlib
 import io
 import json
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Generator, Iterator
@@ -33,6 +35,7 @@ UNREAD_SUFFIXES = (".bz2", ".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".pdf"
 PIECE_CHARS = 16 * 2**10
 # How far into a file a separator is looked for, and how long a document between separators may grow before it is cut.
 MAX_DOCUMENT_CHARS = 8 * 2**20
+MOST_HASHED_BYTES = 2**28
 _LINE_CHARS = 2**16  # longer lines come in parts
 
 
@@ -67,6 +70,39 @@ def find_files(name: str) -> list[Path]:
             exit_code=ExitCode.BAD_DATA if path.is_dir() else ExitCode.USAGE,
         )
     return found
+
+
+def name_of(source: str) -> str:
+    """A short name for a source, for directories: the file's or folder's name without the suffixes of its kind."""
+    path = Path(source).expanduser()
+    while glob.has_magic(path.name) and path.parent != path and not path.exists():
+        path = path.parent
+    path = path if path.name.strip(".") else path.resolve()
+    while path.suffix.lower() in (*SUFFIXES, *PACKED_SUFFIXES) and path.stem != path.name:
+        path = path.with_suffix("")
+    return re.sub(r"[^\w.]+", "-", path.name).strip("-.") or "text"
+
+
+def identity_of(found: list[Path], root: Path) -> str:
+    """A text that changes when what the files hold changes, and not when they are copied or touched.
+
+    Of more than `MOST_HASHED_BYTES` only names, sizes and times are looked at.
+    """
+    stats = [path.stat() for path in found]
+    is_hashed = sum(stat.st_size for stat in stats) <= MOST_HASHED_BYTES
+    entries = []
+    for path, stat in zip(found, stats, strict=True):
+        name = str(path.relative_to(root)) if root.is_dir() else "".join(path.suffixes)
+        entries.append([name, stat.st_size, _digest(path) if is_hashed else stat.st_mtime_ns])
+    return json.dumps(entries)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def is_plain_text(path: Path) -> bool:
@@ -218,11 +254,7 @@ def _open_text(path: Path, *, whole_lines: bool = False) -> Generator[Iterator[s
     except _archive_errors() as error:
         raise _bad(f"the archive is damaged ({error})", path) from None
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}",
-            remedy="check the file and its disk",
-            exit_code=ExitCode.IO,
-        ) from None
+        raise _unreadable(path, error) from None
 
 
 def _archive_errors() -> tuple[type[Exception], ...]:
@@ -279,6 +311,12 @@ def _invalid_utf8(path: Path) -> UserError:
         remedy="leave it out, or save its text as UTF-8"
         + ("" if is_binary else " (for Latin-1: iconv -f latin1 -t utf-8)"),
         exit_code=ExitCode.BAD_DATA,
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot read {path}: {error.strerror or error}", remedy="check the file and its disk", exit_code=ExitCode.IO
     )
 
 

@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol
 
 from tiny_transformer.data.prepare.sources import Source
 
+DEFAULT_VAL_FRACTION = 0.02
+
 
 class Gathered(NamedTuple):
     """A document.

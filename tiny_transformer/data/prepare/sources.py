@@ -6,7 +6,6 @@ file, a folder or a glob pattern; `files` says how each kind of file becomes doc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,16 +91,14 @@ def open_source(
     if not Path(name).expanduser().exists() and files.looks_like_hub_id(name):
         return _from_hub(name, hub.HubSet(name, text_field=text_field), max_bytes)
     found = files.find_files(name)
-    sizes = [path.stat().st_size for path in found]
+    num_bytes = sum(path.stat().st_size for path in found)
     plain = all(files.is_plain_text(path) for path in found)
     return Source(
         name=name,
         licence=UNKNOWN_LICENCE,
-        fingerprint=json.dumps(
-            [[str(path), path.stat().st_mtime_ns, size] for path, size in zip(found, sizes, strict=True)]
-        ),
+        fingerprint=files.identity_of(found, Path(name).expanduser()),
         max_bytes=max_bytes,
-        total_bytes=min(sum(sizes), max_bytes or sum(sizes)) if plain else max_bytes,
+        total_bytes=min(num_bytes, max_bytes or num_bytes) if plain else max_bytes,
         start=lambda: (Document(text) for path in found for text in files.read_documents(path, text_field)),
     )
 
