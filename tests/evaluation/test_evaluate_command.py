@@ -181,7 +181,7 @@ def test_data_of_another_tokenizer_is_refused(evaluate: Screen) -> None:
         ({"split": "test"}, "no split 'test'"),
         ({"max_batches": 0}, "max_batches = 0"),
         ({"skills": True, "num_stories": 0}, "num_stories = 0"),
-        ({"data_dir": Path("nowhere")}, "nowhere is not prepared data"),
+        ({"data_dir": Path("nowhere")}, "nowhere holds no prepared data"),
         ({"checkpoint": Path("data")}, "not a checkpoint"),
     ],
 )
