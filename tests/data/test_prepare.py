@@ -249,7 +249,7 @@ def test_which_document_goes_where_depends_on_the_hashes_alone(tmp_path, monkeyp
     split = Split(fraction)
     for seed in range(6):
         texts = make_documents(2 + 3 * seed, seed=seed)
-        hashes = {d.text: d.hash for d in Gathering(scored_source(texts))}
+        hashes = {d.text: d.hash for d in Gathering(scored_source(texts), split)}
         bounds = {"lowest": min(hashes.values()), "highest": max(hashes.values())}
         prepared(scored_source(texts), tmp_path / str(seed), tokenizer=tokenizer, seq_len=16, val_fraction=fraction)
         train, val = texts_of(tmp_path / str(seed))
@@ -365,9 +365,12 @@ def test_stories_are_prepared_with_their_floor(tmp_path):
 # --- progress and summary ---
 
 
-def test_progress_runs_from_nothing_to_all(corpus, tmp_path):
-    calls = []
-    prepared(corpus, tmp_path / "data", **SMALL, on_progress=lambda done, total: calls.append((done, total)))
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe"])
+def test_progress_runs_from_nothing_to_the_size_of_the_text(corpus, tmp_path, tokenizer):
+    calls, options = [], {**SMALL, "tokenizer": tokenizer}
+    meta = prepared(corpus, tmp_path / "data", **options, on_progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1][0] == meta.train.num_bytes + meta.val.num_bytes
+    assert calls[0][1] in (corpus.stat().st_size, calls[-1][1])
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     done, total = calls[-1]
     assert done == total

@@ -13,7 +13,7 @@ from tiny_transformer.errors import ExitCode, UserError
 
 SOURCE_HELP = (
     "A name (stories, tinystories, wikipedia, wiki-intros, wiki-bookscorpus), a hub id, or a file, folder or glob "
-    "of .txt .md .jsonl .parquet, also .gz .xz .zst."
+    "of .txt .md .html .jsonl .json .csv .tsv .parquet, also .gz .bz2 .xz .zst."
 )
 
 
@@ -43,11 +43,15 @@ def prepare(
     ] = None,
     max_bytes: Annotated[int | None, typer.Option("--max_bytes", help="Stop after this many bytes of text.")] = None,
     val_fraction: Annotated[
-        float | None, typer.Option("--val_fraction", help="Share of the documents kept for validation. Default: 0.02.")
+        float | None,
+        typer.Option("--val_fraction", help="Share kept for validation. Default: 0.02, and up to 0.1 of a short text."),
     ] = None,
     text_field: Annotated[
         str | None,
-        typer.Option("--text_field", help="The field with the text in .jsonl, .parquet and hub rows. Default: text."),
+        typer.Option(
+            "--text_field",
+            help="The field with the text in .jsonl, .json, .csv, .tsv, .parquet and hub rows. Default: text.",
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that encode. Default: one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other prepared data in out_dir.")] = False,

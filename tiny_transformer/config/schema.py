@@ -52,7 +52,7 @@ class DataConfig(Section):
     `data/NAME`."""
 
     text_field: str = setting("text", "data")
-    """The field of a .jsonl, .parquet or hub row that holds the text."""
+    """The field of a .jsonl, .json, .csv, .tsv, .parquet or hub row that holds the text."""
 
     max_bytes: int | None = setting(None, "data", ge=1)
     """Stop reading the source after this many bytes of text."""

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.meta import META_FILE, Meta, not_prepared, read_meta, token_dtype
 from tiny_transformer.data.prepare.encode import encode_splits
-from tiny_transformer.data.prepare.gather import DEFAULT_VAL_FRACTION, Documents, Gathering, Split, Spool
+from tiny_transformer.data.prepare.gather import Documents, Gathering, Split, Spool
 from tiny_transformer.data.prepare.request import changed_keys, is_trained_here, request_of
-from tiny_transformer.data.prepare.sources import Source, open_source
+from tiny_transformer.data.prepare.sources import Source, source_of
+from tiny_transformer.data.prepare.texts import DEFAULT_VAL_FRACTION, LEAST_SPLIT_BYTES
 from tiny_transformer.data.token_file import STAGED_PREFIX, staging_dir
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunLock, atomic_write, publish
@@ -61,8 +62,8 @@ def prepare(
         source: the text, where it is open already; by default `data.source` is opened.
         workers: threads that encode, by default one per core; the result does not depend on it.
         overwrite: replace other prepared data; a training that reads it keeps what it has open.
-        on_progress: called with (bytes done, bytes in all or None); every byte counts twice, read and encoded, where a
-            tokenizer is made from the text.
+        on_progress: called with (bytes of text done, bytes in all or None); where a tokenizer is made from the text,
+            reading and encoding count half each.
 
     Raises:
         UserError: see `open_source` and `make_tokenizer`; other data is there already (usage); a split is empty or
@@ -70,7 +71,7 @@ def prepare(
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers {workers} is not a positive number", remedy="leave it out for one per core")
-    source = source or open_source(data.source, text_field=data.text_field, max_bytes=data.max_bytes)
+    source = source or source_of(data)
     out_dir = Path(out_dir)
     fixed = None
     if not is_trained_here(data.tokenizer):
@@ -108,11 +109,15 @@ def is_prepared(data_dir: str | Path) -> bool:
 
 
 def prepare_with_progress(data: DataConfig, out_dir: str | Path, console: Console, **options: Any) -> Meta:
-    """`prepare` with a progress bar, and a table of what came out; `options` are those of `prepare`."""
+    """`prepare` with a progress bar, a sentence about what is read, and a table of what came out; `options` are those
+    of `prepare`."""
     from tiny_transformer.data.prepare.summary import print_summary, progress_bar
 
+    source = source_of(data)
+    if source.note:
+        console.print(source.note, markup=False, highlight=False)
     with progress_bar(console) as on_progress:
-        meta = prepare(data, out_dir, on_progress=on_progress, **options)
+        meta = prepare(data, out_dir, source=source, on_progress=on_progress, **options)
     print_summary(meta, Path(out_dir), console)
     return meta
 
@@ -127,6 +132,7 @@ class _Work:
         self._on_progress = on_progress
         self._num_done = 0
         self._num_total = source.total_bytes
+        self._num_passes = 1
 
     def run(self, fixed: Tokenizer | None, request: dict[str, Any]) -> tuple[Meta, Tokenizer]:
         """Read, split and encode; with a `fixed` tokenizer in one go, else after one has been made from the text."""
@@ -141,11 +147,10 @@ class _Work:
 
     def _run(self, fixed: Tokenizer | None, request: dict[str, Any]) -> tuple[Meta, Tokenizer]:
         split = Split(self.settings.val_fraction or DEFAULT_VAL_FRACTION)
-        documents: Documents = Gathering(self.source)
+        documents: Documents = Gathering(self.source, split)
         tokenizer = fixed
         if tokenizer is None:
-            if self._num_total is not None:
-                self._num_total *= 2
+            self._num_passes = 2
             documents = spool = self._spooled(documents)
             if spool.highest <= spool.lowest:  # fewer than two documents; duplicates are out already
                 self._refuse_so_few(spool.num_bytes)
@@ -170,20 +175,21 @@ class _Work:
         if meta.train.num_documents + meta.val.num_documents < 2:
             self._refuse_so_few(meta.train.num_bytes + meta.val.num_bytes)
         self._check_lengths(meta)
-        self._num_total = self._num_done
+        self._num_total = self._num_done // self._num_passes
         self._advance(0)
         return meta, tokenizer
 
     def _advance(self, num_bytes: int) -> None:
+        """Tell of so much text read or encoded; where both are done apart, each counts half."""
         self._num_done += num_bytes
         if self._on_progress is not None:
-            total = self._num_total
-            self._on_progress(self._num_done, None if total is None else max(total, self._num_done))
+            done, total = self._num_done // self._num_passes, self._num_total
+            self._on_progress(done, None if total is None else max(total, done))
 
     def _spooled(self, documents: Documents) -> Spool:
         path = self.directory / "texts"
         spool = Spool(path) if path.is_file() else Spool.fill(path, documents, self._advance)
-        self._num_total = self._num_done + spool.num_bytes
+        self._num_total = spool.num_bytes
         return spool
 
     def _trained_tokenizer(self, documents: Spool, split: Split) -> Tokenizer:
@@ -215,7 +221,8 @@ class _Work:
         found = f"one document of {num_bytes:,} bytes" if num_bytes else "no text"
         raise UserError(
             f"{self.source.name} holds {found}: training and validation need at least one document each",
-            remedy="give more text; in a .txt, a line <|endoftext|> ends a document, and 16 KiB at a blank line do too",
+            remedy="give more text: in a .txt a line <|endoftext|> ends a document, and a text without such lines is "
+            f"divided from {LEAST_SPLIT_BYTES:,} bytes on",
             exit_code=ExitCode.BAD_DATA,
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.meta import Meta
 from tiny_transformer.data.prepare import hub
-from tiny_transformer.data.prepare.sources import STORIES, Source, open_source
+from tiny_transformer.data.prepare.sources import STORIES, Source, source_of
 from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, make_tokenizer
 
 # Keys of the section `data` that decide the tokens, in the order in which they are told.
@@ -109,8 +109,7 @@ def _identity(data: DataConfig) -> str | None:
     is_there = Path(data.source).expanduser().exists()
     if data.source != STORIES and (data.source in hub.KNOWN_SETS or not is_there):
         return None
-    source = open_source(data.source, text_field=data.text_field, max_bytes=data.max_bytes)
-    return request_of(data, source, None)[IDENTITY]
+    return request_of(data, source_of(data), None)[IDENTITY]
 
 
 def _is_the_tokenizer(name: str, meta: Meta) -> bool:
