@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from machine import CORES, keep, machine
 
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.batches import Batches
 from tiny_transformer.data.meta import BLOCK_BYTES, SplitMeta
 from tiny_transformer.data.prepare.command import prepare
@@ -115,13 +116,13 @@ def compare(texts: list[str], packed: Path, plain: Path, tokenizer_dir: Path, ro
 
 def prepare_anew(source: Path, tokenizer_dir: Path) -> None:
     with tempfile.TemporaryDirectory(dir=tokenizer_dir.parent) as out_dir:
-        prepare(source, out_dir=out_dir, tokenizer=str(tokenizer_dir))
+        prepare(DataConfig(source=str(source), tokenizer=str(tokenizer_dir)), out_dir)
 
 
 def prepared_ids(source: Path, tokenizer_dir: Path) -> np.ndarray:
     """How often each id occurs in the token files."""
     with tempfile.TemporaryDirectory() as out_dir:
-        meta = prepare(source, out_dir=out_dir, tokenizer=str(tokenizer_dir))
+        meta = prepare(DataConfig(source=str(source), tokenizer=str(tokenizer_dir)), out_dir)
         files = [np.fromfile(Path(out_dir) / f"{name}.bin", dtype=meta.dtype) for name in ("train", "val")]
     return np.bincount(np.concatenate(files), minlength=meta.vocab_size)
 
@@ -151,8 +152,9 @@ def train_bpe(texts: list[str], *, vocab_size: int) -> tuple[dict[str, Any], Tok
 def peak_memory(source: Path, tokenizer_dir: Path, out_dir: Path) -> dict[str, Any]:
     """Of a process that prepares `source` (it has threads and no children; this reads Linux's figures)."""
     code = (
-        "import sys; from pathlib import Path; from tiny_transformer.data.prepare import prepare;"
-        "prepare(sys.argv[1], out_dir=sys.argv[2], tokenizer=sys.argv[3]);"
+        "import sys; from pathlib import Path; from tiny_transformer.config.schema import DataConfig;"
+        "from tiny_transformer.data.prepare.command import prepare;"
+        "prepare(DataConfig(source=sys.argv[1], tokenizer=sys.argv[3]), sys.argv[2]);"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
     command = [sys.executable, "-c", code, str(source), str(out_dir), str(tokenizer_dir)]

@@ -226,6 +226,7 @@ def our_steps(
     from rich.console import Console
 
     from tiny_transformer.config.load import load_run_config
+    from tiny_transformer.config.schema import DataConfig
     from tiny_transformer.data.prepare.command import prepare
     from tiny_transformer.hardware import choose_hardware, keep_freed_memory
     from tiny_transformer.parallel.processes import ALONE
@@ -237,7 +238,8 @@ def our_steps(
     from tiny_transformer.training.plan import Pace, plan_for_counts
 
     keep_freed_memory()
-    prepare("stories", out_dir=scratch / "data", tokenizer="byte", max_bytes=3_000_000, seq_len=shape.seq_len)
+    text = DataConfig(source="stories", tokenizer="byte", max_bytes=3_000_000, seq_len=shape.seq_len)
+    prepare(text, scratch / "data")
     tree = {
         "model": {
             "hidden_size": shape.hidden,

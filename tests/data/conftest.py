@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tiny_transformer.config.load import load_data_config
+from tiny_transformer.data.meta import Meta
+from tiny_transformer.data.prepare.command import prepare
+from tiny_transformer.data.prepare.sources import Source
 
 WORDS = tuple(
     "the a little big red old cat dog bird sat ran saw lost found Tim Ann Zoë under over near tree house ✓ mat".split()  # noqa: SIM905
@@ -16,6 +23,17 @@ def make_documents(count: int, seed: int = 0) -> list[str]:
     """Documents of 20 to 80 words, all different."""
     rng = random.Random(seed)
     return [f"Story {i}. " + " ".join(rng.choices(WORDS, k=rng.randint(20, 80))) + "." for i in range(count)]
+
+
+def prepared(source: str | Path | Source, out_dir: Path, **options: Any) -> Meta:
+    """`prepare` with the options of `data` and its own in one row, checked as on the command line."""
+    own = {name: options.pop(name) for name in ("workers", "overwrite", "on_progress") if name in options}
+    if isinstance(source, Source):
+        own["source"] = source
+    else:
+        options["source"] = str(source)
+    data = load_data_config([f"data.{key}={json.dumps(value)}" for key, value in options.items()])
+    return prepare(data, out_dir, **own)
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,13 @@ import pytest
 
 from tiny_transformer.data.prepare import command as prepare_module
 from tiny_transformer.data.prepare import encode as encode_module
-from tiny_transformer.data.prepare.command import is_prepared, prepare
+from tiny_transformer.data.prepare.command import is_prepared
 from tiny_transformer.data.prepare.sources import Document, Source
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.tokenizers import Tokenizer
 
-from .conftest import make_documents
+from .conftest import make_documents, prepared
 
 OPTIONS = {"tokenizer": "byte", "seq_len": 16, "val_fraction": 0.2}
 NEW = {**OPTIONS, "seq_len": 8, "val_fraction": 0.4}
@@ -62,8 +62,8 @@ def in_child(work, *, kill_after: float | None = None) -> int:
 @pytest.fixture
 def expected(corpus, tmp_path) -> dict[str, dict[str, str]]:
     old, new = tmp_path / "expected_old", tmp_path / "expected_new"
-    prepare(corpus, out_dir=old, **OPTIONS)
-    prepare(corpus, out_dir=new, **NEW)
+    prepared(corpus, old, **OPTIONS)
+    prepared(corpus, new, **NEW)
     return {"old": digests(old), "new": digests(new), "old state": state(old), "new state": state(new)}
 
 
@@ -73,14 +73,14 @@ def test_killed_at_random_instants_old_or_new_and_a_rerun_is_identical(corpus, t
     rng, seen = random.Random(11), {"old": 0, "new": 0}
     for trial in range(60):
         data = tmp_path / f"data{trial}"
-        prepare(corpus, out_dir=data, **OPTIONS)
-        work = partial(prepare, corpus, out_dir=data, **NEW, overwrite=True)
+        prepared(corpus, data, **OPTIONS)
+        work = partial(prepared, corpus, data, **NEW, overwrite=True)
         status = in_child(work, kill_after=rng.uniform(0, latest_seconds))
         latest_seconds *= 0.8 if os.WIFEXITED(status) else 1.1
         found = state(data)
         assert found in (expected["old state"], expected["new state"])
         seen["new" if found == expected["new state"] else "old"] += 1
-        prepare(corpus, out_dir=data, **NEW, overwrite=True)
+        prepared(corpus, data, **NEW, overwrite=True)
         assert digests(data) == expected["new"]
     assert min(seen.values()) > 0, seen
 
@@ -116,7 +116,7 @@ def test_killed_before_every_file_system_step(corpus, tmp_path, expected, start)
     def fresh(trial: int) -> Path:
         directory = data.with_name(f"data-{trial}")
         if start == "other data there":
-            prepare(corpus, out_dir=directory, **OPTIONS)
+            prepared(corpus, directory, **OPTIONS)
         return directory
 
     seen = set()
@@ -125,7 +125,7 @@ def test_killed_before_every_file_system_step(corpus, tmp_path, expected, start)
 
         def work(directory=directory, kill_at=kill_at):
             count_and_kill(kill_at)
-            prepare(corpus, out_dir=directory, **options, overwrite=True)
+            prepared(corpus, directory, **options, overwrite=True)
 
         status = in_child(work)
         found = state(directory) if directory.exists() else None
@@ -134,7 +134,7 @@ def test_killed_before_every_file_system_step(corpus, tmp_path, expected, start)
         if status == 0:
             break
         assert os.WIFSIGNALED(status)
-        prepare(corpus, out_dir=directory, **options, overwrite=True)
+        prepared(corpus, directory, **options, overwrite=True)
         assert digests(directory) == expected["new"], f"rerun after a kill before step {kill_at}"
     assert status == 0
     assert kill_at > 30
@@ -143,7 +143,7 @@ def test_killed_before_every_file_system_step(corpus, tmp_path, expected, start)
 
 def test_reader_finds_the_new_data_when_prepare_dies_before_moving_it(corpus, tmp_path, expected, monkeypatch):
     data = tmp_path / "data"
-    prepare(corpus, out_dir=data, **OPTIONS)
+    prepared(corpus, data, **OPTIONS)
 
     def die(staged, out_dir):
         if staged.is_dir():
@@ -152,9 +152,9 @@ def test_reader_finds_the_new_data_when_prepare_dies_before_moving_it(corpus, tm
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "_move_up", die)
         with pytest.raises(KeyboardInterrupt):
-            prepare(corpus, out_dir=data, **NEW, overwrite=True)
+            prepared(corpus, data, **NEW, overwrite=True)
     assert state(data) == expected["new state"]
-    prepare(corpus, out_dir=data, **NEW)  # asked for again: nothing to do but to move what is left
+    prepared(corpus, data, **NEW)  # asked for again: nothing to do but to move what is left
     assert state(data) == expected["new state"]
 
 
@@ -209,31 +209,31 @@ def die_after_save(number: int) -> None:
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe"])
 def test_killed_prepare_goes_on_where_it_was(corpus, tmp_path, monkeypatch, small_chunks, tokenizer, workers):
     options = {**OPTIONS, "tokenizer": tokenizer}
-    prepare(corpus, out_dir=tmp_path / "whole", workers=1, **options)
+    prepared(corpus, tmp_path / "whole", workers=1, **options)
 
     def work():
         die_after_save(4)
-        prepare(corpus, out_dir=tmp_path / "data", workers=workers, **options)
+        prepared(corpus, tmp_path / "data", workers=workers, **options)
 
     assert os.WIFSIGNALED(in_child(work))
     assert not is_prepared(tmp_path / "data")
     counting = Counting(monkeypatch)
-    prepare(corpus, out_dir=tmp_path / "data", workers=workers, **options)
+    prepared(corpus, tmp_path / "data", workers=workers, **options)
     assert digests(tmp_path / "data") == digests(tmp_path / "whole")
     assert 0 < counting.encoded < 300 - 4 * 20  # some 22 documents in 8,000 bytes
     assert counting.trained == 0
 
 
 def test_killed_after_the_last_token_nothing_is_encoded_again(corpus, tmp_path, monkeypatch):
-    prepare(corpus, out_dir=tmp_path / "whole", **OPTIONS)
+    prepared(corpus, tmp_path / "whole", **OPTIONS)
 
     def work():
         prepare_module.atomic_write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+        prepared(corpus, tmp_path / "data", **OPTIONS)
 
     assert os.WIFSIGNALED(in_child(work))
     counting = Counting(monkeypatch)
-    prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+    prepared(corpus, tmp_path / "data", **OPTIONS)
     assert digests(tmp_path / "data") == digests(tmp_path / "whole")
     assert counting.encoded == 0
 
@@ -241,11 +241,11 @@ def test_killed_after_the_last_token_nothing_is_encoded_again(corpus, tmp_path, 
 @pytest.mark.parametrize("name", ["train.bin", "val.docs", "val.bin"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "longer"])
 def test_damaged_work_is_done_again(corpus, tmp_path, small_chunks, name, damage):
-    prepare(corpus, out_dir=tmp_path / "whole", **OPTIONS)
+    prepared(corpus, tmp_path / "whole", **OPTIONS)
 
     def work():
         die_after_save(3)
-        prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+        prepared(corpus, tmp_path / "data", **OPTIONS)
 
     in_child(work)
     (path,) = (tmp_path / "data").glob(f".work-*/{name}")
@@ -257,7 +257,7 @@ def test_damaged_work_is_done_again(corpus, tmp_path, small_chunks, name, damage
         path.unlink()
     if damage == "longer":  # as a process leaves it that dies between two notes
         path.write_bytes(good + bytes(2**20))
-    prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+    prepared(corpus, tmp_path / "data", **OPTIONS)
     assert digests(tmp_path / "data") == digests(tmp_path / "whole")
 
 
@@ -267,22 +267,22 @@ def test_source_that_is_another_than_it_says_is_read_anew(tmp_path, small_chunks
 
     def work():
         die_after_save(3)
-        prepare(source(0), out_dir=tmp_path / "data", **OPTIONS)
+        prepared(source(0), tmp_path / "data", **OPTIONS)
 
     in_child(work)
-    prepare(source(1), out_dir=tmp_path / "data", **OPTIONS)
-    prepare(source(1), out_dir=tmp_path / "whole", **OPTIONS)
+    prepared(source(1), tmp_path / "data", **OPTIONS)
+    prepared(source(1), tmp_path / "whole", **OPTIONS)
     assert digests(tmp_path / "data") == digests(tmp_path / "whole")
 
 
 def test_work_of_another_request_is_removed(corpus, tmp_path, small_chunks):
     def work():
         die_after_save(2)
-        prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+        prepared(corpus, tmp_path / "data", **OPTIONS)
 
     in_child(work)
     assert list((tmp_path / "data").glob(".work-*"))
-    prepare(corpus, out_dir=tmp_path / "data", **NEW)
+    prepared(corpus, tmp_path / "data", **NEW)
     assert not list((tmp_path / "data").glob(".work-*"))
     assert state(tmp_path / "data")
 
@@ -298,12 +298,12 @@ def test_interrupted_prepare_keeps_its_work_and_a_wrong_source_does_not(corpus, 
     for error, kept in ((KeyboardInterrupt(), True), (UserError("bad", exit_code=ExitCode.BAD_DATA), False)):
         directory = tmp_path / type(error).__name__
         with pytest.raises(type(error)):
-            prepare(broken(error), out_dir=directory, **OPTIONS)
+            prepared(broken(error), directory, **OPTIONS)
         assert bool(list(directory.glob(".work-*"))) == kept
 
 
 def test_full_disk_is_told_and_what_is_there_is_used_later(corpus, tmp_path, monkeypatch, small_chunks):
-    prepare(corpus, out_dir=tmp_path / "whole", **OPTIONS)
+    prepared(corpus, tmp_path / "whole", **OPTIONS)
 
     def refuse(splitter):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -313,9 +313,9 @@ def test_full_disk_is_told_and_what_is_there_is_used_later(corpus, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(encode_module.Splitter, "save", lambda splitter: next(calls)(splitter))
         with pytest.raises(UserError, match="No space left") as caught:
-            prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+            prepared(corpus, tmp_path / "data", **OPTIONS)
     assert caught.value.exit_code == ExitCode.IO
     counting = Counting(monkeypatch)
-    prepare(corpus, out_dir=tmp_path / "data", **OPTIONS)
+    prepared(corpus, tmp_path / "data", **OPTIONS)
     assert digests(tmp_path / "data") == digests(tmp_path / "whole")
     assert counting.encoded < 300

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.meta import BLOCK_BYTES, read_meta
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.data.token_file import TokenFile, open_dataset, open_token_files
@@ -25,7 +26,10 @@ def prepared(tmp_path_factory, documents) -> Path:
     directory = tmp_path_factory.mktemp("prepared")
     source = directory / "corpus.jsonl"
     source.write_text("\n".join(json.dumps({"text": text}) for text in documents))
-    prepare(source, out_dir=directory / "data", tokenizer="bpe", vocab_size=300, seq_len=16, val_fraction=0.2)
+    prepare(
+        DataConfig(source=str(source), tokenizer="bpe", vocab_size=300, seq_len=16, val_fraction=0.2),
+        directory / "data",
+    )
     return directory / "data"
 
 

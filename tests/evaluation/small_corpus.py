@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.data.batches import Batches
 from tiny_transformer.data.prepare.command import prepare
@@ -76,7 +77,8 @@ class Corpus:
             total_bytes=None,
             start=lambda: (Document(*self.sampler.sample(0, i)) for i in range(count)),
         )
-        prepare(source, out_dir=out_dir, seq_len=SEQ_LEN, val_fraction=val_fraction, tokenizer=tokenizer)
+        data = DataConfig(seq_len=SEQ_LEN, val_fraction=val_fraction, tokenizer=tokenizer)
+        prepare(data, out_dir, source=source)
         return open_dataset(out_dir)
 
 

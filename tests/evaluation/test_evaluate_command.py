@@ -15,6 +15,7 @@ from rich.console import Console
 from small_corpus import MANY
 
 from tiny_transformer.config.load import load_run_config
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation import loss as loss_module
@@ -46,8 +47,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         trained({"out_dir": "runs/small"}, "small")
         text = "\n<|endoftext|>\n".join(f"Line {i} says {i * i} and {i % 7}." for i in range(300))
         Path("lines.txt").write_text(text, encoding="utf-8")
-        prepare("lines.txt", out_dir="data/lines", tokenizer="byte", seq_len=64, val_fraction=0.2)
-        prepare("lines.txt", out_dir="data/other", tokenizer="char", seq_len=64, val_fraction=0.2)
+        prepare(DataConfig(source="lines.txt", tokenizer="byte", seq_len=64, val_fraction=0.2), "data/lines")
+        prepare(DataConfig(source="lines.txt", tokenizer="char", seq_len=64, val_fraction=0.2), "data/other")
     return directory
 
 
@@ -179,7 +180,7 @@ def test_data_of_another_tokenizer_is_refused(evaluate: Screen) -> None:
         ({"split": "test"}, "no split 'test'"),
         ({"max_batches": 0}, "max_batches = 0"),
         ({"skills": True, "num_stories": 0}, "num_stories = 0"),
-        ({"data_dir": Path("nowhere")}, "nowhere is not prepared data"),
+        ({"data_dir": Path("nowhere")}, "nowhere holds no prepared data"),
         ({"checkpoint": Path("data")}, "not a checkpoint"),
     ],
 )

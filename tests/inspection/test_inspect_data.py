@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.packing import BestFit, Concatenated
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.data.token_file import open_dataset
@@ -32,7 +33,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("inspect")
     source = directory / "dogs.txt"
     source.write_text("\n<|endoftext|>\n".join(TEXTS), encoding="utf-8")
-    prepare(source, out_dir=directory / "data", tokenizer="bpe", vocab_size=300, seq_len=48, val_fraction=0.2)
+    prepare(
+        DataConfig(source=str(source), tokenizer="bpe", vocab_size=300, seq_len=48, val_fraction=0.2),
+        directory / "data",
+    )
     return directory / "data"
 
 

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data import batches
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.stages import run as pretrain
@@ -214,7 +215,7 @@ def prepare_texts(directory: Path) -> dict[str, Path]:
         "tiny validation": {"max_bytes": 300_000, "val_fraction": 0.005},
     }
     for name, options in texts.items():
-        prepare("stories", out_dir=directory / name, tokenizer="byte", seq_len=64, **options)
+        prepare(DataConfig(source="stories", tokenizer="byte", seq_len=64, **options), directory / name)
     return {name: directory / name for name in texts}
 
 

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.reports.diagnosis import diagnose as diagnose_module
 from tiny_transformer.reports.diagnosis.diagnose import CHECKS, diagnose, diagnose_run
 from tiny_transformer.reports.diagnosis.evidence import Evidence, Finding
@@ -278,7 +279,7 @@ def test_whatever_stands_in_a_run_each_check_survives_it(value: object) -> None:
 
 def test_the_diagnosis_is_printed_at_the_end_of_training(tmp_path: Path) -> None:
     planted.prepare(
-        "stories", out_dir=tmp_path / "data", tokenizer="byte", max_bytes=9_000, val_fraction=0.4, seq_len=64
+        DataConfig(source="stories", tokenizer="byte", max_bytes=9_000, val_fraction=0.4, seq_len=64), tmp_path / "data"
     )
     tree = {
         "model": planted.MODEL,

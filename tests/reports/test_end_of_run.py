@@ -16,7 +16,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss, perplexity_in_words
 from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.reports.runs_table import list_runs
-from tiny_transformer.stages import samples, summary
+from tiny_transformer.stages import pretrain, samples, summary
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.stage import Request
 from tiny_transformer.storage import read_log
@@ -120,7 +120,7 @@ def test_a_diverged_run_that_is_resumed_with_a_lower_rate_is_a_run_like_any_othe
 def test_a_validation_loss_that_is_no_number_ends_the_run(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tiny_transformer.stages.pretrain.validation_loss", lambda *_: SplitLoss(float("nan"), 10, 10))
+    monkeypatch.setattr(pretrain, "validation_loss", lambda *_: SplitLoss(float("nan"), 10, 10))
     with pytest.raises(NotFiniteError, match="val_loss is nan at step 4; the step was not saved"):
         run(data_dir, tmp_path / "r", eval_steps=4)
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.stage import Request, RunResult
@@ -44,7 +45,7 @@ TINY: dict[str, Any] = {
 
 def prepare_tiny(data_dir: Path) -> Path:
     """A few stories in bytes."""
-    prepare("stories", out_dir=data_dir, tokenizer="byte", max_bytes=60_000, val_fraction=0.05, seq_len=32)
+    prepare(DataConfig(source="stories", tokenizer="byte", max_bytes=60_000, val_fraction=0.05, seq_len=32), data_dir)
     return data_dir
 
 

@@ -191,18 +191,18 @@ def test_a_run_keeps_its_choice_when_it_is_resumed(
     told = auto(tiny_data, "steps=3")
     assert "what 0.05 minutes buy" in told and "->" in told
     assert all(word in told for word in ("Hoffmann", "Muennighoff", "Step Law"))
-    config = (tmp_path / "runs/auto/config.yaml").read_text().split("\n", 2)[2]
-    plan = json.loads((tmp_path / "runs/auto/plan.json").read_text())
+    config = (tmp_path / "runs/stories/config.yaml").read_text().split("\n", 2)[2]
+    plan = json.loads((tmp_path / "runs/stories/plan.json").read_text())
 
     def never(*arguments: object) -> None:
         raise AssertionError("chosen again")
 
     monkeypatch.setattr(calibration, "_measure_and_choose", never)
     auto(tiny_data, "steps=3", resume=True)
-    assert (tmp_path / "runs/auto/config.yaml").read_text().split("\n", 2)[2].replace(
-        "out_dir: runs/auto", "out_dir: null"
+    assert (tmp_path / "runs/stories/config.yaml").read_text().split("\n", 2)[2].replace(
+        "out_dir: runs/stories", "out_dir: null"
     ) == config
-    assert json.loads((tmp_path / "runs/auto/plan.json").read_text()) == plan
+    assert json.loads((tmp_path / "runs/stories/plan.json").read_text()) == plan
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama", "qwen3_next"])
@@ -216,7 +216,7 @@ def test_a_shape_that_a_person_set_is_timed_and_kept(
         tiny_data, f"model.model_type={model_type}", *shape, "model.head_dim=16", "steps=2", "micro_batch_size=3"
     )
     assert "yours x 2" in told and told.count("as you set it") == 2  # the shape and the batch
-    config = load_run_config(tmp_path / "runs/auto/config.yaml")
+    config = load_run_config(tmp_path / "runs/stories/config.yaml")
     assert (config.model.model_type, config.model.hidden_size, config.training.optimizer) == (model_type, 32, "muon")
 
 
@@ -235,4 +235,4 @@ def test_minutes_do_not_choose_a_hybrid(tiny_data: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="what size suits a qwen3_next is not known"):
         auto(tiny_data, "model.model_type=qwen3_next")
-    assert not (tmp_path / "runs/auto").exists()
+    assert not (tmp_path / "runs/stories").exists()

@@ -22,6 +22,7 @@ import pytest
 import torch
 from run_helpers import TINY, evaluation, log_without_clock, run_tiny
 
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.stages import run as stage
@@ -82,7 +83,7 @@ class Killed(BaseException):
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few stories."""
     data_dir = tmp_path_factory.mktemp("chains") / "data"
-    prepare("stories", out_dir=data_dir, tokenizer="byte", max_bytes=9_000, val_fraction=0.05, seq_len=16)
+    prepare(DataConfig(source="stories", tokenizer="byte", max_bytes=9_000, val_fraction=0.05, seq_len=16), data_dir)
     return data_dir
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from run_helpers import TINY, evaluation, log_without_clock, run_tiny, tiny_request
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.config.schema import DataConfig, TrainingConfig
 from tiny_transformer.data.batches import IGNORE_INDEX, Batches, TokenBatch, evaluation_batches
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.data.token_file import open_dataset
@@ -285,7 +285,8 @@ def test_the_saved_config_leads_back_to_the_data(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_data, tmp_path / "data/tiny")
     request = tiny_request(Path("unused"), Path("r"), steps=4)
-    data = request.config.data.model_copy(update={"data_dir": None})
+    made_with = {"tokenizer": "byte", "max_bytes": 60_000, "val_fraction": 0.05}
+    data = request.config.data.model_copy(update={"data_dir": None, **made_with})
     launch(replace(request, config=request.config.model_copy(update={"data": data})), Console(file=io.StringIO()))
     assert load_run_config("r/config.yaml").data.data_dir == Path("data/tiny")
 
@@ -300,7 +301,8 @@ def test_a_named_directory_without_data_is_not_filled_with_stories(tmp_path: Pat
 
 def test_a_sample_prompt_that_cannot_be_written_costs_no_report(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "hen {i} and egg"}}\n' for i in range(300)))
-    prepare(tmp_path / "a.jsonl", out_dir=tmp_path / "data", tokenizer="char", val_fraction=0.2, seq_len=32)
+    data = DataConfig(source=str(tmp_path / "a.jsonl"), tokenizer="char", val_fraction=0.2, seq_len=32)
+    prepare(data, tmp_path / "data")
     request = tiny_request(tmp_path / "data", tmp_path / "r", steps=2, sample_prompts=["Once"])
     screen = io.StringIO()
     console = Console(file=screen, width=200)

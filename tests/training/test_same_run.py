@@ -168,6 +168,11 @@ def test_a_changed_key_does_on_resume_what_the_schema_says(
     request, screen = config_with(tiny_data, run_dir, changes), io.StringIO()
     console = Console(file=screen, width=500)
     expected = class_of(key, request.config)
+    if expected == "data":
+        with pytest.raises(UserError, match="holds other data than asked for") as caught:
+            stage.pretrain(request, console)
+        assert f"({key.removeprefix('data.')}: " in caught.value.what
+        return
     if expected == "refuse":
         with pytest.raises(UserError, match="cannot resume: ") as caught:
             launch(request, console)
@@ -214,7 +219,7 @@ def test_data_and_run_may_be_moved(tiny_data: Path, tmp_path: Path, stopped: Pat
 def test_other_data_and_another_tokenizer_are_refused(tmp_path: Path, stopped: Path) -> None:
     for tokenizer, named in (("byte", "the data"), ("char", "model.vocab_size")):
         data = tmp_path / tokenizer
-        prepare("stories", out_dir=data, tokenizer=tokenizer, max_bytes=30_000, val_fraction=0.1, seq_len=32)
+        prepare(DataConfig(source="stories", tokenizer=tokenizer, max_bytes=30_000, val_fraction=0.1, seq_len=32), data)
         with pytest.raises(UserError, match=f"cannot resume: {named}"):
             run_tiny(data, stopped / "stopped", resume=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +75,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         typer.echo(f"tiny-transformer {__version__}")
         raise typer.Exit
+
+
+def as_overrides(options: dict[str, Any]) -> list[str]:
+    """Options of ours as `key=value`, those that were given; text in quotes, so that a name such as 2024 stays one."""
+    return [
+        f"{key}={json.dumps(str(value) if isinstance(value, Path) else value)}"
+        for key, value in options.items()
+        if value is not None
+    ]
 
 
 def overrides_of(context: typer.Context) -> list[str]:

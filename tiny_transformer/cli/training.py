@@ -8,45 +8,51 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import OPEN_SETTINGS, SETTINGS, OutDir, app, overrides_of
+from tiny_transformer.cli.frame import OPEN_SETTINGS, SETTINGS, OutDir, app, as_overrides, overrides_of
 from tiny_transformer.errors import ExitCode, UserError
 
 SOURCE_HELP = (
     "A name (stories, tinystories, wikipedia, wiki-intros, wiki-bookscorpus), a hub id, or a file, folder or glob "
-    "of .txt .md .jsonl .parquet, also .gz .xz .zst."
+    "of .txt .md .html .jsonl .json .csv .tsv .parquet, also .gz .bz2 .xz .zst."
 )
 
 
 @app.command(context_settings=SETTINGS)
 def prepare(
-    source: Annotated[
-        str,
-        typer.Option(help=SOURCE_HELP),
-    ] = "stories",
+    source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "stories",
     out_dir: Annotated[
         Path, typer.Option("--out_dir", metavar="DIR", help="Where train.bin, val.bin and meta.json go.")
     ] = Path("data"),
     tokenizer: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="bpe or auto (trained on it), byte, char, gpt2, qwen3, qwen2.5, a tokenizer directory or hub id."
+            help="bpe or auto (trained on it), byte, char, gpt2, qwen3, qwen2.5, a tokenizer directory or hub id. "
+            "Default: bpe."
         ),
-    ] = "bpe",
+    ] = None,
     vocab_size: Annotated[
         int | None,
         typer.Option("--vocab_size", help="Words of a bpe trained here. Default: chosen from the amount of text."),
     ] = None,
     seq_len: Annotated[
-        int,
-        typer.Option("--seq_len", help="Tokens in a training sequence; noted in meta.json, a run may choose another."),
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--seq_len",
+            help="Tokens in a training sequence; noted in meta.json, a run may choose another. Default: 256.",
+        ),
+    ] = None,
     max_bytes: Annotated[int | None, typer.Option("--max_bytes", help="Stop after this many bytes of text.")] = None,
     val_fraction: Annotated[
-        float, typer.Option("--val_fraction", help="Share of the documents kept for validation.")
-    ] = 0.02,
+        float | None,
+        typer.Option("--val_fraction", help="Share kept for validation. Default: 0.02, and up to 0.1 of a short text."),
+    ] = None,
     text_field: Annotated[
-        str, typer.Option("--text_field", help="The field with the text in .jsonl, .parquet and hub rows.")
-    ] = "text",
+        str | None,
+        typer.Option(
+            "--text_field",
+            help="The field with the text in .jsonl, .json, .csv, .tsv, .parquet and hub rows. Default: text.",
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that encode. Default: one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other prepared data in out_dir.")] = False,
 ) -> None:
@@ -54,22 +60,24 @@ def prepare(
 
     Without options the built-in story corpus is written, tokenized with a vocabulary trained on it.
     """
+    from tiny_transformer.config.load import load_data_config
     from tiny_transformer.data.prepare.command import prepare_with_progress
 
     console = Console()
-    prepare_with_progress(
-        source,
-        console=console,
-        out_dir=out_dir,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        seq_len=seq_len,
-        max_bytes=max_bytes,
-        val_fraction=val_fraction,
-        text_field=text_field,
-        workers=workers,
-        overwrite=overwrite,
+    data = load_data_config(
+        as_overrides(
+            {
+                "data.source": source,
+                "data.tokenizer": tokenizer,
+                "data.vocab_size": vocab_size,
+                "data.seq_len": seq_len,
+                "data.max_bytes": max_bytes,
+                "data.val_fraction": val_fraction,
+                "data.text_field": text_field,
+            }
+        )
     )
+    prepare_with_progress(data, out_dir, console, workers=workers, overwrite=overwrite)
     console.print(f"\nnext: tiny-transformer train --data_dir {out_dir} --minutes 10", highlight=False)
 
 
@@ -147,7 +155,7 @@ def train(
     from tiny_transformer.stages.command import one_voice, run_training
 
     with one_voice():
-        overrides = [f"{key}={value}" for key, value in flags.items() if value is not None] + overrides_of(context)
+        overrides = as_overrides(flags) + overrides_of(context)
     if minutes is not None and max_train_minutes is not None:
         raise UserError(
             "--minutes and --max_train_minutes exclude each other", where="command line", remedy="give one of them"

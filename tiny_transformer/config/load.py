@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from tiny_transformer.config.aliases import ALIASES, SWITCHES, translate
 from tiny_transformer.config.presets import PRESETS
-from tiny_transformer.config.schema import CONFIGS, RunConfig, sections_of
+from tiny_transformer.config.schema import CONFIGS, DataConfig, RunConfig, sections_of
 from tiny_transformer.config.shapes import SHAPES
 from tiny_transformer.errors import ExitCode, UserError
 
@@ -48,6 +48,15 @@ def load_run_config(source: str | Path | Mapping[str, Any] | None, overrides: It
         UserError: unreadable file, unknown key, wrong type or impossible combination.
     """
     return build_run_config([_read_source(source), [parse_override(text) for text in overrides]])
+
+
+def load_data_config(overrides: Iterable[str]) -> DataConfig:
+    """The checked section `data` on its own; sequences may have any length, as no model is there to limit it.
+
+    Raises:
+        UserError: as `load_run_config`.
+    """
+    return load_run_config({"model": {"max_position_embeddings": 2**24}}, overrides).data
 
 
 def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
@@ -82,6 +91,11 @@ def parse_override(text: str, origin: str = "command line") -> Assignment:
     except yaml.YAMLError:
         parsed = value
     return Assignment(key.strip().removeprefix("--"), parsed, origin)
+
+
+def keys_of(overrides: Iterable[str]) -> set[str]:
+    """The keys that overrides set, in our own words."""
+    return set(_resolve((parse_override(text) for text in overrides), None))
 
 
 def config_name(source: str | Path | None) -> str:
@@ -289,7 +303,7 @@ def _section_names() -> list[str]:
     return list(dict.fromkeys(name for schema in CONFIGS.values() for name in sections_of(schema)))
 
 
-def _resolve(layer: Iterable[Assignment], schema: type[RunConfig]) -> dict[str, Assignment]:
+def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dict[str, Assignment]:
     """One layer in our own words; two names of one key must agree."""
     resolved: dict[str, Assignment] = {}
     keys = valid_keys(schema)

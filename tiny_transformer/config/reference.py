@@ -24,10 +24,11 @@ that is true or false may stand alone (`--compile`), and a list may be one word,
 (`--loggers tensorboard,wandb`). A typo, a wrong type or an impossible combination is refused before anything starts.
 
 **On resume**: *fixed* keys must be those of the run that is resumed. *Warns*: it may change, and then the rest of the
-run is not the one that was started. *Free*: it may change, and the weights are what they would have been. The size of a
+run is not the one that was started. *Free*: it may change, and the weights are what they would have been. *Data*: the
+prepared data was made with it; asking for another value is refused with the command that makes it. The size of a
 batch (`micro_batch_size x grad_accum_steps`) is fixed. Every difference is printed.
 """
-ON_RESUME = {"refuse": "fixed", "warn": "warns", "allow": "free"}
+ON_RESUME = {"refuse": "fixed", "warn": "warns", "allow": "free", "data": "data"}
 
 
 def reference_markdown() -> str:

@@ -15,14 +15,15 @@ from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.shapes import ModelConfig, Qwen3Config
 
-OnResume = Literal["refuse", "warn", "allow"]
+OnResume = Literal["refuse", "warn", "allow", "data"]
 
 
 def setting(default: Any, on_resume: OnResume, **constraints: Any) -> Any:
     """A field with its default, its range, and what `--resume` does when it differs from the saved run's value.
 
     `refuse`: it would be another run, or the saved state would not fit. `warn`: the rest of the run becomes another one
-    than was started. `allow`: the weights stay what they would have been.
+    than was started. `allow`: the weights stay what they would have been. `data`: the prepared data was made with it,
+    and asking for another value is refused.
     """
     return Field(default, json_schema_extra={"on_resume": on_resume}, **constraints)
 
@@ -42,7 +43,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the text comes from and how it becomes token sequences."""
 
-    source: str = setting("stories", "allow")
+    source: str = setting("stories", "data")
     """A name (`stories`, `tinystories`, `wikipedia`, `wiki-intros`, `wiki-bookscorpus`), a hub data set id, or a path:
     file, folder or glob."""
 
@@ -50,20 +51,21 @@ class DataConfig(Section):
     """Prepared token files (`train.bin`, `val.bin`, `meta.json`). Made from `source` when they are missing. Default:
     `data/NAME`."""
 
-    text_field: str = setting("text", "allow")
-    """The field of a .jsonl, .parquet or hub row that holds the text."""
+    text_field: str = setting("text", "data")
+    """The field of a .jsonl, .json, .csv, .tsv, .parquet or hub row that holds the text."""
 
-    max_bytes: int | None = setting(None, "allow", ge=1)
+    max_bytes: int | None = setting(None, "data", ge=1)
     """Stop reading the source after this many bytes of text."""
 
-    val_fraction: float = setting(0.02, "allow", gt=0, lt=1)
-    """Share of the documents kept for validation; chosen by a hash of the document, so it does not move when data is
-    added."""
+    val_fraction: float | None = setting(None, "data", gt=0, lt=1)
+    """Share of the text kept for validation: whole documents, chosen by a hash of the document, so that it does not
+    move when data is added; of a text that is one document, several pieces spread over it. Default: 0.02, and up to 0.1
+    of a short text that is one document."""
 
-    tokenizer: str = setting("bpe", "allow")
+    tokenizer: str = setting("bpe", "data")
     """`bpe` (trained on this text), `byte`, `char`, `gpt2`, `qwen3`, or a Hugging Face tokenizer directory or id."""
 
-    vocab_size: int | None = setting(None, "allow", ge=256, le=1_000_000)
+    vocab_size: int | None = setting(None, "data", ge=256, le=1_000_000)
     """Words of a `bpe` trained here. Default: chosen from the amount of text."""
 
     packing: Literal["concat", "documents"] = setting("concat", "refuse")

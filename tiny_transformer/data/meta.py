@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import UnionType
@@ -105,11 +106,7 @@ def read_meta(data_dir: Path) -> Meta:
             raise damaged(file, "it is far too large")
         body = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise UserError(
-            f"{data_dir} is not prepared data: it has no {META_FILE}",
-            where=str(data_dir),
-            remedy=f"make it with: tiny-transformer prepare --source YOUR_TEXT --out_dir {data_dir}",
-        ) from None
+        raise not_prepared(data_dir) from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}", exit_code=ExitCode.IO) from None
     except (ValueError, RecursionError):
@@ -149,6 +146,23 @@ def _of_kind(values: Any, form: type[Meta | SplitMeta]) -> dict[str, Any]:
         if not right:
             raise ValueError(name)
     return values
+
+
+def not_prepared(data_dir: Path) -> UserError:
+    """The error for a directory without meta.json, with the command that makes prepared data of what is there."""
+    here = shlex.quote(str(data_dir))
+    if (data_dir / "train.bin").is_file():
+        return UserError(
+            f"{data_dir} holds token files of another program: it has no {META_FILE}",
+            where=str(data_dir),
+            remedy=f"take them in with their tokenizer: tiny-transformer import {here} "
+            f"--out_dir {shlex.quote(f'{data_dir}-imported')} --tokenizer gpt2",
+        )
+    return UserError(
+        f"{data_dir} holds no prepared data: it has no {META_FILE}",
+        where=str(data_dir),
+        remedy=f"make it with: tiny-transformer prepare --source YOUR_TEXT --out_dir {here}",
+    )
 
 
 def token_dtype(vocab_size: int) -> str:

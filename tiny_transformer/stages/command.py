@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,13 +11,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tiny_transformer.config.load import config_name, load_run_config
+from tiny_transformer.config.load import config_name, keys_of, load_run_config
 from tiny_transformer.errors import UserError
 
 if TYPE_CHECKING:
-    from tiny_transformer.stages.stage import Request
-
-CHOSEN = "auto"  # what a run is called whose config nobody wrote
+    from tiny_transformer.config.schema import RunConfig
 
 
 def run_training(
@@ -51,8 +48,8 @@ def run_training(
         raise UserError("--resume and --overwrite exclude each other", where="command line", remedy="give one of them")
     if minutes is not None:
         overrides = [*overrides, f"training.max_train_minutes={minutes}"]
-    source = config
     with one_voice():
+        source, ours = config, keys_of(overrides)
         if resume and (config is None or minutes is not None):
             source = _own_config(load_run_config(None, overrides).out_dir) or config
         checked = load_run_config(source, overrides)
@@ -63,26 +60,44 @@ def run_training(
     from tiny_transformer.stages.summary import finish
 
     keep_freed_memory()
-    name = CHOSEN if minutes is not None and config is None else config_name(config)
-    request = Request(checked, name, resume=resume, overwrite=overwrite, chooses=minutes is not None)
-    if resume and minutes is not None and checked.out_dir is None:
+    text = _text_name(checked, ours)
+    request = Request(
+        checked,
+        name=text if config is None else config_name(config),
+        data_name=text if config is None or "data.source" in ours else config_name(config),
+        asked=_asked(checked, ours, from_file=source is not None and source == config),
+        resume=resume,
+        overwrite=overwrite,
+        chooses=minutes is not None,
+    )
+    if resume and config is None and checked.out_dir is None:
         run_dir = choose_run_dir(request)
         own = load_run_config(_own_config(run_dir), overrides)
         request = replace(request, config=own.model_copy(update={"out_dir": run_dir}))
-    outcome = launch(_with_data_dir(request), console)
+    outcome = launch(request, console)
     if outcome.is_first:
         finish(outcome, console)
     return outcome.status
 
 
-def _with_data_dir(request: Request) -> Request:
-    """Where nobody wrote a config, the data is called after its source."""
-    data = request.config.data
-    if request.name != CHOSEN or data.data_dir is not None:
-        return request
-    word = re.sub(r"[^A-Za-z0-9]+", "-", Path(data.source).stem).strip("-") or CHOSEN
-    data = data.model_copy(update={"data_dir": Path("data") / word, "source": data.source})
-    return replace(request, config=request.config.model_copy(update={"data": data}))
+def _text_name(config: RunConfig, ours: set[str]) -> str:
+    """What to call a run after its text."""
+    from tiny_transformer.data.meta import META_FILE, read_meta
+    from tiny_transformer.data.prepare.files import name_of
+
+    data = config.data
+    if "data.source" not in ours and data.data_dir is not None and (data.data_dir / META_FILE).is_file():
+        return name_of(read_meta(data.data_dir).source)
+    return name_of(data.source)
+
+
+def _asked(config: RunConfig, ours: set[str], *, from_file: bool) -> frozenset[str]:
+    """The keys of `data` that prepared data must agree with: those of the command line, and those of the config file
+    unless the command line names another directory than it."""
+    here = {key.removeprefix("data.") for key in ours if key.startswith("data.")}
+    if from_file and "data_dir" not in here:
+        here |= config.data.model_fields_set
+    return frozenset(here)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing
-from tiny_transformer.stages.launch import fit_vocabulary, open_training_data, settle_data_dir
+from tiny_transformer.stages.launch import as_read, fit_vocabulary, open_training_data, settle_data_dir
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
@@ -45,10 +45,11 @@ class Pretraining(Stage):
     @classmethod
     def open(cls, request: Request, hardware: Hardware, processes: Processes, console: Console) -> Self:
         """See `Stage`; with `request.chooses` the config is completed to make the most of its minutes."""
-        config = settle_data_dir(request)
+        config = settle_data_dir(request, console)
         dataset = open_training_data(config, console) if processes.is_first else None
         processes.barrier()  # the data is there now
         dataset = dataset or open_training_data(config, console)
+        config = as_read(config, dataset.meta)
         begun = time.monotonic()
         if request.chooses and not request.resume:
             config = take_choice(config, dataset, hardware, processes, console)

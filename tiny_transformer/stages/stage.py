@@ -39,7 +39,10 @@ class Request:
 
     Attributes:
         config: the checked config.
-        name: what to call the run and its data when no directory is given.
+        name: what to call the run when no directory is given.
+        data_name: what to call its data when no directory is given; by default as the run.
+        asked: the keys of the section `data` that were asked for in so many words, and not by the file whose data
+            directory another one replaces; by default those that the config sets.
         resume: continue the run in `out_dir` (or the newest of that name).
         overwrite: replace a run that is already there.
         chooses: fill in what the config leaves open so that it makes the most of `max_train_minutes`.
@@ -48,6 +51,8 @@ class Request:
 
     config: RunConfig
     name: str
+    data_name: str | None = None
+    asked: frozenset[str] | None = None
     resume: bool = False
     overwrite: bool = False
     chooses: bool = False

@@ -23,6 +23,7 @@ from tiny_transformer.training.gradient import Gradient, compute_gradient
 from tiny_transformer.training.loss_scale import count_step_at_loss_scale, lower_loss_scale
 from tiny_transformer.training.modifiers import set_dropout
 from tiny_transformer.training.nonfinite import (
+    NotFiniteError,
     first_bad_after_update,
     first_bad_tensor,
     named_tensors,

@@ -11,26 +11,26 @@ request goes on from there.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tiny_transformer.data.meta import META_FILE, Meta, read_meta, token_dtype
+from tiny_transformer.config.schema import DataConfig
+from tiny_transformer.data.meta import META_FILE, Meta, not_prepared, read_meta, token_dtype
 from tiny_transformer.data.prepare.encode import encode_splits
 from tiny_transformer.data.prepare.gather import Documents, Gathering, Split, Spool
-from tiny_transformer.data.prepare.sources import Source, open_source
+from tiny_transformer.data.prepare.request import changed_keys, is_trained_here, request_of
+from tiny_transformer.data.prepare.sources import Source, source_of
+from tiny_transformer.data.prepare.texts import DEFAULT_VAL_FRACTION, LEAST_SPLIT_BYTES
 from tiny_transformer.data.token_file import STAGED_PREFIX, staging_dir
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunLock, atomic_write, publish
 from tiny_transformer.storage.commit import LEFTOVER_PREFIX, remove_tree
 from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.lock import LOCK_NAME
-from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, load_tokenizer, make_tokenizer
+from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,39 +41,11 @@ TRAINING_SAMPLE_BYTES = 64 * 2**20  # of text a BPE is trained on at most; more 
 Progress = Callable[[int, int | None], None]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides the bytes that come out, apart from the source."""
-
-    tokenizer: str
-    vocab_size: int | None
-    seq_len: int
-    max_bytes: int | None
-    val_fraction: float
-    text_field: str
-
-    def check(self) -> None:
-        """Refuse values that cannot be, before any work."""
-        if not 0 < self.val_fraction < 1:
-            raise UserError(
-                f"val_fraction {self.val_fraction} is not between 0 and 1", remedy="0.02 keeps 2 % of documents"
-            )
-        if self.seq_len < 1:
-            raise UserError(
-                f"seq_len {self.seq_len} is not a positive number of tokens", remedy="256 is a common choice"
-            )
-
-
 def prepare(
-    source: str | Path | Source,
-    *,
+    data: DataConfig,
     out_dir: str | Path,
-    tokenizer: str = "bpe",
-    vocab_size: int | None = None,
-    seq_len: int = 512,
-    max_bytes: int | None = None,
-    val_fraction: float = 0.02,
-    text_field: str = "text",
+    *,
+    source: Source | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
@@ -84,34 +56,27 @@ def prepare(
     call was killed, this one goes on where that was, to the same bytes. Other files in `out_dir` are left alone.
 
     Args:
-        source: a name or path as `open_source` takes it, or an open source (`max_bytes` and `text_field` are then its).
+        data: which text, which tokenizer, how it is split; `packing` and `data_dir` play no part. The training
+            split must hold at least one sequence (seq_len + 1 tokens).
         out_dir: made if missing.
-        tokenizer: as `make_tokenizer` takes it; `bpe` and `char` are made from this text.
-        vocab_size: for `bpe`; by default chosen from the amount of text.
-        seq_len: length of a training sequence; each split must hold at least one (seq_len + 1 tokens).
-        max_bytes: stop after so many bytes of text.
-        val_fraction: share of the documents kept for validation, chosen by a hash of each.
-        text_field: the field of jsonl, parquet and hub rows that holds the text.
+        source: the text, where it is open already; by default `data.source` is opened.
         workers: threads that encode, by default one per core; the result does not depend on it.
         overwrite: replace other prepared data; a training that reads it keeps what it has open.
-        on_progress: called with (bytes done, bytes in all or None); every byte counts twice, read and encoded, where a
-            tokenizer is made from the text.
+        on_progress: called with (bytes of text done, bytes in all or None); where a tokenizer is made from the text,
+            reading and encoding count half each.
 
     Raises:
         UserError: see `open_source` and `make_tokenizer`; other data is there already (usage); a split is empty or
             shorter than one sequence (bad data); `out_dir` is in use (locked) or cannot be written (I/O).
     """
-    settings = Settings(tokenizer, vocab_size, seq_len, max_bytes, val_fraction, text_field)
-    settings.check()
     if workers is not None and workers < 1:
         raise UserError(f"workers {workers} is not a positive number", remedy="leave it out for one per core")
-    if not isinstance(source, Source):
-        source = open_source(source, text_field=text_field, max_bytes=max_bytes)
-    request = {"source": source.name, "source_fingerprint": _hash(source.fingerprint), **asdict(settings)}
+    source = source or source_of(data)
     out_dir = Path(out_dir)
-    fixed = None if tokenizer in (*TRAINED_KINDS, "auto") else make_tokenizer(tokenizer, vocab_size=vocab_size)
-    if fixed is not None:
-        request["tokenizer_fingerprint"] = fixed.fingerprint
+    fixed = None
+    if not is_trained_here(data.tokenizer):
+        fixed = make_tokenizer(data.tokenizer, vocab_size=data.vocab_size)
+    request = request_of(data, source, fixed)
     if (there := _already_there(out_dir, request, overwrite)) is not None:
         return there
     with _gone_when_refused(out_dir), RunLock(out_dir):
@@ -120,7 +85,7 @@ def prepare(
         _finish_or_remove(out_dir, request, work_dir)
         if (there := _already_there(out_dir, request, overwrite)) is not None:
             return there
-        work = _Work(source, settings, work_dir, workers or os.cpu_count() or 1, on_progress)
+        work = _Work(source, data, work_dir, workers or os.cpu_count() or 1, on_progress)
         return _publish(*work.run(fixed, request), work_dir=work_dir, staged=staged, out_dir=out_dir)
 
 
@@ -143,12 +108,16 @@ def is_prepared(data_dir: str | Path) -> bool:
     return (Path(data_dir) / META_FILE).is_file()
 
 
-def prepare_with_progress(source: str | Path, *, console: Console, out_dir: str | Path, **options: Any) -> Meta:
-    """`prepare` with a progress bar, and a table of what came out; `options` are those of `prepare`."""
+def prepare_with_progress(data: DataConfig, out_dir: str | Path, console: Console, **options: Any) -> Meta:
+    """`prepare` with a progress bar, a sentence about what is read, and a table of what came out; `options` are those
+    of `prepare`."""
     from tiny_transformer.data.prepare.summary import print_summary, progress_bar
 
+    source = source_of(data)
+    if source.note:
+        console.print(source.note, markup=False, highlight=False)
     with progress_bar(console) as on_progress:
-        meta = prepare(source, out_dir=out_dir, on_progress=on_progress, **options)
+        meta = prepare(data, out_dir, source=source, on_progress=on_progress, **options)
     print_summary(meta, Path(out_dir), console)
     return meta
 
@@ -157,12 +126,13 @@ class _Work:
     """The way from documents to token files in a directory that nobody reads yet, or the rest of that way."""
 
     def __init__(
-        self, source: Source, settings: Settings, directory: Path, workers: int, on_progress: Progress | None
+        self, source: Source, settings: DataConfig, directory: Path, workers: int, on_progress: Progress | None
     ) -> None:
         self.source, self.settings, self.directory, self.workers = source, settings, directory, workers
         self._on_progress = on_progress
         self._num_done = 0
         self._num_total = source.total_bytes
+        self._num_passes = 1
 
     def run(self, fixed: Tokenizer | None, request: dict[str, Any]) -> tuple[Meta, Tokenizer]:
         """Read, split and encode; with a `fixed` tokenizer in one go, else after one has been made from the text."""
@@ -176,12 +146,11 @@ class _Work:
             raise
 
     def _run(self, fixed: Tokenizer | None, request: dict[str, Any]) -> tuple[Meta, Tokenizer]:
-        split = Split(self.settings.val_fraction)
-        documents: Documents = Gathering(self.source)
+        split = Split(self.settings.val_fraction or DEFAULT_VAL_FRACTION)
+        documents: Documents = Gathering(self.source, split)
         tokenizer = fixed
         if tokenizer is None:
-            if self._num_total is not None:
-                self._num_total *= 2
+            self._num_passes = 2
             documents = spool = self._spooled(documents)
             if spool.highest <= spool.lowest:  # fewer than two documents; duplicates are out already
                 self._refuse_so_few(spool.num_bytes)
@@ -206,20 +175,21 @@ class _Work:
         if meta.train.num_documents + meta.val.num_documents < 2:
             self._refuse_so_few(meta.train.num_bytes + meta.val.num_bytes)
         self._check_lengths(meta)
-        self._num_total = self._num_done
+        self._num_total = self._num_done // self._num_passes
         self._advance(0)
         return meta, tokenizer
 
     def _advance(self, num_bytes: int) -> None:
+        """Tell of so much text read or encoded; where both are done apart, each counts half."""
         self._num_done += num_bytes
         if self._on_progress is not None:
-            total = self._num_total
-            self._on_progress(self._num_done, None if total is None else max(total, self._num_done))
+            done, total = self._num_done // self._num_passes, self._num_total
+            self._on_progress(done, None if total is None else max(total, done))
 
     def _spooled(self, documents: Documents) -> Spool:
         path = self.directory / "texts"
         spool = Spool(path) if path.is_file() else Spool.fill(path, documents, self._advance)
-        self._num_total = self._num_done + spool.num_bytes
+        self._num_total = spool.num_bytes
         return spool
 
     def _trained_tokenizer(self, documents: Spool, split: Split) -> Tokenizer:
@@ -251,19 +221,21 @@ class _Work:
         found = f"one document of {num_bytes:,} bytes" if num_bytes else "no text"
         raise UserError(
             f"{self.source.name} holds {found}: training and validation need at least one document each",
-            remedy="give more text; in a .txt, a line <|endoftext|> ends a document, and 16 KiB at a blank line do too",
+            remedy="give more text: in a .txt a line <|endoftext|> ends a document, and a text without such lines is "
+            f"divided from {LEAST_SPLIT_BYTES:,} bytes on",
             exit_code=ExitCode.BAD_DATA,
         )
 
     def _check_lengths(self, meta: Meta) -> None:
-        for name, split in (("training", meta.train), ("validation", meta.val)):
-            if split.num_tokens <= self.settings.seq_len:
+        """Training reads whole sequences; validation is scored to its last token, however few there are."""
+        for name, split, least in (("training", meta.train, self.settings.seq_len + 1), ("validation", meta.val, 2)):
+            if split.num_tokens < least:
+                is_sequence = f" (one sequence of {least - 1} + 1)" if split is meta.train else ""
                 raise UserError(
                     f"the {name} split has {split.num_tokens:,} tokens ({split.num_documents:,} documents), fewer than "
-                    f"one sequence of {self.settings.seq_len} + 1",
+                    f"{least}{is_sequence}",
                     where=self.source.name,
-                    remedy="give more text, a smaller --seq_len, or another --val_fraction "
-                    f"(now {self.settings.val_fraction})",
+                    remedy="give more text, a smaller --seq_len, or another --val_fraction",
                     exit_code=ExitCode.BAD_DATA,
                 )
 
@@ -283,6 +255,8 @@ def _publish(meta: Meta, tokenizer: Tokenizer, *, work_dir: Path, staged: Path, 
 
 def _already_there(out_dir: Path, request: dict[str, Any], overwrite: bool) -> Meta | None:
     """The prepared data that answers the request, if it is there; raises when other data is in the way."""
+    if not is_prepared(out_dir) and not overwrite and (out_dir / TOKEN_FILES[0]).exists():
+        raise not_prepared(out_dir)
     if not is_prepared(out_dir) or any(_left_behind(out_dir)):
         return None
     try:
@@ -291,11 +265,11 @@ def _already_there(out_dir: Path, request: dict[str, Any], overwrite: bool) -> M
         if overwrite:
             return None
         raise
-    if meta.request == request:
+    changed = changed_keys(request, meta.request)
+    if not changed:
         return meta
     if overwrite:
         return None
-    changed = sorted(key for key in request.keys() | meta.request.keys() if request.get(key) != meta.request.get(key))
     raise UserError(
         f"{out_dir} already holds other prepared data, from {meta.source} (what differs: {', '.join(changed)})",
         where=str(out_dir / META_FILE),
@@ -343,7 +317,3 @@ def _move_up(staged: Path, out_dir: Path) -> None:
     for path in sorted(staged.iterdir()):
         path.replace(out_dir / path.name)
     staged.rmdir()
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(json.dumps(text).encode()).hexdigest()

@@ -41,16 +41,19 @@ class Documents(Protocol):
 
 
 class Gathering:
-    """The documents of a source in its order, the second and later of equal ones left out and counted."""
+    """The documents of a source in its order, the second and later of equal ones left out and counted.
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    Where the source says for which split a document is, its hash is moved into that split's part of the range.
+    """
+
+    def __init__(self, source: Source, split: Split) -> None:
+        self._source, self._split = source, split
         self.num_duplicates = 0
 
     def __iter__(self) -> Iterator[Gathered]:
         seen: set[int] = set()
         self.num_duplicates = 0
-        for text, log_probability in self._source.scored_documents():
+        for text, log_probability, is_validation in self._source.scored_documents():
             data = text.encode("utf-8")
             digest = hashlib.blake2b(data, digest_size=16).digest()
             identity = int.from_bytes(digest[8:], "little")
@@ -59,7 +62,8 @@ class Gathering:
                 continue
             seen.add(identity)
             nats = float("nan") if log_probability is None else -log_probability
-            yield Gathered(text, len(data), int.from_bytes(digest[:8], "little"), nats)
+            document_hash = self._split.moved(int.from_bytes(digest[:8], "little"), is_validation)
+            yield Gathered(text, len(data), document_hash, nats)
 
 
 class Split:
@@ -70,7 +74,15 @@ class Split:
     """
 
     def __init__(self, val_fraction: float) -> None:
-        self.threshold = min(int(val_fraction * 2.0**64), 2**64 - 1)
+        self.threshold = max(1, min(int(val_fraction * 2.0**64), 2**64 - 1))
+
+    def moved(self, document_hash: int, is_validation: bool | None) -> int:
+        """The hash of a document that is for that split; as it is where that is not said."""
+        if is_validation is None:
+            return document_hash
+        if is_validation:
+            return document_hash % self.threshold
+        return self.threshold + document_hash % (2**64 - self.threshold)
 
     def is_validation(self, document_hash: int, *, lowest: int, highest: int) -> bool:
         """Of a corpus whose lowest and highest hashes are these."""

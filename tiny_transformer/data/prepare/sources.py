@@ -6,12 +6,12 @@ file, a folder or a glob pattern; `files` says how each kind of file becomes doc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare import files, hub
 from tiny_transformer.errors import UserError
 
@@ -21,10 +21,12 @@ UNKNOWN_LICENCE = "not stated: ask the owner of these files"
 
 
 class Document(NamedTuple):
-    """A text, and the natural logarithm of its probability where the source knows it."""
+    """A text, the natural logarithm of its probability where the source knows it, and whether it is for validation
+    where that is not left to its hash."""
 
     text: str
     log_probability: float | None = None
+    is_validation: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Source:
         max_bytes: the stream ends with the document that reaches this many bytes of UTF-8; None is no limit.
         total_bytes: how much text there will be, for a progress bar; None when not known.
         start: begins the stream, without limit.
+        note: a sentence for the user: which files are read, and which are not.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Source:
     max_bytes: int | None
     total_bytes: int | None
     start: Callable[[], Iterator[Document]]
+    note: str = ""
 
     def documents(self) -> Iterator[str]:
         """The texts, up to `max_bytes`.
@@ -65,16 +69,28 @@ class Source:
                 return
 
 
+def source_of(data: DataConfig) -> Source:
+    """The source that a config asks for; see `open_source`."""
+    settings = data.model_dump(include={"text_field", "max_bytes", "val_fraction"})
+    return open_source(data.source, **settings)
+
+
 def open_source(
-    name_or_path: str | Path, *, text_field: str = "text", max_bytes: int | None = None, seed: int = 0
+    name_or_path: str | Path,
+    *,
+    text_field: str = "text",
+    max_bytes: int | None = None,
+    val_fraction: float | None = None,
+    seed: int = 0,
 ) -> Source:
     """The source of that name or path; nothing is read yet, but a path is looked up.
 
     Args:
         name_or_path: `stories`, `wiki-intros`, `wikipedia`, `wiki-bookscorpus`, `tinystories`, a hub id `org/name`, or
-            a file, folder or glob of .txt, .md, .jsonl, .parquet, also .gz, .xz and .zst.
-        text_field: the field of a jsonl, parquet or hub row that holds the text.
+            a file, folder or glob; `files` says which kinds are read.
+        text_field: the field of a row that holds the text.
         max_bytes: stop after this many bytes of text; stories stop after 16 MB unless told, others when they end.
+        val_fraction: share for validation of a text that is a single document; by default from its size.
         seed: which stories; the other sources have none.
 
     Raises:
@@ -91,18 +107,23 @@ def open_source(
         return _from_hub(name, hub.KNOWN_SETS[name], max_bytes)
     if not Path(name).expanduser().exists() and files.looks_like_hub_id(name):
         return _from_hub(name, hub.HubSet(name, text_field=text_field), max_bytes)
-    found = files.find_files(name)
-    sizes = [path.stat().st_size for path in found]
-    plain = all(files.is_plain_text(path) for path in found)
+    found, note = files.find_files(name)
+    num_bytes = sum(path.stat().st_size for path in found)
+
+    def start() -> Iterator[Document]:
+        if len(found) == 1 and files.is_running_text(found[0]):
+            stretches = files.read_split(found[0], val_fraction, max_bytes)
+            return (Document(text, is_validation=is_validation) for text, is_validation in stretches)
+        return (Document(text) for path in found for text in files.read_documents(path, text_field))
+
     return Source(
         name=name,
         licence=UNKNOWN_LICENCE,
-        fingerprint=json.dumps(
-            [[str(path), path.stat().st_mtime_ns, size] for path, size in zip(found, sizes, strict=True)]
-        ),
+        fingerprint=files.identity_of(found, Path(name).expanduser()),
         max_bytes=max_bytes,
-        total_bytes=min(sum(sizes), max_bytes or sum(sizes)) if plain else max_bytes,
-        start=lambda: (Document(text) for path in found for text in files.read_documents(path, text_field)),
+        total_bytes=min(num_bytes, max_bytes or num_bytes) if all(map(files.is_plain_text, found)) else max_bytes,
+        start=start,
+        note=note,
     )
 
 

@@ -12,6 +12,8 @@ from tiny_transformer.data.meta import Meta
 if TYPE_CHECKING:
     from rich.console import Console
 
+FEW_TOKENS = 1000
+
 
 @contextmanager
 def progress_bar(console: Console) -> Generator[Callable[[int, int | None], None]]:
@@ -49,5 +51,7 @@ def print_summary(meta: Meta, out_dir: Path, console: Console) -> None:
             f"best loss   {floor['nats_per_token']:.3f} nats per token, {floor['bits_per_byte']:.3f} bits per byte "
             "(validation; the corpus's own entropy)"
         )
+    if meta.val.num_tokens < FEW_TOKENS:
+        lines.append(f"validation  {meta.val.num_tokens:,} tokens are few: losses on them are rough figures")
     for line in lines:
         console.print(line, highlight=False, markup=False)

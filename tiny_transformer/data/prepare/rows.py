@@ -1,0 +1,203 @@
+"""Texts from files of rows: JSON Lines, JSON, CSV, TSV and parquet, one document a row, from one field.
+
+`.json` is read as what it holds: an array, or values one after another (JSON Lines among them). A CSV or TSV file
+begins with a line that names its columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tiny_transformer.data.prepare.unpack import bad, open_text
+from tiny_transformer.errors import ExitCode, UserError
+
+_MAX_VALUE_CHARS = 2**28  # of one row of a .json; a longer one is no row
+_READ_CHARS = 2**20
+_NOT_BLANK = re.compile(r"[^ \t\r\n]")
+_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t"}
+
+
+def json_lines_texts(path: Path, text_field: str) -> Iterator[str]:
+    """One JSON value a line."""
+    with open_text(path, whole_lines=True) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise bad(f"line {number} is not JSON ({error})", path, line=number) from None
+            yield _text_of(row, text_field, path, number)
+
+
+def json_texts(path: Path, text_field: str) -> Iterator[str]:
+    """The elements of one array, or values one after another."""
+    with open_text(path) as lines:
+        for line, row in _Values(lines, path):
+            yield row if isinstance(row, str) else _text_of(row, text_field, path, line)
+
+
+class _Values:
+    """The values of a JSON text with the line on which each begins; only a part of the text is in memory."""
+
+    def __init__(self, lines: Iterator[str], path: Path) -> None:
+        self._lines, self._path = lines, path
+        self._text, self._place, self._line = "", 0, 1
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        in_array = self._next_sign() == "["
+        self._place += in_array
+        is_first = True
+        while sign := self._next_sign():
+            if in_array and sign == "]":
+                self._place += 1
+                if self._next_sign():
+                    raise self._bad("something follows the end of the array")
+                return
+            if in_array and not is_first:
+                if sign != ",":
+                    raise self._bad("a comma is missing between two rows")
+                self._place += 1
+                self._next_sign()
+            is_first = False
+            line = self._line
+            yield line, self._value()
+        if in_array:
+            raise self._bad("the file ends inside its array")
+
+    def _next_sign(self) -> str:
+        """The next character that is not blank, not yet taken; "" at the end."""
+        while True:
+            sign = _NOT_BLANK.search(self._text, self._place)
+            self._take(sign.start() if sign else len(self._text))
+            if sign:
+                return sign[0]
+            if not self._read_more():
+                return ""
+
+    def _value(self) -> Any:
+        decoder = json.JSONDecoder()
+        while True:
+            try:
+                value, end = decoder.raw_decode(self._text, self._place)
+            except RecursionError:
+                raise self._bad("nested too deeply") from None
+            except ValueError as error:
+                if self._read_more():
+                    continue
+                raise self._bad(str(error).split(":")[0]) from None
+            if end < len(self._text) or not self._read_more():  # at the very end a number may go on
+                self._take(end)
+                return value
+
+    def _take(self, end: int) -> None:
+        self._line += self._text.count("\n", self._place, end)
+        self._place = end
+
+    def _read_more(self) -> bool:
+        """Read about as much again as is held, so that a long row is not looked at too often."""
+        held = len(self._text) - self._place
+        if held > _MAX_VALUE_CHARS:
+            raise self._bad(f"a row has more than {_MAX_VALUE_CHARS:,} characters")
+        parts, num_chars = [self._text[self._place :]], 0
+        for line in self._lines:
+            parts.append(line)
+            num_chars += len(line)
+            if num_chars >= max(held, _READ_CHARS):
+                break
+        self._text, self._place = "".join(parts), 0
+        return num_chars > 0
+
+    def _bad(self, problem: str) -> UserError:
+        return bad(f"not JSON ({problem})", self._path, line=self._line)
+
+
+def csv_texts(path: Path, text_field: str, kind: str) -> Iterator[str]:
+    """One column of a table with a header; a .csv may have its columns apart by commas, semicolons, tabs or bars."""
+    csv.field_size_limit(2**31 - 1)
+    with open_text(path, whole_lines=True) as lines:
+        header = next(lines, "")
+        for delimiter in _DELIMITERS[kind]:
+            names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
+            if text_field in names:
+                break
+        else:
+            delimiter = max(_DELIMITERS[kind], key=header.count)
+            names = [name.strip()[:40] for name in next(csv.reader([header], delimiter=delimiter))]
+            raise _no_field(text_field, f"{path}, line 1", "columns named in the first line", names)
+        column, reader = names.index(text_field), csv.reader(lines, delimiter=delimiter, strict=True)
+        while (row := _next_row(reader, path)) is not None:
+            if row and len(row) != len(names):
+                what = f"a row has {len(row)} fields, and the first line names {len(names)} columns"
+                raise bad(what, path, line=reader.line_num + 1)
+            if row:
+                yield row[column]
+
+
+def _next_row(reader: Any, path: Path) -> list[str] | None:
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        remedy = "a field that begins with a quotation mark ends with one, and inside it they are doubled"
+        raise bad(f"not {path.suffix} ({error})", path, line=reader.line_num + 1, remedy=remedy) from None
+
+
+def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
+    """One column of a parquet file; rows without a value are left out."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(
+            "reading .parquet needs the package pyarrow",
+            where=str(path),
+            remedy="pip install 'tiny-transformer[parquet]'",
+        ) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if text_field not in names:
+                raise _no_field(text_field, str(path), "columns here", names)
+            row = 0
+            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+                for text in batch.column(0).to_pylist():
+                    row += 1
+                    if text is not None:
+                        yield _text_of({text_field: text}, text_field, path, row)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise bad(f"not a readable parquet file ({str(error).splitlines()[0]})", path) from None
+
+
+def _text_of(row: Any, text_field: str, path: Path, line: int) -> str:
+    text = row.get(text_field) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        fields = row if isinstance(row, dict) else {}
+        inner = [name for name, value in fields.items() if isinstance(value, list) and value and value != [None]]
+        if inner and not any(isinstance(value, str) for value in fields.values()):
+            raise bad(
+                f"no text in the field {text_field!r}: one object, whose rows may be the list in {inner[0]!r}",
+                path,
+                line=line,
+                remedy="save that list as a file of its own",
+            )
+        names = [name for name, value in fields.items() if isinstance(value, str)]
+        raise _no_field(text_field, f"{path}, line {line}", "fields that hold text here", names)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise bad("the text has half of a surrogate pair (an escape \\ud800 to \\udfff)", path, line=line) from None
+    return text
+
+
+def _no_field(text_field: str, where: str, kind: str, names: list[str]) -> UserError:
+    return UserError(
+        f"no text in the field {text_field!r}",
+        where=where,
+        remedy=f"choose one with --text_field; {kind}: {', '.join(names) or 'none'}",
+        exit_code=ExitCode.BAD_DATA,
+    )
