@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 from run_helpers import tiny_request
@@ -35,6 +36,7 @@ from tiny_transformer.parallel.sharing import share, whole
 from tiny_transformer.stages.launch import fit_vocabulary, launch
 from tiny_transformer.stages.pretrain import Pretraining
 from tiny_transformer.stages.run import Run
+from tiny_transformer.stages.stage import Request
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import gradient
 from tiny_transformer.training.gradient import compute_gradient
@@ -113,6 +115,15 @@ def train(data_dir: str, out_dir: str, **options: Any) -> dict[str, Any]:
     config = load_run_config({**given, **{name: {**given[name], **keys} for name, keys in sections.items()}})
     outcome = launch(replace(request, config=config), Console(file=io.StringIO()))
     return {"status": outcome.status, "step": outcome.state.step, "metrics": outcome.state.metrics}
+
+
+def toy(tree: dict[str, Any]) -> str:
+    """One run of the stage that is only known to the tests."""
+    from toy_stage import register
+
+    register(pytest.MonkeyPatch())
+    request = Request(load_run_config(tree), "toy", command=["test"])
+    return launch(request, Console(file=io.StringIO())).status
 
 
 def load_and_save(data_dir: str, pairs: list[tuple[str, str]], **options: Any) -> None:

@@ -50,6 +50,9 @@ def run_training(
         overrides = [*overrides, f"training.max_train_minutes={minutes}"]
     with one_voice():
         source, ours = config, keys_of(overrides)
+        if resume and "init_from" in ours:
+            remedy = "a resumed run goes on from its own checkpoint: leave --init_from away"
+            raise UserError("--resume and --init_from exclude each other", where="command line", remedy=remedy)
         if resume and (config is None or minutes is not None):
             source = _own_config(load_run_config(None, overrides).out_dir) or config
         checked = load_run_config(source, overrides)

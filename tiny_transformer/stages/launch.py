@@ -20,6 +20,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.parallel.processes import Processes, fellow_processes
 from tiny_transformer.parallel.sharing import check_shares, repeatable_arithmetic
+from tiny_transformer.stages.first_weights import check_tokenizer, take_over
 from tiny_transformer.stages.preflight import check_memory
 from tiny_transformer.stages.run import Run
 from tiny_transformer.stages.stage import Request, RunResult, stage_class
@@ -59,7 +60,9 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
     run_dir = Path(processes.broadcast(str(choose_run_dir(request)) if processes.is_first else ""))
     if hardware.note:
         console.print(hardware.note, highlight=False)
+    request = take_over(request, console)
     stage = stage_class(request.config.stage).open(request, hardware, processes, console)
+    check_tokenizer(request, stage)
     begun = time.monotonic()
     if processes.world_size == 1:
         check_memory(stage.config, hardware, console)

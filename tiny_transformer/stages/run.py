@@ -272,6 +272,7 @@ class Run:
             "num_processes": self.processes.world_size,
             "versions": environment(),
             "command": self.request.command,
+            **({} if self.config.init_from is None else {"init_from": str(self.config.init_from)}),
             **({} if self.stage.checks is None else {"checks": list(self.stage.checks)}),
             **self.stage.facts(),
         }

@@ -48,9 +48,15 @@ TOO_SHORT = "Nothing unusual in what was logged, but that is too few steps to ca
 def diagnose(evidence: Evidence) -> list[Finding]:
     """What is wrong with a run, the most important first."""
     with np.errstate(all="ignore"):  # absurd numbers in a damaged log give absurd comparisons, not warnings
-        found = [finding for check in CHECKS if (finding := _guarded(check, evidence)) is not None]
+        found = [finding for check in _checks(evidence) if (finding := _guarded(check, evidence)) is not None]
     explained = set[str]().union(*(EXPLAINS.get(finding.key, set()) for finding in found))
     return [finding for finding in found if finding.key not in explained]
+
+
+def _checks(evidence: Evidence) -> list[Callable[[Evidence], Finding | None]]:
+    """Those that apply to the run's stage: all, or those it names in run_info.json."""
+    named = evidence.info.get("checks")
+    return [check for check in CHECKS if not isinstance(named, list) or getattr(check, "__name__", "") in named]
 
 
 def _guarded(check: Callable[[Evidence], Finding | None], evidence: Evidence) -> Finding | None:
