@@ -163,9 +163,9 @@ MADE_UP: dict[str, Callable[[], None]] = {"clock": make_up_clock, "fp16": make_u
 def run_made_up(name: str, arguments: list[str]) -> None:
     """The command line of the package, in a process in which something is made up.
 
-    The process ends at once. As the interpreter winds down, a thread of gloo may still let go of a tensor, and abort
-    the process ("terminate called without an active exception"): one in three runs of two processes ended so when this
-    was written. That fault is real, and no matter of this proof, which wants the values.
+    The process ends at once: as the interpreter winds down, one of several processes may abort ("terminate called
+    without an active exception"), as one run in three did when this was written. That fault is real, and no matter of
+    this proof, which wants the values.
     """
     MADE_UP[name]()
     sys.argv = ["tiny-transformer", *arguments]
