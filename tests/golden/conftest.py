@@ -1,0 +1,6 @@
+"""Makes `make_golden` importable by the test beside it."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
