@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,6 @@ from tiny_transformer.data.prepare.command import is_prepared, prepare_with_prog
 from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run
-from tiny_transformer.training.plan import FILE as PLAN_FILE
 
 
 @dataclass(frozen=True)
@@ -123,13 +121,3 @@ def fit_vocabulary(config: RunConfig, dataset: Dataset, console: Console) -> Run
         )
     model = config.model.model_copy(update={"vocab_size": needed})
     return config.model_copy(update={"model": model})
-
-
-def clear_run(run_dir: Path) -> None:
-    """Remove a run that is being replaced: links first, so that they never lead nowhere."""
-    for name in ("last", "best"):
-        (run_dir / name).unlink(missing_ok=True)
-    for path in run_dir.glob("step-*"):
-        shutil.rmtree(path)
-    for name in ("log.jsonl", "samples.json", "report.html", "loss.svg", PLAN_FILE, CONFIG_FILE):
-        (run_dir / name).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from tiny_transformer.parallel.stop import StopSignals
 from tiny_transformer.stages.launch import (
     Request,
     choose_run_dir,
-    clear_run,
     fit_vocabulary,
     open_training_data,
     settle_data_dir,
@@ -41,7 +41,8 @@ from tiny_transformer.stages.resume_check import check_changes, identity_of
 from tiny_transformer.stages.samples import Sampler, distinct_prompts
 from tiny_transformer.stages.summary import RunResult, announce
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
-from tiny_transformer.storage.runs import holds_a_run, load_identity
+from tiny_transformer.storage.replaced import claimed
+from tiny_transformer.storage.runs import load_identity
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.checkpoint_writer import (
     CheckpointWriter,
@@ -57,6 +58,7 @@ from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.progress import TrainingProgress
+from tiny_transformer.training.resuming import note_on_log, take_up
 from tiny_transformer.training.state import TrainState, load_state
 
 
@@ -98,9 +100,7 @@ def _pretrain(request: Request, processes: Processes, console: Console) -> RunRe
     with ExitStack() as stack:
         if processes.is_first:
             stack.enter_context(run.lock())
-            if request.overwrite and holds_a_run(run_dir):
-                clear_run(run_dir)
-            run.clean_leftovers()
+            stack.enter_context(claimed(run, resume=request.resume, overwrite=request.overwrite))
         start = Run(replace(request, config=config), run, dataset, hardware, console, processes)
         start.state.elapsed_seconds = time.monotonic() - begun  # choosing is part of the minutes
         return start.go(stack)
@@ -188,20 +188,21 @@ class Run:
     def load(self, found: tuple[Checkpoint | None, list[UserError]]) -> None:
         """Take up a checkpoint; without one, start from the beginning. Damaged ones that were passed over are named.
         What the first process has found counts."""
-        checkpoint, damaged = found
-        for problem in damaged:
-            self.console.print(f"skipping a damaged checkpoint: {problem.what} ({problem.where})", highlight=False)
-        name = self.processes.broadcast(None if checkpoint is None else str(checkpoint.path))
-        if name is None:
-            self.console.print("there is no checkpoint to go on from: starting from the beginning", highlight=False)
+        say = partial(self.console.print, highlight=False, markup=False)
+        path = take_up(self.run, found, self.processes, self._load_from, say)
+        if path is None:
+            say("there is no checkpoint to go on from: starting from the beginning")
             return
-        path = Path(name)
+        if problem := note_on_log(path, self.run.path / "log.jsonl"):
+            say(f"{problem}: the history before step {self.state.step:,} is not as it was; the weights are")
+        say(f"resuming from step {self.state.step:,} ({path})")
+
+    def _load_from(self, path: Path) -> None:
         check_changes(load_identity(path), self.config, self.identity, path, self.console)
         load_weights(self.model, path, local_part)
         self.state = load_state(path, self.model, self.optimizers)
         if self.hardware.precision != "fp16":
             self.state.loss_scale = 1.0
-        self.console.print(f"resuming from step {self.state.step:,} ({path})", highlight=False)
 
     def _pace(self) -> planning.Pace:
         """The plan of an earlier start, or a new one."""
@@ -225,7 +226,7 @@ class Run:
 
         def write(plan: planning.Plan) -> None:
             if is_first:
-                atomic_write(path, plan.to_json())
+                atomic_write(path, plan.to_json(), makes_parents=False)
 
         is_counted = training.steps is not None or training.max_tokens is not None
         most = planning.plan_for_counts(training, self.config.tokens_per_step).total_steps if is_counted else math.inf
@@ -297,4 +298,5 @@ class Run:
             lambda: {"total_steps": pace.total_steps, **facts},
             self.config.training.keep_checkpoints,
             self.sharing,
+            lambda: pace.plan.to_dict(),
         )

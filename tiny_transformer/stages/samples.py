@@ -71,4 +71,4 @@ def samples_before(run_dir: Path, step: int) -> list[dict[str, Any]]:
 
 def keep_samples(run_dir: Path, samples: list[dict[str, Any]]) -> None:
     """Replace samples.json."""
-    atomic_write(run_dir / FILE, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(run_dir / FILE, json.dumps(samples, indent=2, ensure_ascii=False) + "\n", makes_parents=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.commit import Staging, write_into
 from tiny_transformer.tokenizers.documents import DocumentEncoder, plain_encoder
 from tiny_transformer.tokenizers.fast import fast_encoder
 from tiny_transformer.tokenizers.streaming import StreamDecoder
@@ -120,13 +121,12 @@ class Tokenizer:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: Staging | Path | str) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer opens as they are."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        if not isinstance(directory, Staging):
+            Path(directory).mkdir(parents=True, exist_ok=True)
         for file_name, value in ((TOKENIZER_FILE, self.content), (CONFIG_FILE, self._config_to_save())):
-            text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-            (directory / file_name).write_text(text, encoding="utf-8", newline="\n")
+            write_into(directory, file_name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
     def _config_to_save(self) -> dict[str, Any]:
         end = self._backend.id_to_token(self.end_id)

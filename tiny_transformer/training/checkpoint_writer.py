@@ -11,7 +11,7 @@ import platform
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tiny_transformer.data.token_file import Dataset, unigram_nats
 from tiny_transformer.models import save_model
 from tiny_transformer.parallel.sharing import Sharing
 from tiny_transformer.storage import RunDirectory, StepLog, atomic_write
+from tiny_transformer.storage.replaced import drop_replaced
 from tiny_transformer.storage.runs import CONFIG_FILE
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.optimizers import Optimizers
@@ -42,6 +43,7 @@ class CheckpointWriter:
         model, optimizers, tokenizer: what is saved.
         identity: what a resumed run is compared with, see `resume_check`.
         facts: what run_info.json says besides the counters.
+        plan: the plan in force.
         keep: how many of the newest checkpoints stay.
         sharing: puts the tensors together that processes have parts of; the first process writes them.
     """
@@ -55,31 +57,38 @@ class CheckpointWriter:
     facts: Callable[[], dict[str, Any]]
     keep: int
     sharing: Sharing
+    plan: Callable[[], dict[str, Any] | None] = lambda: None
 
     def __call__(self, state: TrainState, status: str, is_best: bool) -> None:
-        """Publish the state as it stands, move `last` (and `best`), then prune."""
+        """Publish the state as it stands, move `last` (and `best`), then prune.
+
+        Raises:
+            UserError: IO, the system refuses, or what was read back is not what was written; also when the run
+                directory, its lock or its log are not the ones that were opened.
+        """
         self.sharing.processes.mark("save", state.step)
         weights = self.sharing.collect(self.model.state_dict())
         memories = self.sharing.collect(self.optimizers.state())
         if self.log is None:
             return
-        self.log.sync()
+        self.run.check_ours()
+        log = asdict(self.log.sync())
         with self.run.publish_step(state.step) as staging:
-            directory = Path(staging)
-            save_model(self.model, directory, weights, eos_token_id=self.tokenizer.end_id)
-            self.tokenizer.save(directory)
-            save_state(directory, state, memories, self.identity)
-            info = json.dumps(run_info(state, status, self.facts()), indent=2)
-            (directory / "run_info.json").write_text(info + "\n", encoding="utf-8")
+            save_model(self.model, staging, weights, eos_token_id=self.tokenizer.end_id)
+            self.tokenizer.save(staging)
+            save_state(staging, state, memories, self.identity, self.plan())
+            info = {**run_info(state, status, self.facts()), "log": log}
+            staging.write("run_info.json", json.dumps(info, indent=2) + "\n")
         self.run.point("last", state.step)
         if is_best:
             self.run.point("best", state.step)
+        drop_replaced(self.run)
         self.run.prune(self.keep)
 
 
 def restore_links(run: RunDirectory, state: TrainState) -> None:
     """Let `last` and `best` lead where the checkpoint that is taken up says: the run may have been killed after that
-    checkpoint was published and before the links were moved."""
+    checkpoint was published and before the marks were moved, or copied by a program that does not keep links."""
     steps = [checkpoint.step for checkpoint in run.checkpoints()]
     for name, step in (("last", state.step), ("best", state.best_step)):
         if step in steps:
@@ -138,4 +147,4 @@ def write_config(run_dir: Path, config: RunConfig, command: list[str]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in environment().items())
     header = f"# {shlex.join(command)}\n# {versions}, {time.strftime('%Y-%m-%d %H:%M')}\n"
     body = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    atomic_write(run_dir / CONFIG_FILE, header + body)
+    atomic_write(run_dir / CONFIG_FILE, header + body, makes_parents=False)

@@ -273,7 +273,7 @@ def _publish(meta: Meta, tokenizer: Tokenizer, *, work_dir: Path, staged: Path, 
     with publish(staged) as staging:
         for name in TOKEN_FILES:
             (work_dir / name).replace(staging / name)
-        tokenizer.save(staging.path)
+        tokenizer.save(staging)
         staging.write(META_FILE, meta.to_json())
     atomic_write(out_dir / META_FILE, meta.to_json())  # from here on the new data is what this directory holds
     _move_up(staged, out_dir)
