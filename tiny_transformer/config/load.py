@@ -21,6 +21,7 @@ from tiny_transformer.config.aliases import ALIASES, SWITCHES, translate
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig
+from tiny_transformer.config.secrets import HIDDEN, is_secret
 from tiny_transformer.errors import ExitCode, UserError
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
@@ -308,8 +309,9 @@ def _unknown(assignment: Assignment) -> UserError:
         for n in names
         if n.rpartition(".")[2] in difflib.get_close_matches(leaf, [n.rpartition(".")[2] for n in names], n=1)
     ]
+    value = HIDDEN if is_secret(assignment.key) else repr(assignment.value)
     return UserError(
-        f"unknown key {assignment.key} = {assignment.value!r}",
+        f"unknown key {assignment.key} = {value}",
         where=assignment.origin,
         remedy=f"did you mean {near[0]}?" if near else "docs/CONFIG_REFERENCE.md lists every key",
     )

@@ -58,6 +58,7 @@ def run_training(
         checked = load_run_config(source, overrides)
 
     from tiny_transformer.hardware import keep_freed_memory
+    from tiny_transformer.parallel.stop import steady_output
     from tiny_transformer.stages.launch import Request, choose_run_dir
     from tiny_transformer.stages.run import pretrain
     from tiny_transformer.stages.summary import finish
@@ -69,9 +70,10 @@ def run_training(
         run_dir = choose_run_dir(request)
         own = load_run_config(_own_config(run_dir), overrides)
         request = replace(request, config=own.model_copy(update={"out_dir": run_dir}))
-    outcome = pretrain(_with_data_dir(request), console)
-    if outcome.is_first:
-        finish(outcome, console)
+    with steady_output(console):
+        outcome = pretrain(_with_data_dir(request), console)
+        if outcome.is_first:
+            finish(outcome, console)
     return outcome.status
 
 

@@ -22,6 +22,7 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.storage import RunDirectory
+from tiny_transformer.storage.replaced import REPLACED
 from tiny_transformer.training.optimizers import Optimizers
 
 SPARE = 1.05  # of the disk: a file system needs some room of its own
@@ -35,14 +36,15 @@ def check_disk(
     run: RunDirectory, config: RunConfig, model: Any, optimizers: Optimizers, identity: dict[str, Any]
 ) -> None:
     """Compare the free space with what the run is going to write: the checkpoints that stay, one in the making, the
-    report.
+    report. What `--overwrite` replaces gives its room after the first save.
 
     Raises:
         UserError: there is less than that and 5 %.
     """
     save = checkpoint_bytes(config, model, optimizers, identity)
     needed, free = int(SPARE * (missing_saves(run, config) * save + REPORT_BYTES)), shutil.disk_usage(run.path).free
-    if free < needed:
+    freed = sum(path.lstat().st_size for path in (run.path / REPLACED).rglob("*"))
+    if free + freed < needed or free < SPARE * save:
         raise UserError(
             f"the run needs {_megabytes(needed)} on the disk ({_megabytes(save)} a checkpoint); there are "
             f"{_megabytes(free)} free",

@@ -23,6 +23,8 @@ from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.stages.launch import Request
+from tiny_transformer.stages.moved import with_data_of_run
+from tiny_transformer.stages.resume_check import check_data
 from tiny_transformer.stages.run import Run
 from tiny_transformer.storage import RunDirectory, read_log
 from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run, load_identity
@@ -47,15 +49,17 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
         raise UserError("this is not a training run", where=str(run_dir), remedy="tiny-transformer runs lists them")
     run = RunDirectory(run_dir)
     config = _settings_of_step(run, step)
-    plan, data_dir = planning.read_plan(run_dir), config.data.data_dir
-    if data_dir is None or plan is None:
+    plan = planning.read_plan(run_dir)
+    if config.data.data_dir is None or plan is None:
         raise UserError("this run was never started", where=str(run_dir), exit_code=ExitCode.BAD_DATA)
     if not 1 <= step <= plan.total_steps:
         raise UserError(f"--step {step} is not one of the run's steps, 1 to {plan.total_steps:,}", where=str(run_dir))
     quiet = config.training.model_copy(update={"eval_steps": None, "early_stopping_patience": None, "loggers": ()})
     hardware = choose_hardware(quiet.device, quiet.precision)
-    dataset = open_dataset(data_dir)
+    config = with_data_of_run(config, run_dir, run_dir.name)
+    dataset = open_dataset(config.data.data_dir or Path())
     start = Run(Request(config, run_dir.name, resume=True), run, dataset, hardware, console)
+    check_data(run, start.identity)
     start.load(run.newest_whole(before=step))
     pace = planning.Pace(replace(plan, is_fixed=True), quiet, None, lambda plan: None)
     with TrainingProgress(console, step, start.state.step) as progress:

@@ -26,7 +26,7 @@ from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models import build_model, load_weights
 from tiny_transformer.parallel.processes import ALONE, Processes, fellow_processes
 from tiny_transformer.parallel.sharing import Sharded, Sharing, check_shares, local_part, repeatable_arithmetic, share
-from tiny_transformer.parallel.stop import StopSignals
+from tiny_transformer.parallel.stop import StopSignals, output_note
 from tiny_transformer.stages.launch import (
     Request,
     choose_run_dir,
@@ -36,6 +36,7 @@ from tiny_transformer.stages.launch import (
 )
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.minutes.timing import measure_speed
+from tiny_transformer.stages.moved import with_data_of_run
 from tiny_transformer.stages.preflight import check_disk, check_memory
 from tiny_transformer.stages.resume_check import check_changes, identity_of
 from tiny_transformer.stages.samples import Sampler, distinct_prompts
@@ -49,6 +50,7 @@ from tiny_transformer.training.checkpoint_writer import (
     environment,
     facts_of,
     restore_links,
+    without_secrets,
     write_config,
 )
 from tiny_transformer.training.loggers import Loggers, check_installed
@@ -86,7 +88,8 @@ def _pretrain(request: Request, processes: Processes, console: Console) -> RunRe
     run_dir = Path(processes.broadcast(str(choose_run_dir(request)) if processes.is_first else ""))
     if hardware.note:
         console.print(hardware.note, highlight=False)
-    config = settle_data_dir(request)
+    resumed = with_data_of_run(request.config, run_dir, request.name) if request.resume else None
+    config = resumed or settle_data_dir(request)
     dataset = open_training_data(config, console) if processes.is_first else None
     processes.barrier()  # the data is there now
     dataset = dataset or open_training_data(config, console)
@@ -285,7 +288,7 @@ class Run:
             "num_threads": torch.get_num_threads(),
             "num_processes": self.processes.world_size,
             "versions": environment(),
-            "command": self.request.command,
+            "command": without_secrets(self.request.command),
             **facts_of(self.dataset),
         }
         return CheckpointWriter(
@@ -295,7 +298,7 @@ class Run:
             self.optimizers,
             self.dataset.tokenizer,
             self.identity,
-            lambda: {"total_steps": pace.total_steps, **facts},
+            lambda: {"total_steps": pace.total_steps, "output": output_note(self.console), **facts},
             self.config.training.keep_checkpoints,
             self.sharing,
             lambda: pace.plan.to_dict(),

@@ -12,16 +12,16 @@ import hashlib
 import os
 import stat
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.fs import REAL, Fs, refusals
 from tiny_transformer.storage.manifest import MANIFEST, FileEntry, Manifest, digest, is_safe_name, verify
+from tiny_transformer.storage.temporary import exists, in_the_making, leftover_path, remove_tree
 
 Data = bytes | memoryview | str | Iterable[bytes | memoryview]
-LEFTOVER_PREFIX = ".tmp-"  # what a killed save leaves behind starts like this, and nothing else does
 
 
 class Staging:
@@ -80,7 +80,8 @@ def write_into(directory: Staging | Path | str, name: str, data: Data) -> None:
     Raises UserError (IO) when the system refuses.
     """
     if isinstance(directory, Staging):
-        return directory.write(name, data)
+        directory.write(name, data)
+        return
     path = Path(directory) / name
     with refusals("write", path):
         path.unlink(missing_ok=True)
@@ -107,30 +108,32 @@ def publish(
         if not replace and _is_taken(path, fs):
             raise UserError("already there, and not to be overwritten", where=str(path), remedy="choose another name")
         make_directories(path.parent, fs)
-        temporary, aside = leftover_path(path), leftover_path(path)
-    named = False
-    try:
+        aside = leftover_path(path)
+    with ExitStack() as stack:
         with refusals("save", path):
-            fs.mkdir(temporary)
-            staging = Staging(temporary, fs)
-            yield staging
-            manifest = staging.seal(info or {})
-            if replace and exists(path, fs):
-                fs.rename(path, aside)
-            fs.rename(temporary, path)
-            named = True
-            fs.fsync_dir(path.parent)
-            read_back(path, manifest, fs)
-    except BaseException:
-        if named:
+            temporary = stack.enter_context(in_the_making(path, fs.mkdir, fs))
+        named = False
+        try:
+            with refusals("save", path):
+                staging = Staging(temporary, fs)
+                yield staging
+                manifest = staging.seal(info or {})
+                if replace and exists(path, fs):
+                    fs.rename(path, aside)
+                fs.rename(temporary, path)
+                named = True
+                fs.fsync_dir(path.parent)
+                read_back(path, manifest, fs)
+        except BaseException:
+            if named:
+                with suppress(OSError):
+                    fs.rename(path, temporary)  # hidden first, so that nobody ever sees half of it
             with suppress(OSError):
-                fs.rename(path, temporary)  # hidden first, so that nobody ever sees half of it
-        with suppress(OSError):
-            if exists(aside, fs):
-                fs.rename(aside, path)
-        with suppress(OSError):
-            remove_tree(temporary, fs)
-        raise
+                if exists(aside, fs):
+                    fs.rename(aside, path)
+            with suppress(OSError):
+                remove_tree(temporary, fs)
+            raise
     with suppress(OSError):  # the new directory is safe; what cannot be removed now is a leftover
         remove_tree(aside, fs)
 
@@ -190,20 +193,6 @@ def atomic_write(path: Path | str, data: bytes | str, fs: Fs = REAL, *, makes_pa
         raise
 
 
-def leftover_path(path: Path) -> Path:
-    """A hidden, unique name beside `path` that is recognised as a leftover when its maker died."""
-    return path.with_name(f"{LEFTOVER_PREFIX}{path.name}-{os.urandom(6).hex()}")
-
-
-def exists(path: Path, fs: Fs = REAL) -> bool:
-    """Whether there is an entry of this name, a dangling link included; an error of the disk is raised, not a "no"."""
-    try:
-        fs.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
 def make_directories(path: Path, fs: Fs = REAL) -> None:
     """Makes a directory and its missing parents, each brought to the disk."""
     if not exists(path, fs):
@@ -211,18 +200,6 @@ def make_directories(path: Path, fs: Fs = REAL) -> None:
         with suppress(FileExistsError):
             fs.mkdir(path)
         fs.fsync_dir(path.parent)
-
-
-def remove_tree(path: Path, fs: Fs = REAL) -> None:
-    """Removes a directory, file or link if it is there."""
-    if not exists(path, fs):
-        return
-    if not stat.S_ISDIR(fs.lstat(path).st_mode):
-        fs.unlink(path)
-        return
-    for name in fs.names(path):
-        remove_tree(path / name, fs)
-    fs.rmdir(path)
 
 
 def _tree(root: Path, fs: Fs) -> tuple[list[Path], list[str]]:

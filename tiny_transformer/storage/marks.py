@@ -14,9 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.storage.commit import exists, leftover_path, remove_tree, write_new
+from tiny_transformer.storage.commit import write_new
 from tiny_transformer.storage.fs import REAL, Fs
 from tiny_transformer.storage.manifest import read_manifest
+from tiny_transformer.storage.temporary import exists, leftover_path, remove_tree
 
 MARKS = ("last", "best")
 STEP_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})")

@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.storage.commit import exists, remove_tree
 from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.marks import MARKS, STEP_NAME
 from tiny_transformer.storage.runs import RunDirectory, holds_a_run
+from tiny_transformer.storage.temporary import exists, remove_tree
 
 REPLACED = ".replaced"
 _UNFINISHED = ".replacing"  # while files are being moved there, or back
@@ -27,7 +27,7 @@ def claimed(run: RunDirectory, *, resume: bool, overwrite: bool) -> Generator[No
     """Makes a locked directory ready for a run: what a killed process left is removed or put back.
 
     Args:
-        run: locked by this process. What was seen before that may be wrong: another process may have trained here since.
+        run: locked by this process. What was seen before may be wrong: another process may have trained here since.
         resume: the run that is there goes on.
         overwrite: the run that is there is moved aside, and put back if the block fails before the first checkpoint;
             `drop_replaced` removes it after that.

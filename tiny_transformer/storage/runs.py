@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage.commit import LEFTOVER_PREFIX, Staging, exists, leftover_path, publish, remove_tree
+from tiny_transformer.storage.commit import Staging, publish
 from tiny_transformer.storage.fs import REAL, Fs, refusals
 from tiny_transformer.storage.lock import RunLock
 from tiny_transformer.storage.manifest import Manifest, read_manifest, verify
 from tiny_transformer.storage.marks import MARKS, STEP_NAME, read_mark, write_mark
 from tiny_transformer.storage.reading import read_regular
+from tiny_transformer.storage.temporary import LEFTOVER_PREFIX, exists, leftover_path, remove_tree
 
 CONFIG_FILE = "config.yaml"
 STATE_DIRECTORY, STATE_FILE = "trainer_state", "state.json"  # in a checkpoint, beside the weights

@@ -7,10 +7,12 @@ whole or not at all.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ import yaml
 
 from tiny_transformer import __version__
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.secrets import HIDDEN, is_secret
 from tiny_transformer.data.token_file import Dataset, unigram_nats
 from tiny_transformer.models import save_model
 from tiny_transformer.parallel.sharing import Sharing
@@ -128,7 +131,7 @@ def facts_of(dataset: Dataset) -> dict[str, Any]:
             "fingerprint": tokenizer.fingerprint,
         },
         "data": {
-            "source": meta.source,
+            "source": last_parts(meta.source),
             "train_tokens": meta.train.num_tokens,
             "val_tokens": meta.val.num_tokens,
             "val_documents": meta.val.num_documents,
@@ -143,8 +146,50 @@ def environment() -> dict[str, Any]:
 
 
 def write_config(run_dir: Path, config: RunConfig, command: list[str]) -> None:
-    """Save the resolved config with the command and versions that made it."""
+    """Save the resolved config with the command and versions that made it, and where its relative paths begin."""
     versions = ", ".join(f"{name} {version}" for name, version in environment().items())
-    header = f"# {shlex.join(command)}\n# {versions}, {time.strftime('%Y-%m-%d %H:%M')}\n"
+    header = f"# {shlex.join(without_secrets(command))}\n# {versions}, {time.strftime('%Y-%m-%d %H:%M')}\n"
+    home = os.path.relpath(Path.cwd(), run_dir.resolve())
+    if home.isprintable():
+        header += f"# started in {home}; relative paths are meant from there\n"
     body = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     atomic_write(run_dir / CONFIG_FILE, header + body, makes_parents=False)
+
+
+def without_secrets(command: list[str]) -> list[str]:
+    """A command line as it may be shown to others: without the values of options that look like secrets, and without
+    the names of directories that are nobody else's business.
+
+    An absolute path below the current directory becomes relative, one below the home directory begins with `~`, of any
+    other the last two parts are kept.
+    """
+    shown, hides_next = [], False
+    for word in command:
+        option, equals, value = word.partition("=")
+        if hides_next and not word.startswith("--"):
+            shown.append(HIDDEN)
+        elif equals and is_secret(option):
+            shown.append(f"{option}={HIDDEN}")
+        else:
+            shown.append(f"{option}={shown_path(value)}" if equals else shown_path(word))
+        hides_next = word.startswith("-") and not equals and is_secret(option)
+    return shown
+
+
+def shown_path(text: str) -> str:
+    """A path as it may be shown to others, see `without_secrets`; any other text as it is."""
+    path = Path(text)
+    if not path.is_absolute():
+        return text
+    with suppress(OSError, RuntimeError):  # no current directory, no home
+        if path.is_relative_to(Path.cwd()):
+            return str(path.relative_to(Path.cwd()))
+        if path.is_relative_to(Path.home()):
+            return str("~" / path.relative_to(Path.home()))
+    return last_parts(text)
+
+
+def last_parts(text: str) -> str:
+    """The last two parts of an absolute path, which are the same from wherever one looks; any other text as it is."""
+    path = Path(text)
+    return str(Path("...", *path.parts[-2:])) if path.is_absolute() else text

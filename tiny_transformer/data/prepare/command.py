@@ -27,9 +27,9 @@ from tiny_transformer.data.prepare.sources import Source, open_source
 from tiny_transformer.data.token_file import STAGED_PREFIX, staging_dir
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunLock, atomic_write, publish
-from tiny_transformer.storage.commit import LEFTOVER_PREFIX, remove_tree
 from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.lock import LOCK_NAME
+from tiny_transformer.storage.temporary import LEFTOVER_PREFIX, remove_tree
 from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, load_tokenizer, make_tokenizer
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import nn
 from tiny_transformer.evaluation.validation import validation_batches
 from tiny_transformer.parallel.sharing import Sharing
 from tiny_transformer.storage import RunDirectory, StepLog
-from tiny_transformer.storage.commit import LEFTOVER_PREFIX
+from tiny_transformer.storage.temporary import LEFTOVER_PREFIX
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.checkpoint_writer import CheckpointWriter
 from tiny_transformer.training.gradient import compute_gradient
