@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunDirectory, verify
+from tiny_transformer.storage.marks import is_mark, marked_checkpoint
+from tiny_transformer.storage.runs import STATE_DIRECTORY
 
 RUNS_DIR = Path("runs")
 LINKS = ("best", "last")  # what a run is asked for, in this order
@@ -33,11 +35,11 @@ def find_checkpoint(path: Path | None = None, runs_dir: Path = RUNS_DIR) -> tupl
     """
     if path is None:
         return _newest_link(runs_dir)
-    if path.name in LINKS and path.is_symlink():
+    if is_mark(path):
         return _linked(path)
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist"
-        beside = [path.parent / name for name in LINKS if (path.parent / name).is_symlink()]
+        beside = [path.parent / name for name in LINKS if marked_checkpoint(path.parent, name)]
         remedy = f"this run has {beside[0]}" if beside else _suggestion(runs_dir)
         raise UserError(f"{path} {what}", remedy=remedy)
     if _is_run(path):
@@ -58,7 +60,7 @@ def _newest_link(runs_dir: Path) -> tuple[Path, str]:
 
 def _of_run(run: Path) -> tuple[Path, str]:
     for name in LINKS:
-        if (run / name).is_symlink():
+        if marked_checkpoint(run, name):
             return _linked(run / name)
     # A run killed after its first save and before the link was made.
     if newest := RunDirectory(run).newest_whole()[0]:
@@ -68,8 +70,10 @@ def _of_run(run: Path) -> tuple[Path, str]:
 
 
 def _linked(link: Path) -> tuple[Path, str]:
-    """Where a run's link leads, as a path beside it: a link that moves meanwhile cannot mix two checkpoints."""
-    target = link.parent / link.readlink()
+    """Where a run's mark leads, as a path beside it: a mark that moves meanwhile cannot mix two checkpoints."""
+    target = marked_checkpoint(link.parent, link.name)
+    if target is None:
+        raise UserError(f"{link} is no mark of a run: it names no checkpoint", remedy=f"name one in {link.parent}")
     _check(target)
     return target, f"using {link} ({target.name})"
 
@@ -78,7 +82,7 @@ def _check(directory: Path) -> None:
     """Refuse a checkpoint that is not whole, naming what is wrong and the newest whole one of its run."""
     try:
         if (directory / MANIFEST).exists():
-            verify(directory)
+            verify(directory, without=STATE_DIRECTORY)  # what only --resume reads
         elif not directory.is_dir():
             raise UserError("the link leads to a checkpoint that is not there")
         elif _OURS.fullmatch(directory.name):
@@ -99,7 +103,7 @@ def _is_run(path: Path) -> bool:
 
 def _find_newest(runs_dir: Path, name: str) -> Path | None:
     """The link of this name that was moved last, among all runs."""
-    links = [run / name for run in runs_dir.glob("*") if (run / name).is_symlink()]
+    links = [run / name for run in runs_dir.glob("*") if marked_checkpoint(run, name)]
     return max(links, key=lambda link: (link.lstat().st_mtime_ns, str(link)), default=None)
 
 
