@@ -1,4 +1,4 @@
-"""What decides the weights stands under a hash and is read by type: rows D9, D12, D20, D28 and F1 on a run's own files."""
+"""What decides the weights stands under a hash and is read by type: rows D9, D12, D20, D28, and F1 on a run's files."""
 
 from __future__ import annotations
 
@@ -184,22 +184,11 @@ def test_when_none_loads_the_run_does_not_begin_again(run: Path, tiny_data: Path
 
 
 def test_our_safetensors_are_the_library_s_bytes() -> None:
-    kinds = [
-        "int64",
-        "float64",
-        "float32",
-        "int32",
-        "bfloat16",
-        "float16",
-        "int16",
-        "int8",
-        "uint8",
-        "bool",
-        "uint16",
-        "uint32",
-        "uint64",
-    ]
-    tensors = {name: torch.arange(7).to(getattr(torch, name)) for name in kinds}
+    kinds = (
+        *(torch.int64, torch.float64, torch.float32, torch.int32, torch.bfloat16, torch.float16, torch.int16),
+        *(torch.int8, torch.uint8, torch.bool, torch.uint16, torch.uint32, torch.uint64),
+    )
+    tensors = {str(kind): torch.arange(7).to(kind) for kind in kinds}
     tensors |= {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 3), 'odd "é': torch.randn(3, 4)}
     assert b"".join(encode(tensors, {"format": "pt"})) == save(tensors, {"format": "pt"})
     turned = {"a": torch.randn(3, 4).t()}
@@ -299,7 +288,7 @@ def test_a_plan_of_another_type_is_refused_with_and_without_its_hash(change: dic
     parse_plan(raw)
     for drops_hash in (False, True):
         wrong = {key: value for key, value in raw.items() if key != "sha256" or not drops_hash} | change
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"\w"):
             parse_plan(wrong)
 
 

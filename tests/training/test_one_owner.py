@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +79,7 @@ def test_overwrite_that_ends_before_its_first_save_gives_the_old_run_back(
     with pytest.raises((UserError, RuntimeError)):
         run_tiny(tiny_data, tmp_path / "r", overwrite=True, steps=3, seed=5)
     assert contents(tmp_path / "r") == before
-    assert os.readlink(tmp_path / "r/last") == "step-00000004" and examine(tmp_path / "r").ok
+    assert (tmp_path / "r/last").readlink() == Path("step-00000004") and examine(tmp_path / "r").ok
 
 
 def test_overwrite_removes_the_old_run_after_the_first_save_and_leaves_other_files(

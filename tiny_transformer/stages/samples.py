@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiny_transformer.errors import UserError
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.storage import atomic_write
+from tiny_transformer.storage.reading import read_regular
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.state import TrainState
 
@@ -63,9 +65,9 @@ def distinct_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
 def samples_before(run_dir: Path, step: int) -> list[dict[str, Any]]:
     """The greedy texts of samples.json from before a step; none when there is no such file or it is damaged."""
     try:
-        samples = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+        samples = json.loads(read_regular(run_dir / FILE))
         return [s for s in samples if s["step"] < step and s["settings"] == {"temperature": 0.0}]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
