@@ -258,7 +258,7 @@ def our_steps(
     hardware = choose_hardware(device.type)
     request = Request(config, "benchmark", command=["benchmark"])
     console = Console(file=io.StringIO())
-    stage = Pretraining.open(request, hardware, ALONE, console)
+    stage = Pretraining.open(request, scratch / "run", hardware, ALONE, console)
     run = Run(request, stage, RunDirectory(scratch / "run"), hardware, console)
     pace = Pace(plan_for_counts(config.training, shape.tokens), config.training, None, lambda plan: None)
     watch = Watch()

@@ -32,7 +32,8 @@ FLOORS = (
     {"models"},
     {"tokenizers", "parallel"},
     {"layers", "hardware"},
-    {"config", "storage"},
+    {"config"},
+    {"storage"},
     {"errors"},
 )
 TORCH_FREE = (
@@ -137,7 +138,7 @@ def test_no_import_circle(repository: Path) -> None:
     [
         ("data/order.py", "from tiny_transformer.training.plan import Plan"),
         ("layers/norm.py", "import tiny_transformer.hardware"),
-        ("config/load.py", "def late():\n    from tiny_transformer import storage"),
+        ("config/load.py", "def late():\n    from tiny_transformer import models"),
         ("storage/fs.py", "if TYPE_CHECKING:\n    from ..config import load"),
         ("models/qwen3/model.py", "from tiny_transformer.models.llama.model import LlamaBlock"),
     ],

@@ -26,7 +26,7 @@ def manifest_after_the_rename(patch: Patch) -> SaveStep:
         return manifest
 
     def read_back(path: Path, manifest: Any, fs: Fs) -> None:
-        commit._write_file(path / MANIFEST, manifest.encode(), fs)
+        commit.write_new(path / MANIFEST, manifest.encode(), fs)
         real_read_back(path, manifest, fs)
 
     real_seal, real_read_back = commit.Staging.seal, commit.read_back

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from storage_harness import new_run
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage import RunDirectory, publish, verify
+from tiny_transformer.storage import RunDirectory, StepLog, publish, read_log, verify
 from tiny_transformer.storage.doctor import DAMAGED, INCOMPLETE, WHOLE, examine
+from tiny_transformer.storage.step_log import log_problem
 
 
 def refusal(directory) -> UserError | None:
@@ -149,6 +153,99 @@ def test_forged_manifest_is_refused(tmp_path, text, said):
     assert error is not None and error.exit_code is ExitCode.BAD_DATA and said in error.what
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"format": 1, "info": {}, "files": {}}', "lists no files"),
+        ('{"format": 2, "info": {}, "files": {"a": {"size_bytes": 1, "sha256": "%s"}}}', "format 2"),
+        ('{"format": true, "info": {}, "files": {"a": {"size_bytes": 1, "sha256": "%s"}}}', "format True"),
+        ('{"format": null, "info": {}, "files": {"a": {"size_bytes": 1, "sha256": "%s"}}}', "format None"),
+        ('{"format": 1, "info": {}, "files": {"a": {"size_bytes": -1, "sha256": "%s"}}}', "is damaged"),
+        ('{"format": 1, "info": {}, "files": {"a": {"size_bytes": 1.0, "sha256": "%s"}}}', "is damaged"),
+        ('{"format": 1, "info": {}, "files": {"a": {"size_bytes": 1, "sha256": null}}}', "is damaged"),
+        ('{"format": 1, "info": null, "files": {"a": {"size_bytes": 1, "sha256": "%s"}}}', "is damaged"),
+        ('{"format": 1, "info": {}, "files": {"a": null}}', "is damaged"),
+        ('{"format": 1, "info": {}, "info": {}, "files": {"a": {"size_bytes": 1, "sha256": "%s"}}}', "is damaged"),
+        ('{"format": 1, "info": {}, "files": {"a\\u0000": {"size_bytes": 1, "sha256": "%s"}}}', "leads out"),
+        ('{"format": 1, "info": {}, "files": {"\\ud800": {"size_bytes": 1, "sha256": "%s"}}}', "leads out"),
+        ('{"format": 1, "info": {}, "files": {"\\u001b[2J": {"size_bytes": 1, "sha256": "%s"}}}', "missing"),
+        ('{"format": 1, "info": {}, "files": {"../a": {"size_bytes": 1, "sha256": "%s"}}}', "leads out"),
+    ],
+)
+def test_doctor_is_the_strictest_reader(tmp_path, text, said):
+    """Each of these manifests has a right hash over itself."""
+    forge(tmp_path, text.replace("%s", "0" * 64))
+    report = examine(tmp_path)
+    assert report.directories[0].state == DAMAGED and not report.ok
+    assert said in report.directories[0].problems[0]
+    lines = "\n".join(report.lines())
+    assert lines.encode() and not any(character < " " for line in report.lines() for character in line)
+
+
+def test_doctor_names_a_manifest_of_another_step(tmp_path):
+    new_run(tmp_path / "run")
+    (tmp_path / "run/step-00000003").rename(tmp_path / "run/step-00000008")
+    assert examine(tmp_path / "run").directories[-1].problems == ["manifest.json is that of step 3"]
+
+
+ODD = {
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "directory": Path.mkdir,
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "20 GB of nothing": lambda path: (path.touch(), os.truncate(path, 20 << 30)),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize(
+    "name",
+    ["last", "log.jsonl", ".lock"]
+    + [f"step-00000003/{n}" for n in ("manifest.json", "model.safetensors", "run_info.json")],
+)
+def test_nothing_in_a_run_is_waited_for_or_read_without_end(tmp_path, name, odd):
+    run = tmp_path / "run"
+    new_run(run)
+    path = run / name
+    if path.is_symlink() or path.exists():
+        path.unlink()
+    ODD[odd](path)
+    try:
+        report = examine(run)
+        assert "\n".join(report.lines())
+        assert not report.ok or name in (".lock", "step-00000003/run_info.json")
+    except UserError as error:
+        assert odd == "link to itself" and error.exit_code is ExitCode.IO
+    if name.startswith("step"):
+        error = refusal(run / "step-00000003") if "run_info" not in name else None
+        assert error is None or error.exit_code is (ExitCode.IO if odd == "link to itself" else ExitCode.BAD_DATA)
+        assert error is not None or "run_info" in name
+    if name == "log.jsonl":
+        with pytest.raises(UserError):
+            read_log(path)
+
+
+def test_doctor_compares_the_log_with_the_newest_checkpoint(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    log = StepLog(run.path / "log.jsonl")
+    log.append({"step": 1, "loss": 2.5})
+    mark = log.sync()
+    with run.lock(), run.publish_step(1) as staging:
+        staging.write("run_info.json", json.dumps({"log": vars(mark)}))
+    log.append({"step": 2, "loss": 2.5})
+    log.close()
+    path, whole = run.path / "log.jsonl", (run.path / "log.jsonl").read_bytes()
+    assert examine(run.path).ok and log_problem(path, vars(mark)) is None
+    path.write_bytes(whole.replace(b"2.5", b"1.5", 1))
+    assert examine(run.path).problems == ["log.jsonl was changed after step-00000001 was saved"]
+    assert log_problem(path, vars(mark)) == "log.jsonl was changed after the checkpoint"
+    path.write_bytes(whole[:10])
+    assert examine(run.path).problems == ["log.jsonl is 15 bytes shorter than it was when step-00000001 was saved"]
+    path.unlink()
+    assert examine(run.path).problems == ["log.jsonl is missing; step-00000001 was saved with one"]
+    assert log_problem(path, vars(mark)) == "log.jsonl is missing"
+
+
 def test_doctor_tells_whole_from_damaged_from_incomplete(tmp_path):
     new_run(tmp_path / "run")
     (tmp_path / "run" / "step-00000002" / "config.json").write_text("{}")
@@ -175,10 +272,10 @@ def test_doctor_reports_links_that_lead_nowhere(tmp_path):
     new_run(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "step-00000001")
     (tmp_path / "run" / "last").unlink()
-    (tmp_path / "run" / "last").write_text("step-00000003")
+    os.mkfifo(tmp_path / "run" / "last")
     problems = examine(tmp_path / "run").problems
     assert "best leads to step-00000001, which is not a checkpoint of this run" in problems
-    assert "last is not a link" in problems
+    assert "last is neither a link nor a file with the name of a checkpoint" in problems
 
 
 def test_doctor_examines_a_data_directory(tmp_path):

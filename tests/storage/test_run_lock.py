@@ -17,7 +17,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunDirectory, RunLock
 from tiny_transformer.storage import lock as lock_module
 from tiny_transformer.storage.doctor import examine
-from tiny_transformer.storage.lock import is_alive, owner_record
+from tiny_transformer.storage.lock import is_alive, owner_of, owner_record
 
 RECORDS_START_TIMES = Path("/proc/self/stat").exists()
 
@@ -171,9 +171,32 @@ def test_lock_is_taken_over_although_the_pid_of_its_owner_lives_again(tmp_path):
 def test_owner_of_an_earlier_boot_or_another_host(tmp_path):
     record = owner_record(os.getpid())
     assert not is_alive({**record, "boot_id": "another"})
-    assert is_alive({**record, "host": "elsewhere", "pid": 1 << 40})  # nobody can tell from here
+    assert is_alive({**record, "host": "elsewhere", "boot_id": "another", "pid": 1 << 40})  # nobody can tell from here
     assert not is_alive({**record, "pid": 1 << 22})
     assert not is_alive({}) and not is_alive({"pid": "1"})
+
+
+@pytest.mark.skipif(not owner_record(1)["boot_id"], reason="needs /proc")
+def test_a_machine_that_was_renamed_is_still_this_machine(tmp_path):
+    record = {**owner_record(os.getpid()), "host": "renamed"}
+    assert is_alive(record) and not is_alive({**record, "pid": 1 << 22})
+
+
+def test_who_owns_a_run_is_what_the_kernel_says(tmp_path):
+    """A name left behind, by a dead process or one of another host, is no owner."""
+    assert owner_of(tmp_path) is None
+    (tmp_path / ".lock").write_text(json.dumps({**owner_record(os.getpid()), "host": "elsewhere", "boot_id": "x"}))
+    assert owner_of(tmp_path) is None
+    with RunLock(tmp_path):
+        assert owner_of(tmp_path)["pid"] == os.getpid()
+    assert owner_of(tmp_path) is None
+
+
+def test_a_lock_that_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(UserError, match="not a regular file") as refused, RunLock(tmp_path):
+        pass
+    assert refused.value.exit_code is ExitCode.IO
 
 
 def test_second_owner_in_the_same_process_is_refused(tmp_path):

@@ -65,7 +65,6 @@ ROWS: dict[str, tuple[str, Edit, dict[str, Any]]] = {
     "exp_avg_sq": (OPTIMIZER, tensors_ending("/exp_avg_sq"), {}),
     "AdamW's step": (OPTIMIZER, tensors_ending("/step"), {}),
     "momentum_buffer": (OPTIMIZER, tensors_ending("/momentum_buffer"), {}),
-    "step": (COUNTERS, counter("step", 6), {}),
     "num_tokens": (COUNTERS, counter("num_tokens", 1), {}),
     "elapsed_seconds": (COUNTERS, counter("elapsed_seconds", 1.0), MINUTES),
     "best_val_loss": (COUNTERS, counter("best_val_loss", 0.5), {"eval_steps": 1}),
@@ -96,7 +95,8 @@ ROWS: dict[str, tuple[str, Edit, dict[str, Any]]] = {
     "plan.asked": ("plan.json", counter("asked.minutes", 9.0), MINUTES),
     "plan.is_fixed": ("plan.json", counter("is_fixed", True), MINUTES),
 }
-NOT_STATE = {"format_version", "identity", "total_steps"}  # checked, compared, and for readers
+# Checked (the step, too: it is the checkpoint's name), compared, and for readers.
+NOT_STATE = {"format_version", "identity", "total_steps", "plan", "sha256", "step"}
 
 
 class Clock:
@@ -155,7 +155,9 @@ def edit_file(run_dir: Path, name: str, edit: Edit) -> None:
     """Change a file of the newest checkpoint, and publish it anew; or plan.json."""
     if name == "plan.json":
         path = run_dir / name
-        path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+        plan = json.loads(path.read_text())
+        del plan["sha256"]  # as in plans of older versions, which have no hash
+        path.write_text(json.dumps(edit(plan)))
         return
     old = (run_dir / "last").resolve()
     kept = run_dir.parent / "kept"
@@ -210,4 +212,4 @@ def test_the_rows_name_all_of_the_state(tiny_data: Path, tmp_path: Path) -> None
     keys = {key.rpartition("/")[2] for key in load_file(tmp_path / "r/last" / OPTIMIZER)}
     found |= {"weights"} | {{"step": "AdamW's step"}.get(key, key) for key in keys}
     assert found == set(ROWS)
-    assert {field.name for field in fields(TrainState)} == counters.keys() - NOT_STATE
+    assert {field.name for field in fields(TrainState)} == (counters.keys() - NOT_STATE) | {"step"}

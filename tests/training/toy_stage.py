@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -54,7 +55,7 @@ class ToyStage(Stage):
         self.dataset, self.every = dataset, config.mask.every
 
     @classmethod
-    def open(cls, request: Request, hardware: Hardware, processes: Processes, console: Console) -> Self:
+    def open(cls, request: Request, run_dir: Path, hardware: Hardware, processes: Processes, console: Console) -> Self:
         config: Any = request.config
         dataset = open_dataset(config.data.data_dir)
         model = config.model.model_copy(update={"vocab_size": dataset.tokenizer.vocab_size})

@@ -6,23 +6,28 @@ Everything wrong is found here, before any work starts, and told with file, line
 from __future__ import annotations
 
 import difflib
-import json
+import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.aliases import ALIASES, SWITCHES, translate
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import CONFIGS, DataConfig, RunConfig, sections_of
+from tiny_transformer.config.secrets import HIDDEN, is_secret
 from tiny_transformer.config.shapes import SHAPES
+from tiny_transformer.config.text import MAX_CONFIG_BYTES, checked, parse_json, parse_toml, parse_yaml
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.reading import read_regular
 
+MAX_NUMBER_LENGTH = 100
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 # YAML 1.1 reads 1e-3 as text; in a config of numbers it is a number.
 _NUMBER = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -69,12 +74,39 @@ def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
     for key, assignment in merged.items():
         section, _, leaf = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[leaf] = assignment.value
+    for key, assignment in merged.items():
+        _refuse_truth_for_number(key, assignment)
     if "model" in tree:
         tree["model"].setdefault("model_type", "qwen3")
     try:
-        return schema.model_validate(tree)
+        config = schema.model_validate(tree)
     except ValidationError as error:
         raise _explain(error, merged) from None
+    for key, assignment in merged.items():
+        section, _, leaf = key.rpartition(".")
+        value = getattr(getattr(config, section) if section else config, leaf, None)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{assignment.key} = {assignment.value!r} is not a finite number", where=assignment.origin)
+    return config
+
+
+def _refuse_truth_for_number(key: str, assignment: Assignment) -> None:
+    """`learning_rate: yes` is no 1.0: YAML reads yes, no, on and off as true and false, and Python counts with them."""
+    section, _, leaf = key.rpartition(".")
+    fields = _fields_called(section, leaf)
+    if isinstance(assignment.value, bool) and fields and not any(_admits(field.annotation, bool) for field in fields):
+        raise UserError(
+            f"{assignment.key} = {assignment.value!r}: this is true or false (also yes, no, on, off), and a value of "
+            "another kind is meant",
+            where=assignment.origin,
+            remedy="docs/CONFIG_REFERENCE.md tells the type and range of every key",
+        )
+
+
+def _admits(annotation: Any, kind: type) -> bool:
+    """Whether a type, or one that it is made of, is `kind`; what a Literal lists counts by its kind."""
+    parts = get_args(annotation)
+    return annotation in (kind, Any) or any(_admits(part, kind) or type(part) is kind for part in parts)
 
 
 def parse_override(text: str, origin: str = "command line") -> Assignment:
@@ -87,9 +119,11 @@ def parse_override(text: str, origin: str = "command line") -> Assignment:
             remedy="write SECTION.KEY=VALUE, for example training.steps=200",
         )
     try:
-        parsed = _numbers(yaml.safe_load(value))
+        parsed = _numbers(parse_yaml(value[:MAX_CONFIG_BYTES])[0])
     except yaml.YAMLError:
         parsed = value
+    except ValueError as error:
+        raise UserError(f"cannot read the value of {key.strip()[:80]}: {error}", where=origin) from None
     return Assignment(key.strip().removeprefix("--"), parsed, origin)
 
 
@@ -118,6 +152,13 @@ def _models_of(section: str, schema: type[RunConfig]) -> tuple[type[BaseModel], 
     """The classes that a section may have: each architecture's for `model`."""
     own = sections_of(schema).get(section)
     return tuple(SHAPES.values()) if own is None else (own,)
+
+
+def _fields_called(section: str, leaf: str) -> list[FieldInfo]:
+    """The fields that `section.leaf` may mean: of all stages and architectures."""
+    schemas = [schema for schema in CONFIGS.values() if section in sections_of(schema)]
+    models = [model for schema in schemas for model in _models_of(section, schema)]
+    return [model.model_fields[leaf] for model in models if leaf in model.model_fields]
 
 
 def _schema(layers: Iterable[Iterable[Assignment]]) -> type[RunConfig]:
@@ -199,15 +240,18 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The file's tree and the line of each `section.key`."""
     line_of: dict[str, int] = {}
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, MAX_CONFIG_BYTES).decode("utf-8")
+        node = None
         if path.suffix == ".json":
-            tree = json.loads(text, object_pairs_hook=_no_duplicates)
+            tree = parse_json(text)
+            with suppress(yaml.YAMLError):  # JSON is YAML but for a few letters: only the lines would be missing
+                node = parse_yaml(text)[1]
         elif path.suffix == ".toml":
-            tree = tomllib.loads(text)
+            tree = parse_toml(text)
         else:
-            tree = yaml.safe_load(text)
-        if path.suffix != ".toml":
-            _collect_lines(yaml.compose(text, Loader=yaml.SafeLoader), "", line_of)
+            tree, node = parse_yaml(text)
+        tree = _numbers(tree)
+        _collect_lines(node, "", line_of)
     except OSError as error:
         raise UserError(f"cannot read the config: {error.strerror}", where=str(path), exit_code=ExitCode.IO) from None
     except UnicodeDecodeError as error:
@@ -216,6 +260,10 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
             where=str(path),
             remedy="save it as UTF-8",
             exit_code=ExitCode.BAD_DATA,
+        ) from None
+    except UserError as error:
+        raise UserError(
+            f"cannot read the config: {error.what}", where=error.where, remedy=error.remedy, exit_code=error.exit_code
         ) from None
     except (ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -239,16 +287,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
             remedy="start with a section, for example `training:`",
             exit_code=ExitCode.BAD_DATA,
         )
-    return _numbers(tree), line_of
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in tree:
-            raise ValueError(f"the key {key!r} stands there twice")
-        tree[key] = value
-    return tree
+    return tree, line_of
 
 
 def _collect_lines(node: yaml.Node | None, prefix: str, line_of: dict[str, int]) -> None:
@@ -272,7 +311,13 @@ def _numbers(value: Any) -> Any:
         return {k: _numbers(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_numbers(v) for v in value]
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+    if not isinstance(value, str):
+        return value
+    if len(value) > MAX_NUMBER_LENGTH:
+        if not set(value) - set("0123456789.eE+-_"):
+            raise ValueError(f"a number of {len(value):,} characters")
+        return value
+    return checked(float(value)) if _NUMBER.fullmatch(value) else value
 
 
 # --- names
@@ -343,8 +388,9 @@ def _unknown(assignment: Assignment) -> UserError:
         for n in names
         if n.rpartition(".")[2] in difflib.get_close_matches(leaf, [n.rpartition(".")[2] for n in names], n=1)
     ]
+    value = HIDDEN if is_secret(assignment.key) else repr(assignment.value)
     return UserError(
-        f"unknown key {assignment.key} = {assignment.value!r}",
+        f"unknown key {assignment.key} = {value}",
         where=assignment.origin,
         remedy=f"did you mean {near[0]}?" if near else "docs/CONFIG_REFERENCE.md lists every key",
     )

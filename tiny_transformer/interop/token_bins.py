@@ -55,7 +55,7 @@ def import_token_bins(
             written = [
                 _copy(file, name, made, staging.path) for name, file in zip(("train", "val"), files, strict=True)
             ]
-            made.save(staging.path)
+            made.save(staging)
             meta = Meta(
                 dtype=token_dtype(made.vocab_size),
                 vocab_size=made.vocab_size,

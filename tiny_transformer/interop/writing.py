@@ -66,8 +66,8 @@ def write_import(
         )
     tensors = {name: t if dtypes is None else t.to(dtypes.get(name, t.dtype)) for name, t in model.state_dict().items()}
     with publish(out_dir, info={"imported_from": source.absolute().name}) as staging:
-        save_model(model, staging.path, tensors, **token_ids)
-        tokenizer.save(staging.path)
+        save_model(model, staging, tensors, **token_ids)
+        tokenizer.save(staging)
         for name, content in (copied or {}).items():
             staging.write(name, content)
 

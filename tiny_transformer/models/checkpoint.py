@@ -15,15 +15,14 @@ from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from tiny_transformer.config.shapes import ModelConfig, Qwen3NextConfig
 from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.building import empty_model
 from tiny_transformer.models.config_file import MAX_INDEX_BYTES, load_config, read_json
-from tiny_transformer.models.safetensors_header import check_header
+from tiny_transformer.models.safetensors_file import DAMAGED, encode, open_checked, reading
+from tiny_transformer.storage.commit import Staging, write_into
 from tiny_transformer.storage.inside import check_inside
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ WEIGHTS, INDEX, HEAD, EMBEDDING = (
 )
 # A shard is named by a file beside the index and by nothing else: no path, no odd character.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
-_DAMAGED = "the checkpoint is damaged or half-written; take another one, or fetch it again"
 _UNLIKE = "config.json and the weights do not belong together: take both from one place, or fetch them again"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -90,40 +88,34 @@ def stored_dtypes(directory: Path | str) -> dict[str, torch.dtype]:
 
 def save_model(
     model: CausalLM,
-    directory: Path | str,
+    directory: Staging | Path | str,
     tensors: Mapping[str, torch.Tensor] | None = None,
     /,
     **token_ids: int | list[int] | None,
 ) -> None:
     """Write a model into an existing directory, so that transformers 5 and 4.57 open it.
 
-    Writes config.json, generation_config.json and model.safetensors, without the head when it is tied. Not durable by
-    itself: the storage room writes into a temporary directory and publishes it.
+    Writes config.json, generation_config.json and model.safetensors, without the head when it is tied. Durable, and
+    checked byte by byte, only in a directory that is being published.
 
     Args:
         model: its dtype is kept.
-        directory: existing; files of these names are replaced.
+        directory: existing, where files of these names are replaced; or what `storage.publish` gives.
         tensors: what is written in the place of `model.state_dict()`, in dtypes of its own.
         token_ids: `eos_token_id`, `bos_token_id`, `pad_token_id` of the tokenizer, where it has them. Programs that
             generate text stop at `eos_token_id`.
     """
-    directory = Path(directory)
     tensors = model.state_dict() if tensors is None else tensors
     dtype = str(tensors[EMBEDDING].dtype).removeprefix("torch.")
-    _write_json(directory / "config.json", model.config.to_hf(dtype=dtype, **token_ids))
-    _write_json(
-        directory / "generation_config.json", {k: token_ids[k] for k in TOKEN_IDS if token_ids.get(k) is not None}
-    )
-    written = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    if model.config.tie_word_embeddings:
-        del written[HEAD]
-    save_file(written, directory / WEIGHTS, metadata={"format": "pt"})
-    # safetensors creates its file readable by the owner alone; give it the mode that the umask gave its neighbour
-    (directory / WEIGHTS).chmod((directory / "config.json").stat().st_mode)
+    ends = {name: token_ids[name] for name in TOKEN_IDS if token_ids.get(name) is not None}
+    write_into(directory, "config.json", _json(model.config.to_hf(dtype=dtype, **token_ids)))
+    write_into(directory, "generation_config.json", _json(ends))
+    written = {name: tensor for name, tensor in tensors.items() if not model.config.tie_word_embeddings or name != HEAD}
+    write_into(directory, WEIGHTS, encode(written, {"format": "pt"}))
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 class _Weights:
@@ -201,7 +193,8 @@ class _Weights:
     def copy_into(self, model: CausalLM, part_of: Callable[..., torch.Tensor] | None = None) -> None:
         """Copy the tensors, see `load_weights`; a tied model's surplus head must equal its embedding."""
         for name, parameter in model.named_parameters():
-            tensor = self._files[name].get_tensor(name)
+            with reading(self.directory):
+                tensor = self._files[name].get_tensor(name)
             parameter.copy_(tensor if part_of is None else part_of(tensor, parameter))
         if model.config.tie_word_embeddings and HEAD in self._files:
             head, embedding = (self._files[name].get_tensor(name) for name in (HEAD, EMBEDDING))
@@ -238,11 +231,7 @@ def _weight_files(directory: Path) -> Mapping[str, set[str] | None]:
 
 def _open(path: Path) -> Any:
     check_inside(path)
-    try:
-        check_header(path)
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _bad(path, f"cannot read {path.name}: {error}") from None
+    return open_checked(path)
 
 
 def _some(names: set[str]) -> str:
@@ -250,5 +239,5 @@ def _some(names: set[str]) -> str:
     return ", ".join(name[:80] for name in first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _bad(where: Path, what: str, remedy: str = _DAMAGED) -> UserError:
+def _bad(where: Path, what: str, remedy: str = DAMAGED) -> UserError:
     return UserError(what, where=str(where), remedy=remedy, exit_code=ExitCode.BAD_DATA)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunDirectory, verify
+from tiny_transformer.storage.marks import is_mark, marked_checkpoint
+from tiny_transformer.storage.runs import STATE_DIRECTORY
 
 RUNS_DIR = Path("runs")
 LINKS = ("best", "last")  # what a run is asked for, in this order
@@ -104,7 +106,7 @@ def find_checkpoint(path: Path | str | None = None, runs_dir: Path = RUNS_DIR) -
 
 
 def _checkpoint_at(path: Path, runs_dir: Path) -> tuple[Path, str]:
-    if path.name in LINKS and path.is_symlink():
+    if is_mark(path):
         return _linked(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a directory", remedy=_suggestion(runs_dir))
@@ -128,7 +130,7 @@ def _newest_link(runs_dir: Path) -> tuple[Path, str]:
 
 def _of_run(run: Path) -> tuple[Path, str]:
     for name in LINKS:
-        if (run / name).is_symlink():
+        if marked_checkpoint(run, name):
             return _linked(run / name)
     # A run killed after its first save and before the link was made.
     if newest := RunDirectory(run).newest_whole()[0]:
@@ -138,8 +140,10 @@ def _of_run(run: Path) -> tuple[Path, str]:
 
 
 def _linked(link: Path) -> tuple[Path, str]:
-    """Where a run's link leads, as a path beside it: a link that moves meanwhile cannot mix two checkpoints."""
-    target = link.parent / link.readlink()
+    """Where a run's mark leads, as a path beside it: a mark that moves meanwhile cannot mix two checkpoints."""
+    target = marked_checkpoint(link.parent, link.name)
+    if target is None:
+        raise UserError(f"{link} is no mark of a run: it names no checkpoint", remedy=f"name one in {link.parent}")
     _check(target)
     return target, f"using {link} ({target.name})"
 
@@ -148,7 +152,7 @@ def _check(directory: Path) -> None:
     """Refuse a checkpoint that is not whole, naming what is wrong and the newest whole one of its run."""
     try:
         if (directory / MANIFEST).exists():
-            verify(directory)
+            verify(directory, without=STATE_DIRECTORY)  # what only --resume reads
         elif not directory.is_dir():
             raise UserError("the link leads to a checkpoint that is not there")
         elif _OURS.fullmatch(directory.name):
@@ -169,7 +173,7 @@ def _is_run(path: Path) -> bool:
 
 def _find_newest(runs_dir: Path, name: str) -> Path | None:
     """The link of this name that was moved last, among all runs."""
-    links = [run / name for run in runs_dir.glob("*") if (run / name).is_symlink()]
+    links = [run / name for run in runs_dir.glob("*") if marked_checkpoint(run, name)]
     return max(links, key=lambda link: (link.lstat().st_mtime_ns, str(link)), default=None)
 
 

@@ -18,8 +18,11 @@ from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import read_manifest
-from tiny_transformer.storage.lock import LOCK_NAME, is_alive
+from tiny_transformer.storage.lock import owner_of
+from tiny_transformer.storage.marks import marked_checkpoint
+from tiny_transformer.storage.reading import MAX_LOG_BYTES, open_regular, read_regular
 from tiny_transformer.storage.runs import NOT_FINITE_FILE
+from tiny_transformer.storage.step_log import log_problem
 
 _STEP = re.compile(r"step-(\d{8,18})")
 SKILLS_NAME = "skills.json"
@@ -71,10 +74,11 @@ def state_of(run_dir: Path, checkpoints: list[StepDirectory]) -> str:
     """
     newest = next((c for c in reversed(checkpoints) if c.problem is None), None)
     status = newest.info.get("status") if newest else None
-    owner = _object(_read_parsed(run_dir / LOCK_NAME, json.loads, []))
+    owner = owner_of(run_dir)
     # A training process that has saved its last checkpoint still owns the run while it writes the report.
-    done_by_us = owner.get("pid") == os.getpid() and status in ("finished", "stopped", "stopped_early")
-    if is_alive(owner) and not done_by_us:
+    is_ours = owner is not None and owner.get("pid") == os.getpid()
+    done_by_us = is_ours and status in ("finished", "stopped", "stopped_early")
+    if owner is not None and not done_by_us:
         return "running"
     if (run_dir / NOT_FINITE_FILE).is_file():
         return "diverged"
@@ -106,12 +110,17 @@ def read_run(path: Path) -> RunFiles:
     samples = _read_parsed(path / "samples.json", json.loads, problems)
     if not isinstance(samples, list):
         samples = []
+    checkpoints = read_checkpoints(path)
+    log = _read_log(path / "log.jsonl", problems)
+    newest = next((c for c in reversed(checkpoints) if c.problem is None), None)
+    if newest is not None and not problems and (problem := log_problem(path / "log.jsonl", newest.info.get("log"))):
+        problems.append(problem)
     return RunFiles(
         path=path,
         config=config,
         config_comments=comments,
-        log=_read_log(path / "log.jsonl", problems),
-        checkpoints=read_checkpoints(path),
+        log=log,
+        checkpoints=checkpoints,
         skills=_object(_read_parsed(path / SKILLS_NAME, json.loads, problems)),
         not_finite=_object(_read_parsed(path / NOT_FINITE_FILE, json.loads, problems)),
         samples=[s for s in samples if isinstance(s, dict)],
@@ -159,10 +168,8 @@ def _step_directories(run_dir: Path) -> list[tuple[int, Path]]:
 
 
 def _link_target(link: Path) -> str | None:
-    try:
-        return link.readlink().name
-    except OSError:
-        return None
+    found = marked_checkpoint(link.parent, link.name)
+    return found.name if found else None
 
 
 def _read_checkpoint(step: int, path: Path, *, is_last: bool, is_best: bool) -> StepDirectory:
@@ -219,12 +226,11 @@ def _timestamp(text: Any) -> float | None:
 def _read_parsed(path: Path, parse: Callable[[str], Any], problems: list[str]) -> Any:
     """A small file put through `parse`, or None when there is none; a file that cannot be parsed is a problem."""
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(MAX_JSON_BYTES + 1)
-        if len(text) > MAX_JSON_BYTES:
-            raise ValueError(f"larger than {MAX_JSON_BYTES:,} characters")
-        return parse(text)
+        return parse(read_regular(path, MAX_JSON_BYTES).decode("utf-8"))
     except FileNotFoundError:
+        return None
+    except UserError as error:
+        problems.append(error.what)
         return None
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
@@ -255,7 +261,7 @@ def _read_log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     num_unreadable, newest, ends_torn = 0, -math.inf, False
     try:
-        with path.open("rb") as file:
+        with open_regular(path, MAX_LOG_BYTES) as file:
             for line in file:
                 try:
                     row = json.loads(line)
@@ -272,6 +278,8 @@ def _read_log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         return []
     except OSError as error:
         problems.append(f"{path.name} cannot be read: {error.strerror}")
+    except UserError as error:
+        problems.append(error.what)
     if num_unreadable - ends_torn > 0:
         problems.append(
             f"{path.name}: {num_unreadable - ends_torn:,} lines are damaged or out of order and were left out"

@@ -58,6 +58,7 @@ def run_training(
         checked = load_run_config(source, overrides)
 
     from tiny_transformer.hardware import keep_freed_memory
+    from tiny_transformer.parallel.stop import steady_output
     from tiny_transformer.stages.launch import choose_run_dir, launch
     from tiny_transformer.stages.stage import Request
     from tiny_transformer.stages.summary import finish
@@ -77,9 +78,10 @@ def run_training(
         run_dir = choose_run_dir(request)
         own = load_run_config(_own_config(run_dir), overrides)
         request = replace(request, config=own.model_copy(update={"out_dir": run_dir}))
-    outcome = launch(request, console)
-    if outcome.is_first:
-        finish(outcome, console)
+    with steady_output(console):
+        outcome = launch(request, console)
+        if outcome.is_first:
+            finish(outcome, console)
     return outcome.status
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,10 +25,10 @@ from tiny_transformer.stages.run import Run
 from tiny_transformer.stages.stage import Request, RunResult, stage_class
 from tiny_transformer.stages.summary import tell_not_finite
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.storage.runs import CONFIG_FILE, NOT_FINITE_FILE, holds_a_run
+from tiny_transformer.storage.replaced import claimed
+from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run
 from tiny_transformer.training.loggers import check_installed
 from tiny_transformer.training.nonfinite import NotFiniteError
-from tiny_transformer.training.plan import FILE as PLAN_FILE
 
 
 def launch(request: Request, console: Console) -> RunResult:
@@ -61,7 +60,7 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
     if hardware.note:
         console.print(hardware.note, highlight=False)
     request = take_over(request, console)
-    stage = stage_class(request.config.stage).open(request, hardware, processes, console)
+    stage = stage_class(request.config.stage).open(request, run_dir, hardware, processes, console)
     check_tokenizer(request, stage)
     begun = time.monotonic()
     if processes.world_size == 1:
@@ -70,9 +69,7 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
     with ExitStack() as stack:
         if processes.is_first:
             stack.enter_context(directory.lock())
-            if request.overwrite and holds_a_run(run_dir):
-                clear_run(run_dir)
-            directory.clean_leftovers()
+            stack.enter_context(claimed(directory, resume=request.resume, overwrite=request.overwrite))
         run = Run(request, stage, directory, hardware, console, processes)
         run.state.elapsed_seconds = stage.spent_seconds + time.monotonic() - begun
         return run.execute(stack)
@@ -220,13 +217,3 @@ def fit_vocabulary(config: RunConfig, dataset: Dataset, console: Console) -> Run
         )
     model = config.model.model_copy(update={"vocab_size": needed})
     return config.model_copy(update={"model": model})
-
-
-def clear_run(run_dir: Path) -> None:
-    """Remove a run that is being replaced: links first, so that they never lead nowhere."""
-    for name in ("last", "best"):
-        (run_dir / name).unlink(missing_ok=True)
-    for path in run_dir.glob("step-*"):
-        shutil.rmtree(path)
-    for name in ("log.jsonl", "samples.json", "report.html", "loss.svg", NOT_FINITE_FILE, PLAN_FILE, CONFIG_FILE):
-        (run_dir / name).unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.storage import RunDirectory
+from tiny_transformer.storage.replaced import REPLACED
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.optimizers import Optimizers
 
@@ -40,14 +41,15 @@ def check_disk(
     tokenizer: Tokenizer,
 ) -> None:
     """Compare the free space with what the run is going to write: the checkpoints that stay, one in the making, the
-    report.
+    report. What `--overwrite` replaces gives its room after the first save.
 
     Raises:
         UserError: there is less than that and 5 %.
     """
     save = checkpoint_bytes(model, optimizers, identity, tokenizer)
     needed, free = int(SPARE * (missing_saves(run, config) * save + REPORT_BYTES)), shutil.disk_usage(run.path).free
-    if free < needed:
+    freed = sum(path.lstat().st_size for path in (run.path / REPLACED).rglob("*"))
+    if free + freed < needed or free < SPARE * save:
         raise UserError(
             f"the run needs {_megabytes(needed)} on the disk ({_megabytes(save)} a checkpoint); there are "
             f"{_megabytes(free)} free",

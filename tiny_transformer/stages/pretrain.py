@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
@@ -21,9 +22,11 @@ from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing
 from tiny_transformer.stages.launch import as_read, fit_vocabulary, open_training_data, settle_data_dir
 from tiny_transformer.stages.minutes.calibration import take_choice
+from tiny_transformer.stages.moved import with_data_of_run
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import show_losses
+from tiny_transformer.training.checkpoint_writer import last_parts
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
 
@@ -43,9 +46,10 @@ class Pretraining(Stage):
         self.dataset = dataset
 
     @classmethod
-    def open(cls, request: Request, hardware: Hardware, processes: Processes, console: Console) -> Self:
+    def open(cls, request: Request, run_dir: Path, hardware: Hardware, processes: Processes, console: Console) -> Self:
         """See `Stage`; with `request.chooses` the config is completed to make the most of its minutes."""
-        config = settle_data_dir(request, console)
+        resumed = with_data_of_run(request.config, run_dir, request.name) if request.resume else None
+        config = resumed or settle_data_dir(request, console)
         dataset = open_training_data(config, console) if processes.is_first else None
         processes.barrier()  # the data is there now
         dataset = dataset or open_training_data(config, console)
@@ -105,7 +109,7 @@ class Pretraining(Stage):
                 "fingerprint": tokenizer.fingerprint,
             },
             "data": {
-                "source": meta.source,
+                "source": last_parts(meta.source),
                 "train_tokens": meta.train.num_tokens,
                 "val_tokens": meta.val.num_tokens,
                 "val_documents": meta.val.num_documents,

@@ -20,6 +20,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import ALONE
+from tiny_transformer.stages.resume_check import check_data
 from tiny_transformer.stages.run import Run
 from tiny_transformer.stages.stage import Request, stage_class
 from tiny_transformer.storage import RunDirectory, read_log
@@ -52,7 +53,9 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
     quiet = config.training.model_copy(update={"eval_steps": None, "early_stopping_patience": None, "loggers": ()})
     hardware = choose_hardware(quiet.device, quiet.precision)
     request = Request(config, run_dir.name, resume=True)
-    run = Run(request, stage_class(config.stage).open(request, hardware, ALONE, console), directory, hardware, console)
+    stage = stage_class(config.stage).open(request, run_dir, hardware, ALONE, console)
+    run = Run(request, stage, directory, hardware, console)
+    check_data(directory, run.identity)
     run.load(directory.newest_whole(before=step))
     pace = planning.Pace(replace(plan, is_fixed=True), quiet, None, lambda plan: None)
     with TrainingProgress(console, step, run.state.step) as progress:

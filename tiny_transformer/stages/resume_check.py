@@ -13,14 +13,19 @@ from rich.console import Console
 
 from tiny_transformer.config.schema import OnResume, RunConfig, on_resume, sections_of
 from tiny_transformer.errors import UserError
+from tiny_transformer.storage import RunDirectory
+from tiny_transformer.storage.runs import load_identity
+from tiny_transformer.training.checkpoint_writer import last_parts
 
 BATCH = "training.micro_batch_size x grad_accum_steps"
 DATA = "the data (hash of train.bin)"
 TOKENIZER = "the tokenizer (hash)"
+WHERE = "data.data_dir"  # where the data is says nothing: what it is does
 
 
 def identity_of(config: RunConfig, fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Every setting as flat `section.key: value`, the size of a batch, and data and tokenizer by content."""
+    """Every setting as flat `section.key: value`, the size of a batch, and data and tokenizer by content. No absolute
+    path: a checkpoint is given away."""
     training = config.training
     return {**_settings(config), BATCH: training.micro_batch_size * training.grad_accum_steps, **fingerprints}
 
@@ -39,6 +44,7 @@ def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any
         UserError: a difference that would make it another run, with both values.
     """
     defaults = _settings(type(now)(model=type(now.model)()))
+    saved = _without_places(saved)
     changed = {
         key: (saved.get(key, defaults.get(key)), identity.get(key))
         for key in [*identity, *(key for key in saved if key not in identity)]
@@ -56,6 +62,24 @@ def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any
         console.print(f"changed: {key} was {_short(before)} and is now {_short(after)}{also}", highlight=False)
 
 
+def check_data(run: RunDirectory, identity: dict[str, Any]) -> None:
+    """Refuse data or a tokenizer that a run was not trained with, as far as its checkpoints tell.
+
+    Raises:
+        UserError: a difference, with both values.
+    """
+    newest = next(reversed(run.checkpoints()), None)
+    saved = load_identity(newest.path) if newest else identity
+    for key in (DATA, TOKENIZER):
+        if saved.get(key) != identity[key]:
+            raise UserError(
+                f"this is not what the run was trained on: {key} was {_short(saved.get(key))} and is now "
+                f"{_short(identity[key])}",
+                where=str(run.path),
+                remedy="put the data back, or write where it is now as data.data_dir into the run's config.yaml",
+            )
+
+
 def class_of(key: str, config: RunConfig) -> OnResume:
     """What a changed `section.key` means."""
     section, _, name = key.rpartition(".")
@@ -66,7 +90,15 @@ def class_of(key: str, config: RunConfig) -> OnResume:
 def _settings(config: RunConfig) -> dict[str, Any]:
     """The sections; where the run stands, and where it began, is no part of what it is."""
     tree = config.model_dump(mode="json", include=set(sections_of(type(config))))
-    return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
+    return _without_places(
+        {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
+    )
+
+
+def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: last_parts(value) if isinstance(value, str) else value for key, value in settings.items() if key != WHERE
+    }
 
 
 def _short(value: Any) -> str:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from copy import copy
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -24,17 +26,24 @@ from tiny_transformer.models import load_weights
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import ALONE, Processes
 from tiny_transformer.parallel.sharing import Sharded, Sharing, local_part, share
-from tiny_transformer.parallel.stop import StopSignals
+from tiny_transformer.parallel.stop import StopSignals, output_note
 from tiny_transformer.stages.preflight import check_disk
 from tiny_transformer.stages.resume_check import check_changes, identity_of
 from tiny_transformer.stages.samples import Sampler, distinct_prompts
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import announce
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
-from tiny_transformer.storage.commit import LEFTOVER_PREFIX
 from tiny_transformer.storage.runs import NOT_FINITE_FILE, load_identity
+from tiny_transformer.storage.temporary import LEFTOVER_PREFIX
 from tiny_transformer.training import plan as planning
-from tiny_transformer.training.checkpoint_writer import CheckpointWriter, environment, restore_links, write_config
+from tiny_transformer.training.checkpoint_writer import (
+    CheckpointWriter,
+    environment,
+    last_parts,
+    restore_links,
+    without_secrets,
+    write_config,
+)
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.loggers import Loggers
@@ -43,6 +52,7 @@ from tiny_transformer.training.loss_scale import first_loss_scale
 from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.progress import TrainingProgress
+from tiny_transformer.training.resuming import note_on_log, take_up
 from tiny_transformer.training.state import TrainState, load_state
 
 TIMED_SAVE = LEFTOVER_PREFIX + "timed-save"  # what a killed start leaves of it, the next one removes
@@ -106,21 +116,22 @@ class Run:
     def load(self, found: tuple[Checkpoint | None, list[UserError]]) -> None:
         """Take up a checkpoint; without one, start from the beginning. Damaged ones that were passed over are named.
         What the first process has found counts."""
-        checkpoint, damaged = found
-        for problem in damaged:
-            self.console.print(f"skipping a damaged checkpoint: {problem.what} ({problem.where})", highlight=False)
-        name = self.processes.broadcast(None if checkpoint is None else str(checkpoint.path))
-        if name is None:
-            self.console.print("there is no checkpoint to go on from: starting from the beginning", highlight=False)
+        say = partial(self.console.print, highlight=False, markup=False)
+        path = take_up(self.directory, found, self.processes, self._load_from, say)
+        if path is None:
+            say("there is no checkpoint to go on from: starting from the beginning")
             self.stage.load_first_weights(self.model)
             return
-        path = self.directory.path / name.rpartition("/")[2]
+        if problem := note_on_log(path, self.directory.path / "log.jsonl"):
+            say(f"{problem}: the history before step {self.state.step:,} is not as it was; the weights are")
+        say(f"resuming from step {self.state.step:,} ({path})")
+
+    def _load_from(self, path: Path) -> None:
         check_changes(load_identity(path), self.config, self.identity, path, self.console)
         load_weights(self.model, path, local_part)
         self.state = load_state(path, self.model, self.optimizers)
         if self.hardware.precision != "fp16":
             self.state.loss_scale = 1.0
-        self.console.print(f"resuming from step {self.state.step:,} ({path})", highlight=False)
 
     def job(self, pace: planning.Pace, *, save: Save, log: Callable[[dict[str, Any]], None], progress: Progress) -> Job:
         """What the loop is handed."""
@@ -271,8 +282,8 @@ class Run:
             "num_threads": torch.get_num_threads(),
             "num_processes": self.processes.world_size,
             "versions": environment(),
-            "command": self.request.command,
-            **({} if self.config.init_from is None else {"init_from": str(self.config.init_from)}),
+            "command": without_secrets(self.request.command),
+            **({} if self.config.init_from is None else {"init_from": last_parts(str(self.config.init_from))}),
             **({} if self.stage.checks is None else {"checks": list(self.stage.checks)}),
             **self.stage.facts(),
         }
@@ -283,7 +294,8 @@ class Run:
             self.optimizers,
             self.stage.save,
             self.identity,
-            lambda: {"total_steps": pace.total_steps, **facts},
+            lambda: {"total_steps": pace.total_steps, "output": output_note(self.console), **facts},
             self.config.training.keep_checkpoints,
             self.sharing,
+            lambda: pace.plan.to_dict(),
         )

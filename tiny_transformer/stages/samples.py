@@ -17,6 +17,7 @@ from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.storage import atomic_write
+from tiny_transformer.storage.reading import read_regular
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.state import TrainState
 
@@ -70,12 +71,12 @@ def distinct_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
 def samples_before(run_dir: Path, step: int) -> list[dict[str, Any]]:
     """The greedy texts of samples.json from before a step; none when there is no such file or it is damaged."""
     try:
-        samples = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+        samples = json.loads(read_regular(run_dir / FILE))
         return [s for s in samples if s["step"] < step and s["settings"] == {"temperature": 0.0}]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
 def keep_samples(run_dir: Path, samples: list[dict[str, Any]]) -> None:
     """Replace samples.json."""
-    atomic_write(run_dir / FILE, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(run_dir / FILE, json.dumps(samples, indent=2, ensure_ascii=False) + "\n", makes_parents=False)

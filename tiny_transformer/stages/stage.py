@@ -26,6 +26,7 @@ from tiny_transformer.models import build_model, load_weights, save_model
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing, local_part
+from tiny_transformer.storage import Staging
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.contract import BatchSource, Evaluation
 from tiny_transformer.training.state import TrainState
@@ -100,7 +101,7 @@ class Stage(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, request: Request, hardware: Hardware, processes: Processes, console: Console) -> Self:
+    def open(cls, request: Request, run_dir: Path, hardware: Hardware, processes: Processes, console: Console) -> Self:
         """Open the data, made by the first process where it is missing (never on a resume), and complete the config.
 
         Raises:
@@ -159,7 +160,7 @@ class Stage(ABC):
         if self.config.init_from is not None:
             load_weights(model, self.config.init_from, local_part)
 
-    def save(self, model: CausalLM, directory: Path, weights: dict[str, Tensor]) -> None:
+    def save(self, model: CausalLM, directory: Staging, weights: dict[str, Tensor]) -> None:
         """Write what a checkpoint holds besides the trainer's state: a model directory, tokenizer included."""
         save_model(model, directory, weights, eos_token_id=self.tokenizer.end_id)
         self.tokenizer.save(directory)

@@ -12,22 +12,24 @@ import hashlib
 import os
 import stat
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.fs import REAL, Fs, refusals
 from tiny_transformer.storage.manifest import MANIFEST, FileEntry, Manifest, digest, is_safe_name, verify
+from tiny_transformer.storage.temporary import exists, in_the_making, leftover_path, remove_tree
 
-LEFTOVER_PREFIX = ".tmp-"  # what a killed save leaves behind starts like this, and nothing else does
+Data = bytes | memoryview | str | Iterable[bytes | memoryview]
 
 
 class Staging:
     """The hidden directory being filled: a path (`staging / "x"`, `os.fspath`) that also writes files itself.
 
     Files written with `write` are hashed from memory, so a write that the system lost is found when the directory is
-    read back. Files that a library writes to `staging / name` are hashed as they stand when the block ends.
+    read back: everything of a checkpoint is written so. Files that a library writes to `staging / name` are hashed as
+    they stand when the block ends.
     """
 
     def __init__(self, path: Path, fs: Fs) -> None:
@@ -41,7 +43,7 @@ class Staging:
     def __fspath__(self) -> str:
         return str(self.path)
 
-    def write(self, name: str, data: bytes | str | Iterable[bytes]) -> None:
+    def write(self, name: str, data: Data) -> None:
         """Writes a new file; `name` may have folders (`trainer_state/state.json`), which are made."""
         if not is_safe_name(name):
             raise ValueError(f"not a name inside the directory: {name!r}")
@@ -49,7 +51,7 @@ class Staging:
             for folder in reversed(PurePosixPath(name).parents[:-1]):
                 if not exists(self.path / folder, self._fs):
                     self._fs.mkdir(self.path / folder)
-            self.written[name] = _write_file(self.path / name, data, self._fs)
+            self.written[name] = write_new(self.path / name, data, self._fs)
 
     def seal(self, info: dict[str, Any]) -> Manifest:
         """Brings every file and folder to the disk, the manifest last, and returns the manifest."""
@@ -65,11 +67,25 @@ class Staging:
         if missing := self.written.keys() - entries.keys():
             raise OSError(f"written files are not there: {sorted(missing)}")
         manifest = Manifest(entries, info)
-        _write_file(self.path / MANIFEST, manifest.encode(), fs)
+        write_new(self.path / MANIFEST, manifest.encode(), fs)
         fs.fsync(self.path / MANIFEST)
         for folder in [*reversed(folders), self.path]:
             fs.fsync_dir(folder)
         return manifest
+
+
+def write_into(directory: Staging | Path | str, name: str, data: Data) -> None:
+    """Writes a file into a directory that is being published, or into an ordinary one, where it replaces another.
+
+    Raises UserError (IO) when the system refuses.
+    """
+    if isinstance(directory, Staging):
+        directory.write(name, data)
+        return
+    path = Path(directory) / name
+    with refusals("write", path):
+        path.unlink(missing_ok=True)
+        write_new(path, data, REAL)
 
 
 @contextmanager
@@ -92,30 +108,32 @@ def publish(
         if not replace and _is_taken(path, fs):
             raise UserError("already there, and not to be overwritten", where=str(path), remedy="choose another name")
         make_directories(path.parent, fs)
-        temporary, aside = leftover_path(path), leftover_path(path)
-    named = False
-    try:
+        aside = leftover_path(path)
+    with ExitStack() as stack:
         with refusals("save", path):
-            fs.mkdir(temporary)
-            staging = Staging(temporary, fs)
-            yield staging
-            manifest = staging.seal(info or {})
-            if replace and exists(path, fs):
-                fs.rename(path, aside)
-            fs.rename(temporary, path)
-            named = True
-            fs.fsync_dir(path.parent)
-            read_back(path, manifest, fs)
-    except BaseException:
-        if named:
+            temporary = stack.enter_context(in_the_making(path, fs.mkdir, fs))
+        named = False
+        try:
+            with refusals("save", path):
+                staging = Staging(temporary, fs)
+                yield staging
+                manifest = staging.seal(info or {})
+                if replace and exists(path, fs):
+                    fs.rename(path, aside)
+                fs.rename(temporary, path)
+                named = True
+                fs.fsync_dir(path.parent)
+                read_back(path, manifest, fs)
+        except BaseException:
+            if named:
+                with suppress(OSError):
+                    fs.rename(path, temporary)  # hidden first, so that nobody ever sees half of it
             with suppress(OSError):
-                fs.rename(path, temporary)  # hidden first, so that nobody ever sees half of it
-        with suppress(OSError):
-            if exists(aside, fs):
-                fs.rename(aside, path)
-        with suppress(OSError):
-            remove_tree(temporary, fs)
-        raise
+                if exists(aside, fs):
+                    fs.rename(aside, path)
+            with suppress(OSError):
+                remove_tree(temporary, fs)
+            raise
     with suppress(OSError):  # the new directory is safe; what cannot be removed now is a leftover
         remove_tree(aside, fs)
 
@@ -144,8 +162,15 @@ def read_back(path: Path, manifest: Manifest, fs: Fs) -> None:
         )
 
 
-def atomic_write(path: Path | str, data: bytes | str, fs: Fs = REAL) -> None:
+def atomic_write(path: Path | str, data: bytes | str, fs: Fs = REAL, *, makes_parents: bool = True) -> None:
     """Writes one file so that readers see the old bytes or the new ones, and after a return, the new ones for good.
+
+    Args:
+        path: the file.
+        data: what it is to hold; text as in `write_new`.
+        fs: where it is.
+        makes_parents: whether missing directories are made. A run that is going on does not: its directory was there,
+            and one that somebody removed must not come back with one file in it.
 
     Raises UserError (IO) when the system refuses; the old file is then still there.
     """
@@ -154,8 +179,9 @@ def atomic_write(path: Path | str, data: bytes | str, fs: Fs = REAL) -> None:
         temporary = leftover_path(path)
     try:
         with refusals("write", path):
-            make_directories(path.parent, fs)
-            expected = _write_file(temporary, data, fs)
+            if makes_parents:
+                make_directories(path.parent, fs)
+            expected = write_new(temporary, data, fs)
             fs.fsync(temporary)
             if digest(temporary, fs) != expected:
                 raise OSError("what was read back is not what was written")
@@ -167,20 +193,6 @@ def atomic_write(path: Path | str, data: bytes | str, fs: Fs = REAL) -> None:
         raise
 
 
-def leftover_path(path: Path) -> Path:
-    """A hidden, unique name beside `path` that is recognised as a leftover when its maker died."""
-    return path.with_name(f"{LEFTOVER_PREFIX}{path.name}-{os.urandom(6).hex()}")
-
-
-def exists(path: Path, fs: Fs = REAL) -> bool:
-    """Whether there is an entry of this name, a dangling link included; an error of the disk is raised, not a "no"."""
-    try:
-        fs.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
 def make_directories(path: Path, fs: Fs = REAL) -> None:
     """Makes a directory and its missing parents, each brought to the disk."""
     if not exists(path, fs):
@@ -188,18 +200,6 @@ def make_directories(path: Path, fs: Fs = REAL) -> None:
         with suppress(FileExistsError):
             fs.mkdir(path)
         fs.fsync_dir(path.parent)
-
-
-def remove_tree(path: Path, fs: Fs = REAL) -> None:
-    """Removes a directory, file or link if it is there."""
-    if not exists(path, fs):
-        return
-    if not stat.S_ISDIR(fs.lstat(path).st_mode):
-        fs.unlink(path)
-        return
-    for name in fs.names(path):
-        remove_tree(path / name, fs)
-    fs.rmdir(path)
 
 
 def _tree(root: Path, fs: Fs) -> tuple[list[Path], list[str]]:
@@ -221,10 +221,13 @@ def _tree(root: Path, fs: Fs) -> tuple[list[Path], list[str]]:
     return folders, names
 
 
-def _write_file(path: Path, data: bytes | str | Iterable[bytes], fs: Fs) -> FileEntry:
-    """Writes a new file and returns the size and hash of the bytes that were meant."""
+def write_new(path: Path, data: Data, fs: Fs) -> FileEntry:
+    """Writes a new file and returns the size and hash of the bytes that were meant.
+
+    Text is UTF-8; half of a surrogate pair, for which UTF-8 has no bytes, becomes `\\udXXX`, which JSON reads back.
+    """
     if isinstance(data, str):
-        data = data.encode()
+        data = data.encode("utf-8", "backslashreplace")
     hasher, size_bytes = hashlib.sha256(), 0
     fd = fs.create(path)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,11 @@ from pathlib import Path
 from tiny_transformer.errors import ExitCode, UserError
 
 CHUNK_BYTES = 1 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or what this user may have of it
+
+
+class NotAFileError(OSError):
+    """A pipe, a device or a directory where a file is read."""
 
 
 class Fs:
@@ -78,9 +84,11 @@ class Fs:
         return sorted(entry.name for entry in path.iterdir())
 
     def read(self, path: Path) -> Iterator[bytes]:
-        """A file's bytes in pieces."""
-        fd = os.open(path, os.O_RDONLY)
+        """A file's bytes in pieces; what is no regular file raises NotAFileError and is never waited for."""
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise NotAFileError(errno.EINVAL, "not a regular file", str(path))
             while chunk := os.read(fd, CHUNK_BYTES):
                 yield chunk
         finally:
@@ -96,12 +104,19 @@ def refusals(action: str, path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "check that the directory exists, is writable and its disk is healthy"
+        if error.errno in FULL:
+            remedy = "free space on this disk or choose a directory on another one"
+        elif error.errno == errno.EFBIG:
+            remedy = "raise the limit on the size of a file (ulimit -f), or choose a file system that has larger files"
         raise UserError(
             f"cannot {action}: {error.strerror or error}",
             where=str(error.filename or path),
-            remedy="free space on this disk or choose a directory on another one"
-            if full
-            else "check that the directory exists, is writable and its disk is healthy",
+            remedy=remedy,
             exit_code=ExitCode.IO,
         ) from error
+
+
+def is_full(error: UserError) -> bool:
+    """Whether an error of `refusals` says that there is no room left: it goes away when somebody frees some."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL

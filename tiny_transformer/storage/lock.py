@@ -7,9 +7,11 @@ the start time tells a living owner from another process that was given the same
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from contextlib import suppress
 from functools import cache
@@ -19,7 +21,7 @@ from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.commit import make_directories
-from tiny_transformer.storage.fs import REAL, Fs, refusals
+from tiny_transformer.storage.fs import REAL, Fs, NotAFileError, refusals
 
 LOCK_NAME = ".lock"
 _PATIENCE_SECONDS = 1.0  # how long an owner may take to write its name, and the doctor to look at the lock
@@ -59,8 +61,10 @@ class RunLock:
     def __enter__(self) -> RunLock:
         with refusals("lock", self.path):
             make_directories(self.path.parent, self._fs)
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
             try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise NotAFileError(errno.EINVAL, "not a regular file", str(self.path))
                 self._acquire(fd)
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, json.dumps(owner_record(os.getpid())).encode(), 0)
@@ -82,6 +86,22 @@ class RunLock:
             with suppress(OSError):
                 os.close(self._fd)
         self._fd = None
+
+    def check_place(self) -> None:
+        """Refuse to go on when this directory, or its lock, is not the one that was locked.
+
+        Somebody removed, renamed or replaced it while this process was writing: what is there now belongs to nobody or
+        to somebody else. The lock file stays open, so nothing else can be given its inode.
+
+        Raises UserError (IO).
+        """
+        if self._fd is None or not is_same_file(self._fd, self.path):
+            raise UserError(
+                "the run directory was removed, renamed or replaced, or its .lock was, while the run went on",
+                where=str(self.path.parent),
+                remedy="put the directory back as it was and use --resume; nothing is written into what is there now",
+                exit_code=ExitCode.IO,
+            )
 
     def _acquire(self, fd: int) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -105,6 +125,37 @@ class RunLock:
         )
 
 
+def is_same_file(fd: int, path: Path) -> bool:
+    """Whether an open file is still the one that a path leads to."""
+    try:
+        there, ours = path.stat(), os.fstat(fd)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def owner_of(run_dir: Path) -> dict[str, Any] | None:
+    """The record of the process that is writing a run; None when nobody is.
+
+    The kernel is asked, by taking the lock, shared, for an instant; a run that starts then sits it out. So a name that
+    a dead owner left, on whatever host, says nothing. Only where the file system has no locks is the record believed.
+    """
+    try:
+        fd = os.open(run_dir / LOCK_NAME, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _read_record(fd)
+    except OSError:
+        record = _read_record(fd)
+        return record if is_alive(record) else None
+    finally:
+        os.close(fd)
+
+
 def owner_record(pid: int) -> dict[str, Any]:
     """What tells one process from every other: pid, host, boot id and, in clock ticks after boot, its start time."""
     return {
@@ -116,10 +167,15 @@ def owner_record(pid: int) -> dict[str, Any]:
 
 
 def is_alive(record: dict[str, Any]) -> bool:
-    """Whether the process of an owner record still runs; one on another host is taken to."""
+    """Whether the process of an owner record still runs; one on another host is taken to.
+
+    A machine is told by its boot id, where the system has one: its name may change while it runs.
+    """
     if not isinstance(record.get("pid"), int):
         return False
-    if record.get("host") != os.uname().nodename:
+    now = owner_record(os.getpid())
+    is_here = now["boot_id"] and record.get("boot_id") == now["boot_id"]
+    if not is_here and record.get("host") != now["host"]:
         return True
     try:
         os.kill(record["pid"], 0)
@@ -127,13 +183,13 @@ def is_alive(record: dict[str, Any]) -> bool:
         return False
     except (PermissionError, OverflowError):
         pass
-    return record == owner_record(record["pid"])
+    return {**record, "host": now["host"]} == owner_record(record["pid"])
 
 
 def _read_record(fd: int) -> dict[str, Any]:
     try:
         record = json.loads(os.pread(fd, 4096, 0))
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage.fs import REAL, Fs, refusals
+from tiny_transformer.storage.fs import REAL, Fs, NotAFileError, refusals
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -84,6 +84,8 @@ def read_manifest(directory: Path, fs: Fs = REAL) -> Manifest:
                     raise _damaged(directory, MANIFEST, f"is larger than {MAX_BYTES:,} bytes")
         except (FileNotFoundError, NotADirectoryError):
             raise _damaged(directory, MANIFEST, "is missing: nothing was published here") from None
+        except NotAFileError:
+            raise _damaged(directory, MANIFEST, "is not a regular file") from None
     if not raw.endswith(_END) or raw[-_DIGITS - len(_END) : -len(_END)] != _self_hash(raw):
         raise _damaged(directory, MANIFEST, "does not match its own hash")
     try:
@@ -100,28 +102,41 @@ def read_manifest(directory: Path, fs: Fs = REAL) -> Manifest:
     return Manifest(files, info)
 
 
-def digest(path: Path, fs: Fs = REAL) -> FileEntry:
-    """Size and SHA-256 of a file's bytes."""
+def digest(path: Path, fs: Fs = REAL, at_most: int | None = None) -> FileEntry:
+    """Size and SHA-256 of a file's bytes; reading ends where the file turns out to be longer than `at_most`."""
     hasher, size_bytes = hashlib.sha256(), 0
     for chunk in fs.read(path):
         hasher.update(chunk)
         size_bytes += len(chunk)
+        if at_most is not None and size_bytes > at_most:
+            break
     return FileEntry(size_bytes, hasher.hexdigest())
 
 
-def verify(directory: Path | str, fs: Fs = REAL) -> Manifest:
+def verify(directory: Path | str, fs: Fs = REAL, *, without: str | None = None) -> Manifest:
     """Reads every byte of a published directory and returns its manifest if all of it is as published.
+
+    Args:
+        directory: a checkpoint, or any other directory that was published.
+        fs: where it is.
+        without: a folder in it that the caller is not going to use; its files are not read.
 
     Raises UserError: BAD_DATA naming the first file that differs and how, IO when a file cannot be read.
     """
     directory = Path(directory)
     manifest = read_manifest(directory, fs)
     for name, expected in manifest.files.items():
+        if without is not None and name.startswith(without + "/"):
+            continue
         with refusals("read", directory / name):
             try:
-                found = digest(directory / name, fs)
+                found = digest(directory / name, fs, at_most=expected.size_bytes)
             except (FileNotFoundError, NotADirectoryError):
                 raise _damaged(directory, name, "is missing") from None
+            except NotAFileError:
+                raise _damaged(directory, name, "is not a regular file") from None
+        if found.size_bytes > expected.size_bytes:
+            raise _damaged(directory, name, f"is longer than the {expected.size_bytes:,} bytes the manifest says")
         if found.size_bytes != expected.size_bytes:
             size = f"is {found.size_bytes:,} bytes long, the manifest says {expected.size_bytes:,}"
             raise _damaged(directory, name, size)

@@ -1,4 +1,4 @@
-"""A run directory: its checkpoints, the links `last` and `best`, and what a killed run left behind.
+"""A run directory: its checkpoints, the marks `last` and `best`, and what a killed run left behind.
 
 Nothing is remembered between calls: what stands on the disk is asked each time. Everything that writes needs the lock.
 """
@@ -6,23 +6,25 @@ Nothing is remembered between calls: what stands on the disk is asked each time.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage.commit import LEFTOVER_PREFIX, Staging, exists, leftover_path, publish, remove_tree
+from tiny_transformer.storage.commit import Staging, publish
 from tiny_transformer.storage.fs import REAL, Fs, refusals
 from tiny_transformer.storage.lock import RunLock
 from tiny_transformer.storage.manifest import Manifest, read_manifest, verify
+from tiny_transformer.storage.marks import MARKS, STEP_NAME, read_mark, write_mark
+from tiny_transformer.storage.reading import read_regular
+from tiny_transformer.storage.temporary import LEFTOVER_PREFIX, exists, leftover_path, remove_tree
 
 CONFIG_FILE = "config.yaml"
 NOT_FINITE_FILE = "not_finite.json"  # where a run ended whose numbers stopped being numbers; gone once it is resumed
 STATE_DIRECTORY, STATE_FILE = "trainer_state", "state.json"  # in a checkpoint, beside the weights
-_STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
+STATE_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class RunDirectory:
     @contextmanager
     def publish_step(self, step: int, info: dict[str, Any] | None = None) -> Generator[Staging]:
         """`publish` for the checkpoint of a step; a damaged checkpoint of that step is replaced, a whole one never."""
-        self._check_lock()
+        self.check_ours()
         path = self.step_path(step)
         damaged = False
         if step in self._steps():
@@ -90,51 +92,48 @@ class RunDirectory:
             yield staging
 
     def point(self, name: str, step: int) -> None:
-        """Makes the link `name` ("last", "best") lead to a committed checkpoint, in one rename and for good."""
-        self._check_lock()
+        """Makes the mark `name` ("last", "best") lead to a committed checkpoint, in one rename and for good."""
+        self.check_ours()
         target = self.step_path(step).name
         read_manifest(self.path / target, self._fs)
-        link = self.path / name
-        with refusals("move the link", link):
-            temporary = leftover_path(link)
-        try:
-            with refusals("move the link", link):
-                self._fs.symlink(target, temporary)
-                self._fs.rename(temporary, link)
-                self._fs.fsync_dir(self.path)
-                if self._fs.readlink(link) != target:
-                    raise OSError("the link does not lead where it was moved to")
-        except BaseException:
-            with suppress(OSError):
-                self._fs.unlink(temporary)
-            raise
+        with refusals("move the mark", self.path / name):
+            write_mark(self.path / name, target, self._fs)
 
     def resolve(self, name: str) -> Checkpoint | None:
-        """The checkpoint that `last` or `best` leads to; None when there is no such link.
+        """The checkpoint that `last` or `best` leads to; None when there is no such mark.
 
         Raises UserError (BAD_DATA) when it leads to something that is not a committed checkpoint of this run.
         """
         target = self._target(name)
         if target is None:
             return None
-        if not (match := _STEP.fullmatch(target)):
-            where, remedy = str(self.path / name), "remove the link or make it lead to a step directory"
-            what = f"the link leads to {target!r}, which is not a checkpoint of this run"
+        if not (match := STEP_NAME.fullmatch(target)):
+            where, remedy = str(self.path / name), "remove it; --resume makes it anew"
+            what = f"{name} leads to {target!r}, which is not a checkpoint of this run"
             raise UserError(what, where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)
         return Checkpoint(int(match[1]), self.path / target, read_manifest(self.path / target, self._fs))
 
+    def reject(self, step: int) -> None:
+        """Takes a checkpoint out of the run that is whole and still cannot be loaded; it stays, as `NAME.bad`."""
+        self.check_ours()
+        path = self.step_path(step)
+        with refusals("set aside", path):
+            remove_tree(path.with_name(path.name + ".bad"), self._fs)
+            self._fs.rename(path, path.with_name(path.name + ".bad"))
+            self._fs.fsync_dir(self.path)
+
     def prune(self, keep: int) -> list[int]:
-        """Removes all checkpoints but the newest `keep`, those that links lead to, and the newest whole one.
+        """Removes all checkpoints but the newest `keep`, those that marks lead to, and the newest whole one.
 
         Returns the removed steps. Where no checkpoint is whole, nothing is removed.
         """
-        self._check_lock()
+        self.check_ours()
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         steps = [checkpoint.step for checkpoint in self.checkpoints()]
         if len(steps) <= keep or (whole := self.newest_whole()[0]) is None:
             return []
-        linked = {self._target(name) for name in ("last", "best")}
+        linked = {self._target(name) for name in MARKS}
         removed = [s for s in steps[:-keep] if s != whole.step and self.step_path(s).name not in linked]
         for step in removed:
             path = self.step_path(step)
@@ -147,39 +146,73 @@ class RunDirectory:
 
     def clean_leftovers(self) -> list[str]:
         """Removes what killed saves left, and returns the names. Nobody else is saving: this process has the lock."""
-        self._check_lock()
+        self.check_ours()
         with refusals("clean up", self.path):
             leftovers = [name for name in self._fs.names(self.path) if name.startswith(LEFTOVER_PREFIX)]
             for name in leftovers:
                 remove_tree(self.path / name, self._fs)
         return leftovers
 
-    def _check_lock(self) -> None:
+    def check_ours(self) -> None:
+        """Every writing begins here: this process has the lock, and the directory is still the one it locked.
+
+        Raises UserError (IO) when it is not.
+        """
         if not self._lock.held:
             raise RuntimeError(f"writing to {self.path} without its lock: use `with run.lock():`")
+        self._lock.check_place()
 
     def _steps(self) -> list[int]:
         with refusals("read", self.path):
             if not exists(self.path, self._fs):
                 return []
-            return sorted(int(match[1]) for name in self._fs.names(self.path) if (match := _STEP.fullmatch(name)))
+            return sorted(int(match[1]) for name in self._fs.names(self.path) if (match := STEP_NAME.fullmatch(name)))
 
     def _target(self, name: str) -> str | None:
         with refusals("read", self.path / name):
-            return self._fs.readlink(self.path / name) if exists(self.path / name, self._fs) else None
+            return read_mark(self.path / name, self._fs)
 
 
 def holds_a_run(run_dir: Path) -> bool:
     """Whether a training run has used a directory before."""
-    return (run_dir / CONFIG_FILE).exists() or any(run_dir.glob("step-*"))
+    return exists(run_dir / CONFIG_FILE) or any(run_dir.glob("step-*"))
 
 
 def load_identity(checkpoint: Path) -> dict[str, Any]:
-    """What the run that wrote this checkpoint was: its settings, data and tokenizer, see `resume_check`."""
+    """What the run that wrote this checkpoint was: its settings, data and tokenizer, see `resume_check`.
+
+    Raises UserError: BAD_DATA, there is none.
+    """
+    return read_state(checkpoint)["identity"]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The JSON object in a checkpoint's state.json, of a version that is known and with the identity in it.
+
+    Raises UserError: BAD_DATA.
+    """
     path = checkpoint / STATE_DIRECTORY / STATE_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, KeyError) as error:
+        raw = json.loads(read_regular(path))
+        if not isinstance(raw, dict):
+            raise ValueError("it is not a JSON object")
+        if raw.get("format_version") != STATE_FORMAT:
+            version = str(raw.get("format_version"))[:20]
+            raise ValueError(f"it has format_version {version}; this version reads {STATE_FORMAT}")
+        if not isinstance(raw.get("identity"), dict):
+            raise ValueError("it does not say what the run was (identity)")
+    except FileNotFoundError:
         raise UserError(
-            f"cannot read the trainer state: {error}", where=str(path), exit_code=ExitCode.BAD_DATA
+            f"this checkpoint cannot be resumed: it has no {STATE_DIRECTORY}/{STATE_FILE}",
+            where=str(checkpoint),
+            remedy="resume from a checkpoint written by train; a plain model directory has weights only",
+            exit_code=ExitCode.BAD_DATA,
         ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"cannot read the trainer state: {error}",
+            where=str(path),
+            remedy="resume from an older checkpoint (the doctor command lists them)",
+            exit_code=ExitCode.BAD_DATA,
+        ) from None
+    return raw

@@ -2,19 +2,28 @@
 
 A line that was not finished (the process was killed, the power went) is at the end of the file, and is ignored by
 readers and dropped by the next writer.
+
+Lines carry no checksum of their own, so that any program can read and write them. Instead each checkpoint notes how
+long the log was and what its SHA-256 was (`LogMark`); everything up to there is vouched for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.commit import make_directories
-from tiny_transformer.storage.fs import refusals
+from tiny_transformer.storage.fs import CHUNK_BYTES, refusals
+from tiny_transformer.storage.lock import is_same_file
+from tiny_transformer.storage.reading import MAX_LOG_BYTES, open_regular, read_regular
 
 
 def read_log(path: Path | str) -> list[dict[str, Any]]:
@@ -25,6 +34,14 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
     return [record for record, _ in _records(Path(path))]
 
 
+@dataclass(frozen=True)
+class LogMark:
+    """How long a log was at a checkpoint, in bytes, and the SHA-256 of these bytes."""
+
+    size_bytes: int
+    sha256: str
+
+
 class StepLog:
     """Appends records to a log. A number that is not finite is written as null, since JSON has no word for it."""
 
@@ -33,7 +50,7 @@ class StepLog:
         kept = _records(self.path)
         with refusals("write", self.path):
             make_directories(self.path.parent)
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
         self._cut(kept)
 
     def append(self, record: dict[str, Any]) -> None:
@@ -47,16 +64,37 @@ class StepLog:
             while done < len(line):  # at a fixed place: what a refused write left is overwritten by the next one
                 done += os.pwrite(self._fd, line[done:], self._end + done)
         self._last_step, self._end = step, self._end + len(line)
+        self._hash.update(line)
 
     def truncate_after(self, step: int) -> None:
         """Drops the records of all later steps: what a resumed run is about to do again."""
         self._cut([(record, end) for record, end in _records(self.path) if record["step"] <= step])
         self.sync()
 
-    def sync(self) -> None:
-        """Brings the log to the disk; called before a checkpoint, so that no checkpoint outlives its own log."""
+    def sync(self) -> LogMark:
+        """Brings the log to the disk, and reads back what was added since the last time.
+
+        Called before a checkpoint, so that no checkpoint outlives its own log.
+
+        Returns:
+            What the checkpoint is to note.
+
+        Raises:
+            UserError: IO, the system refuses, a line was lost, or the file is not the one that was opened: somebody
+                removed or replaced it, and every further line would go nowhere.
+        """
         with refusals("write", self.path):
             os.fsync(self._fd)
+            with suppress(OSError, AttributeError):
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            for piece in _pieces(self._fd, self._checked, self._end):
+                self._found.update(piece)
+            if self._found.digest() != self._hash.digest():
+                raise OSError("what was read back is not what was written")
+            if not is_same_file(self._fd, self.path):
+                raise OSError("it was removed or replaced while the run went on")
+        self._checked = self._end
+        return LogMark(self._end, self._hash.hexdigest())
 
     def close(self) -> None:
         os.close(self._fd)
@@ -64,15 +102,53 @@ class StepLog:
     def _cut(self, kept: list[tuple[dict[str, Any], int]]) -> None:
         self._end = kept[-1][1] if kept else 0
         self._last_step = kept[-1][0]["step"] if kept else -1
+        self._hash = hashlib.sha256()
         with refusals("write", self.path):
             os.ftruncate(self._fd, self._end)
+            for piece in _pieces(self._fd, 0, self._end):
+                self._hash.update(piece)
+        self._found, self._checked = self._hash.copy(), self._end
+
+
+def log_problem(path: Path, mark: Any) -> str | None:
+    """What is wrong with a log that a checkpoint vouches for, in words; None when it is as it was then.
+
+    Args:
+        path: log.jsonl.
+        mark: what the checkpoint's run_info.json says under `log`; a checkpoint of an older version has none.
+    """
+    size = mark.get("size_bytes") if isinstance(mark, dict) else None
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_LOG_BYTES:
+        return None
+    hasher, left = hashlib.sha256(), size
+    try:
+        with open_regular(path, MAX_LOG_BYTES) as file:
+            while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+                hasher.update(chunk)
+                left -= len(chunk)
+    except FileNotFoundError:
+        return f"{path.name} is missing" if size else None
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+    except UserError as error:
+        return error.what
+    if left:
+        return f"{path.name} is {left:,} bytes shorter than it was at the checkpoint"
+    return None if hasher.hexdigest() == mark.get("sha256") else f"{path.name} was changed after the checkpoint"
+
+
+def _pieces(fd: int, begin: int, end: int) -> Iterator[bytes]:
+    """The bytes of an open file from one place to another, as far as there are any."""
+    while begin < end and (chunk := os.pread(fd, min(end - begin, CHUNK_BYTES), begin)):
+        yield chunk
+        begin += len(chunk)
 
 
 def _records(path: Path) -> list[tuple[dict[str, Any], int]]:
     """Each record with the offset of its end."""
     with refusals("read", path):
         try:
-            raw = path.read_bytes()
+            raw = read_regular(path, MAX_LOG_BYTES)
         except FileNotFoundError:
             return []
     found: list[tuple[dict[str, Any], int]] = []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.commit import Staging, write_into
 from tiny_transformer.tokenizers.documents import DocumentEncoder, plain_encoder
 from tiny_transformer.tokenizers.fast import fast_encoder
 from tiny_transformer.tokenizers.streaming import StreamDecoder
@@ -129,12 +130,12 @@ class Tokenizer:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: Staging | Path | str) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer opens as they are."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        if not isinstance(directory, Staging):
+            Path(directory).mkdir(parents=True, exist_ok=True)
         for file_name, text in self.files().items():
-            (directory / file_name).write_text(text, encoding="utf-8", newline="\n")
+            write_into(directory, file_name, text)
 
     def files(self) -> dict[str, str]:
         """What `save` writes: the text of each file."""

@@ -7,11 +7,13 @@ whole or not at all.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ from torch import Tensor
 
 from tiny_transformer import __version__
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.secrets import HIDDEN, is_secret
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import Sharing
-from tiny_transformer.storage import RunDirectory, StepLog, atomic_write
+from tiny_transformer.storage import RunDirectory, Staging, StepLog, atomic_write
+from tiny_transformer.storage.replaced import drop_replaced
 from tiny_transformer.storage.runs import CONFIG_FILE
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.state import TrainState, save_state
@@ -42,6 +46,7 @@ class CheckpointWriter:
         write: puts the model's files into a directory: `write(model, directory, weights)`.
         identity: what a resumed run is compared with, see `resume_check`.
         facts: what run_info.json says besides the counters.
+        plan: the plan in force.
         keep: how many of the newest checkpoints stay.
         sharing: puts the tensors together that processes have parts of; the first process writes them.
     """
@@ -50,34 +55,41 @@ class CheckpointWriter:
     log: StepLog | None
     model: CausalLM
     optimizers: Optimizers
-    write: Callable[[CausalLM, Path, dict[str, Tensor]], None]
+    write: Callable[[CausalLM, Staging, dict[str, Tensor]], None]
     identity: dict[str, Any]
     facts: Callable[[], dict[str, Any]]
     keep: int
     sharing: Sharing
+    plan: Callable[[], dict[str, Any] | None] = lambda: None
 
     def __call__(self, state: TrainState, status: str, is_best: bool) -> None:
-        """Publish the state as it stands, move `last` (and `best`), then prune."""
+        """Publish the state as it stands, move `last` (and `best`), then prune.
+
+        Raises:
+            UserError: IO, the system refuses, or what was read back is not what was written; also when the run
+                directory, its lock or its log are not the ones that were opened.
+        """
         weights = self.sharing.collect(self.model.state_dict())
         memories = self.sharing.collect(self.optimizers.state())
         if self.log is None:
             return
-        self.log.sync()
+        self.run.check_ours()
+        log = asdict(self.log.sync())
         with self.run.publish_step(state.step) as staging:
-            directory = Path(staging)
-            self.write(self.model, directory, weights)
-            save_state(directory, state, memories, self.identity)
-            info = json.dumps(run_info(state, status, self.facts()), indent=2)
-            (directory / "run_info.json").write_text(info + "\n", encoding="utf-8")
+            self.write(self.model, staging, weights)
+            save_state(staging, state, memories, self.identity, self.plan())
+            info = {**run_info(state, status, self.facts()), "log": log}
+            staging.write("run_info.json", json.dumps(info, indent=2) + "\n")
         self.run.point("last", state.step)
         if is_best:
             self.run.point("best", state.step)
+        drop_replaced(self.run)
         self.run.prune(self.keep)
 
 
 def restore_links(run: RunDirectory, state: TrainState) -> None:
     """Let `last` and `best` lead where the checkpoint that is taken up says: the run may have been killed after that
-    checkpoint was published and before the links were moved."""
+    checkpoint was published and before the marks were moved, or copied by a program that does not keep links."""
     steps = [checkpoint.step for checkpoint in run.checkpoints()]
     for name, step in (("last", state.step), ("best", state.best_step)):
         if step in steps:
@@ -112,8 +124,50 @@ def environment() -> dict[str, Any]:
 
 
 def write_config(run_dir: Path, config: RunConfig, command: list[str]) -> None:
-    """Save the resolved config with the command and versions that made it."""
+    """Save the resolved config with the command and versions that made it, and where its relative paths begin."""
     versions = ", ".join(f"{name} {version}" for name, version in environment().items())
-    header = f"# {shlex.join(command)}\n# {versions}, {time.strftime('%Y-%m-%d %H:%M')}\n"
+    header = f"# {shlex.join(without_secrets(command))}\n# {versions}, {time.strftime('%Y-%m-%d %H:%M')}\n"
+    home = os.path.relpath(Path.cwd(), run_dir.resolve())
+    if home.isprintable():
+        header += f"# started in {home}; relative paths are meant from there\n"
     body = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    atomic_write(run_dir / CONFIG_FILE, header + body)
+    atomic_write(run_dir / CONFIG_FILE, header + body, makes_parents=False)
+
+
+def without_secrets(command: list[str]) -> list[str]:
+    """A command line as it may be shown to others: without the values of options that look like secrets, and without
+    the names of directories that are nobody else's business.
+
+    An absolute path below the current directory becomes relative, one below the home directory begins with `~`, of any
+    other the last two parts are kept.
+    """
+    shown, hides_next = [], False
+    for word in command:
+        option, equals, value = word.partition("=")
+        if hides_next and not word.startswith("--"):
+            shown.append(HIDDEN)
+        elif equals and is_secret(option):
+            shown.append(f"{option}={HIDDEN}")
+        else:
+            shown.append(f"{option}={shown_path(value)}" if equals else shown_path(word))
+        hides_next = word.startswith("-") and not equals and is_secret(option)
+    return shown
+
+
+def shown_path(text: str) -> str:
+    """A path as it may be shown to others, see `without_secrets`; any other text as it is."""
+    path = Path(text)
+    if not path.is_absolute():
+        return text
+    with suppress(OSError, RuntimeError):  # no current directory, no home
+        if path.is_relative_to(Path.cwd()):
+            return str(path.relative_to(Path.cwd()))
+        if path.is_relative_to(Path.home()):
+            return str("~" / path.relative_to(Path.home()))
+    return last_parts(text)
+
+
+def last_parts(text: str) -> str:
+    """The last two parts of an absolute path, which are the same from wherever one looks; any other text as it is."""
+    path = Path(text)
+    return str(Path("...", *path.parts[-2:])) if path.is_absolute() else text

@@ -8,20 +8,26 @@ that a resumed run follows the same plan from whichever checkpoint it starts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage import RunDirectory
+from tiny_transformer.storage.reading import read_regular
+from tiny_transformer.storage.runs import read_state
 from tiny_transformer.training.schedules import Schedule, Segment
-from tiny_transformer.training.state import TrainState
+from tiny_transformer.training.state import MAX_COUNT, TrainState
 
 FILE = "plan.json"
+HASH = "sha256"  # the key of the plan's hash over itself
 DEFAULT_STEPS = 1000
 REVISIONS = (0.03, 0.1, 0.3)  # progress at which a budget's number of steps is fitted anew; fixed after the last
 WSD_DECAY_FRACTION = 0.2
@@ -79,9 +85,14 @@ class Plan:
             self, segments=(*self.segments, Segment(seen_from, done, total_steps)), reason=reason, is_fixed=is_fixed
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in plan.json and in each checkpoint, with a hash over itself: it decides the weights."""
+        body = json.loads(json.dumps({"total_steps": self.total_steps, **asdict(self)}))
+        return {**body, HASH: _hash(body)}
+
     def to_json(self) -> str:
         """For plan.json."""
-        return json.dumps({"total_steps": self.total_steps, **asdict(self)}, indent=2) + "\n"
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
 def make_plan(config: TrainingConfig, total_steps: int, reason: str, *, is_fixed: bool = True) -> Plan:
@@ -228,17 +239,79 @@ def _busy(state: TrainState) -> float:
 
 
 def read_plan(run_dir: Path) -> Plan | None:
-    """The plan a run was started with, or None when it has none yet."""
+    """The plan a run was started with: plan.json, else what the newest checkpoint says; None when it has none yet.
+
+    Raises:
+        UserError: BAD_DATA, it is not what was written.
+    """
     path = run_dir / FILE
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        del raw["total_steps"]
-        segments = raw.pop("legs" if "legs" in raw else "segments")  # "legs" until November 2026
-        return Plan(segments=tuple(Segment(*segment) for segment in segments), asked=Asked(**raw.pop("asked")), **raw)
+        return parse_plan(json.loads(read_regular(path)))
     except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"the plan is damaged: {error}", where=str(path), exit_code=ExitCode.BAD_DATA) from None
+        newest = next(reversed(RunDirectory(run_dir).checkpoints()), None)
+        told = read_state(newest.path).get("plan") if newest else None
+        return None if told is None else parse_plan(told)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, UserError) as error:
+        raise UserError(
+            f"the plan is damaged: {error.what if isinstance(error, UserError) else error}",
+            where=str(path),
+            remedy=f"remove {FILE}: the newest checkpoint holds the plan as well",
+            exit_code=ExitCode.BAD_DATA,
+        ) from None
+
+
+def parse_plan(raw: Any) -> Plan:
+    """The plan in a JSON object that `Plan.to_dict` made.
+
+    Raises:
+        ValueError: what is wrong, in words.
+    """
+    if not isinstance(raw, dict):
+        raise ValueError("it is not a JSON object")
+    raw = dict(raw)
+    told = raw.pop(HASH, None)  # none until November 2026
+    if told is not None and told != _hash(raw):
+        raise ValueError("it does not match its own hash")
+    if "legs" in raw:  # their name until November 2026
+        raw["segments"] = raw.pop("legs")
+    if raw.keys() != {"total_steps", *Plan.__dataclass_fields__}:
+        raise ValueError(f"its keys are {', '.join(sorted(raw))[:200]}")
+    asked, segments = raw["asked"], raw["segments"]
+    if not isinstance(asked, dict) or asked.keys() != set(Asked.__dataclass_fields__):
+        raise ValueError("asked does not say steps, minutes and tokens")
+    for name, kinds in (("steps", int), ("tokens", int), ("minutes", (int, float))):
+        value = asked[name]
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < math.inf):
+            raise ValueError(f"asked.{name} is {repr(value)[:40]}")
+    if not isinstance(segments, list) or not segments or not all(map(_is_segment, segments)):
+        raise ValueError("its segments are not [step, progress, total_steps]")
+    if segments[0][:2] != [0, 0.0] or any(a[0] >= b[0] or a[1] > b[1] for a, b in pairwise(segments)):
+        raise ValueError("its segments do not follow each other")
+    if raw["total_steps"] != segments[-1][2] or not _is_in(raw["warmup_steps"], 0, raw["total_steps"]):
+        raise ValueError("total_steps and warmup_steps do not fit the segments")
+    if not isinstance(raw["reason"], str) or not isinstance(raw["is_fixed"], bool):
+        raise ValueError("reason is no text, or is_fixed neither true nor false")
+    made = tuple(Segment(*segment) for segment in segments)
+    return Plan(made, raw["warmup_steps"], raw["reason"], Asked(**asked), raw["is_fixed"])
+
+
+def _is_segment(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and _is_in(value[0], 0, MAX_COUNT)
+        and isinstance(value[1], int | float)
+        and 0.0 <= value[1] < 1.0
+        and _is_in(value[2], value[0] + 1, MAX_COUNT)
+    )
+
+
+def _is_in(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _hash(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def measure_seconds(

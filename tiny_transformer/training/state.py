@@ -9,21 +9,26 @@ counters. No pickle: safetensors and JSON.
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.contract import CausalLM
-from tiny_transformer.storage.runs import STATE_DIRECTORY, STATE_FILE
+from tiny_transformer.models.safetensors_file import encode, load_tensors
+from tiny_transformer.storage import Staging
+from tiny_transformer.storage.runs import STATE_DIRECTORY, STATE_FILE, STATE_FORMAT, read_state
 from tiny_transformer.training.optimizers import Optimizers
 
+OPTIMIZER_FILE = "optimizer.safetensors"
+MAX_COUNT = 2**62  # of steps and tokens
 COUNTED = ("evaluations", "samples", "saves")
 
 
@@ -79,45 +84,128 @@ class TrainState:
         return self.seconds[kind] / self.counts[kind] if kind in self.seconds else None
 
 
-def save_state(directory: Path, state: TrainState, tensors: dict[str, Tensor], identity: dict[str, Any]) -> None:
+def save_state(
+    staging: Staging,
+    state: TrainState,
+    tensors: dict[str, Tensor],
+    identity: dict[str, Any],
+    plan: dict[str, Any] | None = None,
+) -> None:
     """Write `trainer_state/` into a checkpoint that is being made (the weights are written beside it, as a model
     directory).
 
     Args:
-        directory: the checkpoint's temporary directory.
+        staging: the checkpoint.
         state: the counters.
         tensors: what the optimizers remember, by parameter name: `Optimizers.state`, whole and in main memory.
         identity: what a resumed run is compared with, see `resume_check`.
+        plan: the plan in force, for the case that plan.json is lost.
     """
-    target = directory / STATE_DIRECTORY
-    target.mkdir()
-    save_file(tensors, target / "optimizer.safetensors")
-    text = json.dumps({"format_version": 1, "identity": identity, **asdict(state)}, indent=2)
-    (target / STATE_FILE).write_text(text + "\n", encoding="utf-8")
+    content = {"format_version": STATE_FORMAT, "identity": identity, **asdict(state)}
+    if plan is not None:
+        content["plan"] = plan
+    staging.write(f"{STATE_DIRECTORY}/{OPTIMIZER_FILE}", encode(tensors))
+    staging.write(f"{STATE_DIRECTORY}/{STATE_FILE}", json.dumps(content, indent=2) + "\n")
 
 
 def load_state(checkpoint: Path, model: CausalLM, optimizers: Optimizers) -> TrainState:
     """Take a run up again: fills the optimizers and gives back the counters.
 
-    The weights come from the same checkpoint through `models.load_weights`.
+    The weights come from the same checkpoint through `models.load_weights`. Nothing is filled before all of it has been
+    judged.
 
     Raises:
         UserError: the checkpoint has no trainer state or one that does not fit this model.
     """
     source = checkpoint / STATE_DIRECTORY
-    try:
-        raw = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
-        device = next(model.parameters()).device
-        optimizers.load_state(load_file(source / "optimizer.safetensors", device=str(device)))
-        return TrainState(**{key: raw[key] for key in TrainState.__dataclass_fields__})
-    except FileNotFoundError as error:
+    state = _typed(read_state(checkpoint), checkpoint)
+    if not (source / OPTIMIZER_FILE).exists():
         raise UserError(
-            f"this checkpoint cannot be resumed: it has no {STATE_DIRECTORY}/{Path(error.filename).name}",
+            f"this checkpoint cannot be resumed: it has no {STATE_DIRECTORY}/{OPTIMIZER_FILE}",
             where=str(checkpoint),
             remedy="resume from a checkpoint written by train; a plain model directory has weights only",
             exit_code=ExitCode.BAD_DATA,
-        ) from None
+        )
+    tensors = load_tensors(source / OPTIMIZER_FILE, str(next(model.parameters()).device))
+    try:
+        _check_tensors(tensors, model, optimizers)
+        optimizers.load_state(tensors)
     except (KeyError, ValueError) as error:
-        raise UserError(
-            f"the trainer state does not fit: {error}", where=str(source), exit_code=ExitCode.BAD_DATA
-        ) from None
+        raise _unfit(error.args[0], source / OPTIMIZER_FILE) from None
+    return state
+
+
+def _check_tensors(tensors: dict[str, Tensor], model: CausalLM, optimizers: Optimizers) -> None:
+    """Compare shapes and dtypes with what the optimizers of this model remember.
+
+    Raises:
+        ValueError: the first tensor that is of another shape or dtype, or is surplus or missing.
+    """
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    expected = optimizers.shapes()
+    for key in sorted(expected.keys() ^ tensors.keys()):
+        raise ValueError(f"{key} {'is missing' if key in expected else 'belongs to no weight of this model'}")
+    for key, shape in expected.items():
+        found, dtype = tensors[key], dtypes[key.rpartition("/")[0]] if shape else torch.float32
+        if tuple(found.shape) != shape or found.dtype != dtype:
+            raise ValueError(f"{key} is {found.dtype} {list(found.shape)}, this model needs {dtype} {list(shape)}")
+
+
+def _typed(raw: dict[str, Any], checkpoint: Path) -> TrainState:
+    """The counters of state.json, each of its type and in its range.
+
+    Raises:
+        UserError: the first that is not.
+    """
+    where = checkpoint / STATE_DIRECTORY / STATE_FILE
+    for name, (is_right, what) in _FIELDS.items():
+        if name not in raw:
+            raise _unfit(f"{name} is missing", where)
+        if not is_right(raw[name]):
+            raise _unfit(f"{name} is {repr(raw[name])[:60]}, not {what}", where)
+    state = TrainState(**{name: raw[name] for name in _FIELDS})
+    if checkpoint.resolve().name.startswith("step-") and checkpoint.resolve().name != f"step-{state.step:08d}":
+        raise _unfit(f"it is that of step {state.step}, in {checkpoint.resolve().name}", where)
+    if state.best_step is not None and state.best_step > state.step:
+        raise _unfit(f"best_step {state.best_step} comes after step {state.step}", where)
+    return state
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_COUNT
+
+
+def _is_amount(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < MAX_COUNT
+
+
+def _are(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(is_right, value.values()))
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "step": (_is_count, "a number of steps"),
+    "num_tokens": (_is_count, "a number of tokens"),
+    "elapsed_seconds": (_is_amount, "seconds"),
+    "best_val_loss": (lambda v: v is None or (_is_number(v) and math.isfinite(v)), "a finite loss"),
+    "best_step": (lambda v: v is None or _is_count(v), "a number of steps"),
+    "evaluations_without_gain": (_is_count, "a number of evaluations"),
+    "loss_scale": (lambda v: _is_number(v) and 0 < v < MAX_COUNT, "a loss scale"),
+    "steps_at_loss_scale": (_is_count, "a number of steps"),
+    "metrics": (lambda v: _are(v, _is_number), "a table of figures"),
+    "seconds": (lambda v: _are(v, _is_amount), "a table of seconds"),
+    "counts": (lambda v: _are(v, _is_amount), "a table of counts"),
+}
+
+
+def _unfit(what: object, where: Path) -> UserError:
+    return UserError(
+        f"the trainer state does not fit: {what}",
+        where=str(where),
+        remedy="resume from an older checkpoint (the doctor command lists them)",
+        exit_code=ExitCode.BAD_DATA,
+    )

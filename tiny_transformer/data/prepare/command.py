@@ -27,9 +27,9 @@ from tiny_transformer.data.prepare.texts import DEFAULT_VAL_FRACTION, LEAST_SPLI
 from tiny_transformer.data.token_file import STAGED_PREFIX, staging_dir
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunLock, atomic_write, publish
-from tiny_transformer.storage.commit import LEFTOVER_PREFIX, remove_tree
 from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.lock import LOCK_NAME
+from tiny_transformer.storage.temporary import LEFTOVER_PREFIX, remove_tree
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def _publish(meta: Meta, tokenizer: Tokenizer, *, work_dir: Path, staged: Path, 
     with publish(staged) as staging:
         for name in TOKEN_FILES:
             (work_dir / name).replace(staging / name)
-        tokenizer.save(staging.path)
+        tokenizer.save(staging)
         staging.write(META_FILE, meta.to_json())
     atomic_write(out_dir / META_FILE, meta.to_json())  # from here on the new data is what this directory holds
     _move_up(staged, out_dir)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,9 @@ from tiny_transformer.interop.row_order import interleaved, is_rotated
 from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models import load_config, load_model
 from tiny_transformer.models.config_file import read_json
-from tiny_transformer.storage.commit import exists, leftover_path, make_directories
+from tiny_transformer.storage.commit import make_directories
 from tiny_transformer.storage.fs import REAL, refusals
+from tiny_transformer.storage.temporary import exists, in_the_making
 from tiny_transformer.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -280,16 +281,17 @@ def _as_llama_cpp_has_them(config: DecoderConfig, form: GgufForm, tensors: Tenso
 @contextmanager
 def _whole_file(path: Path) -> Generator[Path]:
     """A hidden name to write to, which becomes `path` when the block ends well and is removed when it does not."""
-    with refusals("write", path):
-        make_directories(path.parent)
-        temporary = leftover_path(path)
-    try:
+    with ExitStack() as stack:
         with refusals("write", path):
-            yield temporary
-            REAL.fsync(temporary)
-            REAL.rename(temporary, path)
-            REAL.fsync_dir(path.parent)
-    except BaseException:
-        with suppress(OSError):
-            REAL.unlink(temporary)
-        raise
+            make_directories(path.parent)
+            temporary = stack.enter_context(in_the_making(path, Path.touch))
+        try:
+            with refusals("write", path):
+                yield temporary
+                REAL.fsync(temporary)
+                REAL.rename(temporary, path)
+                REAL.fsync_dir(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                REAL.unlink(temporary)
+            raise
