@@ -28,7 +28,8 @@ from tiny_transformer.interop.gguf.tokenizer import NO_BEGIN_TOKEN, GgufTokenize
 from tiny_transformer.interop.portability import llama_cpp_refusal
 from tiny_transformer.interop.row_order import interleaved, is_rotated
 from tiny_transformer.models import load_config, load_model
-from tiny_transformer.models.config_file import read_json
+from tiny_transformer.models.config_file import read_config
+from tiny_transformer.models.swaps import restore_layers
 from tiny_transformer.storage.commit import exists, leftover_path, make_directories
 from tiny_transformer.storage.fs import REAL, refusals
 from tiny_transformer.tokenizers import load_tokenizer
@@ -112,12 +113,13 @@ def export_gguf(checkpoint: Path | str, out: Path | str, *, kind: str = "f16", o
             "already there, and not to be overwritten", where=str(out), remedy="--overwrite, or another --out"
         )
     model = load_model(checkpoint)
+    restore_layers(model)  # a GGUF file has kinds of its own
     architecture = _ARCHITECTURES[config.to_hf()["model_type"]]
     with _whole_file(out) as path:
         writer = gguf.GGUFWriter(path, architecture.name)
         try:
             _add_keys(writer, config, tokenizer, kind=kind, name=_name(checkpoint))
-            _add_begin_token(writer, tokenizer, read_json(checkpoint / "config.json").get("bos_token_id"))
+            _add_begin_token(writer, tokenizer, read_config(checkpoint)[0].get("bos_token_id"))
             kept = _write_tensors(writer, architecture, model.state_dict().items(), config, kind=kind)
         finally:
             writer.close()

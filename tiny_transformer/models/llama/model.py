@@ -140,6 +140,8 @@ class LlamaForCausalLM(nn.Module):
         dropout: share of embeddings, attention weights and residual branches set to zero while training.
     """
 
+    KEEP_BITS = ("lm_head",)  # linear layers that are never quantized; see `models.swaps`
+
     def __init__(self, config: LlamaConfig, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config

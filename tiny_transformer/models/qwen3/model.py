@@ -138,6 +138,8 @@ class Qwen3ForCausalLM(nn.Module):
         dropout: share of embeddings, attention weights and residual branches set to zero while training.
     """
 
+    KEEP_BITS = ("lm_head",)  # linear layers that are never quantized; see `models.swaps`
+
     def __init__(self, config: Qwen3Config, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config

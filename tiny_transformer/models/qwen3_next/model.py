@@ -248,6 +248,10 @@ class Qwen3NextForCausalLM(nn.Module):
         expert_load: (sparse layers, E) from the last call without a cache: see `layers.experts`. For the log alone.
     """
 
+    # Linear layers that are never quantized, see `models.swaps`: the head, and what is small and decides much: where
+    # tokens go, how fast memories fade and how much is written.
+    KEEP_BITS = ("lm_head", "*.mlp.gate", "*.shared_expert_gate", "*.in_proj_ba", "*.in_proj_b", "*.in_proj_a")
+
     def __init__(self, config: Qwen3NextConfig, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.config, self.model = config, Qwen3NextDecoder(config, dropout=dropout)
