@@ -188,7 +188,15 @@ def write_swaps(hf: dict[str, Any], records: list[Record]) -> dict[str, Any]:
     """The contents of config.json for a model with these swaps: with none, those of the ordinary one."""
     if not records:
         return hf
-    return {"model_type": MODEL_TYPE, "architectures": [], "swaps": records, "base_config": hf}
+    hf = dict(hf)
+    # Without its model_type inside: transformers' classes would find the shape, and make up the weights they lack.
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": [],
+        "base_model_type": hf.pop("model_type"),
+        "base_config": hf,
+        "swaps": records,
+    }
 
 
 def read_swaps(config: dict[str, Any], where: str) -> tuple[dict[str, Any], list[Record]]:
@@ -216,7 +224,7 @@ def read_swaps(config: dict[str, Any], where: str) -> tuple[dict[str, Any], list
                 raise _bad(f"{key} {short(value)} is not possible in swaps of kind {kind}", where)
         if len(names) > MAX_NAMES or not all(isinstance(n, str) and 0 < len(n) <= MAX_NAME for n in names):
             raise _bad(f"names {short(names)} are not at most {MAX_NAMES:,} names of layers", where)
-    return hf, records
+    return {"model_type": config.get("base_model_type"), **hf}, records
 
 
 def _shorten(names: list[str], everything: list[str]) -> list[str]:
