@@ -235,12 +235,10 @@ def test_an_unknown_name_lists_near_ones(home):
     assert refusal(Path("z*")).what == "z* does not exist"
 
 
-@pytest.mark.parametrize("name", ["../runs/demo2", "../other", "/demo"])
-def test_a_name_never_leads_out_of_the_runs(home, name):
-    (home / "other").mkdir()
-    (home / "inner").mkdir()
-    os.chdir(home / "inner")
-    assert refusal(Path(name)).what.endswith(("does not exist", "no config.json"))
+def test_a_name_never_leads_out_of_the_runs(home):
+    (home / "other").mkdir()  # which is runs/../other
+    assert refusal(Path("../other")).what == "../other does not exist"
+    assert refusal(Path("/demo")).what == "/demo does not exist"
 
 
 def test_globs_name_several_runs_each_once_in_order(home):

@@ -108,6 +108,12 @@ def test_copies_of_a_prompt_are_read_once_and_written_differently(qwen3):
     assert texts[0] == written(Generation(qwen3, [[1, 2, 3]], SAMPLED))[0]
 
 
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_copies_among_other_prompts_are_written_as_each_alone(model, settings):
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2], PROMPTS[1]]
+    assert written(Generation(model, prompts, settings)) == generate_without_cache(model, prompts, settings)
+
+
 def test_a_row_ends_at_an_end_token_and_the_others_go_on(qwen3):
     free = written(Generation(qwen3, PROMPTS, GREEDY))
     end = next(t for t in free[0] if t not in free[1])

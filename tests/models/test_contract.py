@@ -198,24 +198,33 @@ def test_a_prompt_read_once_and_copied_equals_reading_it_often(model, input_ids)
 
 
 def test_documents_by_row_through_the_cache_equal_separate_documents(model, input_ids):
-    """Rows of different lengths, in which documents end at different places; one is continued without being named."""
-    bounds = [(0, 5, 9), (0, 2, 8), (0, 7, 9)]
-    doc_ids = torch.zeros(3, 9, dtype=torch.long)
-    positions = torch.arange(9).repeat(3, 1)
-    for row, (_, middle, end) in enumerate(bounds):
+    """Rows of different lengths, whose documents end at different places: read, taken back to, copied, continued."""
+    bounds = [(5, 9), (2, 8), (7, 9)]  # where a row's second document begins and ends
+    doc_ids, positions = torch.zeros(3, 9, dtype=torch.long), torch.arange(9).repeat(3, 1)
+    for row, (middle, end) in enumerate(bounds):
         doc_ids[row, middle:end], doc_ids[row, end:] = 4, -1
         positions[row, middle:] -= middle
+
+    def check(got: torch.Tensor, row: int, middle: int, end: int, begin: int) -> None:
+        """Logits from token `begin` on, against the two documents read alone."""
+        documents = [part for part in (input_ids[row, :middle], input_ids[row, middle:end]) if len(part)]
+        parts = [logits_of(model, document[None])[0] for document in documents]
+        torch.testing.assert_close(got, torch.cat(parts)[begin:], **CLOSE)
+
     cache = model.make_cache(3, 17)
-    got = [logits_of(model, input_ids[:, :9], positions=positions, doc_ids=doc_ids, cache=cache)]
-    assert cache.lengths == [9, 8, 9]
-    next_ids = torch.stack([input_ids[row, end : end + 2] for row, (*_, end) in enumerate(bounds)])
-    after = torch.tensor([[end - middle] for _, middle, end in bounds]) + torch.arange(2)
-    got.append(logits_of(model, next_ids, positions=after, cache=cache))
-    for row, (start, middle, end) in enumerate(bounds):
-        first = logits_of(model, input_ids[row : row + 1, start:middle])[0]
-        second = logits_of(model, input_ids[row : row + 1, middle : end + 2])[0]
-        found = torch.cat((got[0][row, :end], got[1][row]))
-        torch.testing.assert_close(found, torch.cat((first, second)), **CLOSE)
+    cache.snapshot()
+    got = logits_of(model, input_ids[:, :9], positions=positions, doc_ids=doc_ids, cache=cache)
+    for row, (middle, end) in enumerate(bounds):
+        check(got[row, :end], row, middle, end, 0)
+    cache.rollback([3, 8, 7])  # in the first document, at the end, between the two
+    for chosen, rows in ((cache.select([2, 1, 0, 1]), (2, 1, 0, 1)), (cache, (0, 1, 2))):
+        begins = chosen.lengths
+        ids = torch.stack([input_ids[row, n : n + 2] for row, n in zip(rows, begins, strict=True)])
+        starts = [2 if row == 1 else 0 for row in rows]  # of the document that goes on, unnamed
+        after = torch.tensor(begins)[:, None] - torch.tensor(starts)[:, None] + torch.arange(2)
+        got = logits_of(model, ids, positions=after, cache=chosen)
+        for place, (row, n, start) in enumerate(zip(rows, begins, starts, strict=True)):
+            check(got[place], row, start, n + 2, n)
 
 
 def test_padding_before_a_row_is_refused_with_a_cache(model, input_ids):

@@ -12,7 +12,7 @@ from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models.checkpoint import stored_dtypes
-from tiny_transformer.models.config_file import end_token_ids, read_json, read_small_file
+from tiny_transformer.models.config_file import end_token_ids, read_config, read_small_file
 from tiny_transformer.models.open import CHAT_TEMPLATE, OpenCheckpoint
 from tiny_transformer.tokenizers.load import has_tokenizer
 
@@ -36,7 +36,7 @@ def import_hf(source: Path | str, out_dir: Path | str) -> None:
     _check_tokenizer_is_there(source)
     tokenizer = opened.tokenizer
     model, dtypes = opened.model, stored_dtypes(source)  # in memory the widest of them all
-    hf = read_json(source / "config.json")
+    hf, _ = read_config(source)
     token_ids = {name: hf[name] for name in TOKEN_IDS if hf.get(name) is not None}
     ends = end_token_ids(source)
     if ends:

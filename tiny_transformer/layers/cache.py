@@ -258,14 +258,13 @@ class ModelCache(Sequence[LayerCache]):
             return None, None
         if self._doc_ids is None:
             self._doc_ids = torch.zeros(self.batch_size, self.max_len + 1, dtype=torch.long, device=self._device)
-        is_empty = (filled == 0)[:, None]  # (B, 1)
-        last = self._doc_ids.gather(1, (filled[:, None] - 1).clamp(min=0)).masked_fill(is_empty, 0)
+        last = self._doc_ids.gather(1, (filled[:, None] - 1).clamp(min=0)).masked_fill(filled[:, None] == 0, 0)
         new = last.expand_as(slots) if doc_ids is None else doc_ids
         if padding is not None:  # no document begins there: it belongs to the row's last token
             ends = (~padding).sum(dim=1, keepdim=True) - 1
             new = torch.where(padding, torch.where(ends < 0, last, new.gather(1, ends.clamp(min=0))), new)
         self._doc_ids.scatter_(1, slots, new)
-        return self._doc_ids, count_beginnings(new, torch.where(is_empty, new[:, :1], last))
+        return self._doc_ids, count_beginnings(new, last)
 
     def snapshot(self) -> None:
         """Remember the present state for `rollback`; an earlier snapshot is forgotten."""

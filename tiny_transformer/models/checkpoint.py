@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.config.shapes import ModelConfig, Qwen3NextConfig
 from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.building import empty_model
-from tiny_transformer.models.config_file import MAX_INDEX_BYTES, load_config, read_json
+from tiny_transformer.models.config_file import MAX_INDEX_BYTES, read_config, read_json
 from tiny_transformer.models.safetensors_file import DAMAGED, encode, open_checked, reading
+from tiny_transformer.models.swaps import Record, apply_swaps, describe_swaps, write_swaps
 from tiny_transformer.storage.commit import Staging, write_into
 from tiny_transformer.storage.inside import check_inside
 
@@ -38,6 +40,7 @@ WEIGHTS, INDEX, HEAD, EMBEDDING = (
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 _UNLIKE = "config.json and the weights do not belong together: take both from one place, or fetch them again"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_BUFFER_DTYPES = {"I8": torch.int8, "U8": torch.uint8, "F32": torch.float32, "F16": torch.float16}
 
 
 def load_model(
@@ -48,20 +51,29 @@ def load_model(
     Args:
         directory: with config.json and model.safetensors, or shards and their index.
         device: of the weights.
-        dtype: of the weights; None keeps the files' (the widest, where they differ).
+        dtype: of the weights; None keeps the files' (the widest, where they differ). Quantized layers keep their own.
 
     Raises:
         UserError: not a model directory, a half-written one, or a tensor that is missing, surplus or misshaped.
     """
     directory = Path(directory)
-    config = load_config(directory)
+    hf, swaps = read_config(directory)
+    config = config_from_hf(hf, str(directory / "config.json"))
     with _Weights(directory) as weights:
         config = weights.second_head(config)
         weights.check_count(config)
-        weights.check(empty_model(config, device="meta"))
-        model = empty_model(config, dtype=dtype or weights.widest_dtype(), device=device)
+        expected = _empty(config, swaps, device="meta")
+        weights.check(expected)
+        model = _empty(config, swaps, dtype=dtype or weights.widest_dtype(expected), device=device)
         weights.copy_into(model)
     return model.eval()
+
+
+def _empty(config: ModelConfig, swaps: list[Record], **where: Any) -> CausalLM:
+    """A model with its swapped layers, whose weights are not set; see `empty_model`."""
+    model = empty_model(config, **where)
+    apply_swaps(model, swaps)
+    return model
 
 
 def load_weights(
@@ -93,7 +105,7 @@ def save_model(
     /,
     **token_ids: int | list[int] | None,
 ) -> None:
-    """Write a model into an existing directory, so that transformers 5 and 4.57 open it.
+    """Write a model into an existing directory, so that transformers 5 and 4.57 open it (and refuse swapped layers).
 
     Writes config.json, generation_config.json and model.safetensors, without the head when it is tied. Durable, and
     checked byte by byte, only in a directory that is being published.
@@ -108,7 +120,8 @@ def save_model(
     tensors = model.state_dict() if tensors is None else tensors
     dtype = str(tensors[EMBEDDING].dtype).removeprefix("torch.")
     ends = {name: token_ids[name] for name in TOKEN_IDS if token_ids.get(name) is not None}
-    write_into(directory, "config.json", _json(model.config.to_hf(dtype=dtype, **token_ids)))
+    config = write_swaps(model.config.to_hf(dtype=dtype, **token_ids), describe_swaps(model))
+    write_into(directory, "config.json", _json(config))
     write_into(directory, "generation_config.json", _json(ends))
     written = {name: tensor for name, tensor in tensors.items() if not model.config.tie_word_embeddings or name != HEAD}
     write_into(directory, WEIGHTS, encode(written, {"format": "pt"}))
@@ -162,7 +175,8 @@ class _Weights:
 
     def check(self, model: CausalLM) -> None:
         """Compare the files' headers with what the model needs."""
-        expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        buffers = dict(model.named_buffers())
+        expected = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
         if missing := expected.keys() - self._files.keys():
             raise _bad(self.directory, f"missing tensors: {_some(missing)}", _UNLIKE)
         surplus = self._files.keys() - expected.keys()
@@ -178,28 +192,38 @@ class _Weights:
             if tuple(header.get_shape()) != shape:
                 what = f"tensor {name} has shape {header.get_shape()}; config.json asks for {list(shape)}"
                 raise _bad(self.directory, what, _UNLIKE)
-            if header.get_dtype() not in _DTYPES:
-                raise _bad(self.directory, f"tensor {name} has dtype {header.get_dtype()}; known: {', '.join(_DTYPES)}")
+            known = list(_DTYPES)
+            if name in buffers:  # integers and their scales mean nothing in another type
+                known = [k for k, dtype in _BUFFER_DTYPES.items() if dtype == buffers[name].dtype]
+            if header.get_dtype() not in known:
+                raise _bad(self.directory, f"tensor {name} has dtype {header.get_dtype()}; known: {', '.join(known)}")
 
-    def widest_dtype(self) -> torch.dtype:
-        """The dtype that holds every tensor without loss."""
-        return reduce(torch.promote_types, set(self.dtypes().values()))
+    def widest_dtype(self, model: CausalLM) -> torch.dtype:
+        """The dtype that holds every weight without loss."""
+        names = dict(model.named_parameters())
+        return reduce(torch.promote_types, {dtype for name, dtype in self.dtypes().items() if name in names})
 
     def dtypes(self) -> dict[str, torch.dtype]:
         """Each tensor's own; call `check` first."""
-        return {name: _DTYPES[opened.get_slice(name).get_dtype()] for name, opened in self._files.items()}
+        known = {**_BUFFER_DTYPES, **_DTYPES}
+        return {name: known[opened.get_slice(name).get_dtype()] for name, opened in self._files.items()}
 
     @torch.no_grad()
     def copy_into(self, model: CausalLM, part_of: Callable[..., torch.Tensor] | None = None) -> None:
         """Copy the tensors, see `load_weights`; a tied model's surplus head must equal its embedding."""
-        for name, parameter in model.named_parameters():
+        for name, target in _tensors(model).items():
             with reading(self.directory):
                 tensor = self._files[name].get_tensor(name)
-            parameter.copy_(tensor if part_of is None else part_of(tensor, parameter))
+            target.copy_(tensor if part_of is None else part_of(tensor, target))
         if model.config.tie_word_embeddings and HEAD in self._files:
             head, embedding = (self._files[name].get_tensor(name) for name in (HEAD, EMBEDDING))
             if not torch.equal(head, embedding):
                 raise _bad(self.directory, f"{HEAD} differs from {EMBEDDING}, but config.json ties them", _UNLIKE)
+
+
+def _tensors(model: CausalLM) -> dict[str, torch.Tensor]:
+    """Weights and buffers by name, tied ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _weight_files(directory: Path) -> Mapping[str, set[str] | None]:

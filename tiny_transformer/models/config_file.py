@@ -11,6 +11,7 @@ from typing import Any
 from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.config.shapes import ModelConfig
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.models.swaps import Record, read_swaps
 from tiny_transformer.storage.inside import check_inside
 
 MAX_CONFIG_BYTES = 2**20
@@ -25,6 +26,12 @@ def load_config(directory: Path | str) -> ModelConfig:
     Raises:
         UserError: not a model directory, or a config.json that is damaged or not supported.
     """
+    hf, _ = read_config(directory)
+    return config_from_hf(hf, str(Path(directory) / "config.json"))
+
+
+def read_config(directory: Path | str) -> tuple[dict[str, Any], list[Record]]:
+    """What `config.json` says, and which layers are swapped: see `models.swaps`. Errors as in `load_config`."""
     directory = Path(directory)
     path = directory / "config.json"
     check_inside(path)
@@ -36,7 +43,7 @@ def load_config(directory: Path | str) -> ModelConfig:
         if (directory / "last").exists():
             remedy = f"did you mean {directory / 'last'}?"
         raise UserError(f"{directory} {what}", remedy=remedy)
-    return config_from_hf(read_json(path), str(path))
+    return read_swaps(read_json(path), str(path))
 
 
 def end_token_ids(directory: Path | str) -> list[int]:
@@ -47,7 +54,7 @@ def end_token_ids(directory: Path | str) -> list[int]:
     """
     for name in ("generation_config.json", "config.json"):
         path = Path(directory) / name
-        value = read_json(path).get("eos_token_id") if path.exists() else None
+        value = read_swaps(read_json(path), str(path))[0].get("eos_token_id") if path.exists() else None
         if value is None:
             continue
         ids = value if isinstance(value, list) else [value]

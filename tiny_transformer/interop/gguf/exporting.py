@@ -30,7 +30,8 @@ from tiny_transformer.interop.portability import NOT_KNOWN, refusal
 from tiny_transformer.interop.row_order import interleaved, is_rotated
 from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models import load_config, load_model
-from tiny_transformer.models.config_file import read_json
+from tiny_transformer.models.config_file import read_config
+from tiny_transformer.models.swaps import restore_layers
 from tiny_transformer.storage.commit import make_directories
 from tiny_transformer.storage.fs import REAL, refusals
 from tiny_transformer.storage.temporary import exists, in_the_making
@@ -101,11 +102,12 @@ def export_gguf(checkpoint: Path | str, out: Path | str, *, kind: str = "f16", o
             "already there, and not to be overwritten", where=str(out), remedy="--overwrite, or another --out"
         )
     model = load_model(checkpoint)
+    restore_layers(model)  # a GGUF file has kinds of its own
     with _whole_file(out) as path:
         writer = gguf.GGUFWriter(path, form.name)
         try:
             _add_keys(writer, config, tokenizer, kind=kind, name=_name(checkpoint))
-            _add_begin_token(writer, tokenizer, read_json(checkpoint / "config.json").get("bos_token_id"))
+            _add_begin_token(writer, tokenizer, read_config(checkpoint)[0].get("bos_token_id"))
             kept = _write_tensors(writer, form, model.state_dict().items(), config, kind=kind)
         finally:
             writer.close()

@@ -11,7 +11,7 @@ section 2.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -140,6 +140,8 @@ class Olmo2ForCausalLM(nn.Module):
         config: the shape; `vocab_size` must be set.
         dropout: share of embeddings, attention weights and residual branches set to zero while training.
     """
+
+    KEEP_BITS: ClassVar[tuple[str, ...]] = ("lm_head",)  # linear layers that are never quantized; see `models.swaps`
 
     def __init__(self, config: Olmo2Config, *, dropout: float = 0.0) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ Parameter names are Hugging Face's (`Qwen3ForCausalLM`). Source: Qwen Team, "Qwe
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -141,6 +141,8 @@ class Qwen3ForCausalLM(nn.Module):
         config: the shape; `vocab_size` must be set.
         dropout: share of embeddings, attention weights and residual branches set to zero while training.
     """
+
+    KEEP_BITS: ClassVar[tuple[str, ...]] = ("lm_head",)  # linear layers that are never quantized; see `models.swaps`
 
     def __init__(self, config: Qwen3Config, *, dropout: float = 0.0) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ Sources: transformers' documented behaviour; DeepSeek-AI, "DeepSeek-V3 Technical
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -245,6 +245,17 @@ class Qwen3NextForCausalLM(nn.Module):
         config: the shape; `vocab_size` must be set.
         dropout: share of embeddings, attention weights and residual branches set to zero while training.
     """
+
+    # Linear layers that are never quantized, see `models.swaps`: the head, and what is small and decides much: where
+    # tokens go, how fast memories fade and how much is written.
+    KEEP_BITS: ClassVar[tuple[str, ...]] = (
+        "lm_head",
+        "*.mlp.gate",
+        "*.shared_expert_gate",
+        "*.in_proj_ba",
+        "*.in_proj_b",
+        "*.in_proj_a",
+    )
 
     def __init__(self, config: Qwen3NextConfig, *, dropout: float = 0.0) -> None:
         super().__init__()

@@ -1,0 +1,243 @@
+"""Linear layers swapped for others, quantized or frozen with a low-rank addition; and how that is written down.
+
+A model says itself which of its layers keep all their bits (`KEEP_BITS`). What was swapped is read off the model when
+it is saved, and stands in config.json, so that the same layers are swapped before weights are loaded. Such a directory
+has a `model_type` that no other program knows, and its shape one level deeper: others refuse it, and none takes
+integers for weights. `restore_layers` makes an ordinary model of it again. Torch is imported when layers are touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from reprlib import repr as short
+from typing import TYPE_CHECKING, Any, cast
+
+from tiny_transformer.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from tiny_transformer.models.contract import CausalLM
+
+MODEL_TYPE = "tiny_transformer_swapped"
+INT4_GROUP = 32
+MAX_RECORDS, MAX_NAMES, MAX_NAME = 100, 1000, 200
+Record = dict[str, Any]
+# What a record of each kind says besides `kind` and `names`: key -> (types, lowest, highest).
+_NUMBERS: dict[str, dict[str, tuple[tuple[type, ...], float, float]]] = {
+    "int8": {"group_size": ((int, type(None)), 1, 2**20)},
+    "int4": {"group_size": ((int, type(None)), 2, 2**20)},
+    "lora": {"rank": ((int,), 1, 2**16), "alpha": ((int, float), 0, 1e6), "dropout": ((int, float), 0, 1)},
+}
+
+
+# --- in a model
+
+
+def quantize_layers(model: CausalLM, kind: str, *, group_size: int | None = None) -> list[str]:
+    """Swap the linear layers of a model, in place, for quantized ones, but for those that keep their bits; their names.
+
+    Args:
+        model: of ordinary layers.
+        kind: `int8` or `int4`.
+        group_size: weights that share a scale. None: with int8 a whole row, with int4 32.
+    """
+    names = [
+        name for name in _linear_names(model) if not any(fnmatchcase(name, pattern) for pattern in model.KEEP_BITS)
+    ]
+    group_size = INT4_GROUP if kind == "int4" and group_size is None else group_size
+    _swap(model, {"kind": kind, "group_size": group_size}, names, filled=True)
+    return names
+
+
+def add_lora(
+    model: CausalLM,
+    patterns: Iterable[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[str]:
+    """Put a low-rank addition beside each linear layer whose name ends in one of the patterns; the layers' names.
+
+    Args:
+        model: its layers may be quantized already. Swapped in place; what is not swapped stays as it is.
+        patterns: such as `q_proj`, `*_proj` or `layers.0.*`: the end of a name, from a dot on.
+        rank, alpha, dropout: see `layers.linear.LoRALinear`.
+        generator: draws the first half of each addition; None: seed 0.
+
+    Raises:
+        UserError: a pattern that no layer has.
+    """
+    import torch
+
+    known, names = _linear_names(model), []
+    for pattern in patterns:
+        found = [name for name in known if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
+        if not found:
+            ends = sorted({name.rpartition(".")[2] for name in known})
+            raise UserError(f"no linear layer is named {pattern}", remedy=f"a name's end, such as {', '.join(ends)}")
+        names += found
+    names = list(dict.fromkeys(names))
+    _swap(model, {"kind": "lora", "rank": rank, "alpha": alpha, "dropout": dropout}, names, filled=True)
+    generator = generator or torch.Generator().manual_seed(0)
+    for name in names:
+        model.get_submodule(name).start(generator)  # ty: ignore[not-callable]
+    return names
+
+
+def restore_layers(model: CausalLM) -> None:
+    """Make all swapped layers ordinary ones again, in place: integers become weights, additions are added."""
+    from torch import nn
+
+    from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear
+
+    dtype = model.model.embed_tokens.weight.dtype
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedLinear):
+            weight = module.weight_in(dtype)
+            linear = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+            linear.weight = nn.Parameter(weight)
+            if module.bias is not None:
+                linear.bias = module.bias
+            model.set_submodule(name, linear)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            linear = cast(nn.Linear, module.base)  # the loop above has made it one
+            weight = linear.weight.detach()
+            linear.weight = nn.Parameter((weight.float() + module.addition().detach().float()).to(weight.dtype))
+            model.set_submodule(name, linear)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+def _linear_names(model: CausalLM) -> list[str]:
+    """Names of the linear layers, of whatever kind."""
+    from torch import nn
+
+    from tiny_transformer.layers.linear import QuantizedLinear
+
+    modules = model.named_modules()
+    return [name.removesuffix(".base") for name, m in modules if isinstance(m, (nn.Linear, QuantizedLinear))]
+
+
+def _swap(model: CausalLM, record: Mapping[str, Any], names: Iterable[str], *, filled: bool) -> None:
+    """Swap layers by name; `filled`: they compute what the old ones did."""
+    from torch import nn
+
+    from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear
+
+    for name in names:
+        old = model.get_submodule(name)
+        if record["kind"] == "lora" and isinstance(old, (nn.Linear, QuantizedLinear)):
+            weight = model.model.embed_tokens.weight
+            numbers = {key: record[key] for key in ("rank", "alpha", "dropout")}
+            new: nn.Module = LoRALinear(old, dtype=weight.dtype, device=weight.device, **numbers)
+        elif record["kind"] != "lora" and isinstance(old, nn.Linear):
+            make = QuantizedLinear.of if filled else QuantizedLinear.like
+            new = make(old, bits=8 if record["kind"] == "int8" else 4, group_size=record["group_size"])
+        else:
+            raise UserError(
+                f"{name} cannot be swapped for {record['kind']}: it is a {type(old).__name__} already",
+                remedy="quantize first, then add, each once",
+            )
+        model.set_submodule(name, new.train(old.training))
+
+
+# --- in config.json
+
+
+def describe_swaps(model: CausalLM) -> list[Record]:
+    """What `apply_swaps` needs to make the same layers: one record for each kind and its numbers. Empty: none."""
+    from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear
+
+    swapped: dict[tuple[tuple[str, Any], ...], list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            record: Record = {"kind": f"int{module.bits}", "group_size": module.group_size}
+        elif isinstance(module, LoRALinear):
+            numbers = {"rank": module.rank, "alpha": module.alpha, "dropout": module.dropout.p}
+            record = {"kind": "lora", **numbers}
+        else:
+            continue
+        swapped.setdefault(tuple(record.items()), []).append(name.removesuffix(".base"))
+    everything, records = _linear_names(model), []
+    for numbers, names in swapped.items():
+        records.append({**dict(numbers), "names": _shorten(names, everything)})
+    return sorted(records, key=lambda record: record["kind"] == "lora")  # an addition comes on top
+
+
+def apply_swaps(model: CausalLM, records: Iterable[Record]) -> None:
+    """Swap layers of a new model, in place, as records say; their weights are still to be loaded.
+
+    Raises:
+        UserError: a name that the model's linear layers do not have.
+    """
+    known = _linear_names(model)
+    for record in records:
+        patterns = frozenset(record["names"])
+        if unknown := patterns - {form for name in known for form in (name, _general(name))}:
+            raise _bad(f"no linear layer of this model is named {short(min(unknown))}")
+        names = [name for name in known if not patterns.isdisjoint((name, _general(name)))]
+        _swap(model, record, names, filled=False)
+
+
+def write_swaps(hf: dict[str, Any], records: list[Record]) -> dict[str, Any]:
+    """The contents of config.json for a model with these swaps: with none, those of the ordinary one."""
+    if not records:
+        return hf
+    hf = dict(hf)
+    # Without its model_type inside: transformers' classes would find the shape, and make up the weights they lack.
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": [],
+        "base_model_type": hf.pop("model_type"),
+        "base_config": hf,
+        "swaps": records,
+    }
+
+
+def read_swaps(config: dict[str, Any], where: str) -> tuple[dict[str, Any], list[Record]]:
+    """What `write_swaps` put together: the ordinary config.json, and the records, each checked.
+
+    Raises:
+        UserError: a record that is not one.
+    """
+    if config.get("model_type") != MODEL_TYPE:
+        return config, []
+    hf, records = config.get("base_config"), config.get("swaps")
+    if not isinstance(hf, dict) or not isinstance(records, list) or not 0 < len(records) <= MAX_RECORDS:
+        raise _bad("a model with swapped layers needs base_config and swaps", where)
+    for record in records:
+        kind = record.get("kind") if isinstance(record, dict) else None
+        if not isinstance(kind, str) or kind not in _NUMBERS:
+            raise _bad(f"swaps has {short(record)}, which is of no known kind", where)
+        names = record.get("names")
+        if record.keys() != {"kind", "names", *_NUMBERS[kind]} or not isinstance(names, list):
+            raise _bad(f"swaps of kind {kind} need names and {', '.join(_NUMBERS[kind])}, and nothing else", where)
+        for key, (types, low, high) in _NUMBERS[kind].items():
+            value = record[key]
+            is_odd = kind == "int4" and isinstance(value, int) and value % 2 == 1
+            if type(value) not in types or is_odd or (value is not None and not low <= value <= high):
+                raise _bad(f"{key} {short(value)} is not possible in swaps of kind {kind}", where)
+        if len(names) > MAX_NAMES or not all(isinstance(n, str) and 0 < len(n) <= MAX_NAME for n in names):
+            raise _bad(f"names {short(names)} are not at most {MAX_NAMES:,} names of layers", where)
+    return {"model_type": config.get("base_model_type"), **hf}, records
+
+
+def _shorten(names: list[str], everything: list[str]) -> list[str]:
+    """The names with `*` for every number, where that means the same layers; else as they are."""
+    others = {_general(name) for name in set(everything).difference(names)}
+    return list(dict.fromkeys(name if _general(name) in others else _general(name) for name in names))
+
+
+def _general(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
+
+
+def _bad(what: str, where: str = "config.json") -> UserError:
+    return UserError(what, where=where, remedy="fetch config.json again, with the weights", exit_code=ExitCode.BAD_DATA)
