@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from tiny_transformer.config.shapes import ModelConfig, Qwen3NextConfig
 from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models.building import empty_model
 from tiny_transformer.models.config_file import MAX_INDEX_BYTES, load_config, read_json
 from tiny_transformer.models.safetensors_header import check_header
@@ -111,9 +112,11 @@ def save_model(
     tensors = model.state_dict() if tensors is None else tensors
     dtype = str(tensors[EMBEDDING].dtype).removeprefix("torch.")
     _write_json(directory / "config.json", model.config.to_hf(dtype=dtype, **token_ids))
-    _write_json(
-        directory / "generation_config.json", {k: token_ids[k] for k in TOKEN_IDS if token_ids.get(k) is not None}
-    )
+    generation = {k: token_ids[k] for k in TOKEN_IDS if token_ids.get(k) is not None}
+    if end := generation.get("eos_token_id"):
+        # What transformers takes for padding anyway, with a warning at each text.
+        generation.setdefault("pad_token_id", end[0] if isinstance(end, list) else end)
+    _write_json(directory / "generation_config.json", generation)
     written = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     if model.config.tie_word_embeddings:
         del written[HEAD]
@@ -176,6 +179,7 @@ class _Weights:
         surplus = self._files.keys() - expected.keys()
         if model.config.tie_word_embeddings:
             surplus -= {HEAD}
+        surplus -= self._pass_over_angles(surplus, model.config)
         if surplus:
             what = f"tensors that {model.config.model_type} does not have: {_some(surplus)}"
             raise _bad(self.directory, what, _UNLIKE)
@@ -188,6 +192,20 @@ class _Weights:
                 raise _bad(self.directory, what, _UNLIKE)
             if header.get_dtype() not in _DTYPES:
                 raise _bad(self.directory, f"tensor {name} has dtype {header.get_dtype()}; known: {', '.join(_DTYPES)}")
+
+    def _pass_over_angles(self, surplus: set[str], config: ModelConfig) -> set[str]:
+        """Buffers of older files (`rotary_emb.inv_freq`) that say what the config says of RoPE; others are refused."""
+        names = {name for name in surplus if name.endswith("rotary_emb.inv_freq")}
+        for name in names:
+            found = self._files.pop(name).get_tensor(name)
+            expected, _ = rope_frequencies(2 * found.numel(), config.rope_theta, config.rope_numbers())
+            rounding = torch.finfo(found.dtype).eps if found.is_floating_point() else 0.0
+            if 2 * found.numel() != config.rotary_dim or not torch.allclose(
+                found.float(), expected, rtol=4 * rounding, atol=0
+            ):
+                what = f"{name} has other angles than rope_theta {config.rope_theta:g} and rope_scaling of config.json"
+                raise _bad(self.directory, what, _UNLIKE)
+        return names
 
     def widest_dtype(self) -> torch.dtype:
         """The dtype that holds every tensor without loss."""

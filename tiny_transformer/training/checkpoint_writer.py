@@ -67,7 +67,7 @@ class CheckpointWriter:
         with self.run.publish_step(state.step) as staging:
             directory = Path(staging)
             save_model(self.model, directory, weights, eos_token_id=self.tokenizer.end_id)
-            self.tokenizer.save(directory)
+            self.tokenizer.save(directory, max_length=self.model.config.max_position_embeddings)
             save_state(directory, state, memories, self.identity)
             info = json.dumps(run_info(state, status, self.facts()), indent=2)
             (directory / "run_info.json").write_text(info + "\n", encoding="utf-8")

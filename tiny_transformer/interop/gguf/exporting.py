@@ -153,8 +153,7 @@ def _add_keys(writer: GGUFWriter, config: DecoderConfig, tokenizer: GgufTokenize
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
-    is_next = isinstance(config, Qwen3NextConfig)
-    writer.add_rope_dimension_count(config.rotary_dim if is_next else config.head_dim)
+    writer.add_rope_dimension_count(config.rotary_dim)
     writer.add_rope_freq_base(config.rope_theta)
     _add_rope_scaling(writer, config.rope_numbers())
     form = config.gguf_form()
@@ -163,7 +162,7 @@ def _add_keys(writer: GGUFWriter, config: DecoderConfig, tokenizer: GgufTokenize
         writer.add_parallel_residual(False)
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if is_next:
+    if isinstance(config, Qwen3NextConfig):
         add_next_keys(writer, config)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(tokenizer.pre)
