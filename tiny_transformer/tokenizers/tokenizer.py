@@ -61,6 +61,11 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]!r})"
 
+    @property
+    def pad_id(self) -> int | None:
+        """The id that other programs fill short rows with, as `tokenizer_config.json` names it."""
+        return self._ids.get(_spelling(self._config.get("pad_token")))
+
     def token_id(self, token: str) -> int | None:
         """The id of one token by its spelling, control tokens included; None when there is no such token."""
         return self._ids.get(token)
@@ -142,8 +147,6 @@ class Tokenizer:
         end = self._backend.id_to_token(self.end_id)
         begin = end if self.begin_id is None else self._backend.id_to_token(self.begin_id)
         config = {
-            # The class that takes tokenizer.json at its word, in transformers 4 and 5 alike.
-            "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": end,
             "pad_token": end,
             # transformers 4 adds token_type_ids otherwise, which generate() refuses.
@@ -151,11 +154,12 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "tiny_transformer_name": self.name,
             **self._config,
+            # The class that takes tokenizer.json at its word, in transformers 4 and 5 alike. Others build their own
+            # normalizer: 5's LlamaTokenizer gives other ids than 4's where a text begins with a space.
+            "tokenizer_class": "PreTrainedTokenizerFast",
         }
         if "bos_token" not in self._config:  # ours: ctranslate2 opens no model without; ids stay what they are
             config |= {"bos_token": begin, "unk_token": self.content["model"].get("unk_token") or end}
-        if config["tokenizer_class"] == "TokenizersBackend":  # transformers 5's new name, which 4 does not know
-            config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if self._ids.get(_spelling(config["eos_token"])) not in end_ids:
             config["eos_token"] = self._backend.id_to_token(end_ids[0])
         declared = config.get("model_max_length")
