@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published_forms import write_tokenizer
 
 from tiny_transformer.config.shapes import LlamaConfig, Olmo2Config, Qwen3Config
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.gguf.exporting import default_file_name, export_gguf
+from tiny_transformer.interop.gguf.pieces import BYTE, UNKNOWN
 from tiny_transformer.interop.gguf.tokenizer import CONTROL, NORMAL, UNUSED
 from tiny_transformer.interop.llama2c import import_llama2c
 from tiny_transformer.models import build_model, load_model, save_model
-from tiny_transformer.tokenizers import make_tokenizer
+from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
 
 gguf = pytest.importorskip("gguf")
 
@@ -294,11 +296,37 @@ def test_a_character_tokenizer_has_no_gguf_form(tmp_path):
     refusal(checkpoint, tmp_path / "m.gguf", "char tokenizer", "works on characters", "--tokenizer bpe or byte")
 
 
-def test_sentencepiece_tokenizers_have_no_gguf_form(shared_data, tmp_path):
-    """Those of llama2.c's stories: scores, which GGUF would need, are gone once they are merges."""
+def test_the_pieces_of_llama2cs_stories_have_scores_that_fall_with_their_merges(shared_data, tmp_path):
     stories = shared_data / "models" / "stories260K"
     import_llama2c(stories / "stories260K.bin.xz", stories / "tok512.bin.xz", tmp_path / "m")
-    refusal(tmp_path / "m", tmp_path / "m.gguf", "SentencePiece", "scores", "opens in transformers")
+    export_gguf(tmp_path / "m", tmp_path / "m.gguf")
+    keys, _ = read(tmp_path / "m.gguf")
+    tokens, scores, types = (keys[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type"))
+    assert keys["tokenizer.ggml.model"] == "llama" and keys["tokenizer.ggml.add_space_prefix"] is True
+    assert (types[0], types[1], types[2], types[3], types[300]) == (UNKNOWN, CONTROL, CONTROL, BYTE, NORMAL)
+    assert [keys[f"tokenizer.ggml.{name}_token_id"] for name in ("unknown", "bos", "eos", "eot")] == [0, 1, 1, 2]
+    assert keys["tokenizer.ggml.add_bos_token"] is True
+    merges = load_tokenizer(tmp_path / "m").content["model"]["merges"]
+    made = list(dict.fromkeys("".join(pair).replace(" ", "▁") for pair in merges))
+    assert sorted(made, key=lambda token: -scores[tokens.index(token)]) == made and len(made) > 100
+    assert max(scores) == 0 and min(scores) == -len(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["model"]["merges"].append(c["model"]["merges"][0]), ["order of the pieces"]),
+        (lambda c: c["model"]["merges"].pop(), ["could be joined", "no merge says so"]),
+        (lambda c: c.update(normalizer={"type": "Lowercase"}), ["treats spaces"]),
+        (lambda c: c["model"].update(ignore_merges=True), ["whole words"]),
+        (lambda c: c["model"]["vocab"].update({"<0x0A>": 999}) or c["model"]["vocab"].pop("<0x0A>"), ["all bytes"]),
+    ],
+)
+def test_pieces_that_llama_cpp_joins_differently_are_refused(change, words, tmp_path):
+    checkpoint = save(LlamaConfig(**{**SHAPE, "vocab_size": 600}), tmp_path / "m")
+    write_tokenizer("tinyllama", checkpoint)
+    changed_tokenizer(checkpoint, change)
+    refusal(checkpoint, tmp_path / "m.gguf", *words)
 
 
 def test_gpt2s_own_expression_is_named(tmp_path):

@@ -84,8 +84,15 @@ NUM_GREEDY = 40
 RUN_ALL = """
 import json, sys, numpy
 from pathlib import Path
+import llama_cpp.llama_cpp as library
 from llama_cpp import Llama
 from safetensors.numpy import save_file
+defaults = library.llama_model_default_params
+def params():  # weights repacked for AMX end the process on machines that announce it and may not use it
+    found = defaults()
+    found.use_extra_bufts = False
+    return found
+library.llama_model_default_params = params
 root = Path(sys.argv[1])
 job = json.loads((root / "job.json").read_text())
 logits, ids = {}, {}

@@ -1,7 +1,7 @@
 """What is said about other programs is true of them: each shape is opened in mlx-lm where it is installed, logits too.
 
-transformers has its own tests (models/test_parity.py), llama.cpp too (test_llama_cpp.py). vLLM needs more than a small
-machine; its rules are read from its sources, and `BASIS` says so.
+transformers has its own tests (models/test_parity.py), llama.cpp too (test_llama_cpp.py), and vLLM where it is
+installed (test_vllm.py); otherwise its rules are read from its sources, and `BASIS` says so.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ TABLE = {
     "layernorm": (LlamaConfig(**SHAPE, norm_type="layernorm"), {"mlx-lm": "head of its own"}),
     "layernorm untied": (LlamaConfig(**SHAPE, norm_type="layernorm", tie_word_embeddings=False), {}),
     "olmo2": (Olmo2Config(**SHAPE), {}),
-    "olmo2 bias": (Olmo2Config(**SHAPE, attention_bias=True), {"vLLM": "has no bias", "llama.cpp": "has no bias"}),
+    "olmo2 bias": (Olmo2Config(**SHAPE, attention_bias=True), {"llama.cpp": "has no bias"}),
     "qwen3": (Qwen3Config(**SHAPE), {}),
     "qwen3 untied heads": (Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=False), {}),
     "qwen3 bias": (
@@ -134,12 +134,33 @@ save_file(logits, root / "logits.safetensors")
 def test_each_program_is_named_with_its_reason(name):
     config, expected = TABLE[name]
     verdicts = {verdict.reader: verdict for verdict in portability(config)}
-    assert list(verdicts) == ["transformers 5", "transformers 4.57", "vLLM", "llama.cpp", "mlx-lm"]
+    assert list(verdicts) == ["transformers 5", "transformers 4.57", "vLLM", "vLLM on a CPU", "llama.cpp", "mlx-lm"]
+    del verdicts["vLLM on a CPU"]  # see below
     assert {reader for reader, verdict in verdicts.items() if not verdict.opens} == expected.keys()
     for reader, verdict in verdicts.items():
         assert expected.get(reader, "") in str(verdict.reason)
         assert verdict.opens or "; set " in str(verdict.reason)  # what to change is said
         assert str(verdict).startswith(f"{reader}: yes, " if verdict.opens else f"{reader}: no: ")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Qwen3Config(**SHAPE, head_dim=32), None),
+        (LlamaConfig(**SHAPE, head_dim=80), None),
+        (Qwen3Config(**SHAPE, head_dim=16), "head_dim 16; set head_dim 32"),
+        (Olmo2Config(**SHAPE), "head_dim 8; set head_dim 32"),
+        (Qwen3Config(**SHAPE, head_dim=32, attention_bias=True), "no bias on o_proj"),
+        (Qwen3NextConfig(**{**NEXT, "head_dim": 32}), "linear_value_head_dim 64"),
+        (
+            Qwen3NextConfig(**{**NEXT, "head_dim": 32, "linear_key_head_dim": 64, "linear_value_head_dim": 64}),
+            "bfloat16 alone",
+        ),
+    ],
+)
+def test_what_vllm_does_on_a_cpu_is_told_apart(config, words):
+    told = refusal(config, "vLLM on a CPU")
+    assert told is None if words is None else words in str(told) and "; set " in str(told)
 
 
 def test_transformers_4_57_knows_the_types_that_are_said_to_open_there(repository: Path):
@@ -173,7 +194,7 @@ def test_the_tokenizer_named_in_the_config_is_judged(name, words, tmp_path, monk
     (tmp_path / "sentencepiece" / "tokenizer.json").write_text(json.dumps(content))
     reason = name_refusal(name, tmp_path / "data")
     assert (reason is None) if words is None else (words in str(reason) and name in str(reason))
-    verdicts = {verdict.reader: verdict.reason for verdict in portability(Qwen3Config(**SHAPE), reason)}
+    verdicts = {verdict.reader: verdict.reason for verdict in portability(Qwen3Config(**SHAPE, head_dim=32), reason)}
     assert verdicts.pop("llama.cpp") == reason and set(verdicts.values()) == {None}
 
 

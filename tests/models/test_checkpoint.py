@@ -59,7 +59,8 @@ def write_index(directory: Path, weight_map: object) -> None:
 
 def test_files_and_metadata(saved):
     assert {p.name for p in saved.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
-    assert json.loads((saved / "generation_config.json").read_text()) == {"bos_token_id": 1, "eos_token_id": [2, 3]}
+    generation = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 2}
+    assert json.loads((saved / "generation_config.json").read_text()) == generation
     assert "lm_head.weight" not in load_file(saved / "model.safetensors")
     header_size = int.from_bytes((saved / "model.safetensors").read_bytes()[:8], "little")
     header = json.loads((saved / "model.safetensors").read_bytes()[8 : 8 + header_size])

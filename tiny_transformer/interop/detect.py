@@ -31,6 +31,8 @@ def kind_of(source: Path) -> Kind:
         UserError: nothing there, a pickle, or something that cannot be imported; says what it is and what to do.
     """
     if source.is_dir():
+        if (source / "adapter_config.json").is_file() and not (source / "config.json").is_file():
+            raise _adapter(source)
         if (source / "config.json").is_file():
             return "hf"
         if (source / "train.bin").is_file():
@@ -81,6 +83,16 @@ def _no_directory_of_ours(source: Path) -> UserError:
         "a folder of model files cannot be imported as a whole",
         where=str(source),
         remedy=f"name the file: {remedy} --out_dir DIR",
+    )
+
+
+def _adapter(source: Path) -> UserError:
+    return UserError(
+        "an adapter of peft (adapter_config.json) is no model: it changes another one, its base",
+        where=str(source),
+        remedy="merge it into its base first, in peft: AutoPeftModelForCausalLM.from_pretrained(DIR)"
+        ".merge_and_unload().save_pretrained(OUT), with the base's tokenizer beside it; then import OUT",
+        exit_code=ExitCode.BAD_DATA,
     )
 
 

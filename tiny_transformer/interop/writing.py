@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as short
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +26,7 @@ def write_import(
     source: Path,
     token_ids: Mapping[str, int | list[int]],
     copied: Mapping[str, bytes] | None = None,
+    sampling: Mapping[str, Any] | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> None:
     """Write a model that came from elsewhere as a checkpoint, all or nothing.
@@ -37,6 +38,7 @@ def write_import(
         source: where it came from: its name is noted, and it is the place that messages name.
         token_ids: see `save_model`.
         copied: further files, by name, written as they are.
+        sampling: what generation_config.json says besides `token_ids`.
         dtypes: of each tensor in the file; None: the model's.
 
     Raises:
@@ -51,7 +53,8 @@ def write_import(
                 f"tensor {name} has weights that are infinite or not numbers",
                 "the training went wrong, or the file is damaged: take an earlier checkpoint, or fetch it again",
             )
-    for name, value in token_ids.items():
+    padding = {"pad_token_id": sampling["pad_token_id"]} if sampling and "pad_token_id" in sampling else {}
+    for name, value in {**token_ids, **padding}.items():
         if not all(type(i) is int and 0 <= i < vocab_size for i in (value if isinstance(value, list) else [value])):
             raise _bad(
                 source,
@@ -66,8 +69,10 @@ def write_import(
         )
     tensors = {name: t if dtypes is None else t.to(dtypes.get(name, t.dtype)) for name, t in model.state_dict().items()}
     with publish(out_dir, info={"imported_from": source.absolute().name}) as staging:
-        save_model(model, staging, tensors, **token_ids)
-        tokenizer.save(staging)
+        save_model(model, staging, tensors, sampling=sampling, **token_ids)
+        ends = token_ids.get("eos_token_id", ())
+        end_ids = [ends] if isinstance(ends, int) else ends
+        tokenizer.save(staging, max_length=model.config.max_position_embeddings, end_ids=end_ids)
         for name, content in (copied or {}).items():
             staging.write(name, content)
 

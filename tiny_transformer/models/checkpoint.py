@@ -20,6 +20,7 @@ from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.config.shapes import ModelConfig, Qwen3NextConfig
 from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models.building import empty_model
 from tiny_transformer.models.config_file import MAX_INDEX_BYTES, read_config, read_json
 from tiny_transformer.models.safetensors_file import DAMAGED, encode, open_checked, reading
@@ -103,6 +104,8 @@ def save_model(
     directory: Staging | Path | str,
     tensors: Mapping[str, torch.Tensor] | None = None,
     /,
+    *,
+    sampling: Mapping[str, Any] | None = None,
     **token_ids: int | list[int] | None,
 ) -> None:
     """Write a model into an existing directory, so that transformers 5 and 4.57 open it (and refuse swapped layers).
@@ -114,15 +117,19 @@ def save_model(
         model: its dtype is kept.
         directory: existing, where files of these names are replaced; or what `storage.publish` gives.
         tensors: what is written in the place of `model.state_dict()`, in dtypes of its own.
+        sampling: what generation_config.json says besides `token_ids`.
         token_ids: `eos_token_id`, `bos_token_id`, `pad_token_id` of the tokenizer, where it has them. Programs that
             generate text stop at `eos_token_id`.
     """
     tensors = model.state_dict() if tensors is None else tensors
     dtype = str(tensors[EMBEDDING].dtype).removeprefix("torch.")
-    ends = {name: token_ids[name] for name in TOKEN_IDS if token_ids.get(name) is not None}
     config = write_swaps(model.config.to_hf(dtype=dtype, **token_ids), describe_swaps(model))
     write_into(directory, "config.json", _json(config))
-    write_into(directory, "generation_config.json", _json(ends))
+    generation: dict[str, Any] = {name: token_ids[name] for name in TOKEN_IDS if token_ids.get(name) is not None}
+    if end := generation.get("eos_token_id"):
+        # What transformers takes for padding anyway, with a warning at each text.
+        generation.setdefault("pad_token_id", end[0] if isinstance(end, list) else end)
+    write_into(directory, "generation_config.json", _json({**generation, **(sampling or {})}))
     written = {name: tensor for name, tensor in tensors.items() if not model.config.tie_word_embeddings or name != HEAD}
     write_into(directory, WEIGHTS, encode(written, {"format": "pt"}))
 
@@ -182,6 +189,7 @@ class _Weights:
         surplus = self._files.keys() - expected.keys()
         if model.config.tie_word_embeddings:
             surplus -= {HEAD}
+        surplus -= self._pass_over_angles(surplus, model.config)
         if surplus:
             what = f"tensors that {model.config.model_type} does not have: {_some(surplus)}"
             raise _bad(self.directory, what, _UNLIKE)
@@ -197,6 +205,20 @@ class _Weights:
                 known = [k for k, dtype in _BUFFER_DTYPES.items() if dtype == buffers[name].dtype]
             if header.get_dtype() not in known:
                 raise _bad(self.directory, f"tensor {name} has dtype {header.get_dtype()}; known: {', '.join(known)}")
+
+    def _pass_over_angles(self, surplus: set[str], config: ModelConfig) -> set[str]:
+        """Buffers of older files (`rotary_emb.inv_freq`) that say what the config says of RoPE; others are refused."""
+        names = {name for name in surplus if name.endswith("rotary_emb.inv_freq")}
+        for name in names:
+            found = self._files.pop(name).get_tensor(name)
+            expected, _ = rope_frequencies(2 * found.numel(), config.rope_theta, config.rope_numbers())
+            rounding = torch.finfo(found.dtype).eps if found.is_floating_point() else 0.0
+            if 2 * found.numel() != config.rotary_dim or not torch.allclose(
+                found.float(), expected, rtol=4 * rounding, atol=0
+            ):
+                what = f"{name} has other angles than rope_theta {config.rope_theta:g} and rope_scaling of config.json"
+                raise _bad(self.directory, what, _UNLIKE)
+        return names
 
     def widest_dtype(self, model: CausalLM) -> torch.dtype:
         """The dtype that holds every weight without loss."""

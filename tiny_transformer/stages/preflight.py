@@ -76,7 +76,7 @@ def checkpoint_bytes(model: CausalLM, optimizers: Optimizers, identity: dict[str
         _safetensors_bytes(weights)
         + _safetensors_bytes(memory)
         + sum(len(json.dumps(text, indent=2)) for text in texts)
-        + sum(len(text.encode()) for text in tokenizer.files().values())
+        + sum(len(text.encode()) for text in tokenizer.files(model.config.max_position_embeddings).values())
         + OTHER_BYTES
     )
 

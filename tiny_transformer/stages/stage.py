@@ -163,7 +163,7 @@ class Stage(ABC):
     def save(self, model: CausalLM, directory: Staging, weights: dict[str, Tensor]) -> None:
         """Write what a checkpoint holds besides the trainer's state: a model directory, tokenizer included."""
         save_model(model, directory, weights, eos_token_id=self.tokenizer.end_id)
-        self.tokenizer.save(directory)
+        self.tokenizer.save(directory, max_length=model.config.max_position_embeddings)
 
 
 def stage_class(name: str) -> type[Stage]:

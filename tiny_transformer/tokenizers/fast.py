@@ -67,16 +67,19 @@ def fast_encoder(
         mergeable_ranks=ranks,
         special_tokens={_CUT: cut_id, _END: end_id},
     )
+    added = [t["content"] for t in content.get("added_tokens") or [] if not t["special"]]  # found before any word
     kinds = _kinds(line_breaks_are_blanks=pattern == GPT2_PATTERN)
     changes = None if content.get("normalizer") is None else _changed_by_nfc()
 
     def encode(texts: Sequence[str]) -> EncodedDocuments:
         joined = _END.join([*texts, ""])
-        if _CUT in joined or joined.count(_END) != len(texts):
+        if _CUT in joined or joined.count(_END) != len(texts) or any(word in joined for word in added):
             return slow(texts)
         codes = _codes(joined)
         if changes is not None and _look_up(changes, codes).any():
             joined = backend.normalizer.normalize_str(joined)
+            if any(word in joined for word in added):
+                return slow(texts)
             codes = _codes(joined)
         cut = _cut_at_blanks(joined, _look_up(kinds, codes))
         ids = core.encode_to_numpy(cut, allowed_special={_CUT, _END}, disallowed_special=())

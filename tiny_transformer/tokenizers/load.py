@@ -106,6 +106,18 @@ def tokenizer_content(*, model: dict, pre_tokenizer: dict | None, decoder: dict,
     }
 
 
+def chat_template(directory: Path) -> str | None:
+    """The template by which a chat becomes one text, from its own file or `tokenizer_config.json`; it is not run."""
+    own = directory / "chat_template.jinja"
+    if own.exists():
+        return _read_text(own)
+    told = _read_json(directory / CONFIG_FILE).get("chat_template") if (directory / CONFIG_FILE).exists() else None
+    if isinstance(told, list):  # several by name
+        named = {entry.get("name"): entry.get("template") for entry in told if isinstance(entry, dict)}
+        told = named.get("default")
+    return told if isinstance(told, str) else None
+
+
 def has_tokenizer(directory: Path) -> bool:
     """Whether `load_tokenizer` finds files in a directory; it may yet refuse them."""
     files = [(TOKENIZER_FILE,), *VOCAB_AND_MERGES]

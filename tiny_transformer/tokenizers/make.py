@@ -76,7 +76,11 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """One id per character of `texts`, in code-point order, then the end token."""
+    """One id per character of `texts`, in code-point order, then the end token.
+
+    Our own `encode` refuses other characters. Programs that read the file put the end token in their place, which
+    shows, where they would leave them out otherwise.
+    """
     characters: set[str] = set()
     for text in texts:
         characters.update(text)
@@ -84,7 +88,7 @@ def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
         raise _no_text("char")
     vocab = {character: i for i, character in enumerate(sorted(characters))}
     content = tokenizer_content(
-        model={"type": "BPE", "vocab": vocab, "merges": []},
+        model={"type": "BPE", "vocab": {**vocab, END_TOKEN: len(vocab)}, "merges": [], "unk_token": END_TOKEN},
         pre_tokenizer=None,
         decoder={"type": "Fuse"},
         end_id=len(vocab),

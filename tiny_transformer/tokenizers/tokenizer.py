@@ -1,7 +1,8 @@
 """The one tokenizer class: a Hugging Face tokenizer, plus the promises that training and generation need.
 
-The promises: text never becomes a control token, a character outside the vocabulary is an error with its place and
-never a silent gap, the content has a fingerprint, and what is saved is opened by other programs as it is.
+The promises: text never becomes a control token (words added to a vocabulary without being control tokens are text,
+and encode as the file says), a character outside the vocabulary is an error with its place and never a silent gap, the
+content has a fingerprint, and what is saved is opened by other programs as it is, with the same ids.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]!r})"
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id that other programs fill short rows with, as `tokenizer_config.json` names it."""
+        return self._ids.get(_spelling(self._config.get("pad_token")))
 
     def token_id(self, token: str) -> int | None:
         """The id of one token by its spelling, control tokens included; None when there is no such token."""
@@ -130,35 +136,55 @@ class Tokenizer:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
-    def save(self, directory: Staging | Path | str) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer opens as they are."""
+    def save(
+        self, directory: Staging | Path | str, *, max_length: int | None = None, end_ids: Sequence[int] = ()
+    ) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer opens as they are.
+
+        Args:
+            directory: made where it is missing.
+            max_length: the model's context: `model_max_length`, to which other programs cut, is no more than this.
+            end_ids: the ids at which the model's texts end. An `eos_token` that is none of them, and that no text was
+                trained to end with, gives way to the first. Absent: `end_id`.
+        """
         if not isinstance(directory, Staging):
             Path(directory).mkdir(parents=True, exist_ok=True)
-        for file_name, text in self.files().items():
+        for file_name, text in self.files(max_length, end_ids).items():
             write_into(directory, file_name, text)
 
-    def files(self) -> dict[str, str]:
+    def files(self, max_length: int | None = None, end_ids: Sequence[int] = ()) -> dict[str, str]:
         """What `save` writes: the text of each file."""
-        contents = {TOKENIZER_FILE: self.content, CONFIG_FILE: self._config_to_save()}
+        config = self._config_to_save(max_length, end_ids or (self.end_id,))
+        contents = {TOKENIZER_FILE: self.content, CONFIG_FILE: config}
         return {name: json.dumps(value, ensure_ascii=False, indent=1) + "\n" for name, value in contents.items()}
 
-    def _config_to_save(self) -> dict[str, Any]:
+    def _config_to_save(self, max_length: int | None, end_ids: Sequence[int]) -> dict[str, Any]:
+        """`tokenizer_config.json`: what it said when it was read, and what other programs need besides."""
         end = self._backend.id_to_token(self.end_id)
-        default = {
-            # The class that takes tokenizer.json at its word, in transformers 4 and 5 alike.
-            "tokenizer_class": "PreTrainedTokenizerFast",
+        begin = end if self.begin_id is None else self._backend.id_to_token(self.begin_id)
+        config = {
             "eos_token": end,
             "pad_token": end,
             # transformers 4 adds token_type_ids otherwise, which generate() refuses.
             "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
-            "add_prefix_space": False,
+            "tiny_transformer_name": self.name,
+            **self._config,
+            # The class that takes tokenizer.json at its word, in transformers 4 and 5 alike. Others build their own
+            # normalizer: 5's LlamaTokenizer gives other ids than 4's where a text begins with a space.
+            "tokenizer_class": "PreTrainedTokenizerFast",
         }
-        return {**default, "tiny_transformer_name": self.name, **self._config}
+        if "bos_token" not in self._config:  # ours: ctranslate2 opens no model without; ids stay what they are
+            config |= {"bos_token": begin, "unk_token": self.content["model"].get("unk_token") or end}
+        if self._ids.get(_spelling(config["eos_token"])) not in end_ids:
+            config["eos_token"] = self._backend.id_to_token(end_ids[0])
+        declared = config.get("model_max_length")
+        if max_length is not None and not (isinstance(declared, int | float) and 0 < declared <= max_length):
+            config["model_max_length"] = max_length
+        return config
 
     def _find_end_id(self) -> int:
-        declared = self._config.get("eos_token")
-        declared = declared.get("content") if isinstance(declared, dict) else declared
+        declared = _spelling(self._config.get("eos_token"))
         for token in (END_TOKEN, declared, *OTHER_END_TOKENS):
             if isinstance(token, str) and token in self._ids:
                 return self._ids[token]
@@ -170,10 +196,17 @@ class Tokenizer:
         )
 
     def _find_begin_id(self) -> int | None:
-        """The id that the tokenizer's own template puts before a text, if it does."""
-        with library_errors(f"the tokenizer {self.name} cannot encode an empty text", TOKENIZER_FILE):
-            first = self._backend.encode("", add_special_tokens=True).ids[:1]
-        return first[0] if first and first[0] != self.end_id else None
+        """The id that the tokenizer's own template puts before a text, if it does; it may be the end token's."""
+        waiting = [self.content.get("post_processor") or {}]
+        while waiting:
+            step = waiting.pop()  # of several steps the last works on what the others made: its token stands first
+            waiting += step.get("processors") or []
+            if step.get("type") in ("BertProcessing", "RobertaProcessing"):
+                return self._ids.get(step["cls"][0])
+            first = (step.get("single") or [{}])[0]
+            if isinstance(first, dict) and "SpecialToken" in first:
+                return step["special_tokens"][first["SpecialToken"]["id"]]["ids"][0]
+        return None
 
     def _check_characters(self, text: str) -> None:
         try:
@@ -200,25 +233,27 @@ class Tokenizer:
 
 
 def _build_backend(content: dict[str, Any], name: str) -> tokenizers.Tokenizer:
-    from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
 
     with library_errors(f"the tokenizer {name} cannot be built", TOKENIZER_FILE):
         backend = Backend.from_str(json.dumps(content))
     backend.no_truncation()
     backend.no_padding()
-    # Only tokens marked special can be kept from matching inside text, so in memory every control token is marked.
-    # Runs of blanks, which some tokenizers list as added tokens, are text and stay as they are.
-    control = [t["content"] for t in content.get("added_tokens") or [] if t["content"].strip(" \t\r\n▁")]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    # Tokens marked special are never found in a text; other added words are, as the file's flags for them say.
     backend.encode_special_tokens = True
     return backend
 
 
 def _characters_of(content: dict[str, Any]) -> frozenset[str] | None:
-    """All characters a text may hold, when the model drops others silently (a character vocabulary); else None."""
+    """All characters a text may hold, when the model drops or replaces others (a character vocabulary); else None."""
     model = content["model"]
     whole_text = content.get("pre_tokenizer") is None and content.get("normalizer") is None
-    if model.get("type") == "BPE" and whole_text and not model["merges"] and model.get("unk_token") is None:
+    changes_others = model.get("unk_token") in (None, END_TOKEN)
+    if model.get("type") == "BPE" and whole_text and not model["merges"] and changes_others:
         return frozenset(token for token in model["vocab"] if len(token) == 1)
     return None
+
+
+def _spelling(token: Any) -> Any:
+    """A token of `tokenizer_config.json`, which may stand there with its flags."""
+    return token.get("content") if isinstance(token, dict) else token

@@ -16,6 +16,7 @@ from tiny_transformer.config.shapes.rope import Llama3Rope, RopeScaling, YarnRop
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 DEFAULT_GROUPS = 4  # key/value heads
+VLLM_CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 ABSENT: Any = None  # default of a field that a validator always resolves, so that its type has no None
 
 
@@ -192,6 +193,11 @@ class DecoderConfig(BaseModel):
             )
         return self
 
+    @property
+    def rotary_dim(self) -> int:
+        """Features of each attention head that RoPE turns."""
+        return self.head_dim
+
     @classmethod
     def from_hf_values(cls, model_type: str, values: dict[str, Any]) -> dict[str, Any]:
         """Our keys and values for the ones of an `HfForm`; `partial_rotary_factor` is among them.
@@ -253,6 +259,7 @@ class DecoderConfig(BaseModel):
             **{name: token_ids.get(name) for name in TOKEN_IDS},
             "dtype": dtype,
             "torch_dtype": dtype,
+            "transformers_version": "5.0.0",  # 4.57 suspects an old Mistral tokenizer where none is said
         }
 
 
@@ -281,6 +288,14 @@ def head_dim_refusal(config: DecoderConfig) -> str | None:
         f"its attention kernels need a head_dim that is a multiple of 8, not {config.head_dim}; "
         f"set head_dim {nearest(config.head_dim, 8)}"
     )
+
+
+def cpu_head_dim_refusal(config: DecoderConfig) -> str | None:
+    """Why vLLM's backend for CPUs does not compute heads of this width, or None."""
+    if config.head_dim in VLLM_CPU_HEAD_DIMS:
+        return None
+    near = min(VLLM_CPU_HEAD_DIMS, key=lambda width: abs(width - config.head_dim))
+    return f"its attention there has no head_dim {config.head_dim}; set head_dim {near}"
 
 
 def layers_refusal(config: DecoderConfig) -> str | None:

@@ -16,6 +16,7 @@ from tiny_transformer.config.shapes.decoder import (
     DecoderConfig,
     GgufForm,
     HfForm,
+    cpu_head_dim_refusal,
     head_dim_refusal,
     layers_refusal,
     nearest,
@@ -182,6 +183,7 @@ class LlamaConfig(DecoderConfig):
             "transformers 5": None,
             "transformers 4.57": None,
             "vLLM": head_dim_refusal(self),
+            "vLLM on a CPU": cpu_head_dim_refusal(self),
             "llama.cpp": layers_refusal(self)
             or rope_refusal(self, "llama.cpp")
             or window_refusal(self, self.sliding_window, "llama.cpp's llama"),

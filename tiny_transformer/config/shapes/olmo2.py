@@ -11,6 +11,7 @@ from tiny_transformer.config.shapes.decoder import (
     DecoderConfig,
     GgufForm,
     HfForm,
+    cpu_head_dim_refusal,
     head_dim_refusal,
     layers_refusal,
     rope_refusal,
@@ -66,7 +67,8 @@ class Olmo2Config(DecoderConfig):
         return {
             "transformers 5": None,
             "transformers 4.57": None if self.rope_scaling is None else scaled,
-            "vLLM": head_dim_refusal(self) or (f"vLLM's {bias}" if self.attention_bias else None),
+            "vLLM": head_dim_refusal(self),
+            "vLLM on a CPU": cpu_head_dim_refusal(self),
             "llama.cpp": layers_refusal(self)
             or rope_refusal(self, "llama.cpp")
             or (f"llama.cpp's {bias}" if self.attention_bias else None),

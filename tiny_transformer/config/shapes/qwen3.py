@@ -13,6 +13,7 @@ from tiny_transformer.config.shapes.decoder import (
     DecoderConfig,
     GgufForm,
     HfForm,
+    cpu_head_dim_refusal,
     head_dim_refusal,
     layers_refusal,
     rope_refusal,
@@ -102,6 +103,7 @@ class Qwen3Config(DecoderConfig):
             "transformers 5": None,
             "transformers 4.57": None,
             "vLLM": head_dim_refusal(self) or self._refusal("vLLM's"),
+            "vLLM on a CPU": cpu_head_dim_refusal(self) or self._refusal("vLLM's"),
             "llama.cpp": layers_refusal(self) or rope_refusal(self, "llama.cpp") or self._refusal("llama.cpp's"),
             "mlx-lm": rope_refusal(self, "mlx-lm") or self._refusal("mlx-lm's"),
         }

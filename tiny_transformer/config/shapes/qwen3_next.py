@@ -16,6 +16,7 @@ from tiny_transformer.config.shapes.decoder import (
     DecoderConfig,
     GgufForm,
     HfForm,
+    cpu_head_dim_refusal,
     head_dim_refusal,
     layers_refusal,
     rope_refusal,
@@ -74,7 +75,7 @@ _QWEN3_5 = {
     "mtp_num_hidden_layers": 0,
 }
 _NEXT_ONLY = {"hidden_act": "silu", "attn_output_gate": True, "use_sliding_window": False}
-_QWEN3_5_ONLY = {**_NEXT_ONLY, "mtp_use_dedicated_embeddings": False}
+_QWEN3_5_ONLY = {**_NEXT_ONLY, "mlp_only_layers": [], "mtp_use_dedicated_embeddings": False}
 _MROPE = frozenset({"mrope_section", "mrope_interleaved"})  # how time, height and width share the angles
 
 
@@ -188,7 +189,6 @@ class Qwen3NextConfig(DecoderConfig):
 
     @property
     def rotary_dim(self) -> int:
-        """Features of each attention head that RoPE turns."""
         return int(self.head_dim * self.partial_rotary_factor)
 
     def is_sparse(self, layer: int) -> bool:
@@ -237,9 +237,15 @@ class Qwen3NextConfig(DecoderConfig):
             "transformers 5": None,
             "transformers 4.57": None if self.num_experts else f"it has {reason}, or use 5.x",
             "vLLM": head_dim_refusal(self) or (vllm_bias if self.attention_bias else None),
+            "vLLM on a CPU": cpu_head_dim_refusal(self) or (vllm_bias if self.attention_bias else self._cpu_refusal()),
             "llama.cpp": layers_refusal(self) or rope_refusal(self, "llama.cpp") or self._llama_cpp_refusal(),
             "mlx-lm": self._mlx_refusal() if self.num_experts else f"it has {reason}",
         }
+
+    def _cpu_refusal(self) -> str:
+        if min(self.linear_key_head_dim, self.linear_value_head_dim) < 64:
+            return "its delta rule there has no heads this narrow; set linear_key_head_dim and linear_value_head_dim 64"
+        return "its delta rule there computes in bfloat16 alone; set dtype bfloat16 when it is opened"
 
     def _llama_cpp_refusal(self) -> str | None:
         keys, values = self.linear_key_head_dim, self.linear_value_head_dim

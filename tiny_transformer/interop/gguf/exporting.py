@@ -30,12 +30,13 @@ from tiny_transformer.interop.portability import NOT_KNOWN, refusal
 from tiny_transformer.interop.row_order import interleaved, is_rotated
 from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models import load_config, load_model
-from tiny_transformer.models.config_file import read_config
+from tiny_transformer.models.config_file import end_token_ids
 from tiny_transformer.models.swaps import restore_layers
 from tiny_transformer.storage.commit import make_directories
 from tiny_transformer.storage.fs import REAL, refusals
 from tiny_transformer.storage.temporary import exists, in_the_making
 from tiny_transformer.tokenizers import load_tokenizer
+from tiny_transformer.tokenizers.load import chat_template
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -106,8 +107,9 @@ def export_gguf(checkpoint: Path | str, out: Path | str, *, kind: str = "f16", o
     with _whole_file(out) as path:
         writer = gguf.GGUFWriter(path, form.name)
         try:
-            _add_keys(writer, config, tokenizer, kind=kind, name=_name(checkpoint))
-            _add_begin_token(writer, tokenizer, read_config(checkpoint)[0].get("bos_token_id"))
+            _add_keys(writer, config, kind=kind, name=_name(checkpoint))
+            _add_tokenizer(writer, tokenizer)
+            _add_special_tokens(writer, tokenizer, checkpoint)
             kept = _write_tensors(writer, form, model.state_dict().items(), config, kind=kind)
         finally:
             writer.close()
@@ -138,8 +140,8 @@ def _package() -> Any:
     return gguf
 
 
-def _add_keys(writer: GGUFWriter, config: DecoderConfig, tokenizer: GgufTokenizer, *, kind: str, name: str) -> None:
-    """Everything but the tensors. The order is that of the file."""
+def _add_keys(writer: GGUFWriter, config: DecoderConfig, *, kind: str, name: str) -> None:
+    """What the file is, and the shape of the model. The order is that of the file."""
     import gguf
 
     file_type = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}[kind]
@@ -147,7 +149,7 @@ def _add_keys(writer: GGUFWriter, config: DecoderConfig, tokenizer: GgufTokenize
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_vocab_size(len(tokenizer.tokens))
+    writer.add_vocab_size(config.vocab_size or 0)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -156,8 +158,7 @@ def _add_keys(writer: GGUFWriter, config: DecoderConfig, tokenizer: GgufTokenize
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
-    is_next = isinstance(config, Qwen3NextConfig)
-    writer.add_rope_dimension_count(config.rotary_dim if is_next else config.head_dim)
+    writer.add_rope_dimension_count(config.rotary_dim)
     writer.add_rope_freq_base(config.rope_theta)
     _add_rope_scaling(writer, config.rope_numbers())
     form = config.gguf_form()
@@ -166,15 +167,22 @@ def _add_keys(writer: GGUFWriter, config: DecoderConfig, tokenizer: GgufTokenize
         writer.add_parallel_residual(False)
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if is_next:
+    if isinstance(config, Qwen3NextConfig):
         add_next_keys(writer, config)
-    writer.add_tokenizer_model("gpt2")
+
+
+def _add_tokenizer(writer: GGUFWriter, tokenizer: GgufTokenizer) -> None:
+    writer.add_tokenizer_model(tokenizer.model)
     writer.add_tokenizer_pre(tokenizer.pre)
     writer.add_token_list(tokenizer.tokens)
+    if tokenizer.model == "llama":
+        writer.add_token_scores(tokenizer.scores)
+        writer.add_add_space_prefix(tokenizer.adds_space)
+        if tokenizer.unknown_id is not None:
+            writer.add_unk_token_id(tokenizer.unknown_id)
     writer.add_token_types(tokenizer.types)
-    writer.add_token_merges(tokenizer.merges)
-    writer.add_eos_token_id(tokenizer.end_id)
-    writer.add_add_eos_token(False)
+    if tokenizer.merges:
+        writer.add_token_merges(tokenizer.merges)
 
 
 def _add_rope_scaling(writer: GGUFWriter, scaling: dict[str, Any] | None) -> None:
@@ -202,12 +210,27 @@ def _rope_factors(config: DecoderConfig) -> torch.Tensor | None:
     return plain / rope_frequencies(config.head_dim, config.rope_theta, scaling)[0]
 
 
-def _add_begin_token(writer: GGUFWriter, tokenizer: GgufTokenizer, of_config: Any) -> None:
-    """The token that begins a text: the tokenizer's, or else config.json's, or else the one that ended the text before.
+def _add_special_tokens(writer: GGUFWriter, tokenizer: GgufTokenizer, checkpoint: Path) -> None:
+    """The tokens that begin, end and fill texts, and the chat template: as the checkpoint's files say.
 
-    Without the key llama.cpp takes token 11, whatever that is, and llama-cpp-python begins an empty prompt with it.
-    A key of our own says that config.json has none, so that an import writes none.
+    The ends are the model's, which may differ from the tokenizer's. The token that begins a text is the tokenizer's, or
+    else config.json's, or else the one that ended the text before: without the key llama.cpp takes token 11, whatever
+    that is, and llama-cpp-python begins an empty prompt with it. A key of our own says that config.json has none, so
+    that an import writes none.
     """
+    config, _ = read_config(checkpoint)
+    ends = [i for i in end_token_ids(checkpoint) if i < len(tokenizer.tokens)] or [tokenizer.end_id]
+    for i, add in zip(ends, (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), strict=False):
+        add(i)
+    writer.add_add_eos_token(False)
+    padding = config.get("pad_token_id")
+    if padding is None:
+        padding = load_tokenizer(checkpoint).pad_id
+    if type(padding) is int and 0 <= padding < len(tokenizer.tokens):
+        writer.add_pad_token_id(padding)
+    if template := chat_template(checkpoint):
+        writer.add_chat_template(template)
+    of_config = config.get("bos_token_id")
     begin = of_config if tokenizer.begin_id is None else tokenizer.begin_id
     writer.add_bos_token_id(begin if type(begin) is int and 0 <= begin < len(tokenizer.tokens) else tokenizer.end_id)
     writer.add_add_bos_token(tokenizer.begin_id is not None)
@@ -238,6 +261,7 @@ def _write_tensors(
     for name, tensor, dtype in entries:
         row_bytes = gguf.quant_shape_to_byte_shape(tensor.shape, dtype)
         writer.add_tensor_info(name, row_bytes, np.dtype(np.uint8), math.prod(row_bytes), raw_dtype=dtype)
+    writer.add_size_label(gguf.size_label(*writer.get_total_parameter_count()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

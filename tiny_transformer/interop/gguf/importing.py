@@ -77,7 +77,10 @@ def import_gguf(source: Path | str, out_dir: Path | str) -> None:
     config = _config(shape, form, keys, tensors, source)
     tokenizer = tokenizer_from_gguf(keys, source)
     model = _read_model(config, form, tensors, source)
-    ids = {f"{name}_token_id": keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    special = {name: keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom", "padding")}
+    ends = [special[name] for name in ("eos", "eot", "eom") if special[name] is not None]
+    ids: dict[str, Any] = {"bos_token_id": special["bos"]}
+    ids["eos_token_id"] = ends if len(ends) > 1 else ends[0] if ends else None
     if keys.get(NO_BEGIN_TOKEN) is True:
         del ids["bos_token_id"]
     template = keys.get(CHAT_TEMPLATE)
@@ -90,6 +93,7 @@ def import_gguf(source: Path | str, out_dir: Path | str) -> None:
         source=source,
         token_ids={name: value for name, value in ids.items() if value is not None},
         copied={"chat_template.jinja": template.encode()} if template else None,
+        sampling={"pad_token_id": special["padding"]} if special["padding"] is not None else None,
     )
 
 

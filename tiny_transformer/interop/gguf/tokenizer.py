@@ -1,4 +1,5 @@
-"""A tokenizer as the keys of a GGUF file, in llama.cpp's terms, and back: byte-level BPE with a known split expression.
+"""A tokenizer as the keys of a GGUF file, in llama.cpp's terms: SentencePiece-style pieces (`gguf/pieces.py`), or
+byte-level BPE with a known split expression, which comes back too.
 
 llama.cpp's own converter recognises tokenizers by a hash of some test text and refuses every one that was trained at
 home. The loader asks only for a known name of the split expression, and our names are true: the expressions are equal.
@@ -11,6 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.interop.gguf.pieces import (
+    BYTE,
+    SPACE,
+    UNKNOWN,
+    is_sentencepiece,
+    piece_scores,
+    spaces,
+    why_not_pieces,
+)
 from tiny_transformer.tokenizers.load import byte_level_content, has_tokenizer, load_tokenizer
 from tiny_transformer.tokenizers.make import char_tokenizer
 from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
@@ -18,8 +28,22 @@ from tiny_transformer.tokenizers.published import PUBLISHED
 from tiny_transformer.tokenizers.tokenizer import Tokenizer
 from tiny_transformer.tokenizers.validate import check_content
 
-# The split expression -> llama.cpp's name for it, and whether it takes whole words from the vocabulary without merging.
-_PRE_NAMES = {QWEN2_PATTERN: ("qwen2", False), GPT2_PATTERN: ("gpt-2", False), LLAMA3_PATTERN: ("llama-bpe", True)}
+# llama.cpp's name for how a text is cut -> the expression, and whether whole words of the vocabulary are taken without
+# merging. `smollm` cuts digits one by one first.
+_PRE_NAMES = {
+    "qwen2": (QWEN2_PATTERN, False),
+    "gpt-2": (GPT2_PATTERN, False),
+    "smollm": (GPT2_PATTERN, False),
+    "llama-bpe": (LLAMA3_PATTERN, True),
+    "dbrx": (LLAMA3_PATTERN, False),
+}
+_DIGITS_FIRST = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    ],
+}
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
 # llama.cpp wants at least one merge. In a vocabulary of single bytes neither side of this one ever comes about.
 _MERGE_THAT_NEVER_APPLIES = "ĀĀ ĀĀ"
@@ -35,18 +59,26 @@ class GgufTokenizer:
     """What `tokenizer.ggml.*` says.
 
     Attributes:
+        model: `gpt2`, a byte-level BPE, or `llama`, SentencePiece-style pieces.
         pre: llama.cpp's name of the split expression.
         tokens: spellings by id; bytes as GPT-2's printable characters, added tokens as they are.
         types: of each token, in the format's numbers.
-        merges: "left right", best first.
+        merges: "left right", best first; none of a `llama`.
+        scores: of each token of a `llama`.
+        adds_space: whether a `llama` puts a space before each text.
+        unknown_id: of what stands for a character that has no token, or None.
         end_id: ends a text. It also begins one where no other token does.
         begin_id: what the tokenizer puts before a text, or None.
     """
 
+    model: str
     pre: str
     tokens: list[str]
     types: list[int]
     merges: list[str]
+    scores: list[float]
+    adds_space: bool
+    unknown_id: int | None
     end_id: int
     begin_id: int | None
 
@@ -66,22 +98,36 @@ def gguf_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> GgufTokenizer:
     model, added = content["model"], content.get("added_tokens") or []
     tokens = [f"<unused {i}>" for i in range(vocab_size)]  # a space: no byte-level token is spelled like this
     types = [UNUSED] * vocab_size
+    has_pieces = is_sentencepiece(content)
+    scores = piece_scores(content) if has_pieces else {}
+    lowest = -float(len(scores))
+    by_id = [lowest] * vocab_size
     for token, i in model["vocab"].items():
-        tokens[i], types[i] = token, NORMAL
+        tokens[i], types[i], by_id[i] = token, NORMAL, scores.get(token, lowest)
+        if has_pieces:
+            tokens[i] = token.replace(" ", SPACE)  # llama2.c's pieces keep them
+            types[i] = BYTE if tokenizer.is_byte_piece(i) else UNKNOWN if token == model.get("unk_token") else NORMAL
     for token in added:
         i = tokenizer.token_id(token["content"])
         if i is not None:
-            tokens[i], types[i] = token["content"], CONTROL if token["special"] else USER_DEFINED
+            tokens[i] = token["content"]
+            if types[i] != UNKNOWN:
+                types[i] = CONTROL if token["special"] else USER_DEFINED
     if len(set(tokens)) != len(tokens) or "" in tokens:
         raise _refused(
             f"the {tokenizer.name} tokenizer has an empty token or two of one spelling; llama.cpp has no way"
         )
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return GgufTokenizer(
-        pre=_pre_name(content) or "gpt-2",  # nothing to merge: however a text is cut, its bytes are its tokens
+        model="llama" if has_pieces else "gpt2",
+        # Without merges it does not matter how a text is cut: its bytes are its tokens.
+        pre="default" if has_pieces else _pre_name(content) or "gpt-2",
         tokens=tokens,
         types=types,
-        merges=merges or [_MERGE_THAT_NEVER_APPLIES],
+        merges=[] if has_pieces else merges or [_MERGE_THAT_NEVER_APPLIES],
+        scores=by_id if has_pieces else [],
+        adds_space=bool(spaces(content)),
+        unknown_id=model["vocab"].get(model.get("unk_token")),
         end_id=tokenizer.end_id,
         begin_id=tokenizer.begin_id,
     )
@@ -121,10 +167,9 @@ def tokenizer_from_gguf(keys: dict[str, Any], where: Path) -> Tokenizer:
         UserError: not a byte-level BPE with a split expression that is known here, or keys that do not fit together.
     """
     kind, pre = (keys.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    expressions = {name: (pattern, whole_words) for pattern, (name, whole_words) in _PRE_NAMES.items()}
-    if kind != "gpt2" or not isinstance(pre, str) or pre not in expressions:
+    if kind != "gpt2" or not isinstance(pre, str) or pre not in _PRE_NAMES:
         what = f"its tokenizer is {str(kind)[:40]!r} with the split expression {str(pre)[:40]!r}"
-        raise _not_read(where, f"{what}; read is 'gpt2' (byte-level BPE) with one of {', '.join(expressions)}")
+        raise _not_read(where, f"{what}; read is 'gpt2' (byte-level BPE) with one of {', '.join(_PRE_NAMES)}")
     tokens, types, merges = (
         _entries(keys, name, kind, where) for name, kind in (("tokens", str), ("token_type", int), ("merges", str))
     )
@@ -133,9 +178,11 @@ def tokenizer_from_gguf(keys: dict[str, Any], where: Path) -> Tokenizer:
     pairs = [] if merges == [_MERGE_THAT_NEVER_APPLIES] else [merge.split(" ") for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise _not_read(where, "one of its merges is not two tokens with one space between")
-    pattern, whole_words = expressions[pre]
+    pattern, whole_words = _PRE_NAMES[pre]
     vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind == NORMAL}
     content = byte_level_content(vocab, pairs, pattern=pattern if pairs else None)
+    if pre == "smollm" and pairs:
+        content["pre_tokenizer"] = _DIGITS_FIRST
     content["model"]["ignore_merges"] = whole_words and bool(pairs)
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     content["added_tokens"] = [
@@ -184,8 +231,8 @@ def _why_not(content: dict[str, Any]) -> str | None:
     model = content["model"]
     if model.get("type") != "BPE":
         return f"its model is {model.get('type')!r}, and GGUF has byte-level BPE for what is trained here"
-    if model.get("byte_fallback"):
-        return "it is a SentencePiece vocabulary with merges, and GGUF keeps those by scores, which it does not have"
+    if is_sentencepiece(content):
+        return why_not_pieces(content)
     if (content.get("decoder") or {}).get("type") != "ByteLevel":
         return "it works on characters, and GGUF's BPE works on bytes; train with --tokenizer bpe or byte"
     altered = [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token") if model.get(key)]
@@ -196,9 +243,12 @@ def _why_not(content: dict[str, Any]) -> str | None:
         return "it rewrites text before cutting it (a normalizer), which llama.cpp does not"
     pre = _pre_name(content)
     if pre is None and model["merges"]:
-        return "it cuts text into words in a way llama.cpp has no name for; known are those of Qwen2, GPT-2 and Llama 3"
+        return (
+            "it cuts text into words in a way llama.cpp has no name for; known are those of Qwen2, GPT-2, SmolLM2, "
+            "Llama 3 and OLMo 2"
+        )
     whole_words = bool(model.get("ignore_merges"))
-    if pre is not None and whole_words != dict(_PRE_NAMES.values())[pre]:
+    if pre is not None and whole_words != _PRE_NAMES[pre][1]:
         return f"ignore_merges is {whole_words}, and llama.cpp's {pre!r} does the opposite"
     return None
 
@@ -210,7 +260,12 @@ def _pre_name(content: dict[str, Any]) -> str | None:
         split, byte_level = pre["pretokenizers"]
         plain_split = split.get("type") == "Split" and split.get("behavior") == "Isolated" and not split.get("invert")
         if plain_split and byte_level.items() >= {**_BYTE_LEVEL, "use_regex": False}.items():
-            return _PRE_NAMES.get(split["pattern"].get("Regex"), (None, False))[0]
+            pattern, whole_words = split["pattern"].get("Regex"), bool(content["model"].get("ignore_merges"))
+            names = [name for name, (known, _) in _PRE_NAMES.items() if known == pattern and name != "smollm"]
+            return next((name for name in names if _PRE_NAMES[name][1] == whole_words), names[0] if names else None)
+        digits = split.get("type") == "Digits" and split.get("individual_digits")
+        if digits and byte_level.items() >= _BYTE_LEVEL.items() and byte_level.get("use_regex", True):
+            return "smollm"
     elif pre.items() >= _BYTE_LEVEL.items() and pre.get("use_regex", True):
         return "gpt-2"
     return None
