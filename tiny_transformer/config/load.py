@@ -17,10 +17,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tiny_transformer.config.aliases import ALIASES, SWITCHES, translate
+from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, implied, translate
 from tiny_transformer.config.model import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, RunConfig, TrainingConfig
+from tiny_transformer.config.strict import lookalike
 from tiny_transformer.errors import ExitCode, UserError
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
@@ -36,6 +37,23 @@ _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "data": (DataConfig,),
     "training": (TrainingConfig,),
 }
+
+
+class _Yaml(yaml.SafeLoader):
+    """Safe YAML in which 1:30 and 010 are text; YAML 1.1 reads them as 90 and 8."""
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    looks_otherwise = ":" in node.value or re.fullmatch(r"[-+]?0[0-9_]+", node.value)
+    return node.value if looks_otherwise else loader.construct_yaml_int(node)
+
+
+def _fraction(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    return node.value if ":" in node.value else loader.construct_yaml_float(node)
+
+
+_Yaml.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Yaml.add_constructor("tag:yaml.org,2002:float", _fraction)
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,10 @@ def build_run_config(layers: Iterable[Iterable[Assignment]]) -> RunConfig:
     merged: dict[str, Assignment] = {}
     for layer in layers:
         merged.update(_resolve(layer))
+    for key, value in implied({key: (a.key, a.value) for key, a in merged.items()}).items():
+        merged.setdefault(key, Assignment(key, value, "implied"))
+    for key, assignment in merged.items():
+        _refuse_lookalike(key, assignment)
     tree: dict[str, Any] = {}
     for key, assignment in merged.items():
         section, _, leaf = key.rpartition(".")
@@ -87,6 +109,18 @@ def build_run_config(layers: Iterable[Iterable[Assignment]]) -> RunConfig:
         raise _explain(error, merged) from None
 
 
+def _refuse_lookalike(key: str, assignment: Assignment) -> None:
+    section, _, leaf = key.rpartition(".")
+    for model in _SECTIONS.get(section, ()):
+        field = model.model_fields.get(leaf)
+        if field is not None and (problem := lookalike(assignment.value, field.annotation)):
+            raise UserError(
+                f"{assignment.key} = {assignment.value!r}: {problem}",
+                where=assignment.origin,
+                remedy="docs/CONFIG_REFERENCE.md tells the type and range of every key",
+            )
+
+
 def parse_override(text: str, origin: str = "command line") -> Assignment:
     """`training.steps=200` as an assignment."""
     key, equals, value = text.partition("=")
@@ -97,7 +131,7 @@ def parse_override(text: str, origin: str = "command line") -> Assignment:
             remedy="write SECTION.KEY=VALUE, for example training.steps=200",
         )
     try:
-        parsed = _numbers(yaml.safe_load(value))
+        parsed = _numbers(yaml.load(value, _Yaml))  # noqa: S506
     except yaml.YAMLError:
         parsed = value
     return Assignment(key.strip().removeprefix("--"), parsed, origin)
@@ -190,7 +224,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         elif path.suffix == ".toml":
             tree = tomllib.loads(text)
         else:
-            tree = yaml.safe_load(text)
+            tree = yaml.load(text, _Yaml)  # noqa: S506
         if path.suffix != ".toml":
             _collect_lines(yaml.compose(text, Loader=yaml.SafeLoader), "", line_of)
     except OSError as error:
@@ -266,7 +300,7 @@ def _numbers(value: Any) -> Any:
 
 def _flatten(tree: Mapping[str, Any], line_of: Mapping[str, int], origin: str) -> list[Assignment]:
     assignments = []
-    sections = {*_SECTIONS, *(name.partition(".")[0] for name in ALIASES)}
+    sections = {*_SECTIONS, *(name.partition(".")[0] for name in (*ALIASES, *UNBUILT))}
 
     def add(key: str, value: Any) -> None:
         line = line_of.get(key)
@@ -287,7 +321,7 @@ def _resolve(layer: Iterable[Assignment]) -> dict[str, Assignment]:
     """One layer in our own words; two names of one key must agree."""
     resolved: dict[str, Assignment] = {}
     for assignment in layer:
-        for key, value in translate(_qualify(assignment), assignment.value):
+        for key, value in translate(_qualify(assignment), assignment.value, assignment.origin):
             other = resolved.get(key)
             if other is not None and other.value != value:
                 both = f"{other.key} = {other.value!r} and {assignment.key} = {assignment.value!r}"
@@ -306,8 +340,8 @@ def _qualify(assignment: Assignment) -> str:
     """The key with its section; a bare name is looked up among all sections."""
     if "." in assignment.key or assignment.key == "out_dir":
         return assignment.key
-    names = [*valid_keys(), *ALIASES, *SWITCHES]
-    for section in (*_SECTIONS, "hardware"):
+    names = [*valid_keys(), *ALIASES, *SWITCHES, *UNBUILT]
+    for section in (*_SECTIONS, "hardware", "advanced"):
         if f"{section}.{assignment.key}" in names:
             return f"{section}.{assignment.key}"
     raise _unknown(assignment)
@@ -329,6 +363,15 @@ def _unknown(assignment: Assignment) -> UserError:
     )
 
 
+def _in_the_users_words(reason: str, merged: Mapping[str, Assignment]) -> str:
+    """A rule about several keys, each called as the user has written it."""
+    for key, assignment in merged.items():
+        ours, theirs = (name.rpartition(".")[2] for name in (key, assignment.key))
+        if ours != theirs and assignment.key not in SWITCHES:
+            reason = re.sub(rf"(?<![\w.]){re.escape(ours)}\b", theirs, reason)
+    return reason
+
+
 def _explain(error: ValidationError, merged: Mapping[str, Assignment]) -> UserError:
     """The first problem pydantic found, in the user's own words and place."""
     problem = error.errors()[0]
@@ -339,7 +382,7 @@ def _explain(error: ValidationError, merged: Mapping[str, Assignment]) -> UserEr
         )
     location = [str(part) for part in problem["loc"] if part not in _MODELS]
     assignment = merged.get(".".join(location[:2]))
-    reason = str(problem.get("ctx", {}).get("error", problem["msg"]))
+    reason = _in_the_users_words(str(problem.get("ctx", {}).get("error", problem["msg"])), merged)
     if assignment is None:  # a rule about several keys, or about one that was not written
         written = [a.origin for key, a in merged.items() if not location or key.startswith(location[0])]
         return UserError(reason, where=written[0] if written else None)
