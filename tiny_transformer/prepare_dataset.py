@@ -5,9 +5,7 @@ Its default source is the introductions of Wikipedia articles, which needs the H
 
 from __future__ import annotations
 
-import sys
-
 from tiny_transformer.cli import main
 
 if __name__ == "__main__":
-    main(["prepare", "--source", "wiki-intros", *sys.argv[1:]], prog="python -m tiny_transformer.prepare_dataset")
+    main(prog="python -m tiny_transformer.prepare_dataset", verb="prepare", defaults={"source": "wiki-intros"})

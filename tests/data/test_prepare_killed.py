@@ -261,6 +261,33 @@ def test_damaged_work_is_done_again(corpus, tmp_path, small_chunks, name, damage
     assert digests(tmp_path / "data") == digests(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["texts", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "tokenizer_files.json", "progress.json"],
+)
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty", "other"])
+def test_damaged_notes_and_texts_are_not_taken_over(corpus, tmp_path, small_chunks, name, damage):
+    options = {**OPTIONS, "tokenizer": "bpe"}
+    prepared(corpus, tmp_path / "whole", **options)
+
+    def work():
+        die_after_save(3)
+        prepared(corpus, tmp_path / "data", **options)
+
+    in_child(work)
+    (path,) = (tmp_path / "data").glob(f".work-*/{name}")
+    data = bytearray(path.read_bytes())
+    for place in range(len(data) // 7, len(data), len(data) // 5):
+        data[place] ^= 0x02
+    contents = {"flip": data, "cut": data[: len(data) // 2], "empty": b"", "other": b'{"state": {"train": [3]}}'}
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(contents[damage])
+    prepared(corpus, tmp_path / "data", **options)
+    assert digests(tmp_path / "data") == digests(tmp_path / "whole")
+
+
 def test_source_that_is_another_than_it_says_is_read_anew(tmp_path, small_chunks):
     def source(seed: int) -> Source:
         return Source("s", "none", "1", None, None, lambda: (Document(t) for t in make_documents(200, seed=seed)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -185,6 +186,10 @@ def test_any_window_equals_the_slice(tmp_path_factory, start, size):
 
 def test_tokenizer_that_does_not_match_is_refused(copy):
     make_tokenizer("bpe", texts=["quite another text " * 30], vocab_size=280).save(copy)
+    with pytest.raises(UserError, match=r"tokenizer\.json differs from what was written"):
+        open_dataset(copy)
+    older = dataclasses.replace(read_meta(copy), tokenizer_files={})  # as a version wrote it that did not note them
+    (copy / "meta.json").write_text(older.to_json())
     with pytest.raises(UserError, match="is not the one the tokens were made with"):
         open_dataset(copy)
 

@@ -6,9 +6,11 @@ Nothing heavy is imported here: torch comes in inside the verbs that compute.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -27,9 +29,18 @@ for verb in app.registered_commands:
     verb.cls = Verb
 
 
-def main(arguments: list[str] | None = None, prog: str = "tiny-transformer") -> None:
-    """Run a command line and end the process with one of `ExitCode`."""
-    code = run(sys.argv[1:] if arguments is None else arguments, prog)
+def main(
+    arguments: list[str] | None = None,
+    prog: str = "tiny-transformer",
+    *,
+    verb: str | None = None,
+    defaults: dict[str, Any] | None = None,
+) -> None:
+    """Run a command line and end the process with one of `ExitCode`; see `run`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that cannot show a character shows another
+    code = run(sys.argv[1:] if arguments is None else arguments, prog, verb=verb, defaults=defaults)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # One of several processes. The threads of torch.distributed live on until the process ends; one that lets go
         # of a tensor while the interpreter is being taken down aborts the process, after a run that went well.
@@ -39,10 +50,26 @@ def main(arguments: list[str] | None = None, prog: str = "tiny-transformer") -> 
     sys.exit(code)
 
 
-def run(arguments: list[str], prog: str = "tiny-transformer") -> int:
-    """Run a command line; the exit code."""
+def run(
+    arguments: list[str],
+    prog: str = "tiny-transformer",
+    *,
+    verb: str | None = None,
+    defaults: dict[str, Any] | None = None,
+) -> int:
+    """Run a command line; the exit code.
+
+    Args:
+        arguments: its words.
+        prog: what the user has typed before them, for usage and remedies.
+        verb: the verb, where `prog` stands for one.
+        defaults: of that verb's options, where they are others than its own.
+    """
+    group = typer.main.get_command(app)
+    command = group if verb is None else group.commands[verb]  # ty: ignore[missing-attribute]
     try:
-        code = app(arguments, prog_name=prog, standalone_mode=False)
+        words = arguments or ["--help"] * (verb is None)
+        code = command.main(words, prog_name=prog, standalone_mode=False, default_map=defaults)
         sys.stdout.flush()
         return code if isinstance(code, int) else ExitCode.OK
     except UserError as error:
@@ -51,8 +78,8 @@ def run(arguments: list[str], prog: str = "tiny-transformer") -> int:
     except typer.Exit as ended:
         return ended.exit_code
     except TyperException as error:
-        verb = [word for word in arguments[:1] if word in _verbs()]
-        typer.echo(f"error: {error.format_message()}\n  try: {' '.join([prog, *verb])} --help", err=True)
+        named = [word for word in arguments[:1] if verb is None and word in _verbs()]
+        typer.echo(f"error: {error.format_message()}\n  try: {' '.join([prog, *named])} --help", err=True)
         return ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
         return 130

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from tiny_transformer import __version__
 from tiny_transformer.errors import UserError
@@ -19,6 +19,8 @@ SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
 }
 TRUTHS = ("true", "false", "yes", "no", "on", "off")  # what YAML reads as true or false
+NOTHING = ("null", "none", "~")
+PATHS = ("config", "named")  # options of text that are paths, or names
 OPEN_SETTINGS = {**SETTINGS, "allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -36,6 +38,56 @@ class Verb(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """Its options, as help shows them."""
         return _without_types(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the words of the command line: an option that holds one value is given once, and `~` is the home
+        directory wherever a path is meant (no shell expands it in `--out_dir=~/x`)."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        single = [param for param in given if isinstance(param, TyperOption) and not param.multiple]
+        if twice := [param for param in single if not param.is_flag and single.count(param) > 1]:
+            name = max(twice[0].opts, key=len)
+            raise UserError(f"{name} is given twice", where="command line", remedy=f"give {name} once")
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            name, value = param.name or "", ctx.params.get(param.name)
+            if isinstance(value, Path) or (isinstance(value, str) and name in PATHS):
+                ctx.params[name] = type(value)(expanded(value))
+            elif isinstance(value, list):
+                ctx.params[name] = [expanded(item) if isinstance(item, Path) else item for item in value]
+        return rest
+
+
+def expanded(path: Path | str) -> Path:
+    """The path with `~` as the home directory; as it stands where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def whole_or_null(text: str) -> str:
+    """A whole number, or `null` for none, as a config has it."""
+    return _checked(text, int, "a whole number")
+
+
+def number_or_null(text: str) -> str:
+    """A number, or `null` for none, as a config has it."""
+    return _checked(text, float, "a number")
+
+
+def _checked(text: str, kind: type[int] | type[float], what: str) -> str:
+    if text.lower() in NOTHING:
+        return "null"
+    try:
+        return str(kind(text))
+    except ValueError:
+        raise typer.BadParameter(f"{text} is not {what}, and not null") from None
 
 
 class _Verbs(TyperGroup):
@@ -78,32 +130,39 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def as_overrides(options: dict[str, Any]) -> list[str]:
-    """Options of ours as `key=value`, those that were given; text in quotes, so that a name such as 2024 stays one."""
-    return [
-        f"{key}={json.dumps(str(value) if isinstance(value, Path) else value)}"
+    """Options of ours as `key=value`, those that were given; names and paths in quotes, so that 2024 stays a name."""
+    written = {
+        key: str(value) if key.startswith("training.") else json.dumps(value if _is_number(value) else str(value))
         for key, value in options.items()
         if value is not None
-    ]
+    }
+    return [f"{key}={value}" for key, value in written.items()]
 
 
-def overrides_of(context: typer.Context) -> list[str]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def overrides_of(context: typer.Context, words: list[str] | None = None) -> list[str]:
     """What is left on the command line as `key=value`: `--key value`, `--key=value` or `key=value`; a key that is true
-    or false may stand alone."""
+    or false may stand alone. Words that are none of these are added to `words`, or refused without it."""
     from tiny_transformer.config.load import is_key, is_switch
 
-    overrides, words = [], list(context.args)
-    while words:
-        word = words.pop(0)
+    overrides, left = [], list(context.args)
+    while left:
+        word = left.pop(0)
         key = word[2:].replace("-", "_") if word.startswith("--") else ""
         if "=" in word:
             overrides.append(word.removeprefix("--"))
         elif is_switch(key):
-            has_value = bool(words) and words[0].lower() in TRUTHS
-            overrides.append(f"{key}={words.pop(0) if has_value else 'true'}")
-        elif key and words and not words[0].startswith("--"):
-            overrides.append(f"{key}={words.pop(0)}")
+            has_value = bool(left) and left[0].lower() in TRUTHS
+            overrides.append(f"{key}={left.pop(0) if has_value else 'true'}")
+        elif key and left and not left[0].startswith("--"):
+            overrides.append(f"{key}={left.pop(0)}")
         elif is_key(key):
             raise UserError(f"{word} needs a value", where="command line", remedy=f"{word} VALUE")
+        elif words is not None and not word.startswith("-"):
+            words.append(word)
         else:
             known = [name for option in context.command.params for name in option.opts]
             near = difflib.get_close_matches(word, known, n=1)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import OPEN_SETTINGS, SETTINGS, OutDir, app, as_overrides, overrides_of
+from tiny_transformer.cli.frame import (
+    OPEN_SETTINGS,
+    SETTINGS,
+    OutDir,
+    app,
+    as_overrides,
+    is_given,
+    number_or_null,
+    overrides_of,
+    whole_or_null,
+)
 from tiny_transformer.errors import ExitCode, UserError
 
 SOURCE_HELP = (
@@ -19,6 +30,8 @@ SOURCE_HELP = (
 
 @app.command(context_settings=SETTINGS)
 def prepare(
+    context: typer.Context,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The source, too.")] = None,
     source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "stories",
     out_dir: Annotated[
         Path, typer.Option("--out_dir", metavar="DIR", help="Where train.bin, val.bin and meta.json go.")
@@ -60,6 +73,8 @@ def prepare(
 
     Without options the built-in story corpus is written, tokenized with a vocabulary trained on it.
     """
+    if text is not None and is_given(context, "source"):
+        raise UserError(f"two sources: {source} and {text}", where="command line", remedy="give one of them")
     from tiny_transformer.config.load import load_data_config
     from tiny_transformer.data.prepare.command import prepare_with_progress
 
@@ -67,7 +82,7 @@ def prepare(
     data = load_data_config(
         as_overrides(
             {
-                "data.source": source,
+                "data.source": text or source,
                 "data.tokenizer": tokenizer,
                 "data.vocab_size": vocab_size,
                 "data.seq_len": seq_len,
@@ -78,7 +93,8 @@ def prepare(
         )
     )
     prepare_with_progress(data, out_dir, console, workers=workers, overwrite=overwrite)
-    console.print(f"\nnext: tiny-transformer train --data_dir {out_dir} --minutes 10", highlight=False)
+    command = shlex.join(["tiny-transformer", "train", "--data_dir", str(out_dir), "--minutes", "10"])
+    console.print(f"\nnext: {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(context_settings=OPEN_SETTINGS)
@@ -87,7 +103,10 @@ def train(
     config: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|PRESET", help="A .yaml, .json or .toml file, or a preset: tiny, small, medium, large, gpt2."
+            "--config",
+            "--preset",
+            metavar="FILE|PRESET",
+            help="A .yaml, .json or .toml file, or a preset: tiny, small, medium, large, gpt2.",
         ),
     ] = None,
     source: Annotated[
@@ -107,22 +126,50 @@ def train(
             "--config or another option sets stays as it is set. A resumed run keeps its choice."
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates of the weights.")] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            parser=whole_or_null, metavar="N", help="Updates of the weights; stronger than the minutes of a config."
+        ),
+    ] = None,
+    epochs: Annotated[
+        str | None, typer.Option(parser=number_or_null, metavar="N", help="How often the training text is read.")
+    ] = None,
     max_train_minutes: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             "--max_train_minutes",
+            parser=number_or_null,
+            metavar="N",
             help="Fit the run to this time: steps, warm-up and decay follow from the measured speed, nothing else.",
         ),
     ] = None,
     eval_steps: Annotated[
-        int | None, typer.Option("--eval_steps", help="Evaluate every so many steps and keep the best checkpoint.")
+        str | None,
+        typer.Option(
+            "--eval_steps",
+            parser=whole_or_null,
+            metavar="N",
+            help="Evaluate every so many steps and keep the best checkpoint.",
+        ),
     ] = None,
     save_steps: Annotated[
-        int | None, typer.Option("--save_steps", help="Save a checkpoint every so many steps.")
+        str | None,
+        typer.Option(
+            "--save_steps",
+            parser=whole_or_null,
+            metavar="N",
+            help="Save a checkpoint every so many steps.",
+        ),
     ] = None,
     early_stopping_patience: Annotated[
-        int | None, typer.Option("--early_stopping_patience", help="Stop after so many evaluations without gain.")
+        str | None,
+        typer.Option(
+            "--early_stopping_patience",
+            parser=whole_or_null,
+            metavar="N",
+            help="Stop after so many evaluations without gain.",
+        ),
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bf16 where the device has it in hardware.")] = False,
     resume: Annotated[
@@ -135,27 +182,39 @@ def train(
 ) -> None:
     """Train a language model, then show its loss, three samples and a report.
 
-    Who does not want to choose says how long: --minutes 10 --data_dir DIR.
+    Who does not want to choose says which text and how long: train my.txt --minutes 10.
 
     Any other key of the config can be set too: --learning_rate 3e-4, --model.hidden_size 128, training.seed=7, and
     alone where it is true or false: --compile, --deterministic (the same bits on 1, 2, 4, ... processes; slower).
     docs/CONFIG_REFERENCE.md lists them. Ctrl+C saves and leaves; --resume continues bit for bit.
     """
-    flags = {
+    flags: dict[str, Any] = {
         "data.source": source,
         "data.data_dir": data_dir,
         "out_dir": out_dir,
         "training.steps": steps,
+        "training.epochs": epochs,
         "training.max_train_minutes": max_train_minutes,
         "training.eval_steps": eval_steps,
         "training.save_steps": save_steps,
         "training.early_stopping_patience": early_stopping_patience,
         "training.precision": "bf16" if bf16 else None,
     }
-    from tiny_transformer.stages.command import one_voice, run_training
+    from tiny_transformer.stages.command import meaning_of, one_voice, run_training
 
     with one_voice():
-        overrides = as_overrides(flags) + overrides_of(context)
+        words: list[str] = []
+        overrides = overrides_of(context, words)
+        for word in words:
+            key = meaning_of(word)
+            taken = config if key == "config" else flags[key]
+            if taken is not None:
+                raise UserError(f"{word} and {taken} cannot both be read", where="command line", remedy="give one")
+            if key == "config":
+                config = word
+            else:
+                flags[key] = word
+        overrides = as_overrides(flags) + overrides
     if minutes is not None and max_train_minutes is not None:
         raise UserError(
             "--minutes and --max_train_minutes exclude each other", where="command line", remedy="give one of them"

@@ -10,11 +10,13 @@ import typer
 from rich.console import Console
 
 from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, app
+from tiny_transformer.errors import UserError
 
 
 @app.command(context_settings=SETTINGS)
 def generate(
-    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "Once upon a time",
+    words: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="The text to continue, too.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The text to continue. Default: Once upon a time.")] = None,
     ckpt_dir: CheckpointOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max_new_tokens", "--max_tokens", "--max_length", help="Longest continuation.")
@@ -58,9 +60,19 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed if seed is not None else int.from_bytes(os.urandom(4), "little"),
     )
+    if words and prompt is not None:
+        raise UserError(f"two prompts: {prompt!r} and {' '.join(words)!r}", where="command line", remedy="give one")
+    if words and ckpt_dir is None and _is_model(Path(words[0])):
+        ckpt_dir = Path(words.pop(0))
+    prompt = " ".join(words) if words else "Once upon a time" if prompt is None else prompt
     run_generate(
         GenerateOptions(prompt, ckpt_dir, num_samples, tokenizer, device, stream), settings, Console(stderr=True)
     )
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a word names a run or checkpoint and is no prompt."""
+    return any((path / name).exists() for name in ("config.json", "config.yaml", "last", "best"))
 
 
 @app.command(context_settings=SETTINGS)

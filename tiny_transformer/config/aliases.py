@@ -6,7 +6,10 @@ error, never a silent choice.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from tiny_transformer.errors import UserError
 
 # other name -> our keys. A name without a dot is understood at the top of a file too.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -32,6 +35,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "training.gradient_accumulation_steps": ("training.grad_accum_steps",),
     "training.max_iters": ("training.steps",),
     "training.max_steps": ("training.steps",),
+    "training.num_epochs": ("training.epochs",),
+    "training.num_train_epochs": ("training.epochs",),
+    "training.max_epochs": ("training.epochs",),
     "training.warmup_iters": ("training.warmup_steps",),
     "training.lr": ("training.learning_rate",),
     "training.max_grad_norm": ("training.grad_clip",),
@@ -48,13 +54,33 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "hardware.precision": ("training.precision",),
     "hardware.compile": ("training.compile",),
     "training.mixed_precision": ("training.precision",),
+    "advanced.compile": ("training.compile",),
+    "advanced.gradient_checkpointing": ("training.gradient_checkpointing",),
+    "advanced.gradient_clip": ("training.grad_clip",),
+    "advanced.grad_clip": ("training.grad_clip",),
 }
 
 # names of switches -> what they switch on; off, they say nothing
-SWITCHES: dict[str, tuple[str, str]] = {
+SWITCHES: dict[str, tuple[str, Any]] = {
     "training.bf16": ("training.precision", "bf16"),
     "training.fp16": ("training.precision", "fp16"),
+    "advanced.use_mqa": ("model.num_key_value_heads", 1),
+    "advanced.multi_query": ("model.num_key_value_heads", 1),
+    "advanced.multi_query_attention": ("model.num_key_value_heads", 1),
 }
+
+# Names of what cannot be switched on here -> what to do instead. Off, and with their settings beside, they say nothing.
+UNBUILT: dict[str, str] = {
+    "advanced.use_lora": "leave it out: all weights are trained",
+    "advanced.quantize": "leave it out, and quantize the trained model: tiny-transformer export RUN --gguf q8_0",
+    "advanced.log_attention": "leave it out",
+    "advanced.speculative_sampling": "leave it out: tokens are written one by one",
+    "advanced.use_flash_attention": "leave it out: PyTorch takes the quickest kernel that the device has",
+    "advanced.flash_attention": "leave it out: PyTorch takes the quickest kernel that the device has",
+    "advanced.dropout_annealing": "training.final_dropout is the rate at the last step",
+}
+_SETTINGS_OF_UNBUILT = ("lora_", "quantize_", "speculative_", "draft_", "attention_log_")
+_OFF = (None, False, 0, "", "none", "None", "null", "off", "no", "false")
 
 # our key -> other spellings of its values
 VALUES: dict[str, dict[Any, Any]] = {
@@ -81,15 +107,73 @@ VALUES: dict[str, dict[Any, Any]] = {
     },
 }
 
+# Who writes one of these beside `d_model` speaks our language.
+_OWN_WORDS = {
+    *("model_type", "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "head_dim"),
+    *("use_sliding_window", "max_window_layers", "layer_types"),
+}
 
-def translate(key: str, value: Any) -> list[tuple[str, Any]]:
-    """Our keys and values for one assignment in any known vocabulary; unknown keys come back as they are."""
+
+def translate(key: str, value: Any, origin: str | None = None) -> list[tuple[str, Any]]:
+    """Our keys and values for one assignment in any known vocabulary; unknown keys come back as they are.
+
+    Raises:
+        UserError: it switches on what is not built here.
+    """
+    if type(value).__module__ == "torch":  # a dtype, in a dict of Python
+        value = str(value)
     if key in SWITCHES and isinstance(value, bool):
         name, meaning = SWITCHES[key]
         return [(name, meaning)] if value else []
+    if key in UNBUILT:
+        if value in _OFF:
+            return []
+        raise UserError(f"{key} = {value!r} is not built here", where=origin, remedy=UNBUILT[key])
+    if key.startswith("advanced.") and key.partition(".")[2].startswith(_SETTINGS_OF_UNBUILT):
+        return []
     pairs = []
     for name in ALIASES.get(key, (key,)):
         spellings = VALUES.get(name, {})
         known = isinstance(value, (str, int)) and not isinstance(value, bool) and value in spellings
         pairs.append((name, spellings[value] if known else value))
     return pairs
+
+
+def implied(written: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    """What a config in other words means without saying so: our keys and values, weaker than anything written.
+
+    `d_model` stands for the decoder of the document that uses the word: with `n_kv_groups` a Qwen3 with an output head
+    of its own; with `block_size` or `dropout` in the model, or nothing but widths, a GPT-like decoder with LayerNorm
+    and as many key/value heads as query heads; else a Llama. Widths that are not written follow from `d_model`. A
+    config that has our words for the shape beside it means our default.
+
+    Args:
+        written: our key -> the name the user gave it, and its value.
+    """
+    names = {name.rpartition(".")[2] for name, _ in written.values()}
+    width = written.get("model.hidden_size", ("", None))[1]
+    model_type = written.get("model.model_type", ("", "qwen3"))[1]
+    is_window = "swa_window" in names and written["model.sliding_window"][1] is not None
+    is_theirs = bool(names & {"d_model", "n_embd"}) and not names & _OWN_WORDS
+    if not is_theirs or type(width) is not int or width < 1:
+        return {"model.use_sliding_window": True} if is_window and model_type == "qwen3" else {}
+    heads = written.get("model.num_attention_heads", ("", _heads_for(width)))[1]
+    found: dict[str, Any] = {
+        "model.model_type": "llama",
+        "model.num_attention_heads": heads,
+        "model.intermediate_size": -(-8 * width // 3 // 8) * 8,
+    }
+    seq_len = written.get("data.seq_len", ("", None))[1]
+    if type(seq_len) is int and seq_len > 2048:
+        found["model.max_position_embeddings"] = seq_len
+    is_llama = is_window or (names & {"n_kv_heads", "swa_window", "seq_len"} and not names & {"block_size", "dropout"})
+    if "n_kv_groups" in names:
+        found |= {"model.model_type": "qwen3", "model.tie_word_embeddings": False}
+        return found | ({"model.use_sliding_window": True} if is_window else {})
+    return found | ({"model.norm_type": "layernorm", "model.num_key_value_heads": heads} if not is_llama else {})
+
+
+def _heads_for(width: int) -> int:
+    """Heads of about 64: the largest number of them that divides the width into even parts."""
+    fitting = [heads for heads in range(1, max(1, width // 64) + 1) if width % (2 * heads) == 0]
+    return max(fitting, default=1)

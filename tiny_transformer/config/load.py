@@ -12,17 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from tiny_transformer.config.aliases import ALIASES, SWITCHES, translate
+from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, implied, translate
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import CONFIGS, DataConfig, RunConfig, sections_of
 from tiny_transformer.config.secrets import HIDDEN, is_secret
 from tiny_transformer.config.shapes import SHAPES
+from tiny_transformer.config.strict import lookalike
 from tiny_transformer.config.text import MAX_CONFIG_BYTES, checked, parse_json, parse_toml, parse_yaml
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.reading import read_regular
@@ -70,12 +71,14 @@ def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
     merged: dict[str, Assignment] = {}
     for layer in layers:
         merged.update(_resolve(layer, schema))
+    for key, value in implied({key: (a.key, a.value) for key, a in merged.items()}).items():
+        merged.setdefault(key, Assignment(key, value, "implied"))
+    for key, assignment in merged.items():
+        _refuse_lookalike(key, assignment)
     tree: dict[str, Any] = {}
     for key, assignment in merged.items():
         section, _, leaf = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[leaf] = assignment.value
-    for key, assignment in merged.items():
-        _refuse_truth_for_number(key, assignment)
     if "model" in tree:
         tree["model"].setdefault("model_type", "qwen3")
     try:
@@ -90,23 +93,15 @@ def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
     return config
 
 
-def _refuse_truth_for_number(key: str, assignment: Assignment) -> None:
-    """`learning_rate: yes` is no 1.0: YAML reads yes, no, on and off as true and false, and Python counts with them."""
+def _refuse_lookalike(key: str, assignment: Assignment) -> None:
     section, _, leaf = key.rpartition(".")
-    fields = _fields_called(section, leaf)
-    if isinstance(assignment.value, bool) and fields and not any(_admits(field.annotation, bool) for field in fields):
-        raise UserError(
-            f"{assignment.key} = {assignment.value!r}: this is true or false (also yes, no, on, off), and a value of "
-            "another kind is meant",
-            where=assignment.origin,
-            remedy="docs/CONFIG_REFERENCE.md tells the type and range of every key",
-        )
-
-
-def _admits(annotation: Any, kind: type) -> bool:
-    """Whether a type, or one that it is made of, is `kind`; what a Literal lists counts by its kind."""
-    parts = get_args(annotation)
-    return annotation in (kind, Any) or any(_admits(part, kind) or type(part) is kind for part in parts)
+    for field in _fields_called(section, leaf):
+        if problem := lookalike(assignment.value, field.annotation):
+            raise UserError(
+                f"{assignment.key} = {assignment.value!r}: {problem}",
+                where=assignment.origin,
+                remedy="docs/CONFIG_REFERENCE.md tells the type and range of every key",
+            )
 
 
 def parse_override(text: str, origin: str = "command line") -> Assignment:
@@ -326,7 +321,7 @@ def _numbers(value: Any) -> Any:
 
 def _flatten(tree: Mapping[str, Any], line_of: Mapping[str, int], origin: str) -> list[Assignment]:
     assignments = []
-    sections = {*_section_names(), *(name.partition(".")[0] for name in ALIASES)}
+    sections = {*_section_names(), *(name.partition(".")[0] for name in (*ALIASES, *UNBUILT))}
 
     def add(key: str, value: Any) -> None:
         line = line_of.get(key)
@@ -353,7 +348,7 @@ def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dic
     resolved: dict[str, Assignment] = {}
     keys = valid_keys(schema)
     for assignment in layer:
-        for key, value in translate(_qualify(assignment), assignment.value):
+        for key, value in translate(_qualify(assignment), assignment.value, assignment.origin):
             other = resolved.get(key)
             if other is not None and other.value != value:
                 both = f"{other.key} = {other.value!r} and {assignment.key} = {assignment.value!r}"
@@ -370,10 +365,10 @@ def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dic
 
 def _qualify(assignment: Assignment) -> str:
     """The key with its section; a bare name is looked up among all sections."""
-    names = [*valid_keys(), *ALIASES, *SWITCHES]
+    names = [*valid_keys(), *ALIASES, *SWITCHES, *UNBUILT]
     if "." in assignment.key or assignment.key in valid_keys():
         return assignment.key
-    for section in (*_section_names(), "hardware"):
+    for section in (*_section_names(), "hardware", "advanced"):
         if f"{section}.{assignment.key}" in names:
             return f"{section}.{assignment.key}"
     raise _unknown(assignment)
@@ -396,6 +391,15 @@ def _unknown(assignment: Assignment) -> UserError:
     )
 
 
+def _in_the_users_words(reason: str, merged: Mapping[str, Assignment]) -> str:
+    """A rule about several keys, each called as the user has written it."""
+    for key, assignment in merged.items():
+        ours, theirs = (name.rpartition(".")[2] for name in (key, assignment.key))
+        if ours != theirs and assignment.key not in SWITCHES:
+            reason = re.sub(rf"(?<![\w.]){re.escape(ours)}\b", theirs, reason)
+    return reason
+
+
 def _explain(error: ValidationError, merged: Mapping[str, Assignment]) -> UserError:
     """The first problem pydantic found, in the user's own words and place."""
     problem = error.errors()[0]
@@ -406,7 +410,7 @@ def _explain(error: ValidationError, merged: Mapping[str, Assignment]) -> UserEr
         )
     location = [str(part) for part in problem["loc"] if part not in SHAPES]
     assignment = merged.get(".".join(location[:2]))
-    reason = str(problem.get("ctx", {}).get("error", problem["msg"]))
+    reason = _in_the_users_words(str(problem.get("ctx", {}).get("error", problem["msg"])), merged)
     if assignment is None:  # a rule about several keys, or about one that was not written
         written = [a.origin for key, a in merged.items() if not location or key.startswith(location[0])]
         return UserError(reason, where=written[0] if written else None)

@@ -34,6 +34,11 @@ def on_resume(field: FieldInfo) -> OnResume:
     return extra["on_resume"] if isinstance(extra, dict) else "refuse"  # ty: ignore[invalid-explicit-return]
 
 
+def at_home(path: Path | None) -> Path | None:
+    """The path with `~` as the home directory."""
+    return path.expanduser() if path is not None and path.parts[:1] == ("~",) else path
+
+
 class Section(BaseModel):
     """One part of a config: unknown keys are refused, values are checked, nothing can be changed afterwards."""
 
@@ -75,16 +80,24 @@ class DataConfig(Section):
     seq_len: int = setting(256, "refuse", ge=2, le=1_048_576)
     """Tokens a model sees at once in training."""
 
+    @field_validator("data_dir")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        return at_home(value)
+
 
 class TrainingConfig(Section):
     """How the weights are found. A *step* is one update of the weights."""
 
     steps: int | None = setting(None, "warn", ge=1)
-    """Updates in the whole run. Of `steps`, `max_tokens` and `max_train_minutes`, whichever ends first; with none of
-    them, 1000."""
+    """Updates in the whole run. Of `steps`, `max_tokens`, `epochs` and `max_train_minutes`, whichever ends first; with
+    none of them, 1000. On the command line the first three are stronger than what a file says about the length."""
 
     max_tokens: int | None = setting(None, "warn", ge=1)
     """Train on this many tokens, rounded up to a whole step."""
+
+    epochs: float | None = setting(None, "warn", gt=0)
+    """Read the training text this many times; sets `max_tokens` to so many times its tokens, once they are known."""
 
     max_train_minutes: float | None = setting(None, "warn", gt=0)
     """Fit the run to this wall-clock time. Speed is measured first and checked in the first third of the run; steps,
@@ -249,6 +262,11 @@ class RunConfig(Section):
     init_from: Path | None = setting(None, "allow")
     """Start from the weights of this checkpoint, run or imported model instead of random ones. Its shape and tokenizer
     are taken over; optimizer, schedule and step count start anew."""
+
+    @field_validator("out_dir", "init_from")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        return at_home(value)
 
     @property
     def tokens_per_step(self) -> int:

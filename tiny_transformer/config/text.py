@@ -20,6 +20,23 @@ MAX_VALUES = 5_000  # keys, values and lists together, whatever anchors make of 
 MAX_INTEGER_BITS = 128
 
 
+class _Yaml(yaml.SafeLoader):
+    """Safe YAML in which 1:30 and 010 are text; YAML 1.1 reads them as 90 and 8."""
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    looks_otherwise = ":" in node.value or re.fullmatch(r"[-+]?0[0-9_]+", node.value)
+    return node.value if looks_otherwise else loader.construct_yaml_int(node)
+
+
+def _fraction(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    return node.value if ":" in node.value else loader.construct_yaml_float(node)
+
+
+_Yaml.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Yaml.add_constructor("tag:yaml.org,2002:float", _fraction)
+
+
 def parse_json(text: str) -> Any:
     """The tree in a JSON text.
 
@@ -48,7 +65,7 @@ def parse_yaml(text: str) -> tuple[Any, yaml.Node | None]:
     """The tree in a YAML text, and the nodes it was made of, which know their lines. Errors as in `parse_json`, and
     YAMLError."""
     _check_events(text)
-    loader = yaml.SafeLoader(text)
+    loader = _Yaml(text)
     try:
         node = loader.get_single_node()
         return (None if node is None else checked(loader.construct_document(node))), node

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_origin, get_type_hints
+
+import numpy as np
 
 from tiny_transformer.errors import ExitCode, UserError
 
@@ -20,6 +24,14 @@ FORMAT_VERSION = 1
 BLOCK_BYTES = 2**20  # checksums are kept per block of this many bytes
 MAX_META_BYTES = 64 * 2**20
 TOKEN_DTYPES = ("uint16", "uint32")
+MAX_COUNT = 2**53
+FLOOR_KEYS = {"nats_per_story", "nats_per_token", "bits_per_byte"}
+# Keys of the request that are read again, and what they may be.
+REQUEST_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("source", "tokenizer", "text_field"), (str,)),
+    **dict.fromkeys(("vocab_size", "max_bytes"), (int, NoneType)),
+    "val_fraction": (float, int, NoneType),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,7 @@ class Meta:
         seq_len: the training length asked for at prepare; a run may choose another.
         num_used_ids: how many different ids occur in the two splits.
         tokenizer, tokenizer_fingerprint: name and content hash of the tokenizer beside the token files.
+        tokenizer_files: SHA-256 of each of its files, by name; empty where an older version wrote this.
         source, licence: where the text comes from, and under which terms.
         num_duplicates: documents left out because an earlier one is the same, character for character.
         request: what was asked for; asking for the same again needs no work.
@@ -74,6 +87,7 @@ class Meta:
     request: dict[str, Any]
     train: SplitMeta
     val: SplitMeta
+    tokenizer_files: dict[str, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -105,30 +119,56 @@ def read_meta(data_dir: Path) -> Meta:
         if file.stat().st_size > MAX_META_BYTES:
             raise damaged(file, "it is far too large")
         body = json.loads(file.read_bytes())
+        is_ours = isinstance(body, dict) and body.pop("meta_sha256", None) == _hash(body)
     except FileNotFoundError:
         raise not_prepared(data_dir) from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}", exit_code=ExitCode.IO) from None
     except (ValueError, RecursionError):
         raise damaged(file, "it is not JSON") from None
-    if not isinstance(body, dict) or body.pop("meta_sha256", None) != _hash(body):
+    if not is_ours:
         raise damaged(file, "its content does not match its own hash")
     version = body.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise damaged(file, f"it has format {version!r:.40}; this version reads format {FORMAT_VERSION}")
     try:
         return checked(body)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise damaged(file, f"it has not the keys that meta.json has, or one of another kind ({error})") from None
 
 
 def checked(body: dict[str, Any]) -> Meta:
-    """The content as a `Meta`; ValueError or TypeError where a key is missing, surplus or of another kind."""
+    """The content as a `Meta`; ValueError or TypeError where a key is missing, surplus or cannot be what it is."""
     splits = {name: SplitMeta(**_of_kind(body[name], SplitMeta)) for name in ("train", "val") if name in body}
-    meta = Meta(**_of_kind({**body, **splits}, Meta))
-    if meta.dtype not in TOKEN_DTYPES:
-        raise ValueError(f"dtype {meta.dtype!r:.40}")
+    meta = Meta(**_of_kind({"tokenizer_files": {}, **body, **splits}, Meta))
+    if meta.dtype not in TOKEN_DTYPES or not 1 <= meta.vocab_size <= 2 ** (8 * np.dtype(meta.dtype).itemsize):
+        raise ValueError(f"dtype {meta.dtype!r:.40} for vocab_size {meta.vocab_size}")
+    if not 1 <= meta.seq_len <= MAX_COUNT or meta.num_used_ids > meta.vocab_size:
+        raise ValueError("seq_len or num_used_ids")
+    for name, split in (("train", meta.train), ("val", meta.val)):
+        if not _is_possible(split, np.dtype(meta.dtype).itemsize):
+            raise ValueError(f"figures of {name} that do not fit each other")
+    for name, digest in meta.tokenizer_files.items():
+        if not isinstance(digest, str) or "/" in name or name.startswith("."):
+            raise ValueError("tokenizer_files")
+    for key, kinds in REQUEST_KINDS.items():
+        if key in meta.request and type(meta.request[key]) not in kinds:
+            raise ValueError(f"request.{key}")
     return meta
+
+
+def _is_possible(split: SplitMeta, width: int) -> bool:
+    """Whether the figures of a split can be those of one: something in it, checksums for each block, a finite floor."""
+    num_blocks = -(-split.num_tokens * width // BLOCK_BYTES)
+    floor = split.floor
+    return (
+        1 <= split.num_documents <= split.num_tokens <= MAX_COUNT
+        and split.longest_document <= split.num_tokens
+        and split.num_bytes <= MAX_COUNT
+        and len(split.block_crc32) == num_blocks
+        and all(0 <= crc < 2**32 for crc in split.block_crc32)
+        and (floor is None or (floor.keys() == FLOOR_KEYS and all(math.isfinite(value) for value in floor.values())))
+    )
 
 
 def _of_kind(values: Any, form: type[Meta | SplitMeta]) -> dict[str, Any]:
@@ -146,6 +186,11 @@ def _of_kind(values: Any, form: type[Meta | SplitMeta]) -> dict[str, Any]:
         if not right:
             raise ValueError(name)
     return values
+
+
+def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 (hex) of files by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
 
 def not_prepared(data_dir: Path) -> UserError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import zlib
 from dataclasses import dataclass
 from io import FileIO
@@ -22,6 +23,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer
 
 STAGED_PREFIX = ".staged-"
+MOST_SWAPS = 50  # how often an open data set may be replaced while it is opened
 
 
 class TokenFile:
@@ -148,13 +150,41 @@ def unigram_nats(tokens: TokenFile, max_tokens: int = 2**20) -> float:
 
 
 def open_dataset(data_dir: str | Path) -> Dataset:
-    """Open what `prepare` made.
+    """Open what `prepare` made; while a `prepare` replaces it, what was there or what comes, never half of each.
 
     Raises:
         UserError: not prepared data, or a file whose length, tokenizer or checksum is not what meta.json says.
     """
     data_dir = Path(data_dir)
-    meta = read_meta(data_dir)
+    for attempt in range(MOST_SWAPS):
+        meta = read_meta(data_dir)
+        is_moving = staging_dir(data_dir, meta.request).is_dir()
+        try:
+            dataset = _open_as(data_dir, meta)
+        except UserError:
+            is_moving = is_moving or staging_dir(data_dir, meta.request).is_dir()
+            if attempt == MOST_SWAPS - 1 or (not is_moving and read_meta(data_dir) == meta):
+                raise
+        else:
+            if read_meta(data_dir) == meta:
+                return dataset
+            dataset.train.close()
+            dataset.val.close()
+        time.sleep(0.002 * attempt)
+    raise UserError(
+        f"{data_dir} is being replaced again and again",
+        remedy="wait until prepare has ended",
+        exit_code=ExitCode.LOCKED,
+    )
+
+
+def _open_as(data_dir: Path, meta: Meta) -> Dataset:
+    """What meta.json describes, or the error for the first file that is something else."""
+    for name, digest in meta.tokenizer_files.items():
+        path = locate(data_dir, meta, name)
+        with _open(path) as file:
+            if hashlib.sha256(file.read()).hexdigest() != digest:
+                raise damaged(path, f"{name} differs from what was written (SHA-256)")
     tokenizer = load_tokenizer(locate(data_dir, meta, "tokenizer.json"), name=meta.tokenizer)
     if tokenizer.fingerprint != meta.tokenizer_fingerprint:
         raise damaged(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tiny_transformer.data.meta import META_FILE, Meta, SplitMeta, token_dtype
+from tiny_transformer.data.meta import META_FILE, Meta, SplitMeta, file_hashes, token_dtype
 from tiny_transformer.data.prepare.split_writer import SplitWriter
 from tiny_transformer.data.token_file import TokenFile, open_token_files
 from tiny_transformer.errors import ExitCode, UserError
@@ -74,6 +74,7 @@ def import_token_bins(
                 request={"imported_from": source.absolute().name},
                 train=written[0][0],
                 val=written[1][0],
+                tokenizer_files=file_hashes(p for p in staging.path.iterdir() if p.suffix not in (".bin", ".docs")),
             )
             staging.write(META_FILE, meta.to_json())
     finally:

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tiny_transformer.config.load import config_name, keys_of, load_run_config
+from tiny_transformer.config.load import SUFFIXES, config_name, keys_of, load_run_config
+from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.errors import UserError
 
 if TYPE_CHECKING:
     from tiny_transformer.config.schema import RunConfig
+
+LENGTHS = ("steps", "max_tokens", "epochs")
 
 
 def run_training(
@@ -56,6 +59,9 @@ def run_training(
         if resume and (config is None or minutes is not None):
             source = _own_config(load_run_config(None, overrides).out_dir) or config
         checked = load_run_config(source, overrides)
+        if weaker := _drop_weaker_lengths(checked, ours, console):
+            overrides = [*overrides, *weaker]
+            checked = load_run_config(source, overrides)
 
     from tiny_transformer.hardware import keep_freed_memory
     from tiny_transformer.parallel.stop import steady_output
@@ -83,6 +89,45 @@ def run_training(
         if outcome.is_first:
             finish(outcome, console)
     return outcome.status
+
+
+def meaning_of(word: str) -> str:
+    """What a word without an option says: `config`, `data.data_dir`, or `data.source`, a text.
+
+    Raises:
+        UserError: it is a run.
+    """
+    path = Path(word).expanduser()
+    if word in PRESETS or (path.suffix in SUFFIXES and _is_config(path)):
+        return "config"
+    if (path / "config.yaml").is_file():
+        raise UserError(f"{word} is a run", where="command line", remedy=f"to go on with it: --resume --out_dir {word}")
+    return "data.data_dir" if (path / "meta.json").is_file() else "data.source"
+
+
+def _is_config(path: Path) -> bool:
+    """Whether a file that can be one is no text in JSON."""
+    if path.suffix != ".json" or not path.is_file():
+        return True
+    with path.open(encoding="utf-8", errors="replace") as file:
+        head = file.read(2**16)
+    return any(f'"{key}"' in head for key in ("model", "training", "d_model"))
+
+
+def _drop_weaker_lengths(config: RunConfig, ours: set[str], console: Console) -> list[str]:
+    """Overrides that take out of a config what would end a run before the length that the command line asks for."""
+    asked = [name for name in LENGTHS if f"training.{name}" in ours and getattr(config.training, name) is not None]
+    if not asked:
+        return []
+    weaker = [
+        name
+        for name in (*LENGTHS, "max_train_minutes")
+        if f"training.{name}" not in ours and getattr(config.training, name) is not None
+    ]
+    for name in weaker:
+        value, own = getattr(config.training, name), getattr(config.training, asked[0])
+        console.print(f"{asked[0]} {own:,} as asked for here, not {name} {value:,} of the config", highlight=False)
+    return [f"training.{name}=null" for name in weaker]
 
 
 def _text_name(config: RunConfig, ours: set[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -201,9 +202,13 @@ def open_training_data(config: RunConfig, console: Console) -> Dataset:
 
 
 def as_read(config: RunConfig, meta: Meta) -> RunConfig:
-    """The config with what the data was really made from: it never names a source that was not read."""
-    data = config.data.model_copy(update=recorded(meta))
-    return config.model_copy(update={"data": data})
+    """The config with what the data was really made from, so that it never names a source that was not read, and with
+    its epochs in tokens."""
+    data, training = config.data.model_copy(update=recorded(meta)), config.training
+    if training.epochs is not None:
+        tokens = math.ceil(training.epochs * meta.train.num_tokens)
+        training = training.model_copy(update={"max_tokens": min(tokens, training.max_tokens or tokens)})
+    return config.model_copy(update={"data": data, "training": training})
 
 
 def fit_vocabulary(config: RunConfig, dataset: Dataset, console: Console) -> RunConfig:

@@ -11,14 +11,16 @@ request goes on from there.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tiny_transformer.config.schema import DataConfig
-from tiny_transformer.data.meta import META_FILE, Meta, not_prepared, read_meta, token_dtype
+from tiny_transformer.data.meta import META_FILE, Meta, file_hashes, not_prepared, read_meta, token_dtype
 from tiny_transformer.data.prepare.encode import encode_splits
 from tiny_transformer.data.prepare.gather import Documents, Gathering, Split, Spool
 from tiny_transformer.data.prepare.request import changed_keys, is_trained_here, request_of
@@ -188,17 +190,20 @@ class _Work:
 
     def _spooled(self, documents: Documents) -> Spool:
         path = self.directory / "texts"
-        spool = Spool(path) if path.is_file() else Spool.fill(path, documents, self._advance)
+        spool = Spool.whole(path) or Spool.fill(path, documents, self._advance)
         self._num_total = spool.num_bytes
         return spool
 
     def _trained_tokenizer(self, documents: Spool, split: Split) -> Tokenizer:
         """The tokenizer an earlier process has left here, or a new one."""
-        directory = self.directory / "tokenizer"
-        with suppress(UserError):  # none there, or half of one
-            return load_tokenizer(directory, name=self.settings.tokenizer)
+        directory, note = self.directory / "tokenizer", self.directory / "tokenizer_files.json"
+        with suppress(OSError, ValueError):  # none there, or half of one
+            if json.loads(note.read_bytes()) == file_hashes(directory.iterdir()):
+                return load_tokenizer(directory, name=self.settings.tokenizer)
         tokenizer = self._train_tokenizer(documents, split)
+        remove_tree(directory)
         tokenizer.save(directory)
+        atomic_write(note, json.dumps(file_hashes(directory.iterdir())))
         return tokenizer
 
     def _train_tokenizer(self, documents: Spool, split: Split) -> Tokenizer:
@@ -246,6 +251,8 @@ def _publish(meta: Meta, tokenizer: Tokenizer, *, work_dir: Path, staged: Path, 
         for name in TOKEN_FILES:
             (work_dir / name).replace(staging / name)
         tokenizer.save(staging)
+        saved = (path for path in staging.path.iterdir() if path.name not in TOKEN_FILES)
+        meta = replace(meta, tokenizer_files=file_hashes(saved))
         staging.write(META_FILE, meta.to_json())
     atomic_write(out_dir / META_FILE, meta.to_json())  # from here on the new data is what this directory holds
     _move_up(staged, out_dir)

@@ -7,6 +7,7 @@ noted beside the files; a run that finds such a note goes on from there, to the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -78,7 +79,7 @@ class Splitter:
         if self._held is None and self.num_documents:
             splits = {"train": self.train.progress(), "val": self.val.progress()}
             state = {"num_documents": self.num_documents, "hash_sum": self.hash_sum, **splits}
-            atomic_write(self._directory / PROGRESS_FILE, json.dumps(state))
+            atomic_write(self._directory / PROGRESS_FILE, json.dumps({"state": state, "sha256": _digest(state)}))
 
     def close(self) -> None:
         """Give the files back."""
@@ -140,12 +141,24 @@ def encode_splits(
     Returns:
         The figures of training and validation, and how many different ids occur.
     """
-    note = directory / PROGRESS_FILE
     try:
-        saved = json.loads(note.read_text()) if note.is_file() else {}
+        saved = _saved(directory / PROGRESS_FILE)
         return _encode_splits(documents, tokenizer, directory, split, workers, on_bytes, saved)
     except CannotResumeError:
         return _encode_splits(documents, tokenizer, directory, split, workers, on_bytes, {})
+
+
+def _saved(note: Path) -> dict[str, Any]:
+    """What an earlier process noted; nothing where there is no note, or one that is not as it was written."""
+    try:
+        content = json.loads(note.read_bytes())
+        return content["state"] if content["sha256"] == _digest(content["state"]) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _encode_splits(

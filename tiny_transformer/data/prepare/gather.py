@@ -94,35 +94,52 @@ class Split:
 
 
 class Spool:
-    """Documents on disk. `fill` writes the file whole or not at all; a spool that is there can be read.
+    """Documents on disk. `fill` writes the file whole or not at all; `whole` opens one that an earlier process left.
 
-    The file: number of duplicates, bytes of text, lowest and highest hash; then for each document its size, hash and
-    nats, and its UTF-8.
+    The file: number of duplicates, bytes of text, lowest and highest hash, SHA-256 of all else; then for each document
+    its size, hash and nats, and its UTF-8.
     """
 
-    _HEADER, _RECORD = struct.Struct("<QQQQ"), struct.Struct("<QQd")
+    _FIGURES, _HASH_BYTES, _RECORD = struct.Struct("<QQQQ"), 32, struct.Struct("<QQd")
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with path.open("rb") as file:
-            header = self._HEADER.unpack(file.read(self._HEADER.size))
-        self.num_duplicates, self.num_bytes, self.lowest, self.highest = header
+            figures = self._FIGURES.unpack(file.read(self._FIGURES.size))
+        self.num_duplicates, self.num_bytes, self.lowest, self.highest = figures
+
+    @classmethod
+    def whole(cls, path: Path) -> Spool | None:
+        """The spool at `path`, if there is one whose every byte is as it was written."""
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            figures, digest = file.read(cls._FIGURES.size), file.read(cls._HASH_BYTES)
+            content = hashlib.sha256(figures)
+            while block := file.read(2**20):
+                content.update(block)
+        return cls(path) if content.digest() == digest else None
 
     @classmethod
     def fill(cls, path: Path, documents: Documents, on_bytes: Callable[[int], None]) -> Spool:
         """Write all documents to `path`; `on_bytes` is told the size of each."""
         unfinished = path.with_name(f"{path.name}.part")
         total_bytes, lowest, highest = 0, 2**64 - 1, 0
-        with unfinished.open("wb") as file:
-            file.write(bytes(cls._HEADER.size))
+        with unfinished.open("w+b") as file:
+            file.write(bytes(cls._FIGURES.size + cls._HASH_BYTES))
             for text, num_bytes, document_hash, nats in documents:
                 file.write(cls._RECORD.pack(num_bytes, document_hash, nats))
                 file.write(text.encode("utf-8"))
                 lowest, highest = min(lowest, document_hash), max(highest, document_hash)
                 total_bytes += num_bytes
                 on_bytes(num_bytes)
+            figures = cls._FIGURES.pack(documents.num_duplicates, total_bytes, lowest, highest)
+            content = hashlib.sha256(figures)
+            file.seek(cls._FIGURES.size + cls._HASH_BYTES)
+            while block := file.read(2**20):
+                content.update(block)
             file.seek(0)
-            file.write(cls._HEADER.pack(documents.num_duplicates, total_bytes, lowest, highest))
+            file.write(figures + content.digest())
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -134,7 +151,7 @@ class Spool:
     def chosen(self, keep: Callable[[int], bool]) -> Iterator[Gathered]:
         """The documents whose hash `keep` accepts."""
         with self._path.open("rb") as file:
-            file.seek(self._HEADER.size)
+            file.seek(self._FIGURES.size + self._HASH_BYTES)
             while record := file.read(self._RECORD.size):
                 num_bytes, document_hash, nats = self._RECORD.unpack(record)
                 if keep(document_hash):

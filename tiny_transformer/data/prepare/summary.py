@@ -29,10 +29,10 @@ def progress_bar(console: Console) -> Generator[Callable[[int, int | None], None
 def print_summary(meta: Meta, out_dir: Path, console: Console) -> None:
     """Documents, tokens and sizes per split, then the tokenizer and the best loss possible where it is known."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(
-        title=f"{meta.source} in {out_dir}", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0)
-    )
+    title = Text(f"{meta.source} in {out_dir}")  # a name is no markup
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     headings = ("", "documents", "tokens", "text (bytes)", "bytes per token", "longest (tokens)")
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left")

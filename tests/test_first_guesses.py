@@ -1,0 +1,242 @@
+"""What people type at first does what they mean, or is answered with what to type instead."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tiny_transformer.cli import run
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.errors import ExitCode
+from tiny_transformer.stages.launch import as_read
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("home").mkdir()
+    Path("my.txt").write_text("".join(f"Line {i} says {i * i}.\n" for i in range(400)))
+    return tmp_path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, home: Path) -> list[Any]:
+    """The requests that reach training."""
+    requests: list[Any] = []
+
+    def pretrain(request: Any, console: Any) -> Any:
+        requests.append(request)
+        return SimpleNamespace(is_first=False, status="finished")
+
+    monkeypatch.setattr("tiny_transformer.stages.run.pretrain", pretrain)
+    return requests
+
+
+def said(words: list[str], capsys: pytest.CaptureFixture[str], code: int = ExitCode.USAGE) -> str:
+    capsys.readouterr()
+    assert run(words) == code
+    out, err = capsys.readouterr()
+    return " ".join((out + err).split())
+
+
+# --- words without an option
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["my.txt"],
+        ["my.txt", "--minutes", "2"],
+        ["--minutes", "2", "my.txt"],
+        ["--learning_rate", "3e-4", "my.txt", "training.seed=3"],
+        ["--compile", "my.txt"],
+        ["--source", "my.txt"],
+    ],
+)
+def test_a_text_may_stand_alone(words: list[str], asked: list[Any]) -> None:
+    assert run(["train", *words]) == 0
+    (request,) = asked
+    assert (request.config.data.source, request.name, request.data_name) == ("my.txt", "my", "my")
+    assert "source" in request.asked
+
+
+def test_a_config_a_preset_and_prepared_data_may_stand_alone(asked: list[Any]) -> None:
+    Path("r.yaml").write_text("training: {steps: 7}\n")
+    Path("r.json").write_text('{"training": {"steps": 8}}')
+    Path("rows.json").write_text('[{"text": "A hen."}]')
+    assert run(["prepare", "my.txt", "--out_dir", "d", "--tokenizer", "byte"]) == 0
+    for words in (["r.yaml"], ["r.json", "my.txt"], ["tiny"], ["--preset", "tiny"], ["d"], ["rows.json"]):
+        assert run(["train", *words]) == 0, words
+    assert [request.config.training.steps for request in asked] == [7, 8, None, None, None, None]
+    assert [request.name for request in asked] == ["r", "r", "tiny", "tiny", "my", "rows"]
+    assert asked[4].config.data.data_dir == Path("d")
+    assert asked[1].config.data.source == "my.txt"
+
+
+def test_what_cannot_be_meant_together_is_refused(
+    home: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("other.txt").write_text("A hen.")
+    Path("run").mkdir()
+    Path("run/config.yaml").touch()
+    assert "other.txt and my.txt cannot both be read" in said(["train", "my.txt", "other.txt"], capsys)
+    assert "cannot both be read" in said(["train", "my.txt", "--source", "other.txt"], capsys)
+    assert "cannot both be read" in said(["train", "tiny", "--config", "small"], capsys)
+    assert "--resume --out_dir run" in said(["train", "run"], capsys)
+    assert "two sources" in said(["prepare", "my.txt", "--source", "stories"], capsys)
+    assert "two prompts" in said(["generate", "A", "--prompt", "B"], capsys)
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "--prompt", "A", "--prompt", "B"],
+        ["generate", "--ckpt", "a", "--ckpt_dir", "b"],
+        ["train", "--steps", "1", "--steps", "2"],
+        ["train", "--source", "a", "--source=b"],
+        ["prepare", "--out_dir", "a", "--out-dir", "b"],
+        ["evaluate", "--split", "val", "--split", "train"],
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused(
+    words: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "is given twice" in said(words, capsys)
+
+
+def test_no_words_at_all_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Usage: tiny-transformer" in said([], capsys, ExitCode.OK)
+
+
+def test_prompts_may_stand_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "tiny_transformer.generation.command.run_generate", lambda options, settings, notes: seen.append(options)
+    )
+    (home / "runs/demo/last").mkdir(parents=True)
+    for words in (["Once"], ["Once upon", "a hen"], ["runs/demo", "Once"], ["--prompt", "Once"], []):
+        assert run(["generate", *words]) == 0
+    assert [options.prompt for options in seen] == ["Once", "Once upon a hen", "Once", "Once", "Once upon a time"]
+    assert [options.checkpoint for options in seen] == [None, None, Path("runs/demo"), None, None]
+
+
+# --- how long
+
+
+@pytest.mark.parametrize("name", ["steps", "max_train_minutes", "eval_steps", "save_steps", "early_stopping_patience"])
+def test_null_takes_a_number_out_of_a_config(name: str, asked: list[Any]) -> None:
+    Path("r.yaml").write_text(
+        "training: {steps: 9, max_train_minutes: 4, eval_steps: 5, save_steps: 5, early_stopping_patience: 2}\n"
+    )
+    more = ["--early_stopping_patience", "null"] * (name == "eval_steps")
+    for nothing in ("null", "None"):
+        assert run(["train", "r.yaml", f"--{name}", nothing, *more]) == 0
+        assert getattr(asked[-1].config.training, name) is None
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--steps", "20"), ("--max_tokens", "5000"), ("--epochs", "2")])
+def test_a_length_of_the_command_line_is_stronger_than_that_of_a_file(
+    flag: str, value: str, asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("r.yaml").write_text("training: {steps: 9, max_train_minutes: 4}\n")
+    told = said(["train", "r.yaml", flag, value], capsys, ExitCode.OK)
+    training = asked[-1].config.training
+    assert getattr(training, flag[2:]) == float(value)
+    assert training.max_train_minutes is None and training.steps in (None, 20)
+    assert "not max_train_minutes 4.0 of the config" in told
+    both = said(["train", "r.yaml", flag, value, "--max_train_minutes", "3"], capsys, ExitCode.OK)
+    assert asked[-1].config.training.max_train_minutes == 3  # both were asked for: whichever ends first
+    assert "max_train_minutes" not in both
+
+
+def test_minutes_on_the_command_line_leave_the_steps_of_a_file(asked: list[Any]) -> None:
+    Path("r.yaml").write_text("training: {steps: 9}\n")
+    assert run(["train", "r.yaml", "--max_train_minutes", "3"]) == 0
+    training = asked[-1].config.training
+    assert (training.steps, training.max_train_minutes) == (9, 3)
+
+
+def test_epochs_are_so_many_times_the_tokens() -> None:
+    meta: Any = SimpleNamespace(source="s", tokenizer="byte", request={}, train=SimpleNamespace(num_tokens=1001))
+    for key in ("epochs", "num_train_epochs", "num_epochs", "max_epochs"):
+        config = load_run_config({"training": {key: 2.5}})
+        assert as_read(config, meta).training.max_tokens == 2503
+        assert as_read(as_read(config, meta), meta).training.max_tokens == 2503  # taken up again
+    assert as_read(load_run_config({"training": {"epochs": 2, "max_tokens": 900}}), meta).training.max_tokens == 900
+
+
+# --- the home directory, and what a console can show
+
+
+def test_the_home_directory_is_meant_wherever_a_path_is(home: Path, asked: list[Any]) -> None:
+    (home / "home/my.txt").write_text(Path("my.txt").read_text())
+    (home / "home/r.yaml").write_text("{out_dir: ~/r, data: {data_dir: ~/d}}")
+    assert run(["prepare", "--source=~/my.txt", "--out_dir=~/x", "--tokenizer", "byte"]) == 0
+    assert (home / "home/x/meta.json").is_file() and not Path("~").exists()
+    assert run(["train", "--config=~/r.yaml"]) == 0
+    assert (asked[-1].config.out_dir, asked[-1].config.data.data_dir) == (home / "home/r", home / "home/d")
+    assert run(["train", "--data_dir=~/x", "training.out_dir=~/y"]) == 0
+    assert (asked[-1].config.out_dir, asked[-1].config.data.data_dir) == (home / "home/y", home / "home/x")
+    assert run(["inspect", "~/x"]) == 0
+
+
+def test_names_are_never_markup(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("m[/bold]", "we ird [x] é"):
+        Path(name).mkdir(parents=True)
+        Path(name, "x[red].txt").write_text(Path("my.txt").read_text())
+        out_dir = f"out_{name}"
+        assert run(["prepare", "--source", f"{name}/x[red].txt", "--out_dir", out_dir, "--tokenizer", "byte"]) == 0
+        told = capsys.readouterr().out
+        assert f"{name}/x[red].txt in {out_dir}" in " ".join(told.split())
+        command = told.split("next: tiny-transformer ")[1].strip()
+        import shlex
+
+        assert shlex.split(command)[:3] == ["train", "--data_dir", out_dir]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_console_that_cannot_show_a_character_shows_another(home: Path, encoding: str) -> None:
+    Path("鸡 é.txt").write_text(Path("my.txt").read_text())
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    words = ["prepare", "--source", "鸡 é.txt", "--out_dir", "鸡", "--tokenizer", "byte"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tiny_transformer", *words], env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout and b"next: tiny-transformer train" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "first", "shows"),
+    [
+        ("prepare_dataset", "[OPTIONS] [TEXT]", "[default: wiki-intros]"),
+        ("train", "[OPTIONS]", "--minutes"),
+        ("sample", "[OPTIONS] [TEXT]...", "--prompt"),
+    ],
+)
+def test_a_module_shows_a_usage_that_works(module: str, first: str, shows: str) -> None:
+    name = f"tiny_transformer.{module}"
+    done = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, check=True)
+    page = " ".join(done.stdout.split())
+    assert f"Usage: python -m {name} {first}" in page
+    assert shows in page
+    wrong = subprocess.run([sys.executable, "-m", name, "--nonsense"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == ExitCode.USAGE
+    assert f"python -m {name} --help" in wrong.stderr or "no such option or key" in wrong.stderr
+
+
+def test_the_module_reads_the_source_that_it_is_given(home: Path) -> None:
+    words = ["--source", "my.txt", "--out_dir", "d", "--tokenizer", "byte"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tiny_transformer.prepare_dataset", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "my.txt in d" in done.stdout

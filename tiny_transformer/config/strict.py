@@ -1,0 +1,28 @@
+"""Values that look like one thing and would be read as another: a truth for a number, a text, a number without end."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args, get_origin
+
+
+def lookalike(value: Any, annotation: Any) -> str | None:
+    """What is wrong with a value for a field of that type, or None; what is plainly wrong is left to the schema.
+
+    `true` would be 1 (and so would YAML's `yes`), "5" would be 5, 1 would be true, and nothing is larger than `.inf`.
+    """
+    if get_origin(annotation) is tuple and isinstance(value, (list, tuple)):
+        inner = get_args(annotation)[0]
+        return next((problem for item in value if (problem := lookalike(item, inner))), None)
+    kinds = {annotation, *get_args(annotation)}
+    if bool in kinds:
+        return None if isinstance(value, bool) or value is None else "neither true nor false"
+    if not kinds & {int, float}:
+        return None
+    if isinstance(value, bool):
+        return f"a number is needed, and this is {str(value).lower()} (YAML reads yes, no, on and off as that)"
+    if isinstance(value, str) and str not in kinds:
+        return "a number is needed, and this is text"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number is needed"
+    return None
