@@ -97,7 +97,7 @@ def _pretrain(request: Request, processes: Processes, console: Console) -> RunRe
     dataset = dataset or open_training_data(config, console)
     begun = time.monotonic()
     if request.chooses and not request.resume:
-        config = take_choice(config, dataset, hardware, processes, console)
+        config = take_choice(config, dataset, hardware, processes, console, explain=request.explain)
     config = fit_vocabulary(config, dataset, console)
     if processes.world_size == 1:
         check_memory(config, hardware, console)
