@@ -19,10 +19,9 @@ from typing import Any
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import read_manifest
 from tiny_transformer.storage.lock import LOCK_NAME, is_alive
-from tiny_transformer.storage.runs import NOT_FINITE_FILE
+from tiny_transformer.storage.runs import NOT_FINITE_FILE, SKILLS_FILE
 
 _STEP = re.compile(r"step-(\d{8,18})")
-SKILLS_NAME = "skills.json"
 MAX_JSON_BYTES = 16 << 20  # far above any run_info.json, samples.json or config.yaml
 
 
@@ -51,7 +50,7 @@ class RunFiles:
     checkpoints: list[StepDirectory]  # by step
     samples: list[dict[str, Any]]
     problems: list[str] = field(default_factory=list)
-    skills: dict[str, Any] = field(default_factory=dict)  # what `evaluate --skills --json` says, where it was kept
+    skills: dict[str, Any] = field(default_factory=dict)  # what `evaluate --skills` found
     not_finite: dict[str, Any] = field(default_factory=dict)  # where its numbers stopped being numbers
 
     @property
@@ -112,7 +111,7 @@ def read_run(path: Path) -> RunFiles:
         config_comments=comments,
         log=_read_log(path / "log.jsonl", problems),
         checkpoints=read_checkpoints(path),
-        skills=_object(_read_parsed(path / SKILLS_NAME, json.loads, problems)),
+        skills=_object(_read_parsed(path / SKILLS_FILE, json.loads, problems)),
         not_finite=_object(_read_parsed(path / NOT_FINITE_FILE, json.loads, problems)),
         samples=[s for s in samples if isinstance(s, dict)],
         problems=problems,

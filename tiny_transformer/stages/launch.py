@@ -13,7 +13,7 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.prepare.command import is_prepared, prepare_with_progress
 from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.errors import UserError
-from tiny_transformer.storage.runs import CONFIG_FILE, NOT_FINITE_FILE, holds_a_run
+from tiny_transformer.storage.runs import CONFIG_FILE, NOT_FINITE_FILE, SKILLS_FILE, holds_a_run
 from tiny_transformer.training.plan import FILE as PLAN_FILE
 
 
@@ -133,5 +133,14 @@ def clear_run(run_dir: Path) -> None:
         (run_dir / name).unlink(missing_ok=True)
     for path in run_dir.glob("step-*"):
         shutil.rmtree(path)
-    for name in ("log.jsonl", "samples.json", "report.html", "loss.svg", NOT_FINITE_FILE, PLAN_FILE, CONFIG_FILE):
+    for name in (
+        "log.jsonl",
+        "samples.json",
+        "report.html",
+        "loss.svg",
+        SKILLS_FILE,
+        NOT_FINITE_FILE,
+        PLAN_FILE,
+        CONFIG_FILE,
+    ):
         (run_dir / name).unlink(missing_ok=True)

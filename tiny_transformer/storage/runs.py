@@ -21,6 +21,7 @@ from tiny_transformer.storage.manifest import Manifest, read_manifest, verify
 
 CONFIG_FILE = "config.yaml"
 NOT_FINITE_FILE = "not_finite.json"  # where a run ended whose numbers stopped being numbers; gone once it is resumed
+SKILLS_FILE = "skills.json"  # what `evaluate --skills` found, for the report
 STATE_DIRECTORY, STATE_FILE = "trainer_state", "state.json"  # in a checkpoint, beside the weights
 _STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
 
