@@ -179,7 +179,9 @@ class Run:
     def _records(self, stack: ExitStack) -> tuple[StepLog, Callable[[dict[str, Any]], None]]:
         """Write config.yaml; open log.jsonl at the step where the run stands, and give what takes a line of it."""
         settings = self.config.model_dump(mode="json")
-        loggers = Loggers(self.config.training.loggers, self.run.path, settings, self.state.step)
+        loggers = Loggers(
+            self.config.training.loggers, self.run.path, settings, self.state.step, tell=self.console.print
+        )
         stack.callback(loggers.close)
         log = StepLog(self.run.path / "log.jsonl")
         stack.callback(log.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -62,7 +63,8 @@ class TrainingProgress:
             left = (now - self._started) / (state.step - self._first) * (self._total - state.step)
             done = f"step {state.step:{len(f'{self._total:,}')},}/{self._total:,}"
             eta = str(timedelta(seconds=round(left)))
-            self._console.print(f"{done}  {figures}  ETA {eta}{validation}", highlight=False)
+            with suppress(OSError):  # whoever read the lines has left; the run goes on
+                self._console.print(f"{done}  {figures}  ETA {eta}{validation}", highlight=False)
 
     def length(self, total_steps: int) -> None:
         """The run will have this many steps."""

@@ -41,7 +41,10 @@ EXPLAINS = {
     "rate too low": {"stuck", "clipped every step"},
     "batch too small": {"clipped every step", "stuck"},
 }
-HEALTHY = f"Nothing unusual: {len(CHECKS)} checks of the loss, the updates, the data and the time found nothing wrong."
+HEALTHY = (
+    f"Nothing unusual in the training: {len(CHECKS)} checks of loss, updates, data and time found nothing wrong. "
+    "How good the model is, the loss tells."
+)
 TOO_SHORT = "Nothing unusual in what was logged, but that is too few steps to call this run healthy."
 
 
