@@ -34,10 +34,11 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     running.small_validation,
 )
 # What follows from a finding is not told beside it.
+RATE_TOO_HIGH = {"stuck", "no warm-up", "batch too small", "clipped every step", "overfitting", "dead layers"}
 EXPLAINS = {
-    "diverged": {"rate too high", "stuck", "no warm-up", "batch too small", "clipped every step", "overfitting"},
+    "diverged": {*RATE_TOO_HIGH, "rate too high"},
     "below the floor": {"overfitting", "rate too high", "batch too small"},
-    "rate too high": {"stuck", "no warm-up", "batch too small", "clipped every step", "overfitting"},
+    "rate too high": RATE_TOO_HIGH,
     "rate too low": {"stuck", "clipped every step"},
     "batch too small": {"clipped every step", "stuck"},
 }
