@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## stories -> tokens -> a small Qwen3 trained for MINUTES -> samples and a report
-	@$(BIN)/tiny-transformer train --config configs/demo.yaml --max_train_minutes $(MINUTES) --out_dir runs/demo --overwrite
+	@$(BIN)/tiny-transformer train --config configs/demo.yaml --max_train_minutes $(MINUTES) --continue
 
 # Two processes with a thread each: on two cores, threads of two processes would wait for each other.
 test: $(STAMP) $(OLD_TRANSFORMERS)/.installed  ## everything: the fast suite, the slow tests, those of clocks (alone), the faults

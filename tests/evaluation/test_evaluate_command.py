@@ -120,6 +120,8 @@ def test_skills_of_fresh_stories_and_of_the_split(evaluate: Screen) -> None:
     for words in ("pronoun", "ordering", "things told once more", "stop", "90-100 %", "6 stories; the model pays"):
         assert words in shown
     fresh = json.loads(evaluate(skills=True, num_stories=6, as_json=True))
+    kept = json.loads((Path(fresh["checkpoint"]).resolve().parent / "skills.json").read_text())
+    assert [row["lost"] for row in kept["skills"]] == [row["lost"] for row in fresh["skills"]]
     assert fresh["stories"] == "fresh stories"
     lost = [row["lost"] for row in fresh["skills"]]
     assert lost == sorted(lost, reverse=True)

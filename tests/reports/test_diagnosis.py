@@ -41,7 +41,7 @@ WORDS = {
     "evaluates all the time": "Evaluation took ",
     "saves all the time": "Saving took ",
     "eight tokens a step": "The batch is too small: ",
-    "no warm-up": "the first steps ran at 0.5, the full learning rate.",
+    "no warm-up": "the first steps ran at 0.5, the full learning rate (and Muon at 0.02).",
     "tiny validation split": "The validation split is tiny: 2,6",
     "stopped half-way": "Stopped before the decay ended: at step 60 of 120 ",
 }
@@ -116,7 +116,7 @@ def test_a_check_that_fails_is_named_and_takes_nothing_with_it(monkeypatch: pyte
 
 def test_a_short_log_is_not_called_healthy() -> None:
     assert "too few steps to call this run healthy" in diagnosis_section([], 9)
-    assert "Nothing unusual: 16 checks" in diagnosis_section([], 10)
+    assert "Nothing unusual in the training: 16 checks" in diagnosis_section([], 10)
     assert diagnosis_section([], 0) == ""
 
 
@@ -175,6 +175,7 @@ def test_speed_is_judged_by_what_lasts() -> None:
     assert keys_of(evidence(tokens_per_second=lambda i: 9000.0 if i < 70 else 4000.0)) == ["slowed down"]
     assert keys_of(evidence(tokens_per_second=lambda i: 9000.0 if i % 10 else 1000.0)) == []
     assert keys_of(evidence(tokens_per_second=lambda i: 9000.0 if i < 70 else 5000.0)) == []
+    assert keys_of(evidence(tokens_per_second=lambda i: (9000.0, 3000.0)[i % 3 == 0] if i < 70 else 3900.0)) == []
     (finding,) = diagnose(evidence(tokens_per_second=lambda i: 9000.0 if i < 70 else 4000.0))
     assert finding.what == "Since step 1,420 the run makes 4,000 tokens a second; before, it made 9,000."
 
@@ -223,6 +224,14 @@ def test_a_loss_that_began_above_a_blind_guess_and_falls_is_no_fault_of_the_rate
         {"step": s, "num_tokens": 1000 * s, "loss": 20 - s, "update_ratios": {"layers.0": 0.01}} for s in range(1, 6)
     ]
     assert diagnose(Evidence(log, {}, {"tokenizer": {"vocab_size": 1024}})) == []
+
+
+@pytest.mark.parametrize(("largest", "expected"), [(0.3, []), (0.7, ["rate too high"])])
+def test_an_update_that_replaces_a_layer_is_too_much_whatever_became_of_the_loss(
+    largest: float, expected: list[str]
+) -> None:
+    found = diagnose(evidence(update_ratios=lambda i: {"layers.0": largest if i == 3 else 0.01}))
+    assert [finding.key for finding in found] == expected
 
 
 def test_a_run_that_diverged_is_told_its_step_and_its_cause() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tiny_transformer.stages.minutes.autopilot import (
     settings,
 )
 from tiny_transformer.stages.minutes.calibration import overlay
+from tiny_transformer.stages.minutes.words import LINES, SALAD, level_of, promise
 from tiny_transformer.stages.summary import announce
 from tiny_transformer.training.plan import make_plan
 
@@ -161,6 +163,44 @@ def test_sequences_hold_a_document_of_average_length() -> None:
     assert Corpus(60, 10, 1, 257).seq_len == 32  # hardly any text
 
 
+@pytest.mark.parametrize(
+    ("minutes", "corpus", "words"),
+    [
+        (
+            1,
+            STORIES,
+            "1 minute buys about this on simple text: word salad in the right words; readable lines that lose",
+        ),
+        (4, STORIES, "4 minutes buy about this on simple text: readable lines that lose their thread; short passages"),
+        (1000, Corpus(10**10, 10**8, 10**7, 4096), "1000 minutes buy about this on simple text: short passages."),
+        (10, Corpus(25_000, 600, 12, 512), "word salad in the right words; readable lines that lose their thread need"),
+    ],
+)
+def test_the_minutes_are_told_in_what_they_buy(minutes: float, corpus: Corpus, words: str) -> None:
+    said = promise(minutes, chosen(minutes, corpus), lambda m: chosen(m, corpus))
+    assert words in said
+    assert not re.search(r"excess|Hoffmann|D\^", said)
+
+
+def test_the_next_better_thing_takes_as_long_as_is_said() -> None:
+    said = promise(1, chosen(1), chosen)
+    match = re.search(r"take about (\d+) minutes", said)
+    assert match
+    enough = float(match[1])
+    assert level_of(chosen(enough)) == LINES
+    assert level_of(chosen(enough / 2)) == SALAD
+
+
+def test_the_arithmetic_is_shown_on_request_only(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "_step_seconds", lambda config, dataset, hardware, budget: 0.02)
+    told = auto(tiny_data, "steps=2")
+    assert "--explain shows why." in told
+    assert not re.search(r"excess|Hoffmann|D\^|->", told)
+
+
 def test_what_a_person_set_stays() -> None:
     config = load_run_config({"model": {"num_hidden_layers": 3}, "training": {"learning_rate": 2e-3, "batch_size": 5}})
     taken = overlay(config, settings(chosen(4), STORIES, on_cpu=True))
@@ -188,7 +228,8 @@ def test_a_run_keeps_its_choice_when_it_is_resumed(
     """Stopped at once, gone on with: nothing is timed or chosen again, and shape and batch are those of the start."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(calibration, "_step_seconds", lambda config, dataset, hardware, budget: 0.02)
-    told = auto(tiny_data, "steps=3")
+    told = auto(tiny_data, "steps=3", explain=True)
+    assert "0.05 minutes buy about this on simple text: word salad in the right words" in told
     assert "what 0.05 minutes buy" in told and "->" in told
     assert all(word in told for word in ("Hoffmann", "Muennighoff", "Step Law"))
     config = (tmp_path / "runs/stories/config.yaml").read_text().split("\n", 2)[2]
@@ -213,7 +254,13 @@ def test_a_shape_that_a_person_set_is_timed_and_kept(
     monkeypatch.setattr(calibration, "_step_seconds", lambda config, dataset, hardware, budget: 0.02)
     shape = ["hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2", "num_key_value_heads=1"]
     told = auto(
-        tiny_data, f"model.model_type={model_type}", *shape, "model.head_dim=16", "steps=2", "micro_batch_size=3"
+        tiny_data,
+        f"model.model_type={model_type}",
+        *shape,
+        "model.head_dim=16",
+        "steps=2",
+        "micro_batch_size=3",
+        explain=True,
     )
     assert "yours x 2" in told and told.count("as you set it") == 2  # the shape and the batch
     config = load_run_config(tmp_path / "runs/stories/config.yaml")

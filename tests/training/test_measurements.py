@@ -71,7 +71,7 @@ def test_movement_equals_norms_taken_by_hand() -> None:
 def test_each_line_tells_of_parts_time_and_memory(tiny_data: Path, tmp_path: Path) -> None:
     outcome = run_tiny(tiny_data, tmp_path / "r", log_steps=3)
     log = log_of(tmp_path / "r")
-    assert [row["step"] for row in log] == [3, 5, 6, 9, 10, 12]
+    assert [row["step"] for row in log] == [1, 2, 3, 5, 6, 9, 10, 12]
     for row in log:
         assert (
             set(row["update_ratios"]) == set(row["part_grad_norms"]) == {"embed_tokens", "layers.0", "layers.1", "norm"}
@@ -80,6 +80,7 @@ def test_each_line_tells_of_parts_time_and_memory(tiny_data: Path, tmp_path: Pat
         whole = math.sqrt(sum(norm**2 for norm in row["part_grad_norms"].values()))
         assert whole == pytest.approx(min(1.0, row["grad_norm"]), rel=1e-3)  # after clipping, all parts together
         assert 10_000_000 < row["peak_memory_bytes"] < 10**11
+        assert row["muon_learning_rate"] == pytest.approx(10 * row["learning_rate"])  # 0.01 beside 0.001
     seconds = log[-1]["seconds"]
     assert set(seconds) == {"data", "forward_backward", "optimizer", "evaluations", "logging", "saves"}
     assert all(value >= 0 for value in seconds.values())
@@ -102,7 +103,7 @@ def test_weights_are_only_copied_at_logged_steps(
     made = []
     monkeypatch.setattr(loop, "UpdateStats", lambda model, sharing: made.append(1) or UpdateStats(model))
     run_tiny(tiny_data, tmp_path / "r", log_steps=5, eval_steps=None)
-    assert len(made) == 3  # of 12 steps: 5, 10 and the last
+    assert len(made) == 6  # of 12 steps: 1, 2, 4, 5, 10 and the last
 
 
 def test_peak_memory_grows_with_what_is_held() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import TINY, fingerprint, log_without_clock, run_tiny
+from rich.console import Console
+from run_helpers import TINY, fingerprint, log_without_clock, run_tiny, tiny_request
 from torch import nn
 
 from tiny_transformer.config.load import load_run_config
@@ -22,6 +24,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware, agrees_with_float64
 from tiny_transformer.models import build_model
 from tiny_transformer.stages import run as stage
+from tiny_transformer.stages.run import pretrain
 from tiny_transformer.storage.runs import holds_a_run
 from tiny_transformer.training import loss_scale, modifiers, muon
 from tiny_transformer.training.gradient import compute_gradient
@@ -170,6 +173,30 @@ def test_loggers_get_the_numbers_of_every_logged_step(
     assert 0 < told[-1][1]["update_ratios/layers.1"] < 1  # groups arrive as single figures
     assert all(isinstance(value, (int, float)) for value in told[-1][1].values())
     assert ended == ["finish"]
+
+
+def test_a_logger_that_fails_ends_no_run_and_is_told_once(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def log(numbers: dict[str, Any], step: int) -> None:
+        told.append(step)
+        if step == 2:
+            raise ConnectionError("no route to host")
+
+    def finish() -> None:
+        raise ConnectionError("still none")
+
+    fake = types.ModuleType("trackio")
+    fake.__dict__.update(init=lambda **options: None, log=log, finish=finish)
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    screen = io.StringIO()
+    request = tiny_request(tiny_data, tmp_path / "r", steps=4, loggers=["trackio"])
+    assert pretrain(request, Console(file=screen, width=200)).status == "finished"
+    assert told == [1, 2]
+    assert "a logger failed at step 2 and gets no more figures: ConnectionError: no route to host" in screen.getvalue()
+    assert "a logger could not be closed: ConnectionError: still none" in screen.getvalue()
 
 
 def test_tensorboard_gets_each_step_and_forgets_what_a_resumed_run_does_again(

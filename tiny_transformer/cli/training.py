@@ -179,6 +179,16 @@ def train(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in out_dir.")] = False,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "--continue",
+            help="Resume the newest run of this config if it was interrupted, else make a new one beside it.",
+        ),
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the arithmetic behind what --minutes chooses.")
+    ] = False,
 ) -> None:
     """Train a language model, then show its loss, three samples and a report.
 
@@ -220,7 +230,16 @@ def train(
             "--minutes and --max_train_minutes exclude each other", where="command line", remedy="give one of them"
         )
     console = Console()
-    status = run_training(config, overrides, resume=resume, overwrite=overwrite, console=console, minutes=minutes)
+    status = run_training(
+        config,
+        overrides,
+        resume=resume,
+        overwrite=overwrite,
+        console=console,
+        minutes=minutes,
+        go_on=go_on,
+        explain=explain,
+    )
     if status == "stopped":
         raise typer.Exit(ExitCode.STOPPED)
 

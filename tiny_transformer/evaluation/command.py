@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,8 @@ from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_storie
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
-from tiny_transformer.storage.runs import load_identity
+from tiny_transformer.storage import atomic_write
+from tiny_transformer.storage.runs import SKILLS_FILE, holds_a_run, load_identity
 
 BATCH_SIZE = 16
 SPLITS = ("val", "train")
@@ -96,6 +98,8 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
     if options.skills:
         report = measure_skills(subject.model, _stories(subject, options, notes), _reading(subject))
         check: FloorCheck | None = report.check
+        if options.split is None:
+            _keep_for_the_report(opened.path, report, notes)
         if options.as_json:
             told = options.split or "fresh stories"
             print(json.dumps({**facts, "stories": told, **_skills_json(report)}, indent=2))
@@ -207,6 +211,19 @@ def _split_meta(dataset: Dataset, split: str) -> SplitMeta:
 
 # --- what is shown
 # -------------------------------------------------------------------------------------------------------
+
+
+def _keep_for_the_report(checkpoint: Path, report: SkillReport, notes: Console) -> None:
+    """Leave the figures in the checkpoint's run, where the report finds them; a run that cannot be written to does
+    without."""
+    run_dir = checkpoint.resolve().parent
+    if not holds_a_run(run_dir):
+        return
+    with suppress(OSError, UserError):
+        atomic_write(run_dir / SKILLS_FILE, json.dumps(_skills_json(report), indent=2, allow_nan=True) + "\n")
+        notes.print(
+            f"[dim]kept for the page: tiny-transformer report {run_dir.name} says it in words[/]", soft_wrap=True
+        )
 
 
 def show_loss(loss: SplitLoss, meta: SplitMeta, split: str, console: Console) -> None:

@@ -19,6 +19,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 path { fill: none; stroke-linejoin: round; }
 path.grid { stroke: #ebe9e4; }
 path.clipped { fill: #5c6470; }
+text.clipped { paint-order: stroke; stroke: #ffffff; stroke-width: 4px; }
 path.raw { stroke: #2f6db3; stroke-opacity: 0.3; }
 path.train { stroke: #2f6db3; stroke-width: 2.2; }
 path.val { stroke: #c2560c; stroke-width: 2; }
@@ -31,6 +32,7 @@ text.floor { fill: #17795e; }
   text { fill: #9aa1ac; }
   path.grid { stroke: #292d34; }
   path.clipped { fill: #9aa1ac; }
+  text.clipped { stroke: #14161a; }
   path.raw, path.train { stroke: #79b0ee; }
   path.val { stroke: #f2985a; }
   path.floor { stroke: #5cc4a3; }
@@ -52,7 +54,7 @@ def loss_svg(log: list[dict[str, Any]], floor: float | None) -> str:
         return ""
     smooth = smoothed(losses)
     frame = _Frame.around(steps, smooth, (val_steps, val_losses), floor)
-    parts = [frame.grid(), frame.clipped(steps, losses)]
+    parts = [frame.grid()]
     kept = thinned(losses, MAX_POINTS)
     parts.append(frame.curve("raw", steps[kept], losses[kept]))
     parts.append(frame.curve("train", steps[kept], smooth[kept]))
@@ -69,7 +71,7 @@ def loss_svg(log: list[dict[str, Any]], floor: float | None) -> str:
         parts.append(f'<path class="floor" d="M{LEFT} {frame.y(floor):.1f}H{RIGHT}"/>')
     places = np.cumsum([LEFT] + [9 * len(name) + 24 for _, name in names])
     parts += [f'<text class="{k}" x="{x}" y="18">{name}</text>' for (k, name), x in zip(names, places, strict=False)]
-    body = "\n".join(parts)
+    body = "\n".join([*parts, frame.clipped(steps, losses)])
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">
 <title>Loss by step</title>
 {_STYLE}
@@ -123,7 +125,9 @@ class _Frame:
         peak = max(peaks, key=lambda i: losses[i])
         is_left = self.x(steps[peak]) < (LEFT + RIGHT) / 2
         x, anchor = self.x(steps[peak]) + (9 if is_left else -9), "start" if is_left else "end"
-        words = f'<text x="{x:.1f}" y="{TOP + 10}" text-anchor="{anchor}">up to {losses[peak]:.3f}</text>'
+        words = (
+            f'<text class="clipped" x="{x:.1f}" y="{TOP + 10}" text-anchor="{anchor}">up to {losses[peak]:.3f}</text>'
+        )
         return "\n".join([*marks, words])
 
     def grid(self) -> str:

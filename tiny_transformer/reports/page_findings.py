@@ -11,6 +11,7 @@ from tiny_transformer.reports.page import esc
 from tiny_transformer.reports.run_reader import number
 
 KNOWN = 0.1  # nats lost on a choice: a tenth more surprise than it must cost
+MOST_LACKING = 4  # told in words
 # What each kind of `seconds` is called, in the order of the bar.
 KINDS = {
     "forward_backward": "forward and backward",
@@ -53,7 +54,8 @@ def knowledge_section(skills: dict[str, Any]) -> str:
     parts = ["<p>It knows: " + esc("; ".join(known)) + ".</p>"] if known else []
     if lacking:
         worst = [words for _, words in sorted(lacking, reverse=True)]
-        parts.append("<p>It does not know yet: " + esc("; ".join(worst)) + ".</p>")
+        more = f"; and {len(worst) - MOST_LACKING} things that cost less" if len(worst) > MOST_LACKING else ""
+        parts.append(f"<p>It does not know yet: {esc('; '.join(worst[:MOST_LACKING]))}{more}.</p>")
     return f'<section id="knowledge"><h2>What it knows</h2>{"".join(parts)}</section>'
 
 

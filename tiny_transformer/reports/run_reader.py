@@ -21,11 +21,10 @@ from tiny_transformer.storage import read_manifest
 from tiny_transformer.storage.lock import owner_of
 from tiny_transformer.storage.marks import marked_checkpoint
 from tiny_transformer.storage.reading import MAX_LOG_BYTES, open_regular, read_regular
-from tiny_transformer.storage.runs import NOT_FINITE_FILE
+from tiny_transformer.storage.runs import NOT_FINITE_FILE, SKILLS_FILE
 from tiny_transformer.storage.step_log import log_problem
 
 _STEP = re.compile(r"step-(\d{8,18})")
-SKILLS_NAME = "skills.json"
 MAX_JSON_BYTES = 16 << 20  # far above any run_info.json, samples.json or config.yaml
 
 
@@ -54,7 +53,7 @@ class RunFiles:
     checkpoints: list[StepDirectory]  # by step
     samples: list[dict[str, Any]]
     problems: list[str] = field(default_factory=list)
-    skills: dict[str, Any] = field(default_factory=dict)  # what `evaluate --skills --json` says, where it was kept
+    skills: dict[str, Any] = field(default_factory=dict)  # what `evaluate --skills` found
     not_finite: dict[str, Any] = field(default_factory=dict)  # where its numbers stopped being numbers
 
     @property
@@ -121,7 +120,7 @@ def read_run(path: Path) -> RunFiles:
         config_comments=comments,
         log=log,
         checkpoints=checkpoints,
-        skills=_object(_read_parsed(path / SKILLS_NAME, json.loads, problems)),
+        skills=_object(_read_parsed(path / SKILLS_FILE, json.loads, problems)),
         not_finite=_object(_read_parsed(path / NOT_FINITE_FILE, json.loads, problems)),
         samples=[s for s in samples if isinstance(s, dict)],
         problems=problems,

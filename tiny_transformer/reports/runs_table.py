@@ -65,7 +65,7 @@ class RunSummary:
 
     @property
     def source(self) -> str:
-        """What the text is called, without folder and suffix: the newest checkpoint tells, or the settings."""
+        """What the text is called, without folder and suffix: in the newest checkpoint, else in the settings."""
         told = section(self.info, "data").get("source")
         if told is None:
             with suppress(OSError, ValueError), (self.path / CONFIG_FILE).open(encoding="utf-8") as file:

@@ -29,6 +29,8 @@ def run_training(
     overwrite: bool,
     console: Console,
     minutes: float | None = None,
+    go_on: bool = False,
+    explain: bool = False,
 ) -> str:
     """Train as a config and overrides say.
 
@@ -40,6 +42,8 @@ def run_training(
         console: where progress and results are shown.
         minutes: choose whatever config and overrides leave open to make the most of this time; a resumed run keeps
             what was chosen at its start.
+        go_on: resume the newest run of this config if it was interrupted; otherwise make a new one beside it.
+        explain: show the arithmetic behind what `minutes` chooses.
 
     Returns:
         `finished`, `stopped_early` or `stopped`.
@@ -49,6 +53,14 @@ def run_training(
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", where="command line", remedy="give one of them")
+    if go_on and (resume or overwrite):
+        raise UserError(
+            "--continue decides by itself between resuming and a new run",
+            where="command line",
+            remedy="leave out --resume and --overwrite",
+        )
+    if go_on and (run_dir := _interrupted(config, overrides, console)):
+        config, overrides, minutes, resume = None, [f"out_dir={run_dir}"], None, True
     if minutes is not None:
         overrides = [*overrides, f"training.max_train_minutes={minutes}"]
     with one_voice():
@@ -79,6 +91,7 @@ def run_training(
         resume=resume,
         overwrite=overwrite,
         chooses=minutes is not None,
+        explain=explain,
     )
     if resume and config is None and checked.out_dir is None:
         run_dir = choose_run_dir(request)
@@ -159,6 +172,33 @@ def one_voice() -> Generator[None]:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             raise
         raise SystemExit(error.exit_code) from None
+
+
+def _interrupted(config: str | None, overrides: Sequence[str], console: Console) -> Path | None:
+    """The newest run of a config, when it was interrupted; says what becomes of it."""
+    from tiny_transformer.reports.runs_table import list_runs
+
+    base = load_run_config(config, overrides).out_dir or Path("runs") / config_name(config)
+    found = list_runs(base, *base.parent.glob(f"{base.name}-[0-9]*"))
+    newest = max(found, key=lambda run: _begun(run.path), default=None)
+    if newest is None:
+        return None
+    if newest.state not in ("stopped", "running"):
+        console.print(
+            f"{newest.path} is {newest.state} and stays as it is: this is a new run beside it", highlight=False
+        )
+        return None
+    console.print(
+        f"{newest.path} was interrupted: going on with it as it was planned (a new run instead: --out_dir another)",
+        highlight=False,
+    )
+    return newest.path
+
+
+def _begun(run_dir: Path) -> float:
+    """When a run was last begun or taken up."""
+    saved = run_dir / "config.yaml"
+    return saved.stat().st_mtime if saved.exists() else 0.0
 
 
 def _own_config(out_dir: Path | None) -> str | None:

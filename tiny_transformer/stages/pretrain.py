@@ -56,7 +56,7 @@ class Pretraining(Stage):
         config = as_read(config, dataset.meta)
         begun = time.monotonic()
         if request.chooses and not request.resume:
-            config = take_choice(config, dataset, hardware, processes, console)
+            config = take_choice(config, dataset, hardware, processes, console, explain=request.explain)
         stage = cls(fit_vocabulary(config, dataset, console), dataset)
         stage.spent_seconds = time.monotonic() - begun
         return stage

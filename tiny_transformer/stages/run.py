@@ -181,7 +181,8 @@ class Run:
     def _records(self, stack: ExitStack) -> tuple[StepLog, Callable[[dict[str, Any]], None]]:
         """Write config.yaml; open log.jsonl at the step where the run stands, and give what takes a line of it."""
         settings, path = self.config.model_dump(mode="json"), self.directory.path
-        loggers = Loggers(self.config.training.loggers, path, settings, self.state.step)
+        names, tell = self.config.training.loggers, self.console.print
+        loggers = Loggers(names, path, settings, self.state.step, tell=tell)
         stack.callback(loggers.close)
         log = StepLog(path / "log.jsonl")
         stack.callback(log.close)

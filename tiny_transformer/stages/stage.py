@@ -47,6 +47,7 @@ class Request:
         resume: continue the run in `out_dir` (or the newest of that name).
         overwrite: replace a run that is already there.
         chooses: fill in what the config leaves open so that it makes the most of `max_train_minutes`.
+        explain: show the arithmetic behind that.
         command: the command line, for the record.
     """
 
@@ -57,6 +58,7 @@ class Request:
     resume: bool = False
     overwrite: bool = False
     chooses: bool = False
+    explain: bool = False
     command: list[str] = field(default_factory=lambda: list(sys.argv))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,12 @@ def surviving(what: str, console: Console) -> Generator[None]:
     """Tell what fails in the block, and go on."""
     try:
         yield
-    except UserError as error:
-        console.print(Text(f"\nno {what}: {error.what}" + (f" ({error.remedy})" if error.remedy else "")))
     except Exception as error:
-        console.print(Text(f"\nno {what}: {in_words(error)}. The run is not harmed; please report this line."))
+        more = ". The run is not harmed; please report this line."
+        if isinstance(error, UserError):
+            more = f" ({error.remedy})" if error.remedy else ""
+        with suppress(OSError):  # nobody may be reading any more
+            console.print(Text(f"\nno {what}: {in_words(error)}{more}"))
 
 
 def show_report(run_dir: Path, console: Console) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, in_words
 
 PROJECT = "tiny-transformer"
 Record = dict[str, Any]
@@ -26,12 +26,21 @@ class Loggers:
         run_dir: gives the run its name; TensorBoard writes into its folder `tensorboard`.
         settings: the resolved config, shown beside the curves.
         first_step: the step a resumed run continues from.
+        tell: takes a line about a logger that failed.
 
     Raises:
         UserError: one of them is not installed.
     """
 
-    def __init__(self, names: Iterable[str], run_dir: Path, settings: Record, first_step: int) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        run_dir: Path,
+        settings: Record,
+        first_step: int,
+        tell: Callable[[str], Any] = lambda words: None,
+    ) -> None:
+        self._tell = tell
         self._send: list[Callable[[Record, int], Any]] = []
         self._close: list[Callable[[], Any]] = []
         for name in names:
@@ -39,15 +48,23 @@ class Loggers:
             open_logger(run_dir, settings, first_step)
 
     def __call__(self, record: Record) -> None:
-        """Send the numbers of one line of log.jsonl; those inside a group as `group/name`."""
+        """Send the numbers of one line of log.jsonl; those inside a group as `group/name`. A logger that fails gets no
+        more of them: no picture elsewhere is worth a run."""
         numbers = {key: value for key, value in flat(record) if key != "step" and isinstance(value, (int, float))}
-        for send in self._send:
-            send(numbers, record["step"])
+        for send in list(self._send):
+            try:
+                send(numbers, record["step"])
+            except Exception as error:
+                self._send.remove(send)
+                self._tell(f"a logger failed at step {record['step']:,} and gets no more figures: {in_words(error)}")
 
     def close(self) -> None:
         """Let each write what it still holds."""
         for close in self._close:
-            close()
+            try:
+                close()
+            except Exception as error:
+                self._tell(f"a logger could not be closed: {in_words(error)}")
 
     def _tensorboard(self, run_dir: Path, settings: Record, first_step: int) -> None:
         needs("tensorboard")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -52,18 +53,18 @@ class TrainingProgress:
 
     def step(self, state: TrainState, tokens_per_second: float) -> None:
         """One more update has been made."""
-        figures = f"loss {state.metrics['loss']:.3f}"
-        if "val_loss" in state.metrics:
-            figures += f"  val {state.metrics['val_loss']:.3f}"
-        figures += f"  {tokens_per_second:,.0f} tokens/s"
-        self._bar.update(self._task, completed=state.step, figures=figures)
+        figures = f"loss {state.metrics['loss']:6.3f}  {tokens_per_second:9,.0f} tokens/s"
+        validation = f"  val {state.metrics['val_loss']:.3f}" if "val_loss" in state.metrics else ""
+        self._bar.update(self._task, completed=state.step, figures=figures + validation)
         now = time.monotonic()
         due = now - self._last_line >= PLAIN_LINE_SECONDS or state.step in (self._first + 1, self._total)
         if not self._console.is_terminal and due:
             self._last_line = now
             left = (now - self._started) / (state.step - self._first) * (self._total - state.step)
+            done = f"step {state.step:{len(f'{self._total:,}')},}/{self._total:,}"
             eta = str(timedelta(seconds=round(left)))
-            self._console.print(f"step {state.step}/{self._total}  {figures}  ETA {eta}", highlight=False)
+            with suppress(OSError):  # whoever read the lines has left; the run goes on
+                self._console.print(f"{done}  {figures}  ETA {eta}{validation}", highlight=False)
 
     def length(self, total_steps: int) -> None:
         """The run will have this many steps."""

@@ -34,14 +34,18 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     running.small_validation,
 )
 # What follows from a finding is not told beside it.
+RATE_TOO_HIGH = {"stuck", "no warm-up", "batch too small", "clipped every step", "overfitting", "dead layers"}
 EXPLAINS = {
-    "diverged": {"rate too high", "stuck", "no warm-up", "batch too small", "clipped every step", "overfitting"},
+    "diverged": {*RATE_TOO_HIGH, "rate too high"},
     "below the floor": {"overfitting", "rate too high", "batch too small"},
-    "rate too high": {"stuck", "no warm-up", "batch too small", "clipped every step", "overfitting"},
+    "rate too high": RATE_TOO_HIGH,
     "rate too low": {"stuck", "clipped every step"},
     "batch too small": {"clipped every step", "stuck"},
 }
-HEALTHY = f"Nothing unusual: {len(CHECKS)} checks of the loss, the updates, the data and the time found nothing wrong."
+HEALTHY = (
+    f"Nothing unusual in the training: {len(CHECKS)} checks of loss, updates, data and time found nothing wrong. "
+    "How good the model is, the loss tells."
+)
 TOO_SHORT = "Nothing unusual in what was logged, but that is too few steps to call this run healthy."
 
 

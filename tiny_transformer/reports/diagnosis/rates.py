@@ -21,6 +21,7 @@ LEAP = 0.2  # above the blind guess: a loss that leapt so far on the way has los
 # One update that moves the weights by this share of their norm: ten of them replace everything. The usual advice is a
 # thousandth; Adam starts near rate / size of a weight, a few hundredths at most.
 VIOLENT_UPDATE = 0.1
+REPLACED = 0.6  # one that moves them so far leaves little of what they held, whatever the loss does
 GOOD_FIRST_UPDATE = 0.02
 # All updates of a run together, had they all gone one way, as a share of the weights: below it the weights are still
 # what chance made them.
@@ -76,6 +77,8 @@ def rate_too_high(e: Evidence) -> Finding | None:
         words = f"the loss came no lower than {loss(smooth[low])}"
     elif is_violent and (leap := _late_leap(e)) is not None:
         words = f"at step {count(leap[0])} the loss leapt to {loss(leap[1])}, above that of untrained weights"
+    elif e.largest_update > REPLACED:
+        words = "a single update replaced most of what a layer held"
     else:
         return None
     more = f". {violence[0].upper()}{violence[1:]}" if (violence := _violence(e)) else ""

@@ -16,6 +16,7 @@ WORTHWHILE_EPOCHS = 4.0
 SLOWDOWN = 0.5  # half the speed of before: no cache and no clock rate explains that
 MIN_SHARE = 0.1  # of the run, on both sides of a change of speed
 LEAST_ROWS = 2  # likewise: a single one may be a hiccup
+SOMETIMES = 0.2
 MOST_OF_THE_TIME = 0.5
 MIN_SECONDS = 1.0  # shorter runs are tests; nobody waits for them
 # The loss of one token spreads about as widely as its mean, so the mean over n tokens is sure to 1 / sqrt(n) of it: one
@@ -60,7 +61,8 @@ def slowed_down(e: Evidence) -> Finding | None:
         return None
     at = max(places, key=lambda i: _contrast(values, weights, i))
     before, after = float(np.median(speed[:at])), float(np.median(speed[at:]))
-    if after > SLOWDOWN * before:
+    was_ever_slow = np.quantile(speed[:at], SOMETIMES) <= np.quantile(speed[at:], 1 - SOMETIMES)
+    if after > SLOWDOWN * before or was_ever_slow:  # a machine that is busy now and then
         return None
     return Finding(
         "slowed down",

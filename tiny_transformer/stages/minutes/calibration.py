@@ -1,14 +1,12 @@
-"""What `train --minutes` does before the run: time real steps of a few models, let `autopilot` choose, say why."""
+"""What `train --minutes` does before the run: time real steps of a few models and let `autopilot` choose."""
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import RunConfig
@@ -20,7 +18,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
 from tiny_transformer.parallel.processes import Processes
-from tiny_transformer.stages.minutes import autopilot
+from tiny_transformer.stages.minutes import autopilot, words
 from tiny_transformer.stages.minutes.autopilot import Candidate, Choice, Corpus, SpeedModel
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
@@ -37,7 +35,13 @@ GROWTH = 6  # a model is timed before one of more than so many times its arithme
 
 
 def take_choice(
-    config: RunConfig, dataset: Dataset, hardware: Hardware, processes: Processes, console: Console
+    config: RunConfig,
+    dataset: Dataset,
+    hardware: Hardware,
+    processes: Processes,
+    console: Console,
+    *,
+    explain: bool = False,
 ) -> RunConfig:
     """The config with everything filled in that its author has not set, for `training.max_train_minutes`.
 
@@ -54,11 +58,14 @@ def take_choice(
         )
     assert config.training.max_train_minutes is not None  # the caller's promise
     with console.status("timing a few models"):
-        choice, corpus = _measure_and_choose(config, dataset, hardware)
+        choice, corpus, at_minutes = _measure_and_choose(config, dataset, hardware)
     chosen = autopilot.settings(
         choice, corpus, on_cpu=hardware.device.type == "cpu", optimizer=_said(config, "training", "optimizer", "muon")
     )
-    _print(choice, corpus, config, console)
+    minutes, set_by_hand = config.training.max_train_minutes, config.training.model_fields_set
+    words.tell(choice, corpus, minutes=minutes, at_minutes=at_minutes, console=console)
+    if explain:
+        words.explain(choice, corpus, minutes=minutes, set_by_hand=set_by_hand, console=console)
     return overlay(config, chosen)
 
 
@@ -76,8 +83,11 @@ def overlay(config: RunConfig, chosen: dict[str, dict[str, Any]]) -> RunConfig:
     return load_run_config(said)
 
 
-def _measure_and_choose(config: RunConfig, dataset: Dataset, hardware: Hardware) -> tuple[Choice, Corpus]:
-    """Time models, from the demo's size towards the chosen one, until that one has been timed itself."""
+def _measure_and_choose(
+    config: RunConfig, dataset: Dataset, hardware: Hardware
+) -> tuple[Choice, Corpus, Callable[[float], Choice]]:
+    """Time models, from the demo's size towards the chosen one, until that one has been timed itself. Also gives the
+    choice for any other number of minutes, as far as those timings tell."""
     meta, training = dataset.meta, config.training
     seconds = 60 * (training.max_train_minutes or 0.0)
     vocab_size = max(dataset.tokenizer.vocab_size, config.model.vocab_size or 0)
@@ -103,7 +113,9 @@ def _measure_and_choose(config: RunConfig, dataset: Dataset, hardware: Hardware)
         choice = autopilot.choose(left, corpus, SpeedModel.fit(timings), believed, seq_len, rows)
         probes = [(choice.best.candidate, min(choice.best.rows, max(1, 8192 // seq_len)))]
         if any(choice.best.candidate == timed for timed, _, _ in timings) or len(timings) >= MOST_PROBES:
-            return choice, corpus
+            break
+    speed = SpeedModel.fit(timings)
+    return choice, corpus, lambda m: autopilot.choose(60 * m, corpus, speed, candidates, seq_len, rows)
 
 
 def _candidates(config: RunConfig, vocab_size: int, seq_len: int) -> list[Candidate]:
@@ -158,60 +170,3 @@ def _said(config: RunConfig, section: str, key: str, otherwise: Any) -> Any:
     """What the config's author has set, or else something."""
     part = getattr(config, section)
     return getattr(part, key) if key in part.model_fields_set else otherwise
-
-
-# --- saying it
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def _print(choice: Choice, corpus: Corpus, config: RunConfig, console: Console) -> None:
-    """The options beside the one taken, and a reason for each part of the choice."""
-    best, minutes = choice.best, config.training.max_train_minutes
-    table = Table(title=f"what {minutes:g} minutes buy on this machine", title_justify="left", box=None, pad_edge=False)
-    for name in ("", "width x layers", "parameters", "tokens a step", "steps", "tokens", "passes", "excess"):
-        table.add_column(name, justify="right" if name else "left")
-    place = choice.options.index(best)
-    for option in choice.options[max(0, place - 2) : place + 3]:
-        shape = option.candidate.model
-        name = f"{shape.get('hidden_size', 'yours')} x {shape['num_hidden_layers']}"
-        batch = option.rows * choice.seq_len
-        cells = (f"{option.candidate.parameters / 1e6:.2f} M", f"{batch:,}", f"{option.steps:,}", f"{option.tokens:,}")
-        mark, style = ("->", "bold") if option is best else ("", "dim")
-        table.add_row(mark, name, *cells, f"{option.passes:.2f}", f"{option.excess / best.excess:.2f}", style=style)
-    reasons = Table.grid(padding=(0, 2))
-    reasons.add_column(style="dim")
-    reasons.add_column(overflow="fold")
-    for name, text in _reasons(choice, corpus, config.training.model_fields_set).items():
-        reasons.add_row(name, Text(text))
-    console.print(table, reasons, "", sep="\n")
-
-
-def _reasons(choice: Choice, corpus: Corpus, set_by_hand: set[str]) -> dict[str, str]:
-    best = choice.best
-    per_parameter = best.tokens / best.candidate.parameters
-    reasons = {
-        "size": "a larger model learns more from each token and sees fewer of them. `excess` is how far the law of "
-        "Hoffmann 2022 and Muennighoff 2023 predicts the loss to be above the best possible; the chosen model's is 1, "
-        f"at {per_parameter:.1f} tokens a parameter",
-        "batch": f"{best.rows} x {choice.seq_len} tokens: near 0.58 D^0.571 tokens for a run over D of them "
-        "(Step Law, Li 2025). Small batches mean more steps",
-        "rate": "the same for every width, as Muon's updates are (Yang 2023); straight to zero over the last 60 %",
-    }
-    if len(choice.options) == 1:
-        reasons["size"] = "as you set it"
-    if {"micro_batch_size", "grad_accum_steps"} & set_by_hand:
-        reasons["batch"] = f"{best.rows} x {choice.seq_len} tokens, as you set it"
-    if {"learning_rate", "muon_learning_rate", "optimizer"} & set_by_hand:
-        reasons["rate"] = "as far as you set it, yours"
-    if best.passes > autopilot.MANY_PASSES:
-        reasons["text"] = (
-            f"{corpus.train_tokens:,} tokens are few: after {autopilot.MANY_PASSES} passes repeated ones count for "
-            "less, and a tenth of the activations is dropped out (Xue 2023)"
-        )
-    if best.is_cut:
-        minutes = math.ceil(best.steps * best.step_seconds / 6) / 10
-        reasons["length"] = (
-            f"{autopilot.MOST_PASSES} passes take about {minutes:g} minutes, and more would teach nothing: the run "
-            "ends then. More text would use the rest"
-        )
-    return reasons
