@@ -443,11 +443,13 @@ def test_directory_in_use_is_locked(corpus, tmp_path, monkeypatch):
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout.readline() == "mine\n"
-        monkeypatch.setattr("tiny_transformer.storage.lock.time.sleep", lambda seconds: pytest.fail("waits"))
+        naps = []
+        monkeypatch.setattr("tiny_transformer.storage.lock.time.sleep", naps.append)
         with pytest.raises(UserError, match=str(owner.pid)) as caught:
             prepared(corpus, tmp_path / "data", **SMALL)
-        assert caught.value.exit_code == ExitCode.LOCKED
         owner.kill()
+        assert caught.value.exit_code == ExitCode.LOCKED
+        assert naps == []
     with RunLock(tmp_path / "data"):
         pass
 

@@ -89,7 +89,6 @@ def test_of_ten_simultaneous_starts_exactly_one_runs(tmp_path, repeat, monkeypat
 
 
 def test_lock_of_a_killed_owner_is_taken_over_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: pytest.fail("waits"))
     for _ in range(100):
         ready_read, ready_write = os.pipe()
 
@@ -106,8 +105,10 @@ def test_lock_of_a_killed_owner_is_taken_over_at_once(tmp_path, monkeypatch):
         os.close(ready_write)
         record = json.loads((tmp_path / ".lock").read_text())
         assert record["pid"] == pid and not is_alive(record)
-        with RunLock(tmp_path) as lock:
-            assert lock.held
+        with monkeypatch.context() as patch:
+            patch.setattr(lock_module.time, "sleep", lambda seconds: pytest.fail("waits"))
+            with RunLock(tmp_path) as lock:
+                assert lock.held
 
 
 def test_forked_child_of_a_killed_owner_does_not_keep_the_lock(tmp_path):

@@ -39,6 +39,7 @@ TINY: dict[str, Any] = {
         "save_steps": 4,
         "log_steps": 1,
         "sample_prompts": [],
+        "lost_rank_seconds": 1000,
     },
 }
 

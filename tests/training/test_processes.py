@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -227,6 +228,16 @@ def seen(**changes: Any) -> Sight:
 def test_who_is_lost(sights: list[Sight], lost: str | None) -> None:
     by_rank = dict(enumerate(sights))
     assert find_lost(by_rank, 101.0, 20.0, is_suspicious=False) == lost
+
+
+def test_the_first_step_may_take_long_without_a_mark_for_it_compiles() -> None:
+    posted: list[str] = []
+    store = SimpleNamespace(set_timeout=lambda _: None, set=lambda key, value: posted.append(value))
+    store.clone = lambda: store
+    watch_of_one = watch.Watch(store, 0, 2, 20.0)
+    for step in (7, 7, 8):  # a resumed run
+        watch_of_one.mark("step", step)
+    assert [text.split()[2:] for text in posted] == [["0", "start"], ["8", "step"]]
 
 
 def test_a_broken_connection_makes_a_short_silence_enough() -> None:

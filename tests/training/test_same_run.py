@@ -87,7 +87,7 @@ OTHER: dict[str, Any] = {
     "training.parallelism": "fsdp",
     "training.deterministic": True,
     "training.lost_rank_seconds": 11,
-    "training.precision": "fp32",
+    "training.precision": "bf16",
     "training.gradient_checkpointing": True,
     "training.compile": True,
     "training.device": "auto",

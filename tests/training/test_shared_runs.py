@@ -209,7 +209,7 @@ def command_of(tiny_data: Path, directory: Path, **training: Any) -> list[str]:
     tree = {
         **TINY,
         "data": {**TINY["data"], "data_dir": str(tiny_data)},
-        "training": {**TINY["training"], **SHARED, "steps": 400, "lost_rank_seconds": 4, **training},
+        "training": {**TINY["training"], **SHARED, "steps": 400, **training},
     }
     config = directory / "shared.yaml"
     config.write_text(yaml.safe_dump(tree), encoding="utf-8")
@@ -245,8 +245,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
 def test_what_ends_one_process_ends_all_with_its_code_and_is_shown_once(
     worlds: Worlds, tiny_data: Path, tmp_path: Path, fault: str, rank: int, code: int, shown: str
 ) -> None:
-    arguments = command_of(tiny_data, tmp_path, lost_rank_seconds=1000)  # nobody is missed: they are told
-    ended = worlds.run(2, "command", arguments=arguments, fault=fault, rank=rank)
+    ended = worlds.run(2, "command", arguments=command_of(tiny_data, tmp_path), fault=fault, rank=rank)
     assert ended.codes == [code] * 2, ended.output
     assert ended.output.count(shown) == 1, ended.output
 

@@ -121,6 +121,7 @@ class Heartbeat:
         self._rank, self._lost_seconds, self._leave = rank, lost_seconds, leave
         self._watched = range(world_size) if rank == 0 else range(1)
         self._beats, self._marks, self._now = 0, 0, ("start", 0)
+        self._first_step: int | None = None
         self._lock, self._done, self._is_over = threading.Lock(), threading.Event(), False
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._post()
@@ -136,6 +137,10 @@ class Heartbeat:
 
     def mark(self, activity: str, step: int | None) -> None:
         """One mark more; a new activity is posted before it begins. Without a step it is the last one's."""
+        if activity == "step":
+            self._first_step = step if self._first_step is None else self._first_step
+            if step == self._first_step:  # it may be compiled in the middle
+                activity = "start"
         is_new = activity != self._now[0]
         self._marks, self._now = self._marks + 1, (activity, self._now[1] if step is None else step)
         if is_new:
