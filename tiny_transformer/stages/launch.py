@@ -95,7 +95,7 @@ def open_training_data(config: RunConfig, console: Console) -> Dataset:
     data, data_dir = config.data, config.data.data_dir
     assert data_dir is not None  # settle_data_dir filled it in
     if not is_prepared(data_dir):
-        console.print(f"preparing [bold]{data.source}[/] in {data_dir}", highlight=False)
+        console.print(f"preparing {data.source} in {data_dir}", highlight=False, markup=False)
         prepare_with_progress(
             data.source,
             console=console,

@@ -59,6 +59,7 @@ from tiny_transformer.training.loss_scale import first_loss_scale
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.patience import Patience, at_once
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.resuming import note_on_log, take_up
 from tiny_transformer.training.state import TrainState, load_state
@@ -136,6 +137,7 @@ class Run:
         )
         self.identity = identity_of(self.config, dataset.meta.fingerprint, dataset.tokenizer.fingerprint)
         self.state = TrainState(loss_scale=first_loss_scale(hardware.precision))
+        self.patient: Callable[[Callable[[], None]], None] = at_once
 
     def build(self) -> tuple[Any, Sharing, Optimizers]:
         """A model with its first weights, how the processes share it, and its optimizers."""
@@ -166,6 +168,7 @@ class Run:
         device = self.hardware.describe() + self.processes.describe()
         announce(self.run.path, pace.plan, self.config, self.dataset, parameters, device, self.console)
         stop = stack.enter_context(StopSignals())
+        self.patient = Patience(stop, partial(self.console.print, highlight=False, markup=False))
         with TrainingProgress(self.console, pace.total_steps, self.state.step) as progress:
             job = self.job(pace, save=self._writer(pace, log), log=keep, progress=progress)
             status = train(job, self.state, stop)
@@ -183,7 +186,7 @@ class Run:
         write_config(self.run.path, self.config, self.request.command)
 
         def keep(record: dict[str, Any]) -> None:
-            log.append(record)
+            self.patient(lambda: log.append(record))
             loggers(record)
 
         return log, keep
@@ -229,7 +232,7 @@ class Run:
 
         def write(plan: planning.Plan) -> None:
             if is_first:
-                atomic_write(path, plan.to_json(), makes_parents=False)
+                self.patient(lambda: atomic_write(path, plan.to_json(), makes_parents=False))
 
         is_counted = training.steps is not None or training.max_tokens is not None
         most = planning.plan_for_counts(training, self.config.tokens_per_step).total_steps if is_counted else math.inf
@@ -266,7 +269,7 @@ class Run:
                 encode_prompt(self.dataset.tokenizer, prompt)
         except UserError:
             return None
-        return Sampler(self.model, self.dataset.tokenizer, prompts, self.run.path) if prompts else None
+        return Sampler(self.model, self.dataset.tokenizer, prompts, self.run.path, self.patient) if prompts else None
 
     def compiled(self, model: nn.Module) -> nn.Module:
         if not self.config.training.compile:
@@ -302,4 +305,5 @@ class Run:
             self.config.training.keep_checkpoints,
             self.sharing,
             lambda: pace.plan.to_dict(),
+            self.patient,
         )

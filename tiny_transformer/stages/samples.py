@@ -7,6 +7,7 @@ stand in samples.json beside those of the end of the run, which are longer and d
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tiny_transformer.generation.text import complete
 from tiny_transformer.storage import atomic_write
 from tiny_transformer.storage.reading import read_regular
 from tiny_transformer.tokenizers import Tokenizer
+from tiny_transformer.training.patience import at_once
 from tiny_transformer.training.state import TrainState
 
 FILE = "samples.json"
@@ -33,12 +35,14 @@ class Sampler:
         tokenizer: its own.
         prompts: those of the config, without repetitions.
         run_dir: where samples.json is.
+        patiently: does work that writes, and waits while the disk is full.
     """
 
     model: Any
     tokenizer: Tokenizer
     prompts: tuple[str, ...]
     run_dir: Path
+    patiently: Callable[[Callable[[], None]], None] = at_once
 
     def texts(self) -> list[str]:
         """One continuation a prompt.
@@ -54,7 +58,8 @@ class Sampler:
         texts = zip(self.prompts, self.texts(), strict=True)
         settings = {"temperature": 0.0}
         new = [{"prompt": prompt, "text": text, "step": state.step, "settings": settings} for prompt, text in texts]
-        keep_samples(self.run_dir, [*samples_before(self.run_dir, state.step), *new])
+        samples = [*samples_before(self.run_dir, state.step), *new]
+        self.patiently(lambda: keep_samples(self.run_dir, samples))
 
 
 def distinct_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:

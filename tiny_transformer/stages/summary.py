@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -111,16 +110,18 @@ def finish(outcome: RunResult, console: Console) -> None:
         console.print(
             f"stopped at step {outcome.state.step:,} and saved; continue with --resume --out_dir {outcome.run_dir}",
             highlight=False,
+            markup=False,
         )
     else:
         show_figures(outcome, console)
         write_samples(outcome, console)
     show_diagnosis(outcome, console)
     try:
-        console.print(f"\nreport  {write_report(outcome.run_dir)}", highlight=False)
+        console.print(f"\nreport  {write_report(outcome.run_dir)}", highlight=False, markup=False)
     except UserError as error:
-        console.print(f"\nno report: {error.what} ({error.remedy})", highlight=False)
-    console.print(f"model   {outcome.run_dir}/last   (a Hugging Face model directory)", highlight=False)
+        console.print(f"\nno report: {error.what} ({error.remedy})", highlight=False, markup=False)
+    last = f"model   {outcome.run_dir}/last   (a Hugging Face model directory)"
+    console.print(last, highlight=False, markup=False)
 
 
 def show_figures(outcome: RunResult, console: Console) -> None:
@@ -182,12 +183,11 @@ def write_samples(outcome: RunResult, console: Console) -> None:
     try:
         texts = complete(model, outcome.dataset.tokenizer, list(training.sample_prompts), settings)
     except UserError as error:  # a prompt that this tokenizer cannot write: no reason to lose the report
-        console.print(f"\nno samples: {error.what} (set training.sample_prompts)", highlight=False)
+        console.print(f"\nno samples: {error.what} (set training.sample_prompts)", highlight=False, markup=False)
         return
     for prompt, text in zip(training.sample_prompts, texts, strict=True):
-        console.print(
-            Panel(f"[bold]{escape(prompt)}[/]{escape(text)}", title="a sample", title_align="left", border_style="dim")
-        )
+        shown = Text.assemble((prompt, "bold"), text)
+        console.print(Panel(shown, title="a sample", title_align="left", border_style="dim"))
     samples = [
         {"prompt": prompt, "text": text, "step": checkpoint.step, "settings": settings_dict(settings)}
         for prompt, text in zip(training.sample_prompts, texts, strict=True)
