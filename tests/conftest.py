@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from reliability import pytest_configure  # noqa: F401 - a hook: it notes figures for docs/RELIABILITY.md
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -9,9 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tiny_transformer.config.load import load_run_config
 
@@ -252,3 +255,24 @@ def test_no_test_judges_the_wall_clock_but_those_that_run_alone(repository: Path
             if not is_alone and any(f.attr in WALL_CLOCK for f in reads):
                 wrong.append(f"{path.relative_to(repository)}: {test.name}")
     assert wrong == []
+
+
+def test_few_dependencies_and_all_pinned(repository: Path) -> None:
+    """Eight packages at most are needed to run; what they need in turn is pinned as well."""
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    direct = {re.split(r"[<>=!~\[; ]", name)[0].lower() for name in project["dependencies"]}
+    assert len(direct) <= 8
+    lines = (repository / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {line.split("==")[0].lower().replace("_", "-") for line in lines if line and not line.startswith("#")}
+    assert all(
+        re.fullmatch(r"[\w.-]+==[\w.+!-]+(\s*;.*)?", line) for line in lines if line and not line.startswith("#")
+    )
+    todo, seen = set(direct), set()
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        for text in requires(name) or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                todo |= {requirement.name.lower().replace("_", "-")} - seen
+    assert seen <= pins, f"not pinned: {seen - pins}"

@@ -59,3 +59,21 @@ class UserError(Exception):
 def in_words(error: Exception) -> str:
     """What went wrong, in one line: what the user can mend as it is told, anything else with its type."""
     return error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def out_of_memory(error: BaseException) -> UserError | None:
+    """What to tell when an error means that there is not enough memory; None for any other error.
+
+    Libraries say it in many ways: `MemoryError`, a `RuntimeError` of an allocator, an `ImportError` of a file that
+    could not be mapped.
+    """
+    text = str(error).lower()
+    words = ("memory", "failed to map segment", "can't start new thread", "cannot allocate", "out of memory")
+    if not isinstance(error, MemoryError) and not any(word in text for word in words):
+        return None
+    said = f": {' '.join(str(error).split())[:160]}" if str(error) else ""
+    return UserError(
+        f"there is not enough memory{said}",
+        remedy="a smaller batch or model, fewer programs beside it, or a higher limit (ulimit -v)",
+        exit_code=ExitCode.IO,
+    )

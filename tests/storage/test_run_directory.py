@@ -7,13 +7,16 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from storage_harness import new_run
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.storage import Fs, RunDirectory, atomic_write, publish, read_manifest, verify
 from tiny_transformer.storage.doctor import examine
+from tiny_transformer.storage.temporary import in_the_making
 
 
 @pytest.fixture
@@ -282,3 +285,46 @@ def test_the_newest_whole_checkpoint_before_a_step(run):
     for before, expected in ((10, 9), (9, 5), (4, 3), (3, None)):
         found, damaged = run.newest_whole(before=before)
         assert (found.step if found else None, damaged) == (expected, [])
+
+
+def test_only_what_is_read_is_verified(tmp_path, monkeypatch):
+    """`generate` does not read what only `--resume` needs; `--resume` reads all of it."""
+    run = RunDirectory(tmp_path / "run")
+    new_run(run.path)
+    read = []
+    real = Fs.read
+    monkeypatch.setattr(Fs, "read", lambda self, path: read.append(path.name) or real(self, path))
+    find_checkpoint(run.path / "last")
+    assert read.count("model.safetensors") == 1 and "optimizer.safetensors" not in read
+    (run.step_path(3) / "trainer_state" / "optimizer.safetensors").write_bytes(b"?")
+    assert find_checkpoint(run.path / "last")[0] == run.step_path(3)
+    assert run.newest_whole()[0].step == 2
+    (run.step_path(3) / "model.safetensors").write_bytes(b"?")
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        find_checkpoint(run.path / "last")
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_what_a_killed_publish_left_is_removed_by_the_next_one_and_a_living_one_s_is_not(tmp_path, kind):
+    """Exports and imports: their folder belongs to nobody, so nobody cleans it up."""
+    (tmp_path / ".tmp-data-0123456789ab").mkdir()
+    (tmp_path / ".tmp-data-0123456789ab" / "part").write_text("x")
+    (tmp_path / ".tmp-data-0123456789ac").write_text("x")
+    (tmp_path / ".tmp-other-0123456789ab").mkdir()
+    make = Path.mkdir if kind == "directory" else Path.touch
+    with in_the_making(tmp_path / "data", make) as living:
+        with publish(tmp_path / "data") as staging:
+            staging.write("a", "1")
+        assert {path.name for path in tmp_path.iterdir()} == {"data", ".tmp-other-0123456789ab", living.name}
+    with publish(tmp_path / "data", replace=True) as staging:
+        staging.write("a", "2")
+    assert {path.name for path in tmp_path.iterdir()} == {"data", ".tmp-other-0123456789ab"}
+
+
+def test_killed_between_the_two_renames_of_a_replacement_the_old_directory_stays(tmp_path):
+    with publish(tmp_path / "data") as staging:
+        staging.write("a", "old")
+    (tmp_path / "data").rename(tmp_path / ".tmp-data-0123456789ab")
+    with pytest.raises(KeyboardInterrupt), publish(tmp_path / "data"):
+        raise KeyboardInterrupt
+    assert verify(tmp_path / ".tmp-data-0123456789ab")

@@ -21,7 +21,7 @@ from tiny_transformer.cli import training, using, looking, exchange  # noqa: F40
 
 # isort: on
 from tiny_transformer.cli.frame import Verb, app
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import ExitCode, UserError, out_of_memory
 
 __all__ = ["app", "main", "run"]
 
@@ -91,7 +91,10 @@ def run(
         remedy = "\n  try: check the disk and permissions, then run the command again"
         typer.echo(f"error: {error.strerror or error}{where}{remedy}", err=True)
         return ExitCode.IO
-    except Exception:
+    except Exception as error:
+        if isinstance(error, MemoryError | ImportError | RuntimeError) and (told := out_of_memory(error)):
+            typer.echo(str(told), err=True)
+            return told.exit_code
         traceback.print_exc()
         typer.echo(
             "\nThis is a bug in tiny-transformer, not in your input. Please report it with the lines above.", err=True

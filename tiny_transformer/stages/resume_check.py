@@ -59,7 +59,8 @@ def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any
             )
     for key, (before, after) in changed.items():
         also = "; from here on the run is not the one that was started" if class_of(key, now) == "warn" else ""
-        console.print(f"changed: {key} was {_short(before)} and is now {_short(after)}{also}", highlight=False)
+        text = f"changed: {key} was {_short(before)} and is now {_short(after)}{also}"
+        console.print(text, highlight=False, markup=False)
 
 
 def check_data(run: RunDirectory, identity: dict[str, Any]) -> None:

@@ -51,6 +51,7 @@ from tiny_transformer.training.loop import Job, Progress, Save, train
 from tiny_transformer.training.loss_scale import first_loss_scale
 from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.patience import Patience, at_once
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.resuming import note_on_log, take_up
 from tiny_transformer.training.state import TrainState, load_state
@@ -81,6 +82,7 @@ class Run:
         self.batches = stage.batches(processes.rank, processes.world_size)
         self.identity = identity_of(self.config, stage.fingerprints())
         self.state = TrainState(loss_scale=first_loss_scale(hardware.precision))
+        self.patient: Callable[[Callable[[], None]], None] = at_once
 
     def build(self) -> tuple[CausalLM, Sharing, Optimizers]:
         """A model, how the processes share it, and its optimizers."""
@@ -108,6 +110,7 @@ class Run:
         data = self.stage.describe_data(pace.total_steps)
         announce(self.directory.path, pace.plan, self.config, data, parameters, device, self.console)
         stop = stack.enter_context(StopSignals())
+        self.patient = Patience(stop, partial(self.console.print, highlight=False, markup=False))
         with TrainingProgress(self.console, pace.total_steps, self.state.step) as progress:
             job = self.job(pace, save=self._writer(pace, log), log=keep, progress=progress)
             status = train(job, self.state, stop)
@@ -191,7 +194,7 @@ class Run:
         (path / NOT_FINITE_FILE).unlink(missing_ok=True)
 
         def keep(record: dict[str, Any]) -> None:
-            log.append(record)
+            self.patient(lambda: log.append(record))
             loggers(record)
 
         return log, keep
@@ -218,7 +221,7 @@ class Run:
 
         def write(plan: planning.Plan) -> None:
             if is_first:
-                atomic_write(path, plan.to_json())
+                self.patient(lambda: atomic_write(path, plan.to_json(), makes_parents=False))
 
         is_counted = training.steps is not None or training.max_tokens is not None
         most = planning.plan_for_counts(training, tokens).total_steps if is_counted else math.inf
@@ -299,4 +302,5 @@ class Run:
             self.config.training.keep_checkpoints,
             self.sharing,
             lambda: pace.plan.to_dict(),
+            self.patient,
         )

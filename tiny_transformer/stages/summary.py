@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -92,6 +91,7 @@ def finish(outcome: RunResult, console: Console) -> None:
         console.print(
             f"stopped at step {outcome.state.step:,} and saved; continue with --resume --out_dir {outcome.run_dir}",
             highlight=False,
+            markup=False,
         )
         shown = {}
     for what, show in shown.items():
@@ -190,9 +190,8 @@ def write_samples(outcome: RunResult, console: Console) -> None:
     settings = SamplingConfig(temperature=0.8, top_p=0.95, max_new_tokens=training.sample_tokens, seed=training.seed)
     texts = complete(opened.model, opened.tokenizer, list(training.sample_prompts), settings, opened.end_ids)
     for prompt, text in zip(training.sample_prompts, texts, strict=True):
-        console.print(
-            Panel(f"[bold]{escape(prompt)}[/]{escape(text)}", title="a sample", title_align="left", border_style="dim")
-        )
+        shown = Text.assemble((prompt, "bold"), text)
+        console.print(Panel(shown, title="a sample", title_align="left", border_style="dim"))
     samples = [
         {"prompt": prompt, "text": text, "step": checkpoint.step, "settings": settings_dict(settings)}
         for prompt, text in zip(training.sample_prompts, texts, strict=True)

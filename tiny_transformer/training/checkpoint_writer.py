@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tiny_transformer.storage import RunDirectory, Staging, StepLog, atomic_writ
 from tiny_transformer.storage.replaced import drop_replaced
 from tiny_transformer.storage.runs import CONFIG_FILE
 from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.patience import at_once
 from tiny_transformer.training.state import TrainState, save_state
 
 
@@ -47,6 +49,7 @@ class CheckpointWriter:
         identity: what a resumed run is compared with, see `resume_check`.
         facts: what run_info.json says besides the counters.
         plan: the plan in force.
+        patiently: does work that writes, and waits while the disk is full.
         keep: how many of the newest checkpoints stay.
         sharing: puts the tensors together that processes have parts of; the first process writes them.
     """
@@ -61,6 +64,7 @@ class CheckpointWriter:
     keep: int
     sharing: Sharing
     plan: Callable[[], dict[str, Any] | None] = lambda: None
+    patiently: Callable[[Callable[[], None]], None] = at_once
 
     def __call__(self, state: TrainState, status: str, is_best: bool) -> None:
         """Publish the state as it stands, move `last` (and `best`), then prune.
@@ -73,6 +77,16 @@ class CheckpointWriter:
         memories = self.sharing.collect(self.optimizers.state())
         if self.log is None:
             return
+        self.patiently(lambda: self._publish(state, status, weights, memories))
+        for name in ("last", "best") if is_best else ("last",):
+            self.patiently(partial(self.run.point, name, state.step))
+        drop_replaced(self.run)
+        self.run.prune(self.keep)
+
+    def _publish(
+        self, state: TrainState, status: str, weights: dict[str, torch.Tensor], memories: dict[str, torch.Tensor]
+    ) -> None:
+        assert self.log is not None  # the caller asked
         self.run.check_ours()
         log = asdict(self.log.sync())
         with self.run.publish_step(state.step) as staging:
@@ -80,11 +94,6 @@ class CheckpointWriter:
             save_state(staging, state, memories, self.identity, self.plan())
             info = {**run_info(state, status, self.facts()), "log": log}
             staging.write("run_info.json", json.dumps(info, indent=2) + "\n")
-        self.run.point("last", state.step)
-        if is_best:
-            self.run.point("best", state.step)
-        drop_replaced(self.run)
-        self.run.prune(self.keep)
 
 
 def restore_links(run: RunDirectory, state: TrainState) -> None:
