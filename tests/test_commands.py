@@ -14,7 +14,9 @@ import typer
 import yaml
 
 from tiny_transformer.cli import app
+from tiny_transformer.cli import run as main_run
 from tiny_transformer.errors import ExitCode
+from tiny_transformer.storage import RunDirectory
 
 SMALL = {
     "model": {
@@ -96,6 +98,33 @@ class Terminal:
         )
         assert result.returncode == code, result.stdout + result.stderr
         return result.stdout + result.stderr
+
+
+def test_every_verb_that_takes_a_run_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that nobody has is refused by each with the near one; doctor reads a run by name."""
+    monkeypatch.chdir(tmp_path)
+    with (run := RunDirectory(tmp_path / "runs" / "demo")).lock(), run.publish_step(3) as staging:
+        staging.write("config.json", b"{}")
+        staging.write("model.safetensors", b"")
+    verbs = (
+        ["generate", "--ckpt"],
+        ["evaluate"],
+        ["export"],
+        ["doctor"],
+        ["report"],
+        ["replay", "--step", "1"],
+        ["runs"],
+    )
+    for words in verbs:
+        assert main_run([*words, "dmo"]) == ExitCode.USAGE, words
+        assert capsys.readouterr().err == "error: dmo does not exist\n  try: did you mean demo?\n", words
+    assert main_run(["doctor", "demo"]) == ExitCode.OK
+    assert "step-00000003" in capsys.readouterr().out
+    (tmp_path / "demo").mkdir()
+    main_run(["doctor", "demo"])
+    assert capsys.readouterr().err.startswith("note: demo is a path here; the run of that name is runs/demo\n")
 
 
 @pytest.mark.slow

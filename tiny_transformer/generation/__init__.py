@@ -1,4 +1,4 @@
-"""Writing text with a trained model: finding the checkpoint, the decode loop, sampling, text as it is written.
+"""Writing text with a trained model: the decoder, the rows of a batch, sampling, text as it is written, `load`.
 
-The road is `find.find_checkpoint`, `models.load_model`, then `text.complete` or `text.stream`.
+The road is `models.open.open_checkpoint`, then `text.complete` or `text.stream`; from Python, `loaded.load` is both.
 """

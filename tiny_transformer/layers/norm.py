@@ -43,7 +43,7 @@ def unit_rms_slowly(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """The tensor in float32 if its type is narrower, else as it is: a float64 model computes in float64 throughout."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class RMSNorm(nn.Module):

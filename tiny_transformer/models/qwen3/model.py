@@ -63,9 +63,9 @@ class Qwen3Attention(nn.Module):
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, T, C) to queries (B, T, H, D), keys and values (B, T, G, D), before everything else."""
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        query, key, value = (linear(hidden).unflatten(-1, (-1, self.head_dim)) for linear in projections)
-        return query, key, value
+        shape = (*hidden.shape[:2], -1, self.head_dim)
+        query, key, value = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
+        return query.view(shape), key.view(shape), value.view(shape)
 
 
 class Qwen3Block(nn.Module):

@@ -73,8 +73,9 @@ class Qwen3NextAttention(nn.Module):
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, T, C) to queries (B, T, H, D), keys and values (B, T, G, D), gate (B, T, H, D), before all else."""
-        query, gate = self.q_proj(hidden).unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1)
-        key, value = (linear(hidden).unflatten(-1, (-1, self.head_dim)) for linear in (self.k_proj, self.v_proj))
+        shape = hidden.shape[:2]
+        query, gate = self.q_proj(hidden).view(*shape, -1, 2 * self.head_dim).chunk(2, dim=-1)
+        key, value = (linear(hidden).view(*shape, -1, self.head_dim) for linear in (self.k_proj, self.v_proj))
         return query, key, value, gate
 
 
