@@ -266,13 +266,13 @@ def test_the_angles_that_older_files_carry_are_passed_over_if_they_are_the_confi
         else ["model.rotary_emb.inv_freq"]
     )
     for i, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
-        added = {name: angles.to(dtype) for name in names}
+        added = {name: angles.to(dtype, copy=True) for name in names}
         save_file({**tensors, **added}, source / "model.safetensors", metadata={"format": "pt"})
         import_hf(source, tmp_path / f"new{i}")
         after = load_file(tmp_path / f"new{i}" / "model.safetensors")
         assert after.keys() == tensors.keys() and all(torch.equal(after[name], tensors[name]) for name in tensors)
     for wrong in (angles * 1.01, angles[:2], angles.long()):
-        added = {name: wrong.contiguous() for name in names}
+        added = {name: wrong.clone() for name in names}
         save_file({**tensors, **added}, source / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(UserError, match=r"rotary_emb.inv_freq has other angles than rope_theta 700"):
             import_hf(source, tmp_path / "out")
