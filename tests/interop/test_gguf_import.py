@@ -42,7 +42,8 @@ CONFIGS = {
     "qwen2": LlamaConfig(**SHAPE, qkv_bias=True),
     "llama linear": LlamaConfig(**SHAPE, rope_scaling={"rope_type": "linear", "factor": 3.0}),
     "qwen3 yarn": Qwen3Config(**SHAPE, rope_scaling=YARN),
-    "olmo2": Olmo2Config(**SHAPE, tie_word_embeddings=False),
+    "olmo2": Olmo2Config(**SHAPE),
+    "olmo2 untied": Olmo2Config(**SHAPE, tie_word_embeddings=False),
     "qwen3": Qwen3Config(**SHAPE),
     "qwen3 untied head_dim": Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=False),
 }

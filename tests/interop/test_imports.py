@@ -226,6 +226,84 @@ def test_wide_token_files_and_their_faults(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("tokens", [40, 40_000])
+def test_wide_token_files_read_as_narrow_ones_are_told_so(tokens, tmp_path, capsys):
+    ids = np.random.default_rng(0).integers(0, 256, tokens).tolist()
+    wide = write_bins(tmp_path / "wide", ids, ids[:20], "<u4")
+    command = ["import", str(wide), "--tokenizer", "byte"]
+    assert run([*command, "--out_dir", str(tmp_path / "out")]) == 65
+    told = capsys.readouterr().err
+    assert "32-bit tokens read as 16-bit" in told and "--dtype uint32" in told and not (tmp_path / "out").exists()
+    assert run([*command, "--dtype", "uint32", "--out_dir", str(tmp_path / "out")]) == 0
+    assert open_dataset(tmp_path / "out").meta.train.num_tokens == tokens
+    narrow = write_bins(tmp_path / "narrow", ids, ids[:20])
+    assert run(["import", str(narrow), "--tokenizer", "byte", "--out_dir", str(tmp_path / "narrow-out")]) == 0
+    assert open_dataset(tmp_path / "narrow-out").meta.train.num_tokens == tokens
+
+
+def test_short_token_files_come_in_with_a_length_that_fits(tmp_path, capsys):
+    """`import` has no --seq_len, so it names none."""
+    source = write_bins(tmp_path / "bins", [97] * 600, [98] * 9)
+    assert import_token_bins(source, tmp_path / "data", tokenizer="byte").seq_len == 8
+    tiny = write_bins(tmp_path / "tiny", [97] * 600, [98] * 2)
+    assert run(["import", str(tiny), "--tokenizer", "byte", "--out_dir", str(tmp_path / "out")]) == 65
+    told = capsys.readouterr().err
+    assert "val split has 2 tokens" in told and "--seq_len" not in told
+
+
+@pytest.mark.parametrize("layer", [True, False])
+def test_the_angles_that_older_files_carry_are_passed_over_if_they_are_the_configs(layer, tmp_path):
+    config = LlamaConfig(**SHAPE, rope_theta=700.0)
+    source = tmp_path / "old"
+    source.mkdir()
+    save_model(build_model(config, seed=1, dtype=torch.bfloat16), source, eos_token_id=256)
+    make_tokenizer("byte").save(source)
+    tensors = load_file(source / "model.safetensors")
+    angles = 1 / 700.0 ** (torch.arange(0, 8, 2).float() / 8)
+    names = (
+        [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(2)]
+        if layer
+        else ["model.rotary_emb.inv_freq"]
+    )
+    for i, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
+        added = {name: angles.to(dtype, copy=True) for name in names}
+        save_file({**tensors, **added}, source / "model.safetensors", metadata={"format": "pt"})
+        import_hf(source, tmp_path / f"new{i}")
+        after = load_file(tmp_path / f"new{i}" / "model.safetensors")
+        assert after.keys() == tensors.keys() and all(torch.equal(after[name], tensors[name]) for name in tensors)
+    for wrong in (angles * 1.01, angles[:2], angles.long()):
+        added = {name: wrong.clone() for name in names}
+        save_file({**tensors, **added}, source / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match=r"rotary_emb.inv_freq has other angles than rope_theta 700"):
+            import_hf(source, tmp_path / "out")
+
+
+def test_an_adapter_is_told_from_a_model(tmp_path, capsys):
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "lora" / "adapter_model.bin").write_bytes(b"\x80\4")
+    assert run(["import", str(tmp_path / "lora"), "--out_dir", str(tmp_path / "out")]) == 65
+    told = capsys.readouterr().err
+    assert "adapter of peft" in told and "merge_and_unload" in told and "pickle" not in told
+
+
+def test_recommended_sampling_is_kept_and_nothing_else(tmp_path):
+    source = tmp_path / "ours"
+    source.mkdir()
+    save_model(build_model(CONFIGS["qwen3"], seed=1), source, eos_token_id=256)
+    make_tokenizer("byte").save(source)
+    wanted = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "pad_token_id": 3}
+    other = {"suppress_tokens": [1], "custom_generate": "x.py", "temperature_": 1, "min_p": "many"}
+    generation = {"eos_token_id": [256, 5], **wanted, **other}
+    (source / "generation_config.json").write_text(json.dumps(generation))
+    import_hf(source, tmp_path / "out")
+    kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert kept == {"eos_token_id": [256, 5], **wanted}
+    (source / "generation_config.json").write_text(json.dumps({**generation, "pad_token_id": 257}))
+    with pytest.raises(UserError, match="pad_token_id 257 is not an id of this model"):
+        import_hf(source, tmp_path / "bad")
+
+
 def test_the_verb_finds_out_what_it_is(tmp_path, capsys, shared_data):
     stories = shared_data / "models" / "stories260K"
     source = [str(stories / "stories260K.bin.xz"), "--tokenizer", str(stories / "tok512.bin.xz")]

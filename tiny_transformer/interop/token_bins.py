@@ -49,7 +49,7 @@ def import_token_bins(
                 _check_width(file, made.vocab_size)
         seq_len = min(512, *(len(file) - 1 for file in files)) if seq_len is None else seq_len
         for name, file in zip(("train", "val"), files, strict=True):
-            if len(file) <= seq_len or seq_len < 2:
+            if len(file) <= max(seq_len, 2):
                 raise UserError(
                     f"the {name} split has {len(file):,} tokens, fewer than one sequence of {max(seq_len, 2)} + 1",
                     where=str(file.path),

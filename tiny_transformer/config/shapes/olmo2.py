@@ -29,6 +29,7 @@ _OLMO2 = {
 }
 _GGUF = GgufForm(
     "olmo2",
+    copies_tied_head=True,
     names={"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},
 )
 

@@ -76,6 +76,8 @@ def import_gguf(source: Path | str, out_dir: Path | str) -> None:
     shape, form = _architecture(keys, source)
     config = _config(shape, form, keys, tensors, source)
     tokenizer = tokenizer_from_gguf(keys, source)
+    if config.tie_word_embeddings:
+        tensors.pop(_HEAD, None)
     model = _read_model(config, form, tensors, source)
     special = {name: keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom", "padding")}
     ends = [special[name] for name in ("eos", "eot", "eom") if special[name] is not None]
@@ -132,7 +134,7 @@ def _config(
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
     values |= {
         "vocab_size": embedding.shape[0],
-        "tie_word_embeddings": _HEAD not in tensors,
+        "tie_word_embeddings": _HEAD not in tensors or (form.copies_tied_head and _is_copied_head(tensors, source)),
         "attention_bias": "blk.0.attn_output.bias" in tensors,
         "rope_scaling": scaling,
     }
@@ -152,6 +154,13 @@ def _config(
     if config.num_hidden_layers > len(tensors):  # before so many layers are built
         raise _bad(source, f"it claims {config.num_hidden_layers} layers, but has {len(tensors)} tensors")
     return config
+
+
+def _is_copied_head(tensors: dict[str, GgufTensor], source: Path) -> bool:
+    """Whether the head is the embedding, written twice for a loader that wants both."""
+    head, embedding = tensors[_HEAD], tensors[_EMBEDDING]
+    same_form = (head.shape, head.type) == (embedding.shape, embedding.type)
+    return same_form and np.array_equal(read_gguf_tensor(source, head), read_gguf_tensor(source, embedding))
 
 
 def _rope_scaling(own: dict[str, Any], source: Path) -> dict[str, Any] | None:
