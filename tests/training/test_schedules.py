@@ -5,57 +5,62 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.stages.summary import rate_in_words
 from tiny_transformer.training.plan import Pace, Plan, Speed, make_plan, plan_for_counts, plan_for_minutes, read_plan
-from tiny_transformer.training.schedules import Schedule, Segment
 from tiny_transformer.training.state import TrainState
 
 
+def rates(**config: Any) -> Callable[[int], float]:
+    """The share of the peak rate by update, as the plan of such a config has it."""
+    training = TrainingConfig(**config)
+    plan = plan_for_counts(training, 64)
+    return lambda step: plan.factor(step, training)
+
+
 def test_warm_up_rises_to_the_peak_in_equal_steps() -> None:
-    schedule = Schedule("cosine", segments=(Segment(0, 0.0, 100),), warmup_steps=4)
-    assert [schedule.factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    factor = rates(steps=100, warmup_steps=4)
+    assert [factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
 def test_the_last_step_uses_the_final_fraction(shape: str) -> None:
-    schedule = Schedule(shape, segments=(Segment(0, 0.0, 100),), warmup_steps=10, final_fraction=0.1)
-    assert schedule.factor(99) == pytest.approx(0.1)
-    assert schedule.factor(54) == pytest.approx(0.55)  # half-way down
-    factors = [schedule.factor(step) for step in range(9, 100)]
+    factor = rates(steps=100, warmup_steps=10, schedule=shape, final_rate_fraction=0.1)
+    assert factor(99) == pytest.approx(0.1)
+    assert factor(54) == pytest.approx(0.55)  # half-way down
+    factors = [factor(step) for step in range(9, 100)]
     assert factors == sorted(factors, reverse=True)
 
 
 def test_decay_fraction_keeps_the_peak_before_the_decay() -> None:
-    schedule = Schedule(
-        "linear", segments=(Segment(0, 0.0, 110),), warmup_steps=10, decay_fraction=0.5, final_fraction=0.0
-    )
-    assert schedule.factor(59) == pytest.approx(1.0)
-    assert schedule.factor(60) == pytest.approx(0.98)
-    assert schedule.factor(109) == pytest.approx(0.0)
+    factor = rates(steps=110, warmup_steps=10, schedule="linear", decay_fraction=0.5, final_rate_fraction=0.0)
+    assert factor(59) == pytest.approx(1.0)
+    assert factor(60) == pytest.approx(0.98)
+    assert factor(109) == pytest.approx(0.0)
 
 
 def test_constant_stays_at_the_peak() -> None:
-    schedule = Schedule("constant", segments=(Segment(0, 0.0, 10),), warmup_steps=0)
-    assert {schedule.factor(step) for step in range(10)} == {1.0}
+    factor = rates(steps=10, warmup_steps=0, schedule="constant")
+    assert {factor(step) for step in range(10)} == {1.0}
 
 
 def test_wsd_stays_at_the_peak_and_decays_at_the_end() -> None:
-    schedule = plan_for_counts(config := TrainingConfig(steps=100, schedule="wsd", warmup_steps=0), 64).schedule(config)
-    assert [schedule.factor(step) for step in (0, 50, 79)] == [1.0, 1.0, pytest.approx(1.0)]
-    assert schedule.factor(89) == pytest.approx(0.55)
-    assert schedule.factor(99) == pytest.approx(0.1)
+    factor = rates(steps=100, warmup_steps=0, schedule="wsd")
+    assert [factor(step) for step in (0, 50, 79)] == [1.0, 1.0, pytest.approx(1.0)]
+    assert factor(89) == pytest.approx(0.55)
+    assert factor(99) == pytest.approx(0.1)
 
 
 def test_a_revised_schedule_goes_on_from_where_it_was_and_ends_decayed() -> None:
     plan = make_plan(TrainingConfig(warmup_steps=10), 100, "")
     longer = plan.ending_at(300, seen_from=30, reason="", is_fixed=True)
-    before, after = (p.schedule(TrainingConfig(final_rate_fraction=0.0)) for p in (plan, longer))
-    assert [before.factor(step) for step in range(30)] == [after.factor(step) for step in range(30)]
-    factors = [after.factor(step) for step in range(10, 300)]
+    config = TrainingConfig(final_rate_fraction=0.0)
+    assert [plan.factor(step, config) for step in range(30)] == [longer.factor(step, config) for step in range(30)]
+    factors = [longer.factor(step, config) for step in range(10, 300)]
     assert all(0 <= one - two < 0.03 for one, two in pairwise(factors))  # no jump where the plan changed
     assert factors[-1] == pytest.approx(0.0)
 

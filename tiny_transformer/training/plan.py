@@ -16,14 +16,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.reading import read_regular
 from tiny_transformer.storage.runs import read_state
-from tiny_transformer.training.schedules import Schedule, Segment
+from tiny_transformer.training.schedules import Schedule
 from tiny_transformer.training.state import MAX_COUNT, TrainState
 
 FILE = "plan.json"
@@ -50,12 +50,25 @@ class Asked:
         return cls(config.steps, config.max_train_minutes, config.max_tokens)
 
 
+class Segment(NamedTuple):
+    """A stretch of a run, planned to go straight from `progress` after `step` steps to 1 after `total_steps`; the next
+    segment, if there is one, begins before that."""
+
+    step: int
+    progress: float
+    total_steps: int
+
+    def at(self, step: int) -> float:
+        """Progress after `step` steps."""
+        return self.progress + (1.0 - self.progress) * (step - self.step) / (self.total_steps - self.step)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The length of a run.
 
     Attributes:
-        segments: the stretches it consists of, see `Schedule`.
+        segments: the stretches it consists of: one, and one more for each revision of its length.
         warmup_steps: of these steps, spent raising the learning rate.
         reason: where the number comes from, in words.
         asked: what the config asked for.
@@ -73,14 +86,23 @@ class Plan:
         """Updates in the whole run."""
         return self.segments[-1].total_steps
 
-    def schedule(self, config: TrainingConfig) -> Schedule:
-        """The learning rate over this plan."""
+    def progress(self, step: int) -> float:
+        """How much of the run is done after `step` steps: 0 to 1."""
+        segment = next(segment for segment in reversed(self.segments) if segment.step <= step)
+        return min(1.0, segment.at(step))
+
+    def factor(self, step: int, config: TrainingConfig) -> float:
+        """The share of the peak learning rate used by the update number `step` (the first is 0): a linear warm-up, then
+        the config's schedule."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
         decay = config.decay_fraction or (WSD_DECAY_FRACTION if config.schedule == "wsd" else 1.0)
-        return Schedule(config.schedule, self.segments, self.warmup_steps, decay, config.final_rate_fraction)
+        schedule = Schedule(config.schedule, decay, config.final_rate_fraction)
+        return schedule.factor(self.progress(step + 1), warm=self.progress(self.warmup_steps))
 
     def ending_at(self, total_steps: int, *, seen_from: int, reason: str, is_fixed: bool) -> Plan:
         """The same plan up to step `seen_from`, and from there to another end."""
-        done = self.schedule(TrainingConfig()).progress(seen_from)
+        done = self.progress(seen_from)
         return replace(
             self, segments=(*self.segments, Segment(seen_from, done, total_steps)), reason=reason, is_fixed=is_fixed
         )
@@ -187,11 +209,11 @@ class Pace:
 
     def factor(self, step: int) -> float:
         """The share of the peak learning rate used by the update number `step`."""
-        return self._schedule.factor(step)
+        return self._plan.factor(step, self._config)
 
     def progress(self, step: int) -> float:
         """How much of the run is done after `step` steps: 0 to 1."""
-        return self._schedule.progress(step)
+        return self._plan.progress(step)
 
     def samples_at(self, step: int) -> bool:
         """Whether the update that made `step` steps passed one of `SAMPLE_POINTS`."""
@@ -207,7 +229,7 @@ class Pace:
                 self._started = (state.step, _busy(state))
             return False
         steps = state.step - self._started[0]
-        if steps < 3 or self._schedule.progress(state.step) < self._next_revision:
+        if steps < 3 or self._plan.progress(state.step) < self._next_revision:
             return False
         speed = Speed(
             (_busy(state) - self._started[1]) / steps,
@@ -215,7 +237,7 @@ class Pace:
             state.mean_seconds("saves") or self._estimate.save,
             state.mean_seconds("samples") or self._estimate.sampling,
         )
-        num_samplings = sum(point > self._schedule.progress(state.step) for point in SAMPLE_POINTS)
+        num_samplings = sum(point > self._plan.progress(state.step) for point in SAMPLE_POINTS)
         minutes = self._config.max_train_minutes or 0.0
         left = speed.steps_in(60 * minutes - state.elapsed_seconds, self._config, num_samplings)
         total = self._agree(state.step + left)
@@ -229,7 +251,7 @@ class Pace:
 
     def _adopt(self, plan: Plan) -> None:
         self._write(plan)
-        self._plan, self._schedule = plan, plan.schedule(self._config)
+        self._plan = plan
         self._next_revision = next((at for at in REVISIONS if at > plan.segments[-1].progress), REVISIONS[-1])
 
 
