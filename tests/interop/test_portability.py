@@ -177,7 +177,7 @@ def test_transformers_4_57_knows_the_types_that_are_said_to_open_there(repositor
     ("name", "words"),
     [
         ("char", "it works on characters"),
-        ("bpe:sentencepiece", "SentencePiece vocabulary"),
+        ("bpe:sentencepiece", "no pieces for all bytes"),
         ("somebody/something", "not known yet"),
         ("bpe", None),
         ("byte", None),

@@ -223,9 +223,10 @@ def _add_special_tokens(writer: GGUFWriter, tokenizer: GgufTokenizer, checkpoint
     for i, add in zip(ends, (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), strict=False):
         add(i)
     writer.add_add_eos_token(False)
-    padding = config.get("pad_token_id")
+    generation = checkpoint / "generation_config.json"
+    padding = read_json(generation).get("pad_token_id") if generation.exists() else None
     if padding is None:
-        padding = load_tokenizer(checkpoint).pad_id
+        padding = config.get("pad_token_id", load_tokenizer(checkpoint).pad_id)
     if type(padding) is int and 0 <= padding < len(tokenizer.tokens):
         writer.add_pad_token_id(padding)
     if template := chat_template(checkpoint):
