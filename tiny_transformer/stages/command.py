@@ -51,15 +51,13 @@ def run_training(
     Raises:
         UserError: a wrong config (before torch is even imported), or anything that stands in the way of the run.
     """
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other", where="command line", remedy="give one of them")
-    if go_on and (resume or overwrite):
-        raise UserError(
-            "--continue decides by itself between resuming and a new run",
-            where="command line",
-            remedy="leave out --resume and --overwrite",
-        )
-    if go_on and (run_dir := _interrupted(config, overrides, console)):
+    _refuse_contradictions(
+        resume=resume, overwrite=overwrite, go_on=go_on, explains_nothing=explain and minutes is None
+    )
+    name = CHOSEN if minutes is not None and config is None else config_name(config)
+    with one_voice():
+        run_dir = _interrupted(name, config, overrides, console) if go_on else None
+    if run_dir is not None:
         config, overrides, minutes, resume = None, [f"out_dir={run_dir}"], None, True
     if minutes is not None:
         overrides = [*overrides, f"training.max_train_minutes={minutes}"]
@@ -75,7 +73,6 @@ def run_training(
     from tiny_transformer.stages.summary import finish
 
     keep_freed_memory()
-    name = CHOSEN if minutes is not None and config is None else config_name(config)
     request = Request(checked, name, resume=resume, overwrite=overwrite, chooses=minutes is not None, explain=explain)
     if resume and minutes is not None and checked.out_dir is None:
         run_dir = choose_run_dir(request)
@@ -108,11 +105,24 @@ def one_voice() -> Generator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-def _interrupted(config: str | None, overrides: Sequence[str], console: Console) -> Path | None:
-    """The newest run of a config, when it was interrupted; says what becomes of it."""
+def _refuse_contradictions(*, resume: bool, overwrite: bool, go_on: bool, explains_nothing: bool) -> None:
+    """Refuse switches that ask for two things at once, or for nothing."""
+    wrong = None
+    if resume and overwrite:
+        wrong = ("--resume and --overwrite exclude each other", "give one of them")
+    elif go_on and (resume or overwrite):
+        wrong = ("--continue decides by itself between resuming and a new run", "leave out --resume and --overwrite")
+    elif explains_nothing:
+        wrong = ("--explain shows what --minutes chooses, and there is no --minutes", "--minutes 10 --explain")
+    if wrong is not None:
+        raise UserError(wrong[0], where="command line", remedy=wrong[1])
+
+
+def _interrupted(name: str, config: str | None, overrides: Sequence[str], console: Console) -> Path | None:
+    """The newest run of this name or directory, when it was interrupted; says what becomes of it."""
     from tiny_transformer.reports.runs_table import list_runs
 
-    base = load_run_config(config, overrides).out_dir or Path("runs") / config_name(config)
+    base = load_run_config(config, overrides).out_dir or Path("runs") / name
     found = list_runs(base, *base.parent.glob(f"{base.name}-[0-9]*"))
     newest = max(found, key=lambda run: _begun(run.path), default=None)
     if newest is None:
