@@ -12,10 +12,10 @@ import yaml
 from rich.console import Console
 from run_helpers import TINY
 
-from tiny_transformer.errors import UserError
+from tiny_transformer import cli
+from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.reports.runs_table import list_runs
 from tiny_transformer.stages.command import run_training
-from tiny_transformer.stages.minutes import calibration
 from tiny_transformer.storage import RunDirectory
 
 
@@ -100,28 +100,23 @@ def test_continue_excludes_the_other_two(config: Path) -> None:
             run_training(str(config), [], go_on=True, console=Console(file=io.StringIO()), **options)
 
 
-def test_what_minutes_chose_goes_on_without_choosing_again(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "_step_seconds", lambda config, dataset, hardware, budget: 0.02)
-    options = ["sample_prompts=[]", "device=cpu", f"data.data_dir={tiny_data}", "steps=4"]
-    quiet = Console(file=io.StringIO(), width=200)
-    run_training(None, options, resume=False, overwrite=False, minutes=0.05, console=quiet)
-    (run_dir,) = Path("runs").iterdir()
-    interrupt(run_dir, after=0)
-    for mark in ("last", "best"):
-        (run_dir / mark).unlink(missing_ok=True)
-    screen = io.StringIO()
-    console = Console(file=screen, width=200)
-    run_training(None, options, resume=False, overwrite=False, minutes=0.05, go_on=True, console=console)
-    assert screen.getvalue().startswith(f"{run_dir} was interrupted: going on")
-    assert list(states().values()) == ["finished"]
+def test_a_run_that_is_named_goes_on_or_is_left_to_its_owner(config: Path) -> None:
+    named = "out_dir=runs/mine"
+    demo(config, named, "training.keep_checkpoints=9")
+    interrupt(Path("runs/mine"), after=8)
+    assert demo(config, named).startswith("runs/mine was interrupted")
+    with pytest.raises(UserError, match="runs/mine already holds a run"):
+        demo(config, named)
 
 
-def test_explain_without_minutes_is_refused(config: Path) -> None:
-    with pytest.raises(UserError, match="there is no --minutes"):
-        run_training(str(config), [], resume=False, overwrite=False, explain=True, console=Console(file=io.StringIO()))
+def test_continue_must_know_which_run() -> None:
+    with pytest.raises(UserError, match="--continue must know which run"):
+        run_training(None, [], resume=False, overwrite=False, minutes=1.0, go_on=True, console=Console(quiet=True))
+
+
+def test_explain_without_minutes_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", "--config", str(config), "--explain"]) == ExitCode.USAGE
+    assert "there is no --minutes" in capsys.readouterr().err
 
 
 def test_make_demo_overwrites_nothing(repository: Path) -> None:

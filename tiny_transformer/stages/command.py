@@ -51,13 +51,15 @@ def run_training(
     Raises:
         UserError: a wrong config (before torch is even imported), or anything that stands in the way of the run.
     """
-    _refuse_contradictions(
-        resume=resume, overwrite=overwrite, go_on=go_on, explains_nothing=explain and minutes is None
-    )
-    name = CHOSEN if minutes is not None and config is None else config_name(config)
-    with one_voice():
-        run_dir = _interrupted(name, config, overrides, console) if go_on else None
-    if run_dir is not None:
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other", where="command line", remedy="give one of them")
+    if go_on and (resume or overwrite):
+        raise UserError(
+            "--continue decides by itself between resuming and a new run",
+            where="command line",
+            remedy="leave out --resume and --overwrite",
+        )
+    if go_on and (run_dir := _interrupted(config, overrides, console)):
         config, overrides, minutes, resume = None, [f"out_dir={run_dir}"], None, True
     if minutes is not None:
         overrides = [*overrides, f"training.max_train_minutes={minutes}"]
@@ -73,6 +75,7 @@ def run_training(
     from tiny_transformer.stages.summary import finish
 
     keep_freed_memory()
+    name = CHOSEN if minutes is not None and config is None else config_name(config)
     request = Request(checked, name, resume=resume, overwrite=overwrite, chooses=minutes is not None, explain=explain)
     if resume and minutes is not None and checked.out_dir is None:
         run_dir = choose_run_dir(request)
@@ -105,38 +108,24 @@ def one_voice() -> Generator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-def _refuse_contradictions(*, resume: bool, overwrite: bool, go_on: bool, explains_nothing: bool) -> None:
-    """Refuse switches that ask for two things at once, or for nothing."""
-    wrong = None
-    if resume and overwrite:
-        wrong = ("--resume and --overwrite exclude each other", "give one of them")
-    elif go_on and (resume or overwrite):
-        wrong = ("--continue decides by itself between resuming and a new run", "leave out --resume and --overwrite")
-    elif explains_nothing:
-        wrong = ("--explain shows what --minutes chooses, and there is no --minutes", "--minutes 10 --explain")
-    if wrong is not None:
-        raise UserError(wrong[0], where="command line", remedy=wrong[1])
-
-
-def _interrupted(name: str, config: str | None, overrides: Sequence[str], console: Console) -> Path | None:
-    """The newest run of this name or directory, when it was interrupted; says what becomes of it."""
+def _interrupted(config: str | None, overrides: Sequence[str], console: Console) -> Path | None:
+    """The newest run of a config, when it was interrupted; says what becomes of it."""
     from tiny_transformer.reports.runs_table import list_runs
 
-    base = load_run_config(config, overrides).out_dir or Path("runs") / name
-    found = list_runs(base, *base.parent.glob(f"{base.name}-[0-9]*"))
+    asked = load_run_config(config, overrides).out_dir
+    if config is None and asked is None:
+        raise UserError("--continue must know which run", where="command line", remedy="name its --config or --out_dir")
+    base = asked or Path("runs") / config_name(config)
+    found = list_runs(base, *([] if asked else base.parent.glob(f"{base.name}-[0-9]*")))
     newest = max(found, key=lambda run: _begun(run.path), default=None)
-    if newest is None:
-        return None
-    if newest.state not in ("stopped", "running"):
-        console.print(
-            f"{newest.path} is {newest.state} and stays as it is: this is a new run beside it", highlight=False
-        )
-        return None
-    console.print(
-        f"{newest.path} was interrupted: going on with it as it was planned (a new run instead: --out_dir another)",
-        highlight=False,
-    )
-    return newest.path
+    if newest is not None and newest.state in ("stopped", "running"):
+        new = "a new run instead: --out_dir another"
+        console.print(f"{newest.path} was interrupted: going on with it as it was planned ({new})", highlight=False)
+        return newest.path
+    if newest is not None and asked is None:
+        words = f"{newest.path} is {newest.state} and stays as it is: this is a new run beside it"
+        console.print(words, highlight=False)
+    return None
 
 
 def _begun(run_dir: Path) -> float:
