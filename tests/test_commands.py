@@ -157,7 +157,8 @@ def test_the_whole_road(tmp_path: Path) -> None:
     assert text.splitlines()[0] == again.splitlines()[0]
 
     table = terminal("tiny-transformer runs")
-    assert "small-2" in table and "best" in table
+    assert "small-2" in table and "stories" in table
+    assert "last, best" in terminal("tiny-transformer runs runs/small-2")
     assert "everything is whole" in terminal("tiny-transformer doctor runs/small")
     weights = tmp_path / "runs/small/last/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])

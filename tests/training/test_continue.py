@@ -12,7 +12,8 @@ import yaml
 from rich.console import Console
 from run_helpers import TINY
 
-from tiny_transformer.errors import UserError
+from tiny_transformer import cli
+from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.reports.runs_table import list_runs
 from tiny_transformer.stages.command import run_training
 from tiny_transformer.storage import RunDirectory
@@ -97,6 +98,25 @@ def test_continue_excludes_the_other_two(config: Path) -> None:
     for options in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
         with pytest.raises(UserError, match="--continue decides by itself"):
             run_training(str(config), [], go_on=True, console=Console(file=io.StringIO()), **options)
+
+
+def test_a_run_that_is_named_goes_on_or_is_left_to_its_owner(config: Path) -> None:
+    named = "out_dir=runs/mine"
+    demo(config, named, "training.keep_checkpoints=9")
+    interrupt(Path("runs/mine"), after=8)
+    assert demo(config, named).startswith("runs/mine was interrupted")
+    with pytest.raises(UserError, match="runs/mine already holds a run"):
+        demo(config, named)
+
+
+def test_continue_must_know_which_run() -> None:
+    with pytest.raises(UserError, match="--continue must know which run"):
+        run_training(None, [], resume=False, overwrite=False, minutes=1.0, go_on=True, console=Console(quiet=True))
+
+
+def test_explain_without_minutes_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", "--config", str(config), "--explain"]) == ExitCode.USAGE
+    assert "there is no --minutes" in capsys.readouterr().err
 
 
 def test_make_demo_overwrites_nothing(repository: Path) -> None:

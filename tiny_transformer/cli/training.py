@@ -229,6 +229,12 @@ def train(
         raise UserError(
             "--minutes and --max_train_minutes exclude each other", where="command line", remedy="give one of them"
         )
+    if explain and minutes is None:
+        raise UserError(
+            "--explain shows what --minutes chooses, and there is no --minutes",
+            where="command line",
+            remedy="--minutes 10 --explain",
+        )
     console = Console()
     status = run_training(
         config,

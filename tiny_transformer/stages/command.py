@@ -178,21 +178,20 @@ def _interrupted(config: str | None, overrides: Sequence[str], console: Console)
     """The newest run of a config, when it was interrupted; says what becomes of it."""
     from tiny_transformer.reports.runs_table import list_runs
 
-    base = load_run_config(config, overrides).out_dir or Path("runs") / config_name(config)
-    found = list_runs(base, *base.parent.glob(f"{base.name}-[0-9]*"))
+    asked = load_run_config(config, overrides).out_dir
+    if config is None and asked is None:
+        raise UserError("--continue must know which run", where="command line", remedy="name its --config or --out_dir")
+    base = asked or Path("runs") / config_name(config)
+    found = list_runs(base, *([] if asked else base.parent.glob(f"{base.name}-[0-9]*")))
     newest = max(found, key=lambda run: _begun(run.path), default=None)
-    if newest is None:
-        return None
-    if newest.state not in ("stopped", "running"):
-        console.print(
-            f"{newest.path} is {newest.state} and stays as it is: this is a new run beside it", highlight=False
-        )
-        return None
-    console.print(
-        f"{newest.path} was interrupted: going on with it as it was planned (a new run instead: --out_dir another)",
-        highlight=False,
-    )
-    return newest.path
+    if newest is not None and newest.state in ("stopped", "running"):
+        new = "a new run instead: --out_dir another"
+        console.print(f"{newest.path} was interrupted: going on with it as it was planned ({new})", highlight=False)
+        return newest.path
+    if newest is not None and asked is None:
+        words = f"{newest.path} is {newest.state} and stays as it is: this is a new run beside it"
+        console.print(words, highlight=False)
+    return None
 
 
 def _begun(run_dir: Path) -> float:
