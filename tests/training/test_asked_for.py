@@ -46,7 +46,7 @@ class Launch:
 
     def pretrain(self, request: Any, console: Any) -> Any:
         config = settle_data_dir(request, console)
-        self.request, self.config = request, as_read(config, open_training_data(config, console).meta)
+        self.request, self.config = request, as_read(config, open_training_data(config, console))
         return SimpleNamespace(is_first=False, status="finished")
 
     def __call__(self, *words: str, code: int = 0) -> str:

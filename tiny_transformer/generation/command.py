@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.engine import check_prompts
 from tiny_transformer.generation.sampling import SamplingConfig
@@ -17,13 +19,15 @@ from tiny_transformer.models import end_token_ids, load_model
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.models.open import checkpoint_tokenizer
 
+DEFAULT_PROMPT = "Once upon a time"
+
 
 @dataclass(frozen=True)
 class GenerateOptions:
     """What is generated, besides how it is sampled.
 
     Attributes:
-        prompt: the text to continue.
+        prompt: the text to continue; None for the first one that the run was sampled with.
         checkpoint: a checkpoint or run directory; None for the newest.
         num_samples: how many continuations.
         tokenizer: `auto`, or a name that must mean the checkpoint's own tokenizer.
@@ -31,7 +35,7 @@ class GenerateOptions:
         stream: show each piece as it is written.
     """
 
-    prompt: str
+    prompt: str | None = None
     checkpoint: Path | None = None
     num_samples: int = 1
     tokenizer: str = "auto"
@@ -49,9 +53,8 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
         raise UserError(f"num_samples = {options.num_samples} is not possible", remedy="num_samples: 1 or more")
     checkpoint, sentence = find_checkpoint(options.checkpoint)
     tokenizer = checkpoint_tokenizer(checkpoint, options.tokenizer)
-    prompt_ids = encode_prompt(
-        tokenizer, options.prompt
-    )  # a prompt it cannot encode is told before the weights are read
+    prompt = _prompt_of(checkpoint) if options.prompt is None else options.prompt
+    prompt_ids = encode_prompt(tokenizer, prompt)  # one that it cannot encode is told before the weights are read
     model = load_model(checkpoint, device=str(choose_hardware(options.device, "fp32").device))
     config = model.config
     vocab_size = config.vocab_size or tokenizer.vocab_size
@@ -59,16 +62,24 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     notes.print(f"[dim]{sentence}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
     rows = [""] * options.num_samples
     if options.stream:
-        _show(options.prompt)
-    prompts = [options.prompt] * options.num_samples
+        _show(prompt)
+    prompts = [prompt] * options.num_samples
     for row, piece in write(model, tokenizer, prompts, settings, end_token_ids(checkpoint)):
         if options.stream and row == 0:  # the other rows are written beside it and shown after it
             _show(piece)
         else:
             rows[row] += piece
     for row, text in enumerate(rows):
-        head = "" if options.stream and row == 0 else options.prompt
+        head = "" if options.stream and row == 0 else prompt
         _show(("\n---\n\n" if row else "") + head + text + "\n")
+
+
+def _prompt_of(checkpoint: Path) -> str:
+    """A prompt that fits what the model has read."""
+    with suppress(UserError):  # a checkpoint that stands alone, or a config of another version
+        prompts = load_run_config(checkpoint.resolve().parent / "config.yaml").training.sample_prompts
+        return prompts[0] if prompts else DEFAULT_PROMPT
+    return DEFAULT_PROMPT
 
 
 def _show(text: str) -> None:
