@@ -157,6 +157,15 @@ def test_a_length_of_the_command_line_is_stronger_than_that_of_a_file(
     assert "max_train_minutes" not in both
 
 
+def test_nor_do_the_minutes_of_a_run_cut_what_a_resumption_asks_for(asked: list[Any]) -> None:
+    Path("runs/my").mkdir(parents=True)
+    Path("runs/my/config.yaml").write_text("training: {max_train_minutes: 4, learning_rate: 2e-3}\n")
+    for words in (["--out_dir", "runs/my"], ["--source", "my.txt"]):
+        assert run(["train", "--resume", "--steps", "20", *words]) == 0
+        training = asked[-1].config.training
+        assert (training.steps, training.max_train_minutes, training.learning_rate) == (20, None, 2e-3)
+
+
 def test_minutes_on_the_command_line_leave_the_steps_of_a_file(asked: list[Any]) -> None:
     Path("r.yaml").write_text("training: {steps: 9}\n")
     assert run(["train", "r.yaml", "--max_train_minutes", "3"]) == 0

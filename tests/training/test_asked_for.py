@@ -84,7 +84,6 @@ def test_the_same_again_takes_the_same_data(home: Path, train: Launch) -> None:
         (["--tokenizer", "char"], "tokenizer: byte, not char"),
         (["--val_fraction", "0.3"], "val_fraction: the default, not 0.3"),
         (["--max_bytes", "900"], "max_bytes: the default, not 900"),
-        (["--text_field", "body"], "text_field: text, not body"),
         (["--tokenizer", "bpe", "--vocab_size", "300"], "tokenizer: byte, not bpe"),
     ],
 )
