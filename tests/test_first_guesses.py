@@ -124,7 +124,7 @@ def test_prompts_may_stand_alone(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     (home / "runs/demo/last").mkdir(parents=True)
     for words in (["Once"], ["Once upon", "a hen"], ["runs/demo", "Once"], ["--prompt", "Once"], []):
         assert run(["generate", *words]) == 0
-    assert [options.prompt for options in seen] == ["Once", "Once upon a hen", "Once", "Once", "Once upon a time"]
+    assert [options.prompt for options in seen] == ["Once", "Once upon a hen", "Once", "Once", None]
     assert [options.checkpoint for options in seen] == [None, None, Path("runs/demo"), None, None]
 
 
@@ -157,6 +157,15 @@ def test_a_length_of_the_command_line_is_stronger_than_that_of_a_file(
     assert "max_train_minutes" not in both
 
 
+def test_nor_do_the_minutes_of_a_run_cut_what_a_resumption_asks_for(asked: list[Any]) -> None:
+    Path("runs/my").mkdir(parents=True)
+    Path("runs/my/config.yaml").write_text("training: {max_train_minutes: 4, learning_rate: 2e-3}\n")
+    for words in (["--out_dir", "runs/my"], ["--source", "my.txt"]):
+        assert run(["train", "--resume", "--steps", "20", *words]) == 0
+        training = asked[-1].config.training
+        assert (training.steps, training.max_train_minutes, training.learning_rate) == (20, None, 2e-3)
+
+
 def test_minutes_on_the_command_line_leave_the_steps_of_a_file(asked: list[Any]) -> None:
     Path("r.yaml").write_text("training: {steps: 9}\n")
     assert run(["train", "r.yaml", "--max_train_minutes", "3"]) == 0
@@ -165,12 +174,13 @@ def test_minutes_on_the_command_line_leave_the_steps_of_a_file(asked: list[Any])
 
 
 def test_epochs_are_so_many_times_the_tokens() -> None:
-    meta: Any = SimpleNamespace(source="s", tokenizer="byte", request={}, train=SimpleNamespace(num_tokens=1001))
+    figures = SimpleNamespace(source="stories", tokenizer="byte", request={}, train=SimpleNamespace(num_tokens=1001))
+    data: Any = SimpleNamespace(meta=figures)
     for key in ("epochs", "num_train_epochs", "num_epochs", "max_epochs"):
         config = load_run_config({"training": {key: 2.5}})
-        assert as_read(config, meta).training.max_tokens == 2503
-        assert as_read(as_read(config, meta), meta).training.max_tokens == 2503  # taken up again
-    assert as_read(load_run_config({"training": {"epochs": 2, "max_tokens": 900}}), meta).training.max_tokens == 900
+        assert as_read(config, data).training.max_tokens == 2503
+        assert as_read(as_read(config, data), data).training.max_tokens == 2503  # taken up again
+    assert as_read(load_run_config({"training": {"epochs": 2, "max_tokens": 900}}), data).training.max_tokens == 900
 
 
 # --- the home directory, and what a console can show

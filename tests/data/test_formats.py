@@ -307,6 +307,18 @@ def test_an_address_is_answered_with_how_to_fetch_it(url: str) -> None:
     assert "is an address" in error.what and url in (error.remedy or "")
 
 
+def test_an_address_at_the_hub_is_answered_with_the_id() -> None:
+    assert "--source org/name" in (refused("https://huggingface.co/datasets/org/name").remedy or "")
+
+
+def test_a_field_is_refused_where_there_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A hen.")
+    for source in (tmp_path / "a.txt", tmp_path, "stories"):
+        assert "no field 'body'" in refused(source, text_field="body").what
+    (tmp_path / "b.jsonl").write_text('{"body": "A hen.", "text": 3}\n')
+    assert len(list(open_source(tmp_path, text_field="body").documents())) == 2
+
+
 def test_a_thing_that_is_neither_file_nor_folder_is_called_so(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "neither a file nor a folder" in refused(tmp_path / "pipe").what

@@ -46,7 +46,7 @@ class Launch:
 
     def pretrain(self, request: Any, console: Any) -> Any:
         config = settle_data_dir(request, console)
-        self.request, self.config = request, as_read(config, open_training_data(config, console).meta)
+        self.request, self.config = request, as_read(config, open_training_data(config, console))
         return SimpleNamespace(is_first=False, status="finished")
 
     def __call__(self, *words: str, code: int = 0) -> str:
@@ -84,7 +84,6 @@ def test_the_same_again_takes_the_same_data(home: Path, train: Launch) -> None:
         (["--tokenizer", "char"], "tokenizer: byte, not char"),
         (["--val_fraction", "0.3"], "val_fraction: the default, not 0.3"),
         (["--max_bytes", "900"], "max_bytes: the default, not 900"),
-        (["--text_field", "body"], "text_field: text, not body"),
         (["--tokenizer", "bpe", "--vocab_size", "300"], "tokenizer: byte, not bpe"),
     ],
 )

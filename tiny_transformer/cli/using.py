@@ -16,7 +16,9 @@ from tiny_transformer.errors import UserError
 @app.command(context_settings=SETTINGS)
 def generate(
     words: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="The text to continue, too.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="The text to continue. Default: Once upon a time.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="The text to continue. Default: what the run was sampled with first.")
+    ] = None,
     ckpt_dir: CheckpointOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max_new_tokens", "--max_tokens", "--max_length", help="Longest continuation.")
@@ -64,7 +66,7 @@ def generate(
         raise UserError(f"two prompts: {prompt!r} and {' '.join(words)!r}", where="command line", remedy="give one")
     if words and ckpt_dir is None and _is_model(Path(words[0])):
         ckpt_dir = Path(words.pop(0))
-    prompt = " ".join(words) if words else "Once upon a time" if prompt is None else prompt
+    prompt = " ".join(words) if words else prompt
     run_generate(
         GenerateOptions(prompt, ckpt_dir, num_samples, tokenizer, device, stream), settings, Console(stderr=True)
     )

@@ -215,7 +215,8 @@ class TrainingConfig(Section):
 
     sample_prompts: tuple[str, ...] = setting(("Once upon a time",) * 3, "allow", max_length=16)
     """Prompts continued at the end of the run, for the terminal and the report. The first three different ones are also
-    continued at six points on the way, greedily and in at most 48 tokens. `[]`: none."""
+    continued at six points on the way, greedily and in at most 48 tokens. `[]`: none. Of a text other than the
+    built-in stories, where none are given: how three of its validation documents begin."""
 
     sample_tokens: int = setting(200, "allow", ge=1, le=100_000)
     """Longest continuation of each of them."""

@@ -70,10 +70,8 @@ def run_training(
             raise UserError("--resume and --init_from exclude each other", where="command line", remedy=remedy)
         if resume and (config is None or minutes is not None):
             source = _own_config(load_run_config(None, overrides).out_dir) or config
-        checked = load_run_config(source, overrides)
-        if weaker := _drop_weaker_lengths(checked, ours, console):
-            overrides = [*overrides, *weaker]
-            checked = load_run_config(source, overrides)
+        checked = _load(source, overrides, console)
+        text = _text_name(checked, ours)
 
     from tiny_transformer.hardware import keep_freed_memory
     from tiny_transformer.parallel.stop import steady_output
@@ -82,7 +80,6 @@ def run_training(
     from tiny_transformer.stages.summary import finish
 
     keep_freed_memory()
-    text = _text_name(checked, ours)
     request = Request(
         checked,
         name=text if config is None else config_name(config),
@@ -95,7 +92,7 @@ def run_training(
     )
     if resume and config is None and checked.out_dir is None:
         run_dir = choose_run_dir(request)
-        own = load_run_config(_own_config(run_dir), overrides)
+        own = _load(_own_config(run_dir), overrides, console)
         request = replace(request, config=own.model_copy(update={"out_dir": run_dir}))
     with steady_output(console):
         outcome = launch(request, console)
@@ -127,20 +124,21 @@ def _is_config(path: Path) -> bool:
     return any(f'"{key}"' in head for key in ("model", "training", "d_model"))
 
 
-def _drop_weaker_lengths(config: RunConfig, ours: set[str], console: Console) -> list[str]:
-    """Overrides that take out of a config what would end a run before the length that the command line asks for."""
-    asked = [name for name in LENGTHS if f"training.{name}" in ours and getattr(config.training, name) is not None]
-    if not asked:
-        return []
-    weaker = [
-        name
-        for name in (*LENGTHS, "max_train_minutes")
-        if f"training.{name}" not in ours and getattr(config.training, name) is not None
-    ]
+def _load(source: str | None, overrides: Sequence[str], console: Console) -> RunConfig:
+    """The checked config; a length that the overrides ask for takes out of it what would end the run before."""
+    config, ours = load_run_config(source, overrides), keys_of(overrides)
+
+    def value(name: str) -> float | None:
+        return getattr(config.training, name)
+
+    asked = [name for name in LENGTHS if f"training.{name}" in ours and value(name) is not None]
+    others = (name for name in (*LENGTHS, "max_train_minutes") if f"training.{name}" not in ours)
+    weaker = [name for name in others if asked and value(name) is not None]
     for name in weaker:
-        value, own = getattr(config.training, name), getattr(config.training, asked[0])
-        console.print(f"{asked[0]} {own:,} as asked for here, not {name} {value:,} of the config", highlight=False)
-    return [f"training.{name}=null" for name in weaker]
+        sentence = f"{asked[0]} {value(asked[0]):,} as asked for here, not {name} {value(name):,} of the config"
+        if _is_first():
+            console.print(sentence, highlight=False)
+    return load_run_config(source, [*overrides, *(f"training.{name}=null" for name in weaker)]) if weaker else config
 
 
 def _text_name(config: RunConfig, ours: set[str]) -> str:
@@ -169,7 +167,7 @@ def one_voice() -> Generator[None]:
     try:
         yield
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if _is_first():
             raise
         raise SystemExit(error.exit_code) from None
 
@@ -198,6 +196,11 @@ def _begun(run_dir: Path) -> float:
     """When a run was last begun or taken up."""
     saved = run_dir / "config.yaml"
     return saved.stat().st_mtime if saved.exists() else 0.0
+
+
+def _is_first() -> bool:
+    """Whether this is the process of this machine that speaks."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _own_config(out_dir: Path | None) -> str | None:

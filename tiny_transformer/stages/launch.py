@@ -12,9 +12,11 @@ from rich.markup import escape
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.data.meta import META_FILE, Meta, not_prepared, read_meta
+from tiny_transformer.data.meta import META_FILE, not_prepared, read_meta
+from tiny_transformer.data.openings import openings
 from tiny_transformer.data.prepare.command import is_prepared, prepare_with_progress
 from tiny_transformer.data.prepare.request import differences, prepare_command, recorded
+from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import choose_hardware
@@ -201,13 +203,16 @@ def open_training_data(config: RunConfig, console: Console) -> Dataset:
     return open_dataset(data_dir)
 
 
-def as_read(config: RunConfig, meta: Meta) -> RunConfig:
-    """The config with what the data was really made from, so that it never names a source that was not read, and with
-    its epochs in tokens."""
-    data, training = config.data.model_copy(update=recorded(meta)), config.training
+def as_read(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """The config with what follows from the data: what it was really made from, so that no source is named that was not
+    read; its epochs in tokens; prompts that begin as its documents do, where none were asked for."""
+    meta, training = dataset.meta, config.training
     if training.epochs is not None:
         tokens = math.ceil(training.epochs * meta.train.num_tokens)
         training = training.model_copy(update={"max_tokens": min(tokens, training.max_tokens or tokens)})
+    if "sample_prompts" not in training.model_fields_set and meta.source != STORIES:
+        training = training.model_copy(update={"sample_prompts": openings(dataset) or training.sample_prompts})
+    data = config.data.model_copy(update=recorded(meta))
     return config.model_copy(update={"data": data, "training": training})
 
 

@@ -53,7 +53,7 @@ class Pretraining(Stage):
         dataset = open_training_data(config, console) if processes.is_first else None
         processes.barrier()  # the data is there now
         dataset = dataset or open_training_data(config, console)
-        config = as_read(config, dataset.meta)
+        config = as_read(config, dataset)
         begun = time.monotonic()
         if request.chooses and not request.resume:
             config = take_choice(config, dataset, hardware, processes, console, explain=request.explain)

@@ -307,6 +307,8 @@ def _kinds() -> str:
 
 
 def _fetch(name: str) -> str:
+    if at_hub := re.match(r"https?://huggingface\.co/datasets/([^/]+/[^/?#]+)/?$", name):
+        return f"data sets of the hub are called by their id: --source {at_hub[1]}"
     return f"fetch it first: curl -L -o text.txt {name}; then --source text.txt"
 
 

@@ -7,7 +7,7 @@ file, a folder or a glob pattern; `files` says how each kind of file becomes doc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from tiny_transformer.errors import UserError
 
 STORIES = "stories"
 STORIES_DEFAULT_BYTES = 16_000_000
+TEXT_FIELD = "text"
 UNKNOWN_LICENCE = "not stated: ask the owner of these files"
 
 
@@ -102,12 +103,15 @@ def open_source(
     if not name.strip():
         raise UserError("--source is empty", remedy="a name such as stories, or a file, folder or glob")
     if name == STORIES:
+        _refuse_field(name, text_field)
         return _stories(max_bytes or STORIES_DEFAULT_BYTES, seed)
     if name in hub.KNOWN_SETS:
-        return _from_hub(name, hub.KNOWN_SETS[name], max_bytes)
+        return _from_hub(name, replace(hub.KNOWN_SETS[name], text_field=text_field), max_bytes)
     if not Path(name).expanduser().exists() and files.looks_like_hub_id(name):
         return _from_hub(name, hub.HubSet(name, text_field=text_field), max_bytes)
     found, note = files.find_files(name)
+    if all(map(files.is_running_text, found)):
+        _refuse_field(name, text_field)
     num_bytes = sum(path.stat().st_size for path in found)
 
     def start() -> Iterator[Document]:
@@ -125,6 +129,12 @@ def open_source(
         start=start,
         note=note,
     )
+
+
+def _refuse_field(name: str, text_field: str) -> None:
+    """Refuse a field that was asked for where there are no fields."""
+    if text_field != TEXT_FIELD:
+        raise UserError(f"{name} has no rows, so no field {text_field!r}", remedy="leave text_field out")
 
 
 def _stories(max_bytes: int, seed: int) -> Source:

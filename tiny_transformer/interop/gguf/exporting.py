@@ -30,7 +30,7 @@ from tiny_transformer.interop.portability import NOT_KNOWN, refusal
 from tiny_transformer.interop.row_order import interleaved, is_rotated
 from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models import load_config, load_model
-from tiny_transformer.models.config_file import end_token_ids, read_config
+from tiny_transformer.models.config_file import end_token_ids, read_config, read_json
 from tiny_transformer.models.swaps import restore_layers
 from tiny_transformer.storage.commit import make_directories
 from tiny_transformer.storage.fs import REAL, refusals
