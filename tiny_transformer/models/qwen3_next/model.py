@@ -40,7 +40,7 @@ class Context(NamedTuple):
     sin: torch.Tensor
     mask: torch.Tensor | None
     segments: torch.Tensor | None
-    padding: torch.Tensor | None
+    padding: torch.Tensor | None = None
 
 
 class Qwen3NextAttention(nn.Module):
@@ -229,7 +229,7 @@ class Qwen3NextMTPHead(nn.Module):
         self.norm = ZeroCentredRMSNorm(C, eps)
 
     def forward(
-        self, *, hidden: torch.Tensor, embedded: torch.Tensor, context: Context, cache: ModelCache | None
+        self, *, hidden: torch.Tensor, embedded: torch.Tensor, context: Context, cache: ModelCache | None = None
     ) -> tuple[torch.Tensor, list]:
         """`hidden` and the next tokens `embedded`, (B, T, C) each, to (B, T, C), and its router's decisions."""
         both = torch.cat((self.pre_fc_norm_embedding(embedded), self.pre_fc_norm_hidden(hidden)), dim=-1)
