@@ -21,8 +21,8 @@ PAGE, FIGURES = REPOSITORY / "docs/RELIABILITY.md", REPOSITORY / "docs/reliabili
 HEAD = """# What is promised, and the test that shows it
 
 Written by `python tests/reliability.py`; a test compares this page with it. *Last figure* is what the tests said when
-they were last run with `RELIABILITY_FIGURES` set: cases that passed, of those that were run, and figures of their own. A
-row whose tests have not been run is "not shown". SECURITY.md says whom these promises guard against.
+they were last run with `RELIABILITY_FIGURES` set: cases that passed, of those that were run, and figures of their own.
+A row whose tests have not been run is "not shown". SECURITY.md says whom these promises guard against.
 
 | row | promise | tests | last figure |
 | --- | --- | --- | --- |
@@ -129,7 +129,7 @@ ROWS = (
         "D15",
         "of many starts in one directory one runs, whoever came or went meanwhile; a dead owner's lock is taken over",
         f"{STORAGE}run_lock.py::test_of_ten_simultaneous_starts_exactly_one_runs",
-        f"{STORAGE}run_lock.py::test_lock_of_a_killed_owner_is_taken_over",
+        f"{STORAGE}run_lock.py::test_lock_of_a_killed_owner_is_taken_over_at_once",
         f"{TRAINING}one_owner.py::test_a_run_that_came_and_went_while_another_prepared_is_left_alone",
     ),
     row(
@@ -146,7 +146,7 @@ ROWS = (
     ),
     row(
         "D18",
-        "too little memory ends in three lines, or with a C library's own message; never with a traceback or half a run",
+        "too little memory ends in three lines or a C library's own message; never in a traceback or half a run",
         f"{TRAINING}soak.py::test_too_little_memory_is_told",
     ),
     row(

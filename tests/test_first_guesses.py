@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, home: Path) -> list[Any]:
         requests.append(request)
         return SimpleNamespace(is_first=False, status="finished")
 
-    monkeypatch.setattr("tiny_transformer.stages.run.pretrain", pretrain)
+    monkeypatch.setattr("tiny_transformer.stages.launch.launch", pretrain)
     return requests
 
 

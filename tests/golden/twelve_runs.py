@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import platform
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -171,7 +170,9 @@ def run_made_up(name: str, arguments: list[str]) -> None:
     sys.argv = ["tiny-transformer", *arguments]
     code: Any = 0
     try:
-        runpy.run_module("tiny_transformer", run_name="__main__", alter_sys=True)
+        from tiny_transformer.cli import main
+
+        main()
     except SystemExit as ended:
         code = ended.code
     sys.stdout.flush()

@@ -13,9 +13,9 @@ import pytest
 import torch
 from popular import SAMPLING, SHAPES, publish
 from published_forms import TEXT
-from tiny_transformer.generation.engine import Generation
 
 from tiny_transformer.cli import run
+from tiny_transformer.generation.rows import Generation
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import encode_prompt
 from tiny_transformer.interop.gguf.exporting import export_gguf

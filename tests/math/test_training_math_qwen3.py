@@ -20,6 +20,7 @@ from tiny_transformer.layers.attention import attend, attend_slowly, attention_m
 from tiny_transformer.layers.feed_forward import SwiGLU
 from tiny_transformer.layers.norm import RMSNorm
 from tiny_transformer.layers.rope import apply_rope, rope_cos_sin
+from tiny_transformer.models.contract import BackboneOutput
 from tiny_transformer.models.qwen3.model import Qwen3Attention, Qwen3Block, Qwen3ForCausalLM
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.muon import Muon, orthogonalise
@@ -42,6 +43,15 @@ SHAPE = {
 }
 
 
+def stand_in_of(logits: Callable[..., torch.Tensor]) -> Any:
+    """What a loss needs of a model whose logits are computed elsewhere."""
+    return SimpleNamespace(
+        backbone=lambda *arguments: BackboneOutput(logits(*arguments), torch.zeros(())),
+        lm_head=nn.Identity(),
+        config=SimpleNamespace(num_mtp_layers=0),
+    )
+
+
 def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.tensor(array)
 
@@ -51,7 +61,7 @@ def batch_of(ids: np.ndarray, labels: np.ndarray, *, with_documents: bool) -> To
     return TokenBatch(
         input_ids=tensor(ids),
         labels=tensor(labels),
-        num_tokens=int((labels != -100).sum()),
+        num_targets=int((labels != -100).sum()),
         sample_ids=torch.arange(rows),
         doc_ids=tensor(np.tile(DOC_IDS, (rows, 1))) if with_documents else None,
         positions=tensor(np.tile(POSITIONS, (rows, 1))) if with_documents else None,
@@ -98,7 +108,11 @@ def test_cross_entropy(qwen3: ModuleType) -> None:
     z[0, 2] = -1600.0
 
     def product(logits: torch.Tensor) -> torch.Tensor:
-        model = SimpleNamespace(backbone=lambda *_: (logits[None], logits.new_zeros(())), lm_head=nn.Identity())
+        model = SimpleNamespace(
+            backbone=lambda *_: BackboneOutput(logits[None], logits.new_zeros(())),
+            lm_head=nn.Identity(),
+            config=SimpleNamespace(num_mtp_layers=0),
+        )
         return language_modelling_loss(model, batch_of(labels[None], labels[None], with_documents=False))[0]
 
     check(
@@ -253,7 +267,11 @@ def test_model(qwen3: ModuleType) -> None:
         return added(*(qwen3.model_backward(dloss, ids[row], labels[row], w, angles, seen, EPS) for row in range(2)))
 
     def product(call: Callable) -> torch.Tensor:
-        stand_in = SimpleNamespace(backbone=lambda *a: (call(*a), torch.zeros(())), lm_head=nn.Identity())
+        stand_in = SimpleNamespace(
+            backbone=lambda *a: BackboneOutput(call(*a), torch.zeros(())),
+            lm_head=nn.Identity(),
+            config=SimpleNamespace(num_mtp_layers=0),
+        )
         return language_modelling_loss(stand_in, batch)[0]
 
     for tied in (True, False):

@@ -67,7 +67,7 @@ def product_context(num_tokens: int = T) -> architecture.Context:
         cos, sin = rope_cos_sin(positions, head_dim=ROTARY, theta=100.0, dtype=torch.float64)
     doc_ids = tensor(DOC_IDS[:num_tokens])[None]
     mask = attention_mask(num_tokens, num_tokens, window=None, doc_ids=doc_ids, device=torch.device("cpu"))
-    return architecture.Context(cos, sin, mask, tensor(SEGMENTS[:num_tokens])[None])
+    return architecture.Context(cos, sin, mask, tensor(SEGMENTS[:num_tokens])[None], None)
 
 
 def page_context(page: ModuleType, num_tokens: int = T) -> dict[str, Any]:
@@ -381,7 +381,7 @@ def test_next_model(qwen3_next: ModuleType) -> None:
     batch = TokenBatch(
         input_ids=tensor(ids)[None],
         labels=tensor(labels)[None],
-        num_tokens=int((labels != -100).sum()),
+        num_targets=int((labels != -100).sum()),
         sample_ids=torch.arange(1),
         doc_ids=tensor(DOC_IDS)[None],
         positions=tensor(POSITIONS)[None],

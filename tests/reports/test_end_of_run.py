@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
+from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss, perplexity_in_words
 from tiny_transformer.reports.run_reader import read_run
@@ -27,7 +28,8 @@ from tiny_transformer.training.nonfinite import NotFiniteError
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("ends") / "data"
-    planted.prepare("stories", out_dir=directory, tokenizer="byte", max_bytes=9_000, val_fraction=0.4, seq_len=32)
+    data = DataConfig(tokenizer="byte", max_bytes=9_000, val_fraction=0.4, seq_len=32)
+    planted.prepare(data, directory)
     return directory
 
 

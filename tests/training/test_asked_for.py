@@ -62,7 +62,7 @@ class Launch:
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Launch:
     launch = Launch(capsys)
-    monkeypatch.setattr("tiny_transformer.stages.run.pretrain", launch.pretrain)
+    monkeypatch.setattr("tiny_transformer.stages.launch.launch", launch.pretrain)
     return launch
 
 
@@ -247,7 +247,7 @@ def test_a_resumed_run_keeps_its_data_and_never_makes_new(home: Path, capsys: py
     assert "val_fraction: the default, not 0.3" in capsys.readouterr().err
     Path("data").rename("elsewhere")
     assert run(["train", "--resume", "--out_dir", "runs/my", "--steps", "4"]) == ExitCode.USAGE
-    assert "the data of this run is not in data/my" in capsys.readouterr().err
+    assert "the data of this run, data/my, is not here" in capsys.readouterr().err
     assert not Path("data").exists()
     assert run(["train", "--resume", "--out_dir", "runs/my", "--steps", "4", "--data_dir", "elsewhere/my"]) == 0
 

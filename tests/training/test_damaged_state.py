@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.safetensors_file import encode
-from tiny_transformer.stages import run as stage
+from tiny_transformer.stages.launch import launch
 from tiny_transformer.storage import Fs, RunDirectory, fs, publish
 from tiny_transformer.storage.doctor import examine
 from tiny_transformer.training import plan as planning
@@ -47,7 +47,7 @@ def resume(tiny_data: Path, run: Path, **options: Any) -> str:
     """Resume it to six steps; what it said."""
     screen = io.StringIO()
     request = tiny_request(tiny_data, run, resume=True, **{**OPTIONS, "steps": 6, **options})
-    stage.pretrain(request, Console(file=screen, width=400))
+    launch(request, Console(file=screen, width=400))
     return screen.getvalue()
 
 

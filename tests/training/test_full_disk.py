@@ -16,7 +16,7 @@ from run_helpers import fingerprint, log_without_clock, run_tiny, tiny_request
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.parallel import stop
-from tiny_transformer.stages.run import pretrain
+from tiny_transformer.stages.launch import launch
 from tiny_transformer.storage import Fs, fs
 from tiny_transformer.storage.doctor import examine
 from tiny_transformer.training import patience
@@ -55,7 +55,7 @@ class Disk:
 def train(data_dir: Path, run_dir: Path, **options: Any) -> str:
     screen = io.StringIO()
     request = tiny_request(data_dir, run_dir, **{**OPTIONS, **options})
-    pretrain(request, Console(file=screen, width=300))
+    launch(request, Console(file=screen, width=300))
     return screen.getvalue()
 
 

@@ -24,7 +24,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware, agrees_with_float64
 from tiny_transformer.models import build_model
 from tiny_transformer.stages import run as stage
-from tiny_transformer.stages.run import pretrain
+from tiny_transformer.stages.launch import launch
 from tiny_transformer.storage.runs import holds_a_run
 from tiny_transformer.training import loss_scale, modifiers, muon
 from tiny_transformer.training.gradient import compute_gradient
@@ -193,7 +193,7 @@ def test_a_logger_that_fails_ends_no_run_and_is_told_once(
     monkeypatch.setitem(sys.modules, "trackio", fake)
     screen = io.StringIO()
     request = tiny_request(tiny_data, tmp_path / "r", steps=4, loggers=["trackio"])
-    assert pretrain(request, Console(file=screen, width=200)).status == "finished"
+    assert launch(request, Console(file=screen, width=200)).status == "finished"
     assert told == [1, 2]
     assert "a logger failed at step 2 and gets no more figures: ConnectionError: no route to host" in screen.getvalue()
     assert "a logger could not be closed: ConnectionError: still none" in screen.getvalue()

@@ -236,9 +236,9 @@ def test_a_checkpoint_says_nothing_of_where_it_was_made(
     secrets = ["--hf_token", "CANARY-1", "--api-key=CANARY-2", "wandb_api_key=CANARY-3", str(tmp_path / "sub/CANARY-4")]
     monkeypatch.setenv("HOME", str(tmp_path))
     object.__setattr__(request, "command", ["/usr/home/someone/bin/tt", "train", "--max_tokens", "7", *secrets])
-    from tiny_transformer.stages.run import pretrain
+    from tiny_transformer.stages.launch import launch
 
-    pretrain(request, Console(file=io.StringIO()))
+    launch(request, Console(file=io.StringIO()))
     texts = [path.read_bytes() for path in (tmp_path / "r/step-00000004").rglob("*") if path.is_file()]
     assert not any(str(tmp_path).encode() in text or str(tiny_data).encode() in text for text in texts)
     everything = b"".join(path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file())

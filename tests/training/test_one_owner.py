@@ -12,7 +12,9 @@ from rich.console import Console
 from run_helpers import run_tiny, tiny_request
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.stages import pretrain
 from tiny_transformer.stages import run as stage
+from tiny_transformer.stages.launch import launch
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.doctor import examine
 from tiny_transformer.storage.replaced import REPLACED, claimed
@@ -46,16 +48,16 @@ def test_a_run_that_came_and_went_while_another_prepared_is_left_alone(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first start looked before the second one trained; it gets the lock when the second one has ended."""
-    request, fit = tiny_request(tiny_data, tmp_path / "r"), stage.fit_vocabulary
+    request, fit = tiny_request(tiny_data, tmp_path / "r"), pretrain.fit_vocabulary
 
     def slow_start(*arguments: object):
-        monkeypatch.setattr(stage, "fit_vocabulary", fit)
+        monkeypatch.setattr(pretrain, "fit_vocabulary", fit)
         run_tiny(tiny_data, tmp_path / "r", **SHORT)
         return fit(*arguments)  # ty: ignore[invalid-argument-type]
 
-    monkeypatch.setattr(stage, "fit_vocabulary", slow_start)
+    monkeypatch.setattr(pretrain, "fit_vocabulary", slow_start)
     with pytest.raises(UserError, match="already holds a run") as refused:
-        stage.pretrain(request, Console(file=io.StringIO()))
+        launch(request, Console(file=io.StringIO()))
     assert refused.value.exit_code is ExitCode.USAGE
     assert examine(tmp_path / "r").ok
     run = RunDirectory(tmp_path / "r")
@@ -75,7 +77,7 @@ def test_overwrite_that_ends_before_its_first_save_gives_the_old_run_back(
 
     monkeypatch.setattr(stage, {"t": "check_disk", "k": "announce"}[end[0]], refuse)
     if "memory" in end:
-        monkeypatch.setattr(stage, "check_memory", refuse)
+        monkeypatch.setattr("tiny_transformer.stages.launch.check_memory", refuse)
     with pytest.raises((UserError, RuntimeError)):
         run_tiny(tiny_data, tmp_path / "r", overwrite=True, steps=3, seed=5)
     assert contents(tmp_path / "r") == before
@@ -180,6 +182,7 @@ def test_a_directory_that_is_not_the_same_any_more_is_not_written_to(
 
     at_step(monkeypatch, 2, change)
     options = {**SHORT, "sample_prompts": ["Once"], "steps": 8, "log_steps": 8}
+    monkeypatch.setattr(loop, "is_log_step", lambda step, log_steps: step % log_steps == 0)
     with pytest.raises(UserError) as refused:
         run_tiny(tiny_data, run, **options)
     assert refused.value.exit_code is ExitCode.IO and str(run) in str(refused.value.where)

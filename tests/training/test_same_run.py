@@ -45,6 +45,7 @@ OTHER: dict[str, Any] = {
     "model.head_dim": 32,
     "model.max_position_embeddings": 128,
     "model.rope_theta": 500.0,
+    "model.rope_scaling": {"model.rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "model.rms_norm_eps": 1e-5,
     "model.initializer_range": 0.03,
     "model.tie_word_embeddings": False,
@@ -66,6 +67,7 @@ OTHER: dict[str, Any] = {
     "data.seq_len": 16,
     "training.steps": 9,
     "training.max_tokens": 1000,
+    "training.epochs": 2.0,
     "training.max_train_minutes": 60.0,
     "training.micro_batch_size": {"training.micro_batch_size": 2, "training.grad_accum_steps": 2},
     "training.grad_accum_steps": {"training.micro_batch_size": 1, "training.grad_accum_steps": 4},
@@ -103,7 +105,7 @@ OTHER: dict[str, Any] = {
     "training.sample_tokens": 7,
 }
 OTHER_ELSEWHERE = {
-    "llama": {"norm_type": "layernorm", "sliding_window": 8},
+    "llama": {"norm_type": "layernorm", "sliding_window": 8, "qkv_bias": True},
     "qwen3_next": {
         "partial_rotary_factor": 0.5,
         "full_attention_interval": 3,
@@ -170,7 +172,7 @@ def test_a_changed_key_does_on_resume_what_the_schema_says(
     expected = class_of(key, request.config)
     if expected == "data":
         with pytest.raises(UserError, match="holds other data than asked for") as caught:
-            stage.pretrain(request, console)
+            launch(request, console)
         assert f"({key.removeprefix('data.')}: " in caught.value.what
         return
     if expected == "refuse":

@@ -106,6 +106,7 @@ def server() -> Iterator[ForkServer]:
     server.close()
 
 
+@pytest.mark.clock
 @pytest.mark.fault
 @pytest.mark.timeout(7200)
 def test_soak(

@@ -120,14 +120,14 @@ def test_names_and_texts_are_no_markup(name: str, tiny_data: Path, tmp_path: Pat
     """Through a whole training, a stop and its resumption, and the end with samples."""
     from run_helpers import tiny_request
 
-    from tiny_transformer.stages.run import pretrain
+    from tiny_transformer.stages.launch import launch
     from tiny_transformer.stages.summary import finish
 
     run, screen = tmp_path / name, io.StringIO()
     console = Console(file=screen, width=1000)
     options = {"steps": 2, "eval_steps": None, "save_steps": None, "sample_prompts": [f"{name} [/] \\"]}
     for resume in (False, True):
-        outcome = pretrain(tiny_request(tiny_data, run, resume=resume, **options), console)
+        outcome = launch(tiny_request(tiny_data, run, resume=resume, **options), console)
     finish(outcome, console)
     said = screen.getvalue()
     assert f"resuming from step 2 ({run}" in said and f"model   {run}/last" in said and f"report  {run}" in said

@@ -123,4 +123,4 @@ def masked_batch(batch: TokenBatch, every: int) -> TokenBatch:
 def register(patch: pytest.MonkeyPatch) -> None:
     """What adding a stage takes besides its class."""
     patch.setitem(schema.CONFIGS, "toy", ToyConfig)
-    patch.setitem(stage.HOMES, "toy", "toy_stage:ToyStage")
+    patch.setitem(stage.HOMES, "toy", ToyStage)

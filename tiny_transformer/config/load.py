@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import yaml
@@ -89,7 +90,9 @@ def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
         section, _, leaf = key.rpartition(".")
         value = getattr(getattr(config, section) if section else config, leaf, None)
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{assignment.key} = {assignment.value!r} is not a finite number", where=assignment.origin)
+            raise UserError(
+                f"{assignment.key} = {short(assignment.value)} is not a finite number", where=assignment.origin
+            )
     return config
 
 
@@ -98,7 +101,7 @@ def _refuse_lookalike(key: str, assignment: Assignment) -> None:
     for field in _fields_called(section, leaf):
         if problem := lookalike(assignment.value, field.annotation):
             raise UserError(
-                f"{assignment.key} = {assignment.value!r}: {problem}",
+                f"{assignment.key} = {short(assignment.value)}: {problem}",
                 where=assignment.origin,
                 remedy="docs/CONFIG_REFERENCE.md tells the type and range of every key",
             )
@@ -164,7 +167,7 @@ def _schema(layers: Iterable[Iterable[Assignment]]) -> type[RunConfig]:
     chosen = stages[-1]
     if chosen.value not in CONFIGS:
         raise UserError(
-            f"there is no stage {chosen.value!r}", where=chosen.origin, remedy=f"one of {', '.join(CONFIGS)}"
+            f"there is no stage {short(chosen.value)}", where=chosen.origin, remedy=f"one of {', '.join(CONFIGS)}"
         )
     return CONFIGS[chosen.value]
 
@@ -351,7 +354,7 @@ def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dic
         for key, value in translate(_qualify(assignment), assignment.value, assignment.origin):
             other = resolved.get(key)
             if other is not None and other.value != value:
-                both = f"{other.key} = {other.value!r} and {assignment.key} = {assignment.value!r}"
+                both = f"{other.key} = {short(other.value)} and {assignment.key} = {short(assignment.value)}"
                 raise UserError(
                     f"{both} are two names of {key} with different values",
                     where=assignment.origin,
@@ -406,7 +409,7 @@ def _explain(error: ValidationError, merged: Mapping[str, Assignment]) -> UserEr
     if problem["type"] == "union_tag_invalid":
         chosen = merged["model.model_type"]
         return UserError(
-            f"unknown model_type {chosen.value!r}", where=chosen.origin, remedy=f"one of {', '.join(SHAPES)}"
+            f"unknown model_type {short(chosen.value)}", where=chosen.origin, remedy=f"one of {', '.join(SHAPES)}"
         )
     location = [str(part) for part in problem["loc"] if part not in SHAPES]
     assignment = merged.get(".".join(location[:2]))
@@ -422,7 +425,7 @@ def _explain(error: ValidationError, merged: Mapping[str, Assignment]) -> UserEr
             remedy=f"remove it, or choose another model_type ({', '.join(SHAPES)})",
         )
     return UserError(
-        f"{assignment.key} = {assignment.value!r}: {reason[0].lower()}{reason[1:]}",
+        f"{assignment.key} = {short(assignment.value)}: {reason[0].lower()}{reason[1:]}",
         where=assignment.origin,
         remedy="docs/CONFIG_REFERENCE.md tells the type and range of every key",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,8 +49,9 @@ class Pretraining(Stage):
     @classmethod
     def open(cls, request: Request, run_dir: Path, hardware: Hardware, processes: Processes, console: Console) -> Self:
         """See `Stage`; with `request.chooses` the config is completed to make the most of its minutes."""
-        resumed = with_data_of_run(request.config, run_dir, request.name) if request.resume else None
-        config = resumed or settle_data_dir(request, console)
+        if request.resume:
+            request = replace(request, config=with_data_of_run(request.config, run_dir, request.name))
+        config = settle_data_dir(request, console)
         dataset = open_training_data(config, console) if processes.is_first else None
         processes.barrier()  # the data is there now
         dataset = dataset or open_training_data(config, console)

@@ -55,7 +55,7 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
     request = Request(config, run_dir.name, resume=True)
     stage = stage_class(config.stage).open(request, run_dir, hardware, ALONE, console)
     run = Run(request, stage, directory, hardware, console)
-    check_data(directory, run.identity)
+    check_data(directory, stage.fingerprints())
     run.load(directory.newest_whole(before=step))
     pace = planning.Pace(replace(plan, is_fixed=True), quiet, None, lambda plan: None)
     with TrainingProgress(console, step, run.state.step) as progress:

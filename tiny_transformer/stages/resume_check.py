@@ -63,19 +63,18 @@ def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any
         console.print(text, highlight=False, markup=False)
 
 
-def check_data(run: RunDirectory, identity: dict[str, Any]) -> None:
+def check_data(run: RunDirectory, fingerprints: dict[str, str]) -> None:
     """Refuse data or a tokenizer that a run was not trained with, as far as its checkpoints tell.
 
     Raises:
         UserError: a difference, with both values.
     """
     newest = next(reversed(run.checkpoints()), None)
-    saved = load_identity(newest.path) if newest else identity
-    for key in (DATA, TOKENIZER):
-        if saved.get(key) != identity[key]:
+    saved = load_identity(newest.path) if newest else fingerprints
+    for key, now in fingerprints.items():
+        if saved.get(key) != now:
             raise UserError(
-                f"this is not what the run was trained on: {key} was {_short(saved.get(key))} and is now "
-                f"{_short(identity[key])}",
+                f"this is not what the run was trained on: {key} was {_short(saved.get(key))} and is now {_short(now)}",
                 where=str(run.path),
                 remedy="put the data back, or write where it is now as data.data_dir into the run's config.yaml",
             )

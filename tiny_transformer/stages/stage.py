@@ -31,7 +31,8 @@ from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.contract import BatchSource, Evaluation
 from tiny_transformer.training.state import TrainState
 
-HOMES = {"pretrain": "tiny_transformer.stages.pretrain:Pretraining"}  # stage of a config -> its class
+# Stage of a config -> its class: a name in the module called like the stage, or the class of one that lives elsewhere.
+HOMES: dict[str, str | type[Stage]] = {"pretrain": "Pretraining"}
 
 
 @dataclass(frozen=True)
@@ -176,5 +177,5 @@ def stage_class(name: str) -> type[Stage]:
     """
     if name not in HOMES:
         raise UserError(f"there is no stage {name!r}", where="stage", remedy=f"one of {', '.join(HOMES)}")
-    module, _, attribute = HOMES[name].partition(":")
-    return getattr(import_module(module), attribute)
+    home = HOMES[name]
+    return getattr(import_module(f"tiny_transformer.stages.{name}"), home) if isinstance(home, str) else home

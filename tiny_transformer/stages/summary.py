@@ -90,15 +90,15 @@ def finish(outcome: RunResult, console: Console) -> None:
     if outcome.status == "stopped":
         console.print(
             f"stopped at step {outcome.state.step:,} and saved; continue with --resume --out_dir {outcome.run_dir}",
-            highlight=False,
             markup=False,
+            highlight=False,
         )
         shown = {}
     for what, show in shown.items():
         with surviving(what, console):
             show(outcome, console)
     show_report(outcome.run_dir, console)
-    console.print(f"model   {outcome.run_dir}/last   (a Hugging Face model directory)", highlight=False)
+    console.print(f"model   {outcome.run_dir}/last   (a Hugging Face model directory)", markup=False, highlight=False)
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def show_report(run_dir: Path, console: Console) -> None:
         for finding in diagnose_run(read_run(run_dir)):
             console.print(Text.assemble("\n", (finding.what, "bold yellow"), " ", finding.remedy))
     with surviving("report", console):
-        console.print(f"\nreport  {write_report(run_dir)}", highlight=False)
+        console.print(f"\nreport  {write_report(run_dir)}", markup=False, highlight=False)
 
 
 def tell_not_finite(error: NotFiniteError, console: Console) -> None:
