@@ -67,7 +67,7 @@ OTHER: dict[str, Any] = {
     "data.seq_len": 16,
     "training.steps": 9,
     "training.max_tokens": 1000,
-    "training.epochs": 2.0,
+    "training.epochs": {"training.epochs": 0.02, "training.max_tokens": 1140},
     "training.max_train_minutes": 60.0,
     "training.micro_batch_size": {"training.micro_batch_size": 2, "training.grad_accum_steps": 2},
     "training.grad_accum_steps": {"training.micro_batch_size": 1, "training.grad_accum_steps": 4},
@@ -208,7 +208,7 @@ def test_the_tables_name_every_key_and_the_schema_gives_each_a_class() -> None:
     assert tabled == set(valid_keys()) - NOT_COMPARED - {"data.data_dir"}
     for section, model in SECTIONS.items():
         for name, field in model.model_fields.items():
-            assert field.json_schema_extra["on_resume"] in ("refuse", "warn", "allow"), f"{section}.{name}"
+            assert field.json_schema_extra["on_resume"] in ("refuse", "warn", "allow", "data"), f"{section}.{name}"
 
 
 def test_data_and_run_may_be_moved(tiny_data: Path, tmp_path: Path, stopped: Path) -> None:
