@@ -21,8 +21,8 @@ PAGE, FIGURES = REPOSITORY / "docs/RELIABILITY.md", REPOSITORY / "docs/reliabili
 HEAD = """# What is promised, and the test that shows it
 
 Written by `python tests/reliability.py`; a test compares this page with it. *Last figure* is what the tests said when
-they were last run with `RELIABILITY_FIGURES` set: cases that passed, of those that were run, and figures of their own. A
-row whose tests have not been run is "not shown". SECURITY.md says whom these promises guard against.
+they were last run with `RELIABILITY_FIGURES` set: cases that passed, of those that were run, and figures of their own.
+A row whose tests have not been run is "not shown". SECURITY.md says whom these promises guard against.
 
 | row | promise | tests | last figure |
 | --- | --- | --- | --- |
@@ -146,7 +146,7 @@ ROWS = (
     ),
     row(
         "D18",
-        "too little memory ends in three lines, or with a C library's own message; never with a traceback or half a run",
+        "too little memory ends in three lines, or with a C library's own message; no traceback, no half run",
         f"{TRAINING}soak.py::test_too_little_memory_is_told",
     ),
     row(
