@@ -165,7 +165,7 @@ def test_a_clock_that_jumps_changes_nothing_but_its_own_readings(
 
 COMMANDS = {
     "prepare": ["prepare", "--out_dir", "data", "--tokenizer", "byte", "--max_bytes", "30000"],
-    "train": ["train", "--config", "tiny", "--data_dir", "DATA", "--out_dir", "r", "--steps", "2"],
+    "train": ["train", "--config", "tiny", "--data_dir", "DATA", "--out_dir", "r", "--steps", "2", "--overwrite"],
     "generate": ["generate", "--ckpt", "RUN/last", "--prompt", "Once", "--max_new_tokens", "4"],
 }
 
