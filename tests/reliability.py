@@ -146,11 +146,7 @@ ROWS = (
     ),
     row(
         "D18",
-<<<<<<< HEAD
-        "too little memory ends in three lines or a C library's own message; never in a traceback or half a run",
-=======
         "too little memory ends in three lines, or with a C library's own message; no traceback, no half run",
->>>>>>> storage
         f"{TRAINING}soak.py::test_too_little_memory_is_told",
     ),
     row(
