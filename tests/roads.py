@@ -1,4 +1,7 @@
-"""The two straight roads and the way to the loop, traced: every file of ours in which a function runs on the way."""
+"""The two straight roads and the way to the loop, traced: every file of ours in which a function runs on the way.
+
+`python tests/roads.py` writes the lists into docs/DESIGN.md.
+"""
 
 from __future__ import annotations
 
@@ -98,12 +101,53 @@ def from_command_line_to_loop(data_dir: Path, run_dir: Path) -> list[str]:
         engine.train = inner
 
 
-if __name__ == "__main__":
-    data, checkpoint = Path(sys.argv[1]), Path(sys.argv[2])
-    roads = {
+SENTENCES = {
+    "token files to loss": "data/token_file → data/batches → models/qwen3/model → layers/attention → training/losses",
+    "checkpoint to text": "models/open → models/qwen3/model → layers/cache → generation/decoder → generation/rows → "
+    "generation/sampling",
+    "command line to the loop": "cli/training → stages/command → stages/launch → stages/pretrain → stages/run → "
+    "training/loop",
+}
+
+
+def trace(directory: Path) -> dict[str, list[str]]:
+    """Each road and the files on it, walked with small things that are made in `directory`."""
+    from tiny_transformer.cli import run
+
+    data, run_dir = directory / "data", directory / "run"
+    words = ["--max_bytes", "60000", "--tokenizer", "byte", "--val_fraction", "0.05", "--seq_len", "32"]
+    run(["prepare", "--source", "stories", *words, "--out_dir", str(data)])
+    shape = ["--model.hidden_size", "32", "--model.num_hidden_layers", "1", "--model.num_attention_heads", "2"]
+    where = ["--data_dir", str(data), "--out_dir", str(run_dir), "--seq_len", "32", "--device", "cpu"]
+    run(["train", *where, *shape, "--steps", "2"])
+    return {
         "token files to loss": from_token_files_to_loss(data),
-        "checkpoint to text": from_checkpoint_to_text(checkpoint),
-        "command line to the loop": from_command_line_to_loop(data, Path(sys.argv[3])),
+        "checkpoint to text": from_checkpoint_to_text(run_dir / "step-00000002"),
+        "command line to the loop": from_command_line_to_loop(data, directory / "other"),
     }
-    for name, files in roads.items():
-        print(f"{name}: {len(files)}\n  " + "\n  ".join(files))
+
+
+def in_words(roads: dict[str, list[str]]) -> str:
+    """The lists as docs/DESIGN.md has them."""
+    return "\n".join(
+        f"- *{name[0].upper()}{name[1:]}.* The sentence: {SENTENCES[name].replace(' → ', '` → `').join('``')}. "
+        f"The whole way, {len(files)} files: {', '.join(sorted(files))}."
+        for name, files in roads.items()
+    )
+
+
+def written(design: str) -> str:
+    """What docs/DESIGN.md says of the roads."""
+    return design.partition("<!-- roads -->\n")[2].partition("\n<!-- /roads -->")[0]
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        lists = in_words(trace(Path(scratch)))
+    page = PACKAGE.parent / "docs/DESIGN.md"
+    text = page.read_text(encoding="utf-8")
+    before, after = text.partition("<!-- roads -->")[0], text.partition("<!-- /roads -->")[2]
+    page.write_text(f"{before}<!-- roads -->\n{lists}\n<!-- /roads -->{after}", encoding="utf-8")
+    print(lists)
