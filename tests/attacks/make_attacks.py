@@ -138,7 +138,7 @@ ATTACKS = {
         "model", write("config.json", f'{{"hidden_size": {"9" * 5000}}}'), ("cannot read config.json",)
     ),
     "config-rope-scaling": Attack(
-        "model", change("config.json", rope_scaling={"type": "yarn", "factor": 4}), ("rope_type 'yarn'",)
+        "model", change("config.json", rope_scaling={"type": "longrope", "factor": 4}), ("rope_type 'longrope'",)
     ),
     "config-two-thetas": Attack(
         "model", change("config.json", rope_parameters={"rope_theta": 5.0}), ("rope_theta", "disagree")

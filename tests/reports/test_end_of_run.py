@@ -63,7 +63,7 @@ def test_what_fails_while_showing_a_run_is_told_and_the_rest_goes_on(
     def broken(*arguments: Any) -> Any:
         raise IndexError("argmax of an empty sequence")
 
-    monkeypatch.setattr(summary, part, broken)
+    monkeypatch.setattr(*((pretrain, "show_losses") if part == "show_figures" else (summary, part)), broken)
     status, shown = run(data_dir, tmp_path / "r", sample_prompts=["Once"], sample_tokens=4)
     assert status == "finished"
     assert "IndexError: argmax of an empty sequence. The run is not harmed; please report this line." in shown

@@ -372,5 +372,7 @@ def test_a_run_of_an_older_version_goes_on_as_it_would_have_then(
     records = {record["step"]: record for record in log_without_clock(tmp_path / "run")}
     for record in expected:
         for name, value in record.items():
-            assert records[record["step"]][name] == pytest.approx(value, rel=1e-4), (record["step"], name)
+            # It was written where Muon orthogonalised in bf16; an fp32 run now does so in fp32 everywhere.
+            close = pytest.approx(value, rel=1e-3 if name == "grad_norm" else 1e-4)
+            assert records[record["step"]][name] == close, (record["step"], name)
     assert set(fingerprint(tmp_path / "run")) == {WEIGHTS, OPTIMIZER}

@@ -132,8 +132,7 @@ def test_a_plan_survives_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Any
     (tmp_path / "plan.json").write_text(last.to_json())
     again = read_plan(tmp_path)
     assert again == last
-    schedule = last.schedule(CONFIG)
-    assert [schedule.factor(step) for step in range(last.total_steps)] == machine.factors
+    assert [last.factor(step, CONFIG) for step in range(last.total_steps)] == machine.factors
 
 
 def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(

@@ -234,7 +234,7 @@ def test_the_first_step_may_take_long_without_a_mark_for_it_compiles() -> None:
     posted: list[str] = []
     store = SimpleNamespace(set_timeout=lambda _: None, set=lambda key, value: posted.append(value))
     store.clone = lambda: store
-    watch_of_one = watch.Watch(store, 0, 2, 20.0)
+    watch_of_one = watch.Heartbeat(store, 0, 2, 20.0)
     for step in (7, 7, 8):  # a resumed run
         watch_of_one.mark("step", step)
     assert [text.split()[2:] for text in posted] == [["0", "start"], ["8", "step"]]

@@ -45,7 +45,7 @@ OTHER: dict[str, Any] = {
     "model.head_dim": 32,
     "model.max_position_embeddings": 128,
     "model.rope_theta": 500.0,
-    "model.rope_scaling": {"model.rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "model.rope_scaling": {"model.rope_scaling": {"factor": 2.0, "rope_type": "linear"}},
     "model.rms_norm_eps": 1e-5,
     "model.initializer_range": 0.03,
     "model.tie_word_embeddings": False,

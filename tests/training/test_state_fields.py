@@ -135,7 +135,7 @@ def start(data_dir: Path, run_dir: Path, *, resume: bool, stop_at: int | None = 
         request = tiny_request(data_dir, run_dir, resume=resume, **{"save_steps": 2, "keep_checkpoints": 9, **options})
         console = Console(file=screen, width=200, color_system=None)
         outcome = launch(request, console)
-        outcome.stage.show_figures(outcome.state, console)
+        outcome.stage.show_figures(outcome, console)
     records = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     infos = [json.loads(path.read_text()) for path in sorted(run_dir.glob("step-*/run_info.json"))]
     return {

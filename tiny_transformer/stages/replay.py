@@ -52,7 +52,7 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
         raise UserError(f"--step {step} is not one of the run's steps, 1 to {plan.total_steps:,}", where=str(run_dir))
     quiet = config.training.model_copy(update={"eval_steps": None, "early_stopping_patience": None, "loggers": ()})
     hardware = choose_hardware(quiet.device, quiet.precision)
-    request = Request(config, run_dir.name, resume=True)
+    request = Request(config, run_dir.name, asked=frozenset(), resume=True)  # `check_data` judges the data
     stage = stage_class(config.stage).open(request, run_dir, hardware, ALONE, console)
     run = Run(request, stage, directory, hardware, console)
     check_data(directory, stage.fingerprints())
