@@ -390,4 +390,4 @@ def test_the_verb_writes_the_newest_checkpoint_and_says_what_next(tmp_path, monk
 
 def test_without_the_package_the_message_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    refusal(save(CONFIGS["qwen3"], tmp_path / "m"), tmp_path / "m.gguf", "gguf package", "tiny-transformer[gguf]")
+    refusal(save(CONFIGS["qwen3"], tmp_path / "m"), tmp_path / "m.gguf", "gguf package", "pip install gguf")

@@ -127,7 +127,7 @@ def test_without_the_package_the_message_names_the_extra():
         "except UserError as error:\n    print(error.remedy)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "pip install 'tiny-transformer[lightning]'"
+    assert done.stdout.strip() == "pip install lightning"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,9 +17,7 @@ from tiny_transformer.training.losses import language_modelling_loss
 try:
     from lightning import LightningModule
 except ImportError:
-    raise UserError(
-        "training under Lightning needs the lightning package", remedy="pip install 'tiny-transformer[lightning]'"
-    ) from None
+    raise UserError("training under Lightning needs the lightning package", remedy="pip install lightning") from None
 
 if TYPE_CHECKING:
     from tiny_transformer.models.contract import CausalLM

@@ -86,7 +86,7 @@ def _fetch(wanted: Published) -> Path:
     except ImportError:
         raise UserError(
             f"fetching {wanted.repository} needs the package huggingface_hub",
-            remedy="pip install 'tiny-transformer[hub]', or use --tokenizer bpe or a local directory",
+            remedy="pip install huggingface_hub, or use --tokenizer bpe or a local directory",
         ) from None
     offline = not hub_is_reachable()  # then files fetched earlier still serve
     paths = []

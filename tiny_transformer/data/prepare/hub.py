@@ -108,7 +108,7 @@ def require_hub(hub_set: HubSet, max_bytes: int | None) -> None:
     except ImportError:
         raise UserError(
             f"the source {hub_set.repository} is read from the hub, which needs the package datasets",
-            remedy=f"pip install 'tiny-transformer[hub]'; or {_OFFLINE_REMEDY}",
+            remedy=f"pip install datasets; or {_OFFLINE_REMEDY}",
         ) from None
     if not hub_is_reachable():
         raise _unreachable(hub_set, "no network")

@@ -156,7 +156,7 @@ def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
         raise UserError(
             "reading .parquet needs the package pyarrow",
             where=str(path),
-            remedy="pip install 'tiny-transformer[parquet]'",
+            remedy="pip install pyarrow",
         ) from None
     try:
         with parquet.ParquetFile(path) as file:

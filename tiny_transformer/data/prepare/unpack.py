@@ -92,7 +92,7 @@ def _unpacker(path: Path) -> tuple[Callable[[], Any], tuple[type[Exception], ...
         raise UserError(
             "reading .zst needs the package zstandard",
             where=str(path),
-            remedy="pip install 'tiny-transformer[zstd]'",
+            remedy="pip install zstandard",
         ) from None
     return lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(), (zstandard.ZstdError,)
 

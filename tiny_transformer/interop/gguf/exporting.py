@@ -133,7 +133,7 @@ def _package() -> Any:
     except ImportError:
         raise UserError(
             "writing GGUF files needs the gguf package",
-            remedy="pip install 'tiny-transformer[gguf]'",
+            remedy="pip install gguf",
         ) from None
     # The package reports each file it writes as a log line; what we print says the same once.
     logging.getLogger("gguf").setLevel(logging.WARNING)
