@@ -94,11 +94,13 @@ def from_command_line_to_loop(data_dir: Path, run_dir: Path) -> list[str]:
     def arrive(*_: Any) -> str:
         raise Arrived
 
+    line = ["train", *words, *shape, "--seq_len", "32"]
+    kept, sys.argv = sys.argv, ["tiny-transformer", *line]  # a run keeps its command line
     inner, engine.train = engine.train, arrive
     try:
-        return files_on_the_way(lambda: run(["train", *words, *shape, "--seq_len", "32"]))
+        return files_on_the_way(lambda: run(line))
     finally:
-        engine.train = inner
+        engine.train, sys.argv = inner, kept
 
 
 SENTENCES = {

@@ -14,7 +14,7 @@ import pytest
 from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import ExitCode
-from tiny_transformer.stages.launch import as_read
+from tiny_transformer.stages.training_data import as_read
 
 
 @pytest.fixture

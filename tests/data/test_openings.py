@@ -69,7 +69,7 @@ def test_a_chinese_text_is_sampled_in_chinese(
 
 
 def test_prompts_that_were_asked_for_and_those_of_the_stories_stay(tmp_path: Path) -> None:
-    from tiny_transformer.stages.launch import as_read
+    from tiny_transformer.stages.training_data import as_read
 
     prepared("stories", tmp_path / "stories", tokenizer="byte", max_bytes=20_000, seq_len=16)
     (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(make_documents(100)), encoding="utf-8")

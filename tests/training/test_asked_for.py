@@ -17,7 +17,8 @@ from tiny_transformer.config.load import load_run_config
 from tiny_transformer.data.meta import META_FILE, read_meta
 from tiny_transformer.data.prepare.files import name_of
 from tiny_transformer.errors import ExitCode
-from tiny_transformer.stages.launch import as_read, open_training_data, settle_data_dir
+from tiny_transformer.stages.launch import choose_run_dir
+from tiny_transformer.stages.training_data import as_read, open_training_data, settle_data_dir
 
 SMALL = ["--tokenizer", "byte", "--seq_len", "16"]
 SHAPE = ["--model.hidden_size", "32", "--model.num_hidden_layers", "1", "--model.num_attention_heads", "4"]
@@ -45,7 +46,7 @@ class Launch:
         self.printed = ""
 
     def pretrain(self, request: Any, console: Any) -> Any:
-        config = settle_data_dir(request, console)
+        config = settle_data_dir(request, choose_run_dir(request), console)
         self.request, self.config = request, as_read(config, open_training_data(config, console))
         return SimpleNamespace(is_first=False, status="finished")
 

@@ -15,10 +15,10 @@ from tiny_transformer.costs.accounting import count_parameters
 from tiny_transformer.costs.command import run_profile
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.hardware import choose_hardware
-from tiny_transformer.stages.launch import fit_vocabulary
 from tiny_transformer.stages.pretrain import Pretraining
 from tiny_transformer.stages.run import Run
 from tiny_transformer.stages.stage import Request
+from tiny_transformer.stages.training_data import fit_vocabulary
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training.loop import train
 from tiny_transformer.training.plan import Pace, make_plan

@@ -19,9 +19,9 @@ from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.reports.page_findings import time_section
-from tiny_transformer.stages.launch import fit_vocabulary
 from tiny_transformer.stages.pretrain import Pretraining
 from tiny_transformer.stages.run import Run
+from tiny_transformer.stages.training_data import fit_vocabulary
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
 from tiny_transformer.training import plan as planning

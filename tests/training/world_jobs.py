@@ -33,10 +33,11 @@ from tiny_transformer.models import build_model, save_model
 from tiny_transformer.parallel import sharing
 from tiny_transformer.parallel.processes import Processes, fellow_processes
 from tiny_transformer.parallel.sharing import share, whole
-from tiny_transformer.stages.launch import fit_vocabulary, launch
+from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.pretrain import Pretraining
 from tiny_transformer.stages.run import Run
 from tiny_transformer.stages.stage import Request
+from tiny_transformer.stages.training_data import fit_vocabulary
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import gradient
 from tiny_transformer.training.gradient import compute_gradient

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,12 +20,11 @@ from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing
-from tiny_transformer.stages.launch import as_read, fit_vocabulary, open_training_data, settle_data_dir
 from tiny_transformer.stages.minutes.calibration import take_choice
-from tiny_transformer.stages.moved import with_data_of_run
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import show_losses
+from tiny_transformer.stages.training_data import as_read, fit_vocabulary, open_training_data, settle_data_dir
 from tiny_transformer.training.checkpoint_writer import last_parts
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
@@ -49,9 +47,7 @@ class Pretraining(Stage):
     @classmethod
     def open(cls, request: Request, run_dir: Path, hardware: Hardware, processes: Processes, console: Console) -> Self:
         """See `Stage`; with `request.chooses` the config is completed to make the most of its minutes."""
-        if request.resume:
-            request = replace(request, config=with_data_of_run(request.config, run_dir, request.name))
-        config = settle_data_dir(request, console)
+        config = settle_data_dir(request, run_dir, console)
         dataset = open_training_data(config, console) if processes.is_first else None
         processes.barrier()  # the data is there now
         dataset = dataset or open_training_data(config, console)
