@@ -51,23 +51,13 @@ def run_training(
     Raises:
         UserError: a wrong config (before torch is even imported), or anything that stands in the way of the run.
     """
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other", where="command line", remedy="give one of them")
-    if go_on and (resume or overwrite):
-        raise UserError(
-            "--continue decides by itself between resuming and a new run",
-            where="command line",
-            remedy="leave out --resume and --overwrite",
-        )
+    _refuse_contradictions(overrides, resume=resume, overwrite=overwrite, go_on=go_on)
     if go_on and (run_dir := _interrupted(config, overrides, console)):
         config, overrides, minutes, resume = None, [f"out_dir={run_dir}"], None, True
     if minutes is not None:
         overrides = [*overrides, f"training.max_train_minutes={minutes}"]
     with one_voice():
         source, ours = config, keys_of(overrides)
-        if resume and "init_from" in ours:
-            remedy = "a resumed run goes on from its own checkpoint: leave --init_from away"
-            raise UserError("--resume and --init_from exclude each other", where="command line", remedy=remedy)
         if resume and (config is None or minutes is not None):
             source = _own_config(load_run_config(None, overrides).out_dir) or config
         checked = _load(source, overrides, console)
@@ -99,6 +89,23 @@ def run_training(
         if outcome.is_first:
             finish(outcome, console)
     return outcome.status
+
+
+def _refuse_contradictions(overrides: Sequence[str], *, resume: bool, overwrite: bool, go_on: bool) -> None:
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other", where="command line", remedy="give one of them")
+    if go_on and (resume or overwrite):
+        raise UserError(
+            "--continue decides by itself between resuming and a new run",
+            where="command line",
+            remedy="leave out --resume and --overwrite",
+        )
+    if resume and "init_from" in keys_of(overrides):
+        raise UserError(
+            "--resume and --init_from exclude each other",
+            where="command line",
+            remedy="a resumed run goes on from its own checkpoint: leave --init_from away",
+        )
 
 
 def meaning_of(word: str) -> str:
