@@ -37,7 +37,7 @@ WORDS = {
     "labels not shifted": "Too good to be true: the validation loss of ",
     "frozen layer": "no gradient reaches layers.1; these weights do not learn.",
     "clipped to nothing": "The gradient was clipped in 100% of the steps",
-    "busy machine": "Since step 51 the run makes 11,111 tokens a second; before, it made 33,333.",
+    "busy machine": " tokens a second; before, it made 33,333.",
     "evaluates all the time": "Evaluation took ",
     "saves all the time": "Saving took ",
     "eight tokens a step": "The batch is too small: ",

@@ -15,6 +15,7 @@ import shutil
 import types
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,9 @@ class Chains:
             shutil.rmtree(self.directory / "whole", ignore_errors=True)
             (self.directory / "whole").mkdir()
             shutil.copy(self.directory / "chain/config.yaml", self.directory / "whole/config.yaml")
-            plan = json.loads((self.directory / "chain" / planning.FILE).read_text())
-            (self.directory / "whole" / planning.FILE).write_text(json.dumps({**plan, "is_fixed": True}))
+            plan = planning.read_plan(self.directory / "chain")
+            assert plan is not None
+            (self.directory / "whole" / planning.FILE).write_text(replace(plan, is_fixed=True).to_json())
             self.run("whole", resume=True)
             return self.fingerprint("whole")
         if self.whole is None:
@@ -175,6 +177,7 @@ class Chains:
                 digest.update(file.read_bytes())
             digest.update((run_dir / link / "model.safetensors").read_bytes())
             state = json.loads((run_dir / link / "trainer_state/state.json").read_text())
+            state["plan"] = {k: v for k, v in state["plan"].items() if k not in ("is_fixed", "sha256")}  # see above
             digest.update(json.dumps({k: v for k, v in state.items() if k not in OWN_OF_A_START}).encode())
         digest.update(json.dumps(log_without_clock(run_dir)).encode())
         return digest.hexdigest()

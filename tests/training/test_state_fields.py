@@ -89,7 +89,7 @@ ROWS: dict[str, tuple[str, Edit, dict[str, Any]]] = {
         f"{table}.samples": (COUNTERS, counter(f"{table}.samples", value), {**MINUTES, "sample_prompts": ["Once"]})
         for table, value in (("seconds", 30.0), ("counts", 0.01))
     },
-    "plan.segments": ("plan.json", counter("segments", [[0, 0.0, 14]]), {}),
+    "plan.segments": ("plan.json", lambda plan: {**plan, "segments": [[0, 0.0, 14]], "total_steps": 14}, {}),
     "plan.warmup_steps": ("plan.json", counter("warmup_steps", 9), {}),
     "plan.reason": ("plan.json", counter("reason", "because"), {}),
     "plan.asked": ("plan.json", counter("asked.minutes", 9.0), MINUTES),
@@ -146,7 +146,7 @@ def start(data_dir: Path, run_dir: Path, *, resume: bool, stop_at: int | None = 
         "end": (outcome.status, outcome.state.step),
         "best": (run_dir / "best").readlink() if (run_dir / "best").is_symlink() else None,
         "screen": [line for line in screen.getvalue().splitlines() if str(run_dir.parent) not in line],
-        "run_info": [{key: value for key, value in info.items() if key != "saved_at"} for info in infos],
+        "run_info": [{key: value for key, value in info.items() if key not in ("saved_at", "log")} for info in infos],
         "plan": (run_dir / "plan.json").read_text(),
     }
 

@@ -171,7 +171,9 @@ class Run:
                 encode_prompt(self.stage.tokenizer, prompt)
         except UserError:
             return None
-        return Sampler(self.model, self.stage.tokenizer, prompts, self.directory.path) if prompts else None
+        if not prompts:
+            return None
+        return Sampler(self.model, self.stage.tokenizer, prompts, self.directory.path, self.patient)
 
     def compiled(self, model: CausalLM) -> CausalLM:
         """The same weights, for training; evaluation and generation go on with the plain model."""

@@ -7,18 +7,19 @@ stand in samples.json beside those of the end of the run, which are longer and d
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_transformer.errors import UserError, in_words
+from tiny_transformer.errors import ExitCode, UserError, in_words
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.storage import atomic_write
 from tiny_transformer.storage.reading import read_regular
 from tiny_transformer.tokenizers import Tokenizer
+from tiny_transformer.training.patience import at_once
 from tiny_transformer.training.state import TrainState
 
 FILE = "samples.json"
@@ -35,12 +36,14 @@ class Sampler:
         tokenizer: its own.
         prompts: those of the config, without repetitions.
         run_dir: where samples.json is.
+        patiently: does work that writes, and waits while the disk is full.
     """
 
     model: CausalLM
     tokenizer: Tokenizer
     prompts: tuple[str, ...]
     run_dir: Path
+    patiently: Callable[[Callable[[], None]], None] = at_once
 
     def texts(self) -> list[str]:
         """One continuation a prompt.
@@ -59,8 +62,11 @@ class Sampler:
             new = [{"prompt": prompt, "text": text, **shared} for prompt, text in texts]
         except Exception as error:
             new = [{"prompt": prompt, "text": "", "problem": in_words(error), **shared} for prompt in self.prompts]
-        with suppress(OSError, UserError):  # a disk that takes no text now may take the next checkpoint
-            keep_samples(self.run_dir, [*samples_before(self.run_dir, state.step), *new])
+        try:
+            self.patiently(lambda: keep_samples(self.run_dir, [*samples_before(self.run_dir, state.step), *new]))
+        except (OSError, UserError) as error:  # a disk that takes no text now may take the next checkpoint
+            if isinstance(error, UserError) and error.exit_code is ExitCode.STOPPED:
+                raise
 
 
 def distinct_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
