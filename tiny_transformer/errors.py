@@ -68,7 +68,7 @@ def out_of_memory(error: BaseException) -> UserError | None:
     could not be mapped.
     """
     text = str(error).lower()
-    words = ("memory", "failed to map segment", "can't start new thread", "cannot allocate", "out of memory")
+    words = ("memory", "bad_alloc", "failed to map segment", "can't start new thread", "cannot allocate")
     if not isinstance(error, MemoryError) and not any(word in text for word in words):
         return None
     said = f": {' '.join(str(error).split())[:160]}" if str(error) else ""

@@ -41,7 +41,8 @@ def in_the_making(path: Path, make: Callable[[Path], None], fs: Fs = REAL) -> Ge
     try:
         yield temporary
     finally:
-        os.close(fd)
+        with suppress(OSError):  # nothing was written through it
+            os.close(fd)
 
 
 def _make_and_lock(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
@@ -63,7 +64,8 @@ def _make_and_lock(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if exists(temporary):
             return temporary, fd
-        os.close(fd)
+        with suppress(OSError):
+            os.close(fd)
     raise FileNotFoundError(f"{temporary} was removed as soon as it was made")
 
 
