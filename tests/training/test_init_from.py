@@ -91,6 +91,11 @@ def test_it_resumes_bit_for_bit_even_when_the_checkpoint_is_gone(
     [
         ({"model": {"hidden_size": 64}}, r"model\.hidden_size = 64, and the model in .* has 32"),
         ({"model": {"model_type": "llama"}}, r"model\.model_type = 'llama', and the model in .* has 'qwen3'"),
+        (
+            {"model": {"model_type": "llama", "hidden_size": 32}},
+            r"model\.model_type = 'llama', and the model in .* has 'q",
+        ),
+        ({"data": {"tokenizer": "char"}}, r"data\.tokenizer = 'char', and the model in .* reads the ids of its own"),
         ({"data": {"seq_len": 2000}}, r"data\.seq_len 2000 is longer than the context of the model"),
     ],
 )
@@ -122,3 +127,31 @@ def test_on_the_command_line_with_a_text_of_ones_own(
     assert load_run_config("runs/my/config.yaml").data.tokenizer == str((base / "best").resolve())
     assert run(["train", "--resume", "--out_dir", "runs/my", "--init_from", str(base)]) == 2
     assert "--resume and --init_from exclude each other" in capsys.readouterr().err
+
+
+def test_an_explicit_model_type_is_never_overruled(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though any other key of a model makes its config one of the default type."""
+    llama = tmp_path / "llama"
+    monkeypatch.setitem(TINY, "model", TINY["model"] | {"model_type": "llama"})
+    run_tiny(tiny_data, llama, steps=2)
+    with pytest.raises(UserError, match=r"model\.model_type = 'qwen3', and the model in .* has 'llama'"):
+        onward(tiny_data, tmp_path / "r", llama / "last", model={"model_type": "qwen3", "hidden_size": 32})
+    result, _ = onward(tiny_data, tmp_path / "s", llama / "last", model={"hidden_size": 32, "vocab_size": None})
+    assert result.stage.config.model.model_type == "llama"
+
+
+def test_a_config_that_names_init_from_and_no_shape_is_resumed_with_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.txt").write_text("The sea was calm that night, and nobody slept. " * 800, encoding="utf-8")
+    lines = [f"init_from: {base}", "out_dir: r", "data: {source: my.txt}", "training: {steps: 4, device: cpu}"]
+    Path("c.yaml").write_text("\n".join(lines) + "\n")
+    assert run(["train", "--config", "c.yaml"]) == 0
+    assert run(["train", "--config", "c.yaml", "--resume", "--steps", "6"]) == 0, capsys.readouterr().err
+    assert log_without_clock(Path("r"))[-1]["step"] == 6
+    assert run(["train", "--config", "c.yaml", "--overwrite", "--init_from", "r"]) == 2
+    assert "belongs to the run that --overwrite would replace" in capsys.readouterr().err
+    assert log_without_clock(Path("r"))[-1]["step"] == 6

@@ -31,7 +31,7 @@ SOURCE_HELP = (
 @app.command(context_settings=SETTINGS)
 def prepare(
     context: typer.Context,
-    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The source, too.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The source, as a plain word.")] = None,
     source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "stories",
     out_dir: Annotated[
         Path, typer.Option("--out_dir", metavar="DIR", help="Where train.bin, val.bin and meta.json go.")
@@ -192,7 +192,7 @@ def train(
 ) -> None:
     """Train a language model, then show its loss, three samples and a report.
 
-    Who does not want to choose says which text and how long: train my.txt --minutes 10.
+    If you would rather not choose, name a text and a time: train my.txt --minutes 10.
 
     Any other key of the config can be set too: --learning_rate 3e-4, --model.hidden_size 128, training.seed=7, and
     alone where it is true or false: --compile, --deterministic (the same bits on 1, 2, 4, ... processes; slower).

@@ -89,7 +89,7 @@ def _check_keys(hf: dict[str, Any], form: HfForm, where: str) -> None:
 
 
 def _rope(hf: dict[str, Any], form: HfForm, where: str) -> dict[str, Any]:
-    """Rotary base, turning share and scaling, at the top level (transformers 4) or in a mapping (5)."""
+    """RoPE base, the rotated fraction of a head, and scaling, at the top level (transformers 4) or in a mapping (5)."""
     rope = _rope_mapping(hf, where)
     kind = rope.pop("rope_type", "default")
     if kind not in ("default", *ROPE_TYPES):

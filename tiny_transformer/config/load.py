@@ -86,6 +86,8 @@ def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
         config = schema.model_validate(tree)
     except ValidationError as error:
         raise _explain(error, merged) from None
+    if "model.model_type" not in merged:
+        config.model.model_fields_set.discard("model_type")  # nobody asked for it
     for key, assignment in merged.items():
         section, _, leaf = key.rpartition(".")
         value = getattr(getattr(config, section) if section else config, leaf, None)

@@ -87,7 +87,7 @@ class DataConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How the weights are found. A *step* is one update of the weights."""
+    """How the model is trained. A *step* is one update of the weights."""
 
     steps: int | None = setting(None, "warn", ge=1)
     """Updates in the whole run. Of `steps`, `max_tokens`, `epochs` and `max_train_minutes`, whichever ends first; with

@@ -1,4 +1,4 @@
-"""Values that look like one thing and would be read as another: a truth for a number, a text, a number without end."""
+"""Values that look like one type and would be read as another: a boolean or a string for a number, or infinity."""
 
 from __future__ import annotations
 

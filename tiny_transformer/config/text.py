@@ -1,4 +1,4 @@
-"""The text of a config, bounded before it is parsed: a parser does what the text says, and some texts say very much.
+"""Parsing the text of a config within bounds: a few lines can expand into more than any memory holds.
 
 A few lines of YAML whose anchors refer to each other stand for 10^9 values; nesting 10^5 deep ends the parser's stack;
 an integer of 10^5 digits cannot even be shown. Real configs are a few kilobytes of tables two deep.

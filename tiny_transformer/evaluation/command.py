@@ -90,7 +90,7 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
         raise UserError(
             f"--skills needs the story corpus, and {data_dir} holds {dataset.meta.source}",
             where=str(data_dir),
-            remedy="only its grammar knows what each word should cost; leave --skills away for the loss",
+            remedy="only its grammar knows what each word should cost; leave out --skills for the loss",
         )
     subject = _load(opened, dataset, options.device)
     notes.print(f"[dim]{opened.sentence}; data in {data_dir}[/]", highlight=False, soft_wrap=True)

@@ -81,7 +81,7 @@ def split_stories(tokens: TokenFile, tokenizer: Tokenizer, count: int) -> list[T
             raise UserError(
                 f"document {len(told)} is not a story that this version tells (from character {score.failure_offset})",
                 where=str(tokens.path),
-                remedy="prepare the stories again (--overwrite), or leave --split away to use fresh ones",
+                remedy="prepare the stories again (--overwrite), or leave out --split to use fresh ones",
                 exit_code=ExitCode.BAD_DATA,
             )
         told.append(ToldStory(text, stories.Story(text, score.log_probability).choices))

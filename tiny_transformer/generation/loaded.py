@@ -72,13 +72,14 @@ class LoadedModel:
         Raises:
             UserError: an unknown option, a value out of range, or a prompt that cannot be encoded or is too long.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        is_list = isinstance(prompt, list | tuple)
+        prompts = [_text(one) for one in (prompt if is_list else [prompt])]
         texts = complete(self.model, self.tokenizer, prompts, settings_of(options), self.checkpoint.end_ids)
-        return texts[0] if isinstance(prompt, str) else texts
+        return texts if is_list else texts[0]
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """The continuation of one text in pieces, as they are written; joined, what `generate` returns. Same errors."""
-        return stream(self.model, self.tokenizer, prompt, settings_of(options), self.checkpoint.end_ids)
+        return stream(self.model, self.tokenizer, _text(prompt), settings_of(options), self.checkpoint.end_ids)
 
     @torch.inference_mode()
     def logits(self, text: str) -> torch.Tensor:
@@ -87,10 +88,16 @@ class LoadedModel:
         Raises:
             UserError: a text that cannot be encoded, or is longer than the model's context.
         """
-        ids, config = encode_prompt(self.tokenizer, text), self.model.config
+        ids, config = encode_prompt(self.tokenizer, _text(text)), self.model.config
         vocab_size = config.vocab_size or self.tokenizer.vocab_size
         check_prompts([ids], vocab_size=vocab_size, context_length=config.max_position_embeddings)
         return self.model(torch.tensor([ids], device=next(self.model.parameters()).device))[0]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"a text is needed, and {value!r:.40} is of type {type(value).__name__}")
+    return value
 
 
 def settings_of(options: dict[str, Any]) -> SamplingConfig:

@@ -1,1 +1,1 @@
-"""Looking at runs and models: the run report, the table of runs."""
+"""Looking at what a model reads; later, at what it computes."""

@@ -59,7 +59,7 @@ def inspect_data(data_dir: Path, options: InspectOptions, console: Console) -> N
     dataset = open_dataset(data_dir)
     seq_len = dataset.meta.seq_len if options.seq_len is None else options.seq_len
     if seq_len < 1 or options.count < 1:
-        raise UserError("seq_len and count are 1 or more", remedy="leave them away for the defaults")
+        raise UserError("seq_len and count are 1 or more", remedy="leave them out for the defaults")
     tokens = dataset.train if options.split == "train" else dataset.val
     sequences: Packing
     if options.packing == "concat":

@@ -27,7 +27,7 @@ READERS = {
     "mlx-lm": _DIRECTORY,
 }
 """Each program, and what is handed to it."""
-NOT_KNOWN = "not known: nobody has told what this program makes of the architecture"
+NOT_KNOWN = "not known: this architecture has not been tried with this program"
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _linked(link: Path) -> tuple[Path, str]:
     """Where a run's mark leads, as a path beside it: a mark that moves meanwhile cannot mix two checkpoints."""
     target = marked_checkpoint(link.parent, link.name)
     if target is None:
-        raise UserError(f"{link} is no mark of a run: it names no checkpoint", remedy=f"name one in {link.parent}")
+        raise UserError(f"{link} does not point to a checkpoint of its run", remedy=f"name one in {link.parent}")
     _check(target)
     return target, f"using {link} ({target.name})"
 

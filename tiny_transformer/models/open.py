@@ -98,7 +98,7 @@ class OpenCheckpoint:
             raise UserError(
                 f"{self.path} was trained with the tokenizer {self.tokenizer.name}, not with {name}",
                 where=str(self.path),
-                remedy="leave --tokenizer away: the checkpoint has its own",
+                remedy="leave out --tokenizer: the checkpoint has its own",
             )
 
 

@@ -104,7 +104,7 @@ def _refuse_contradictions(overrides: Sequence[str], *, resume: bool, overwrite:
         raise UserError(
             "--resume and --init_from exclude each other",
             where="command line",
-            remedy="a resumed run goes on from its own checkpoint: leave --init_from away",
+            remedy="a resumed run goes on from its own checkpoint: leave out --init_from",
         )
 
 

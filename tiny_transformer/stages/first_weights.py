@@ -8,27 +8,41 @@ from typing import Any
 
 from rich.console import Console
 
+from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import DataConfig, RunConfig
 from tiny_transformer.config.shapes import ModelConfig
 from tiny_transformer.errors import UserError
 from tiny_transformer.models import load_config
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.stages.stage import Request, Stage
+from tiny_transformer.storage.runs import CONFIG_FILE
 from tiny_transformer.tokenizers import load_tokenizer
 
+MADE_HERE = ("byte", "char", "bpe")  # tokenizers that are made for the text at hand
 
-def take_over(request: Request, console: Console) -> Request:
-    """The request with shape and tokenizer of the checkpoint that `init_from` names, and a sentence that says so.
+
+def take_over(request: Request, run_dir: Path, console: Console) -> Request:
+    """The request with shape and tokenizer of the checkpoint that `init_from` names, and a sentence that says so. A
+    resumed run has taken them over at its start, and keeps them.
 
     Raises:
-        UserError: no whole checkpoint there, or a key of the model that was set to something else than it has.
+        UserError: no whole checkpoint there, or a key that was set to something else than the checkpoint has.
     """
     config = request.config
-    if config.init_from is None or request.resume:
+    if config.init_from is None:
         return request
+    if request.resume:
+        return replace(request, config=_as_at_its_start(config, run_dir))
     checkpoint, _ = find_checkpoint(config.init_from)
+    if request.overwrite and checkpoint.resolve().is_relative_to(run_dir.resolve()):
+        raise UserError(
+            f"{checkpoint} belongs to the run that --overwrite would replace",
+            where="init_from",
+            remedy="another --out_dir",
+        )
     shape = load_config(checkpoint)
     _refuse_another_shape(config, shape, checkpoint)
+    _refuse_another_tokenizer(config.data, checkpoint)
     data = _data_for(config.data, shape, checkpoint)
     console.print(
         f"starting from {checkpoint}: weights, shape ({shape.model_type}, {shape.num_hidden_layers} layers of "
@@ -55,7 +69,7 @@ def check_tokenizer(request: Request, stage: Stage) -> None:
         raise UserError(
             f"the data was prepared with another tokenizer ({stage.tokenizer.name}) than that of {checkpoint}",
             where=str(stage.config.data.data_dir),
-            remedy=f"leave --tokenizer away, or prepare the text with --tokenizer {checkpoint}",
+            remedy=f"leave out --tokenizer, or prepare the text with --tokenizer {checkpoint}",
         )
     if shape.known_vocab_size < own.vocab_size:
         raise UserError(
@@ -67,18 +81,34 @@ def check_tokenizer(request: Request, stage: Stage) -> None:
 
 def _refuse_another_shape(config: RunConfig, shape: ModelConfig, checkpoint: Path) -> None:
     """The shape is the checkpoint's; a key that says otherwise was a wish that cannot come true."""
-    named = config.model.model_fields_set - {"model_type"}
-    wishes: dict[str, Any] = {key: getattr(config.model, key) for key in named}
-    if not named or config.model.model_type != "qwen3":  # any key of a model makes it one of the default type
-        wishes |= dict.fromkeys(config.model.model_fields_set & {"model_type"}, config.model.model_type)
-    for key, wish in wishes.items():
-        there = getattr(shape, key, None)
-        if there != wish:
+    for key in sorted(config.model.model_fields_set):
+        wish, there = getattr(config.model, key), getattr(shape, key, None)
+        if wish is not None and there != wish:
             raise UserError(
                 f"model.{key} = {wish!r}, and the model in {checkpoint} has {there!r}",
                 where="init_from",
-                remedy="leave the key away: the shape is the checkpoint's. Or train without init_from",
+                remedy=f"leave out model.{key} (or the preset or file that sets it): the shape is the checkpoint's",
             )
+
+
+def _refuse_another_tokenizer(data: DataConfig, checkpoint: Path) -> None:
+    """Before any text is prepared with it."""
+    own = load_tokenizer(checkpoint).name
+    if "tokenizer" in data.model_fields_set and data.tokenizer in MADE_HERE and data.tokenizer != own:
+        raise UserError(
+            f"data.tokenizer = {data.tokenizer!r}, and the model in {checkpoint} reads the ids of its own ({own})",
+            where="init_from",
+            remedy="leave out --tokenizer (or the preset or file that sets it)",
+        )
+
+
+def _as_at_its_start(config: RunConfig, run_dir: Path) -> RunConfig:
+    """The config of a run to be resumed, with what it has taken over."""
+    own = load_run_config(run_dir / CONFIG_FILE)
+    _refuse_another_shape(config, own.model, run_dir)
+    taken = {key: getattr(own.data, key) for key in ("tokenizer", "seq_len") if key not in config.data.model_fields_set}
+    data = config.data.model_copy(update=taken)
+    return config.model_copy(update={"init_from": own.init_from, "model": own.model, "data": data})
 
 
 def _data_for(data: DataConfig, shape: ModelConfig, checkpoint: Path) -> DataConfig:

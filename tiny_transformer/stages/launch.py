@@ -52,7 +52,7 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
     run_dir = Path(processes.broadcast(str(choose_run_dir(request)) if processes.is_first else ""))
     if hardware.note:
         console.print(hardware.note, highlight=False)
-    request = take_over(request, console)
+    request = take_over(request, run_dir, console)
     stage = stage_class(request.config.stage).open(request, run_dir, hardware, processes, console)
     check_tokenizer(request, stage)
     begun = time.monotonic()

@@ -55,10 +55,10 @@ def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any
             raise UserError(
                 f"cannot resume: {key} was {_short(before)} and is now {_short(after)}",
                 where=str(where),
-                remedy="resume with the run's own config (leave --config away), or start anew with another --out_dir",
+                remedy="resume with the run's own config (leave out --config), or start anew with another --out_dir",
             )
     for key, (before, after) in changed.items():
-        also = "; from here on the run is not the one that was started" if class_of(key, now) == "warn" else ""
+        also = "; from here on this is no longer the run that was started" if class_of(key, now) == "warn" else ""
         text = f"changed: {key} was {_short(before)} and is now {_short(after)}{also}"
         console.print(text, highlight=False, markup=False)
 

@@ -122,7 +122,8 @@ class Run:
         say = partial(self.console.print, highlight=False, markup=False)
         path = take_up(self.directory, found, self.processes, self._load_from, say)
         if path is None:
-            say("there is no checkpoint to go on from: starting from the beginning")
+            where = "from the beginning" if self.config.init_from is None else f"from {self.config.init_from} again"
+            say(f"there is no checkpoint to go on from: starting {where}")
             self.stage.load_first_weights(self.model)
             return
         if problem := note_on_log(path, self.directory.path / "log.jsonl"):

@@ -160,8 +160,11 @@ class Stage(ABC):
 
     def load_first_weights(self, model: CausalLM) -> None:
         """Put the weights of `init_from` into a model, or this process's parts of them; without one, nothing."""
-        if self.config.init_from is not None:
-            load_weights(model, self.config.init_from, local_part)
+        start = self.config.init_from
+        if start is not None and not start.is_dir():
+            raise UserError(f"{start}, which this run starts from, is not there any more", where="init_from")
+        if start is not None:
+            load_weights(model, start, local_part)
 
     def save(self, model: CausalLM, directory: Staging, weights: dict[str, Tensor]) -> None:
         """Write what a checkpoint holds besides the trainer's state: a model directory, tokenizer included."""

@@ -38,7 +38,7 @@ Save = Callable[[TrainState, str, bool], None]
 
 
 class Progress(Protocol):
-    """Whoever shows progress."""
+    """Shows a person how far the run is."""
 
     def step(self, state: TrainState, tokens_per_second: float) -> None:
         """One more update has been made."""

@@ -1,5 +1,5 @@
-"""fp16 has few bits for small numbers: small gradients would round to zero. So the loss is multiplied by a large number
-before the backward pass and the gradient divided by it afterwards.
+"""The loss scale of fp16 training: small gradients would round to zero there, so the loss is multiplied by a large
+number before the backward pass and the gradient is divided by it afterwards.
 
 The scale is as large as it can be: a gradient that overflows is computed again at half the scale, and after many steps
 without one the scale is doubled. The scale is a power of two, so scaling itself rounds nothing. Other precisions keep

@@ -1,4 +1,4 @@
-"""When a number stops being one: which tensor was first, which examples were in the batch, and how to see it again.
+"""Where NaN or infinity first appeared: which tensor, which examples were in the batch, and how to see it again.
 
 A step that is not finite is never saved, so the newest checkpoint is from before it, and the order of the examples is a
 function of the step: `tiny-transformer replay RUN --step N` makes the same step again.
@@ -22,7 +22,7 @@ SHOWN_EXAMPLES = 8
 
 
 class NotFiniteError(UserError):
-    """The end of a run whose numbers stopped being numbers.
+    """A run's loss, gradient or weights are no longer finite, which ends it.
 
     Attributes:
         step: the update at which it was noticed, counted from 1.
