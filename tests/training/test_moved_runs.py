@@ -85,6 +85,38 @@ def test_resumed_from_another_directory_a_run_finds_its_data_and_prepares_none(
     assert gradient.loss == logged[10]["loss"]
 
 
+def test_resumed_from_elsewhere_and_then_renamed_or_moved_with_all_around_it_a_run_still_finds_its_data(
+    homes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, other = homes
+    assert command_line(["train", "--resume", "--out_dir", "../A/runs/x", "--steps", "9"]) == ExitCode.OK
+    (home / "runs/x").rename(home / "runs/y")
+    monkeypatch.chdir(home)
+    assert command_line(["train", "--resume", "--out_dir", "runs/y", "--steps", "10"]) == ExitCode.OK
+    monkeypatch.chdir(other)
+    assert command_line(["train", "--resume", "--out_dir", "../A/runs/y", "--steps", "11"]) == ExitCode.OK
+    shutil.move(home.parent, home.parent.with_name("elsewhere"))
+    monkeypatch.chdir(home.parent.with_name("elsewhere") / "A")
+    assert command_line(["train", "--resume", "--out_dir", "runs/y", "--steps", "12"]) == ExitCode.OK
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(
+    homes: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = homes[1] / "r[/red]x"
+    shutil.copytree(homes[0] / "runs/x", run, symlinks=True)
+    where = str(run)
+    for words in (
+        ["generate", "--ckpt", where, "--max_new_tokens", "2"],
+        ["evaluate", where, "--data_dir", "../A/dat"],
+        ["export", where, "--gguf", "f32"],
+    ):
+        code = command_line(words)
+        shown = "".join(capsys.readouterr())
+        assert code == ExitCode.OK, shown
+        assert "r[/red]x" in shown.replace("\n", "")
+
+
 def test_other_data_of_the_same_name_here_is_not_taken(homes: tuple[Path, Path], trained: Path) -> None:
     home, other = homes
     assert command_line(["prepare", "--out_dir", "dat", "--tokenizer", "byte", "--max_bytes", "9000"]) == ExitCode.OK

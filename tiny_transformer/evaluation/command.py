@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tiny_transformer.config.schema import RunConfig
@@ -93,7 +94,7 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
             remedy="only its grammar knows what each word should cost; leave out --skills for the loss",
         )
     subject = _load(opened, dataset, options.device)
-    notes.print(f"[dim]{opened.sentence}; data in {data_dir}[/]", highlight=False, soft_wrap=True)
+    notes.print(f"[dim]{escape(f'{opened.sentence}; data in {data_dir}')}[/]", highlight=False, soft_wrap=True)
     facts = {"checkpoint": str(opened.path), "data_dir": str(data_dir), "device": subject.hardware.describe()}
     if options.skills:
         report = measure_skills(subject.model, _stories(subject, options, notes), _reading(subject))
@@ -222,7 +223,8 @@ def _keep_for_the_report(checkpoint: Path, report: SkillReport, notes: Console) 
     with suppress(OSError, UserError):
         atomic_write(run_dir / SKILLS_FILE, json.dumps(_skills_json(report), indent=2, allow_nan=True) + "\n")
         notes.print(
-            f"[dim]kept for the page: tiny-transformer report {run_dir.name} says it in words[/]", soft_wrap=True
+            f"[dim]kept for the page: tiny-transformer report {escape(run_dir.name)} says it in words[/]",
+            soft_wrap=True,
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import UserError
@@ -56,7 +57,7 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     vocab_size = config.vocab_size or tokenizer.vocab_size
     check_prompts([prompt_ids], vocab_size=vocab_size, context_length=config.max_position_embeddings)
     model = opened.model
-    notes.print(f"[dim]{opened.sentence}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
+    notes.print(f"[dim]{escape(opened.sentence)}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
     rows = [""] * options.num_samples
     if options.stream:
         _show(prompt)

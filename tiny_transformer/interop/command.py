@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.detect import kind_of
@@ -26,7 +27,7 @@ def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrit
     directory, sentence = find_checkpoint(checkpoint)
     from tiny_transformer.interop.gguf.exporting import default_file_name, export_gguf
 
-    console.print(f"[dim]{sentence}[/]", highlight=False, soft_wrap=True)
+    console.print(f"[dim]{escape(sentence)}[/]", highlight=False, soft_wrap=True)
     written = export_gguf(directory, out or default_file_name(directory, kind), kind=kind, overwrite=overwrite)
     lines = [f"wrote {written.path}: {written.num_bytes / 2**20:,.1f} MiB, {written.kind}"]
     if written.kept_f16:
@@ -72,7 +73,7 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         from tiny_transformer.interop.token_bins import import_token_bins
 
         import_token_bins(source, out_dir, tokenizer=tokenizer, dtype=dtype)
-        next_step = f"train --config configs/demo.yaml --data_dir {out_dir}"
+        next_step = f"train --data_dir {out_dir} --minutes 10"
     else:
         from tiny_transformer.interop.llama2c import import_llama2c
 

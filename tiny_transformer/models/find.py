@@ -181,4 +181,4 @@ def _suggestion(runs_dir: Path) -> str:
     newest = next((link for name in LINKS if (link := _find_newest(runs_dir, name))), None)
     if newest:
         return f"the newest checkpoint is {newest}"
-    return "train a model first (tiny-transformer train --config configs/demo.yaml), or name a checkpoint directory"
+    return "train a model first (tiny-transformer train --minutes 10), or name a checkpoint directory"

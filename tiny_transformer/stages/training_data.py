@@ -6,6 +6,7 @@ A resumed run may have been moved to another directory, name or machine; its dat
 from __future__ import annotations
 
 import math
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -77,7 +78,7 @@ def _data_of_run(request: Request, run_dir: Path) -> Path:
     was trained on is taken.
     """
     asked = request.config.data.data_dir or Path("data") / (request.data_name or request.name)
-    places = dict.fromkeys([asked, *(home / asked for home in _started_in(run_dir))])
+    places = dict.fromkeys([asked, *(Path(os.path.relpath(home / asked)) for home in _started_in(run_dir))])
     prepared = [place for place in places if is_prepared(place)]
     if not prepared:
         raise UserError(
