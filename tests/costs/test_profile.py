@@ -348,3 +348,15 @@ def test_the_length_of_a_run_is_that_of_the_key_that_ends_first() -> None:
     assert length("max_tokens=5000") == (20, "max_tokens 5,000")  # 19.5 steps of 256 tokens
     assert length("max_tokens=5000", "steps=12") == (12, "steps 12")
     assert length("max_tokens=5000", "max_train_minutes=0.1") == (12, "max_train_minutes 0.1")
+
+
+def test_a_run_stands_for_its_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/config.yaml").write_text("model: {hidden_size: 32, num_attention_heads: 2, vocab_size: 300}\n")
+    for word in ("mine", "runs/mine", "runs/mine/config.yaml"):
+        assert run(["profile", word]) == 0
+        told = capsys.readouterr().out
+        assert "vocabulary of 300" in told and (word.endswith("yaml") or told.startswith("mine: qwen3"))

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 
 from tiny_transformer.config.load import config_name, load_run_config
+from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.costs.profile import make_profile
 from tiny_transformer.costs.profile_tables import print_profile
+from tiny_transformer.models.find import RUNS_DIR
+from tiny_transformer.storage.runs import CONFIG_FILE
 
 
 def run_profile(config: str | None, overrides: Sequence[str], *, as_json: bool, console: Console) -> None:
     """What `tiny-transformer profile` does.
 
     Args:
-        config: a file, a preset, or None for the defaults.
+        config: a file, a preset, a run (its directory or its name), or None for the defaults.
         overrides: `section.key=value` strings, stronger than the file.
         as_json: print one JSON object instead of tables.
         console: where it is printed.
@@ -25,10 +29,19 @@ def run_profile(config: str | None, overrides: Sequence[str], *, as_json: bool, 
     Raises:
         UserError: a wrong config, a device that is not there, or a damaged tokenizer.
     """
-    checked = load_run_config(config, overrides)
+    saved = _config_of_run(config)
+    checked = load_run_config(saved or config, overrides)
     with console.status("counting"):
-        profile = make_profile(checked, config_name(config))
+        profile = make_profile(checked, saved.parent.name if saved else config_name(config))
     if as_json:
         console.file.write(json.dumps(asdict(profile), indent=2) + "\n")
     else:
         print_profile(profile, console)
+
+
+def _config_of_run(word: str | None) -> Path | None:
+    """The config saved with a run, where that is what a word means."""
+    if word is None or word in PRESETS:
+        return None
+    saved = (run / CONFIG_FILE for run in (Path(word), RUNS_DIR / word))
+    return next((path for path in saved if path.is_file()), None)
