@@ -79,6 +79,14 @@ def test_logits_are_the_models(lm):
         lm.logits("x" * 65)
 
 
+@pytest.mark.parametrize("wrong", [3, None, b"Once", ["Once", 3]])
+def test_what_is_no_text_is_refused_by_its_type(lm, wrong):
+    calls = [lm.generate] if isinstance(wrong, list) else [lm.generate, lm.stream, lm.logits]
+    for call in calls:
+        with pytest.raises(UserError, match=r"a text is needed, and .* is of type"):
+            list(call(wrong))
+
+
 def test_an_unknown_option_is_refused_with_the_nearest(lm):
     for call in (lm.generate, lm.stream):
         with pytest.raises(UserError, match="no option temprature") as refused:

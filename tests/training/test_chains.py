@@ -177,7 +177,8 @@ class Chains:
                 digest.update(file.read_bytes())
             digest.update((run_dir / link / "model.safetensors").read_bytes())
             state = json.loads((run_dir / link / "trainer_state/state.json").read_text())
-            state["plan"] = {k: v for k, v in state["plan"].items() if k not in ("is_fixed", "sha256")}  # see above
+            if self.is_planned_by_the_clock:  # `undisturbed` fixes it
+                state["plan"] = {k: v for k, v in state["plan"].items() if k not in ("is_fixed", "sha256")}
             digest.update(json.dumps({k: v for k, v in state.items() if k not in OWN_OF_A_START}).encode())
         digest.update(json.dumps(log_without_clock(run_dir)).encode())
         return digest.hexdigest()

@@ -155,3 +155,14 @@ def test_a_config_that_names_init_from_and_no_shape_is_resumed_with_it(
     assert run(["train", "--config", "c.yaml", "--overwrite", "--init_from", "r"]) == 2
     assert "belongs to the run that --overwrite would replace" in capsys.readouterr().err
     assert log_without_clock(Path("r"))[-1]["step"] == 6
+
+
+def test_a_start_that_is_gone_is_told_where_no_checkpoint_is_left(base: Path, tiny_data: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    shutil.copytree((base / "last").resolve(), start)
+    onward(tiny_data, tmp_path / "r", start)
+    for path in [*(tmp_path / "r").glob("step-*"), start]:
+        shutil.rmtree(path)
+    config = load_run_config(tmp_path / "r/config.yaml")
+    with pytest.raises(UserError, match="start, which this run starts from, is not there any more"):
+        launch(Request(config, "r", resume=True, command=["test"]), Console(file=io.StringIO()))

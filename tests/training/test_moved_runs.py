@@ -115,6 +115,11 @@ def test_a_name_that_looks_like_markup_is_shown_as_it_is(
         shown = "".join(capsys.readouterr())
         assert code == ExitCode.OK, shown
         assert "r[/red]x" in shown.replace("\n", "")
+    info = json.loads((run / "last/run_info.json").read_text())
+    (run / "last/run_info.json").write_text(json.dumps(info | {"status": "stopped"}))
+    command_line(["train", "--continue", "--out_dir", "r[/red]x"])
+    shown = "".join(capsys.readouterr())
+    assert "This is a bug" not in shown and "r[/red]x was interrupted" in shown.replace("\n", " ")
 
 
 def test_other_data_of_the_same_name_here_is_not_taken(homes: tuple[Path, Path], trained: Path) -> None:

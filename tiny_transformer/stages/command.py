@@ -191,11 +191,13 @@ def _interrupted(config: str | None, overrides: Sequence[str], console: Console)
     newest = max(found, key=lambda run: _begun(run.path), default=None)
     if newest is not None and newest.state in ("stopped", "running"):
         new = "a new run instead: --out_dir another"
-        console.print(f"{newest.path} was interrupted: going on with it as it was planned ({new})", highlight=False)
+        console.print(
+            f"{newest.path} was interrupted: going on with it as it was planned ({new})", highlight=False, markup=False
+        )
         return newest.path
     if newest is not None and asked is None:
         words = f"{newest.path} is {newest.state} and stays as it is: this is a new run beside it"
-        console.print(words, highlight=False)
+        console.print(words, highlight=False, markup=False)
     return None
 
 
