@@ -128,8 +128,8 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def make_up_clock() -> None:
-    """Time passes only when work is done: a model called, a gradient found. Reading it is free, and so is writing: which
-    function of which library writes is a tree's own affair."""
+    """Time passes only when work is done: a model called, a gradient found. Reading it is free, and so is writing:
+    which function of which library writes is a tree's own affair."""
     import torch
 
     now = 0.0
