@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 from run_helpers import TINY, evaluation, log_without_clock, run_tiny
+from tuning_helpers import tune, tuning_tree, write_talks
 
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare.command import prepare
@@ -73,6 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "minutes": {"max_train_minutes": 0.02, "steps": None},
     "early stopping": {"early_stopping_patience": 2, "eval_steps": 1},
     "checkpointing": {"gradient_checkpointing": True, "dropout": 0.1},
+    "finetune": {"stage": "finetune", "dropout": 0.1},
 }
 
 
@@ -117,9 +119,17 @@ class Chains:
                 monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
         self.data_dir, self.directory, self.patch = data_dir, directory, monkeypatch
         self.whole: str | None = None
+        self.stage = self.options.pop("stage", "pretrain")
+        if self.stage != "pretrain":
+            self.base, self.talks = directory / "base", write_talks(directory / "talks.jsonl", count=16)
+            run_tiny(data_dir, self.base, steps=1, eval_steps=None)
 
     def run(self, name: str, *, resume: bool = False) -> str:
         """One start; its status."""
+        if self.stage != "pretrain":
+            tree = tuning_tree(self.base, self.talks, self.directory / name, training=self.options)
+            tree |= {"stage": self.stage, "data": {"source": str(self.talks), "seq_len": 32, "val_fraction": 0.2}}
+            return tune(tree, resume=resume)[0].status
         return run_tiny(self.data_dir, self.directory / name, resume=resume, **self.options).status
 
     def link(self, name: str, step: int, *, kill: bool, resume: bool) -> str:

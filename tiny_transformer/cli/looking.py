@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, app
+from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, app
 from tiny_transformer.errors import ExitCode
 from tiny_transformer.models.find import find_run, find_runs
 
@@ -32,7 +32,9 @@ def runs(
 
 @app.command(context_settings=SETTINGS)
 def inspect(
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of prepared data.")] = Path("data"),
+    target: Annotated[
+        Path, typer.Argument(metavar="DIR|FILE", help="A directory of prepared data, or records of conversations.")
+    ] = Path("data"),
     split: Annotated[str, typer.Option(help="train or val.")] = "train",
     index: Annotated[int, typer.Option(help="The first sequence shown, in the order of the file.")] = 0,
     count: Annotated[int, typer.Option(help="How many sequences.")] = 2,
@@ -42,10 +44,24 @@ def inspect(
     packing: Annotated[
         str, typer.Option(help="concat joins documents and cuts; documents packs whole ones, as a run would.")
     ] = "concat",
+    template: Annotated[
+        str | None,
+        typer.Option(help="Show conversations as this chat template writes them, with what is learnt in colour."),
+    ] = None,
+    ckpt_dir: CheckpointOption = None,
 ) -> None:
-    """Look at what a model reads: sequences of prepared data with the borders of tokens and documents."""
+    """Look at what a model reads: sequences of prepared data with the borders of tokens and documents.
+
+    Of a file of conversations: as fine-tuning reads it, for the tokenizer of a model (--ckpt), with what is learnt in
+    colour.
+    """
     from tiny_transformer.inspection.tokens import InspectOptions, inspect_data
 
+    if template is not None or ckpt_dir is not None or target.suffix in (".jsonl", ".json", ".csv", ".parquet"):
+        from tiny_transformer.inspection.conversations import inspect_conversations
+
+        inspect_conversations(str(target), template, ckpt_dir, index=index, count=count, console=Console())
+        return
     inspect_data(target, InspectOptions(split, index, count, seq_len, packing), Console())
 
 

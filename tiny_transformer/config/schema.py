@@ -285,8 +285,50 @@ class RunConfig(Section):
         return self
 
 
+class FinetuneTraining(TrainingConfig):
+    """The optimisation, with defaults for a model that is trained already."""
+
+    learning_rate: float = setting(3e-4, "warn", gt=0)
+    """Peak rate of AdamW."""
+
+    weight_decay: float = setting(0.0, "warn", ge=0)
+    """Decay towards zero, on matrices only (not on norms and biases)."""
+
+    eval_steps: int | None = setting(50, "warn", ge=1)
+    """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best`
+    checkpoint."""
+
+    sample_prompts: tuple[str, ...] = setting((), "allow", max_length=16)
+    """Texts continued as they stand, without the chat template. The end of the run shows answers to questions of the
+    validation split."""
+
+
+class FinetuneSection(Section):
+    """Conversations to learn from."""
+
+    template: Literal["auto", "chatml", "qwen3", "alpaca", "llama3", "plain"] = setting("auto", "refuse")
+    """How a conversation is written for the model. `auto`: the template that the checkpoint was taught, or that its
+    control tokens ask for; else `chatml`."""
+
+    system_prompt: str | None = setting(None, "refuse", min_length=1)
+    """A system message for conversations that have none."""
+
+    skip_bad_rows: bool = setting(False, "refuse")
+    """Leave out records that are no conversation, and say how many; without it the first is refused with its line."""
+
+
+class FinetuneConfig(RunConfig):
+    """Supervised fine-tuning on conversations."""
+
+    training: FinetuneTraining = FinetuneTraining()
+    """The optimisation."""
+
+    finetune: FinetuneSection = FinetuneSection()
+    """The conversations."""
+
+
 # The config class of each stage: `RunConfig`, or a class with a section of its own more.
-CONFIGS: dict[str, type[RunConfig]] = {"pretrain": RunConfig}
+CONFIGS: dict[str, type[RunConfig]] = {"pretrain": RunConfig, "finetune": FinetuneConfig}
 
 
 def sections_of(schema: type[RunConfig]) -> dict[str, type[Section] | None]:

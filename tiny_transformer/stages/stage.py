@@ -32,7 +32,7 @@ from tiny_transformer.training.contract import BatchSource, Evaluation
 from tiny_transformer.training.state import TrainState
 
 # Stage of a config -> its class: a name in the module called like the stage, or the class of one that lives elsewhere.
-HOMES: dict[str, str | type[Stage]] = {"pretrain": "Pretraining"}
+HOMES: dict[str, str | type[Stage]] = {"pretrain": "Pretraining", "finetune": "Finetuning"}
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,12 @@ class Stage(ABC):
 
     Attributes:
         checks: names of the diagnosis's checks that apply; None for all.
+        adds_tokens: whether its tokenizer may know more than that of the checkpoint it starts from.
         spent_seconds: what `open` has spent of the run's minutes: choosing a model counts, preparing data does not.
     """
 
     checks: ClassVar[tuple[str, ...] | None] = None
+    adds_tokens: ClassVar[bool] = False
     spent_seconds: float = 0.0
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
@@ -168,8 +170,15 @@ class Stage(ABC):
 
     def save(self, model: CausalLM, directory: Staging, weights: dict[str, Tensor]) -> None:
         """Write what a checkpoint holds besides the trainer's state: a model directory, tokenizer included."""
-        save_model(model, directory, weights, eos_token_id=self.tokenizer.end_id)
-        self.tokenizer.save(directory, max_length=model.config.max_position_embeddings)
+        self.save_model(model, directory, weights, (self.tokenizer.end_id,))
+
+    def save_model(
+        self, model: CausalLM, directory: Staging, weights: dict[str, Tensor], end_ids: tuple[int, ...]
+    ) -> None:
+        """Write model and tokenizer; programs stop at any of `end_ids`."""
+        ends = list(end_ids) if len(end_ids) > 1 else end_ids[0]
+        save_model(model, directory, weights, eos_token_id=ends)
+        self.tokenizer.save(directory, max_length=model.config.max_position_embeddings, end_ids=end_ids)
 
 
 def stage_class(name: str) -> type[Stage]:

@@ -1,0 +1,55 @@
+"""The verbs that go on from a trained model: finetune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tiny_transformer.cli.frame import OPEN_SETTINGS, OutDir, app, as_overrides, overrides_of
+from tiny_transformer.errors import ExitCode
+
+
+@app.command(context_settings=OPEN_SETTINGS)
+def finetune(
+    context: typer.Context,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="A .yaml, .json or .toml file; see configs/.")
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option("--init_from", metavar="RUN", help="The model to start from: a run, a checkpoint, a directory."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="Records of conversations: .jsonl, .json, .csv or .parquet, a folder or glob, or a data set of the "
+            "hub. Alpaca's, question and answer, messages of OpenAI or ShareGPT."
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="chatml, qwen3, alpaca, llama3 or plain. Default: what the model was taught, else chatml."),
+    ] = None,
+    out_dir: OutDir = None,
+    minutes: Annotated[float | None, typer.Option(help="Fit the run to this time.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in out_dir exactly where it stood.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in out_dir.")] = False,
+) -> None:
+    """Teach a trained model to answer: supervised fine-tuning on conversations, with a loss on the answers alone.
+
+    With nothing to choose: finetune --init_from runs/demo --source FILE --minutes 10. Any key of the config can be set
+    too, as in train: --learning_rate 1e-4, --seq_len 512. What is trained, tiny-transformer inspect FILE --template
+    chatml shows in colour.
+    """
+    from tiny_transformer.stages.command import run_training
+
+    options = {"init_from": init_from, "data.source": source, "finetune.template": template, "out_dir": out_dir}
+    overrides = ["stage=finetune", *as_overrides(options), *overrides_of(context)]
+    status = run_training(config, overrides, resume=resume, overwrite=overwrite, console=Console(), minutes=minutes)
+    if status == "stopped":
+        raise typer.Exit(ExitCode.STOPPED)
