@@ -141,7 +141,6 @@ def test_an_advanced_section_that_is_off_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_lora", True),
         ("quantize", "int8"),
         ("quantize", "int4"),
         ("log_attention", True),

@@ -75,6 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "early stopping": {"early_stopping_patience": 2, "eval_steps": 1},
     "checkpointing": {"gradient_checkpointing": True, "dropout": 0.1},
     "finetune": {"stage": "finetune", "dropout": 0.1},
+    "adapters": {"stage": "finetune", "lora": {"enabled": True, "rank": 2, "dropout": 0.2, "quantize": "int8"}},
 }
 
 
@@ -119,7 +120,7 @@ class Chains:
                 monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
         self.data_dir, self.directory, self.patch = data_dir, directory, monkeypatch
         self.whole: str | None = None
-        self.stage = self.options.pop("stage", "pretrain")
+        self.stage, self.lora = self.options.pop("stage", "pretrain"), self.options.pop("lora", {})
         if self.stage != "pretrain":
             self.base, self.talks = directory / "base", write_talks(directory / "talks.jsonl", count=16)
             run_tiny(data_dir, self.base, steps=1, eval_steps=None)
@@ -128,7 +129,11 @@ class Chains:
         """One start; its status."""
         if self.stage != "pretrain":
             tree = tuning_tree(self.base, self.talks, self.directory / name, training=self.options)
-            tree |= {"stage": self.stage, "data": {"source": str(self.talks), "seq_len": 32, "val_fraction": 0.2}}
+            tree |= {
+                "stage": self.stage,
+                "lora": self.lora,
+                "data": {"source": str(self.talks), "seq_len": 32, "val_fraction": 0.2},
+            }
             return tune(tree, resume=resume)[0].status
         return run_tiny(self.data_dir, self.directory / name, resume=resume, **self.options).status
 

@@ -1,4 +1,4 @@
-"""The verbs that go on from a trained model: finetune."""
+"""The verbs that go on from a trained model: finetune, merge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import OPEN_SETTINGS, OutDir, app, as_overrides, overrides_of
+from tiny_transformer.cli.frame import OPEN_SETTINGS, SETTINGS, OutDir, app, as_overrides, overrides_of
 from tiny_transformer.errors import ExitCode
 
 
@@ -33,6 +33,10 @@ def finetune(
         str | None,
         typer.Option(help="chatml, qwen3, alpaca, llama3 or plain. Default: what the model was taught, else chatml."),
     ] = None,
+    lora: Annotated[
+        bool,
+        typer.Option("--lora", help="Train low-rank adapters alone: --lora.rank 8, --lora.targets q_proj,v_proj."),
+    ] = False,
     out_dir: OutDir = None,
     minutes: Annotated[float | None, typer.Option(help="Fit the run to this time.")] = None,
     resume: Annotated[
@@ -49,7 +53,31 @@ def finetune(
     from tiny_transformer.stages.command import run_training
 
     options = {"init_from": init_from, "data.source": source, "finetune.template": template, "out_dir": out_dir}
-    overrides = ["stage=finetune", *as_overrides(options), *overrides_of(context)]
+    overrides = [
+        "stage=finetune",
+        *(["lora.enabled=true"] if lora else []),
+        *as_overrides(options),
+        *overrides_of(context),
+    ]
     status = run_training(config, overrides, resume=resume, overwrite=overwrite, console=Console(), minutes=minutes)
     if status == "stopped":
         raise typer.Exit(ExitCode.STOPPED)
+
+
+@app.command(context_settings=SETTINGS)
+def merge(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|DIR", help="A run or checkpoint with adapters, or adapters that PEFT saved.")
+    ],
+    out_dir: Annotated[
+        Path, typer.Option("--out_dir", metavar="DIR", help="Where it goes; a directory that does not exist yet.")
+    ],
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The model under the adapters. Default: what they name.")
+    ] = None,
+) -> None:
+    """Make one ordinary model of a model and its adapters, for programs that know no adapters."""
+    from tiny_transformer.interop.merging import merge as merge_layers
+
+    taken = merge_layers(source, out_dir, base=base)
+    Console().print(f"wrote {out_dir}, of {taken}", highlight=False, markup=False, soft_wrap=True)

@@ -47,6 +47,9 @@ def generate(
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     stream: Annotated[bool, typer.Option("--stream", help="Print each word as it is written.")] = False,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Low-rank adapters to put on the model, as PEFT saves them.")
+    ] = None,
 ) -> None:
     """Let a trained model continue a prompt. Text goes to standard output, everything else to standard error."""
     from tiny_transformer.generation.command import GenerateOptions, run_generate
@@ -68,7 +71,9 @@ def generate(
         ckpt_dir = Path(words.pop(0))
     prompt = " ".join(words) if words else prompt
     run_generate(
-        GenerateOptions(prompt, ckpt_dir, num_samples, tokenizer, device, stream), settings, Console(stderr=True)
+        GenerateOptions(prompt, ckpt_dir, num_samples, tokenizer, device, stream, adapter),
+        settings,
+        Console(stderr=True),
     )
 
 

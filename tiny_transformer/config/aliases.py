@@ -58,12 +58,16 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "advanced.gradient_checkpointing": ("training.gradient_checkpointing",),
     "advanced.gradient_clip": ("training.grad_clip",),
     "advanced.grad_clip": ("training.grad_clip",),
+    "advanced.lora_rank": ("lora.rank",),
+    "advanced.lora_alpha": ("lora.alpha",),
+    "advanced.lora_dropout": ("lora.dropout",),
 }
 
 # names of switches -> what they switch on; off, they say nothing
 SWITCHES: dict[str, tuple[str, Any]] = {
     "training.bf16": ("training.precision", "bf16"),
     "training.fp16": ("training.precision", "fp16"),
+    "advanced.use_lora": ("lora.enabled", True),
     "advanced.use_mqa": ("model.num_key_value_heads", 1),
     "advanced.multi_query": ("model.num_key_value_heads", 1),
     "advanced.multi_query_attention": ("model.num_key_value_heads", 1),
@@ -71,7 +75,6 @@ SWITCHES: dict[str, tuple[str, Any]] = {
 
 # Names of what cannot be switched on here -> what to do instead. Off, and with their settings beside, they say nothing.
 UNBUILT: dict[str, str] = {
-    "advanced.use_lora": "leave it out: all weights are trained",
     "advanced.quantize": "leave it out, and quantize the trained model: tiny-transformer export RUN --gguf q8_0",
     "advanced.log_attention": "leave it out",
     "advanced.speculative_sampling": "leave it out: tokens are written one by one",
@@ -79,7 +82,7 @@ UNBUILT: dict[str, str] = {
     "advanced.flash_attention": "leave it out: PyTorch takes the quickest kernel that the device has",
     "advanced.dropout_annealing": "training.final_dropout is the rate at the last step",
 }
-_SETTINGS_OF_UNBUILT = ("lora_", "quantize_", "speculative_", "draft_", "attention_log_")
+_SETTINGS_OF_UNBUILT = ("quantize_", "speculative_", "draft_", "attention_log_")
 _OFF = (None, False, 0, "", "none", "None", "null", "off", "no", "false")
 
 # our key -> other spellings of its values
@@ -122,9 +125,9 @@ def translate(key: str, value: Any, origin: str | None = None) -> list[tuple[str
     """
     if type(value).__module__ == "torch":  # a dtype, in a dict of Python
         value = str(value)
-    if key in SWITCHES and isinstance(value, bool):
+    if key in SWITCHES and (isinstance(value, bool) or value in _OFF):
         name, meaning = SWITCHES[key]
-        return [(name, meaning)] if value else []
+        return [(name, meaning)] if value is True else []
     if key in UNBUILT:
         if value in _OFF:
             return []

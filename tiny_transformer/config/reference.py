@@ -14,6 +14,7 @@ from tiny_transformer.config.schema import (
     DataConfig,
     FinetuneSection,
     FinetuneTraining,
+    LoraSection,
     RunConfig,
     TrainingConfig,
     on_resume,
@@ -46,6 +47,7 @@ def reference_markdown() -> str:
         ("`training`", "training", TrainingConfig),
         ("`data`", "data", DataConfig),
         ("`model`, all architectures", "model", DecoderConfig),
+        ("`lora`", "lora", LoraSection),
         ("`finetune`, with `stage: finetune`", "finetune", FinetuneSection),
     ]
     for title, section, model in sections:

@@ -31,6 +31,7 @@ class GenerateOptions:
         tokenizer: `auto`, or a name that must mean the checkpoint's own tokenizer.
         device: `auto`, `cpu`, `cuda` or `mps`.
         stream: show each piece as it is written.
+        adapter: a directory of low-rank adapters to put on the model.
     """
 
     prompt: str | None = None
@@ -39,6 +40,7 @@ class GenerateOptions:
     tokenizer: str = "auto"
     device: str = "auto"
     stream: bool = False
+    adapter: Path | None = None
 
 
 def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Console) -> None:
@@ -57,6 +59,10 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     vocab_size = config.vocab_size or tokenizer.vocab_size
     check_prompts([prompt_ids], vocab_size=vocab_size, context_length=config.max_position_embeddings)
     model = opened.model
+    if options.adapter is not None:
+        from tiny_transformer.models.adapters import load_adapter
+
+        load_adapter(model, options.adapter)
     notes.print(f"[dim]{escape(opened.sentence)}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
     rows = [""] * options.num_samples
     if options.stream:

@@ -1,4 +1,4 @@
-"""A model whose tokenizer has learnt new control tokens: more rows of embedding and head, with a known beginning."""
+"""A model to start from, and one whose tokenizer has learnt new control tokens: more rows, with a known beginning."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
+from tiny_transformer.errors import UserError
 from tiny_transformer.models.checkpoint import EMBEDDING, HEAD, load_model
 from tiny_transformer.models.contract import CausalLM
+from tiny_transformer.models.swaps import describe_swaps
 
 
 @torch.no_grad()
@@ -31,15 +33,31 @@ def load_grown_weights(
         part_of: see `load_weights`.
 
     Raises:
-        UserError: see `load_model`.
+        UserError: see `load_ordinary`.
     """
-    old = load_model(directory)
+    old = load_ordinary(directory)
     tensors = {**dict(old.named_parameters()), **dict(old.named_buffers())}
     for name, target in [*model.named_parameters(), *model.named_buffers()]:
         tensor = tensors[name]
         if name in (EMBEDDING, HEAD):
             tensor = _grown(tensor, new_ids, model.config.known_vocab_size)
         target.copy_(tensor if part_of is None else part_of(tensor, target))
+
+
+def load_ordinary(directory: Path | str) -> CausalLM:
+    """A model whose layers are all ordinary ones, to start from.
+
+    Raises:
+        UserError: see `load_model`; or some of its layers are swapped.
+    """
+    model = load_model(directory)
+    if describe_swaps(model):
+        raise UserError(
+            "the model to start from has swapped layers already (adapters, or weights in integers)",
+            where=str(directory),
+            remedy="tiny-transformer merge makes an ordinary model of it",
+        )
+    return model
 
 
 def _grown(weight: torch.Tensor, new_ids: Sequence[int], rows: int) -> torch.Tensor:

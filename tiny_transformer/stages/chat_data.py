@@ -19,7 +19,7 @@ from tiny_transformer.stages.stage import Request
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.tokenizers.chat import ChatTemplate
-from tiny_transformer.tokenizers.templates import CHATML, template_called, template_of
+from tiny_transformer.tokenizers.templates import ALPACA, CHATML, template_called, template_of
 
 UNUSED = ("data_dir", "vocab_size", "text_field", "max_bytes")  # keys of `data` that say nothing here
 DEFAULT_EPOCHS = 3.0
@@ -84,6 +84,12 @@ def open_chat_data(request: Request, config: FinetuneConfig, run_dir: Path, cons
         )
     known = base.vocab_size
     new_ids = tuple(i for t in template.control_tokens if (i := tokenizer.token_id(t)) is not None and i >= known)
+    if new_ids and config.lora.enabled:
+        raise UserError(
+            f"the template {template.name} needs new control tokens, which a frozen embedding cannot learn",
+            where="finetune.template",
+            remedy="--template alpaca or plain, or fine-tune without adapters first",
+        )
     return ChatData(config, tokenizer, new_ids, template, stores[0], stores[1], reading)
 
 
@@ -127,7 +133,7 @@ def _start_of(request: Request, config: FinetuneConfig, run_dir: Path) -> OpenCh
 def _template_for(config: FinetuneConfig, start: OpenCheckpoint) -> ChatTemplate:
     if config.finetune.template != "auto":
         return template_called(config.finetune.template)
-    return template_of(start.tokenizer, start.template) or CHATML
+    return template_of(start.tokenizer, start.template) or (ALPACA if config.lora.enabled else CHATML)
 
 
 def _row_length(request: Request, config: FinetuneConfig, sizes: list[int]) -> int:
