@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 from run_helpers import TINY, evaluation, log_without_clock, run_tiny
-from tuning_helpers import tune, tuning_tree, write_talks
+from tuning_helpers import tune, tuning_tree, write_labels, write_talks
 
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare.command import prepare
@@ -76,6 +76,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "checkpointing": {"gradient_checkpointing": True, "dropout": 0.1},
     "finetune": {"stage": "finetune", "dropout": 0.1},
     "adapters": {"stage": "finetune", "lora": {"enabled": True, "rank": 2, "dropout": 0.2, "quantize": "int8"}},
+    "classify": {"stage": "classify", "dropout": 0.1},
 }
 
 
@@ -122,7 +123,8 @@ class Chains:
         self.whole: str | None = None
         self.stage, self.lora = self.options.pop("stage", "pretrain"), self.options.pop("lora", {})
         if self.stage != "pretrain":
-            self.base, self.talks = directory / "base", write_talks(directory / "talks.jsonl", count=16)
+            write = write_labels if self.stage == "classify" else write_talks
+            self.base, self.talks = directory / "base", write(directory / "talks.jsonl", count=16)
             run_tiny(data_dir, self.base, steps=1, eval_steps=None)
 
     def run(self, name: str, *, resume: bool = False) -> str:

@@ -31,7 +31,7 @@ from tiny_transformer.training import loop
 def base(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run with room for a conversation."""
     run_dir = tmp_path_factory.mktemp("base") / "base"
-    run_tiny(tiny_data, run_dir)
+    run_tiny(tiny_data, run_dir, steps=2, eval_steps=None)
     return run_dir
 
 
@@ -75,6 +75,7 @@ def test_the_loss_is_that_of_the_answers_and_their_ends(base: Path, talks: Path,
     assert result.state.num_tokens == count
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     base: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +101,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
 
 @pytest.mark.slow
 def test_it_learns_to_answer_and_to_stop_and_says_so(base: Path, talks: Path, tmp_path: Path) -> None:
-    lively = {"steps": 150, "learning_rate": 1e-2, "optimizer": "adamw", "eval_steps": 50, "micro_batch_size": 16}
+    lively = {"steps": 150, "learning_rate": 1e-2, "optimizer": "adamw", "eval_steps": 50, "micro_batch_size": 8}
     tree = tuning_tree(base, talks, tmp_path / "r", finetune={"template": "plain"}, training=lively)
     _, told = tune(tree, shows=True)
     assert "10 of 10 answers to held-out questions ended by themselves within 12 tokens" in told

@@ -55,6 +55,7 @@ def test_the_base_stays_and_the_optimizer_remembers_adapters_alone(base: Path, t
     assert remembered == {name for name in after if name.endswith((".lora_A", ".lora_B"))}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     base: Path, talks: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

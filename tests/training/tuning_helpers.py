@@ -27,6 +27,13 @@ def write_talks(path: Path, count: int = 40) -> Path:
     return path
 
 
+def write_labels(path: Path, count: int = 40) -> Path:
+    """Texts whose label is how they end."""
+    rows = [{"text": f"hen {n} {'!?'[n % 2]}", "label": ("loud", "asks")[n % 2]} for n in range(count)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
 def tuning_tree(base: Path, source: Path, out_dir: Path, **changes: Any) -> dict[str, Any]:
     """The config of the run; `training` and other sections are added to it."""
     training = {key: value for key, value in TINY["training"].items() if key != "dropout"}

@@ -1,4 +1,4 @@
-"""The verbs that go on from a trained model: finetune, merge."""
+"""The verbs that go on from a trained model: finetune, merge, classify."""
 
 from __future__ import annotations
 
@@ -81,3 +81,25 @@ def merge(
 
     taken = merge_layers(source, out_dir, base=base)
     Console().print(f"wrote {out_dir}, of {taken}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(context_settings=SETTINGS)
+def classify(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="[CKPT]", help="A classifier: run, checkpoint or directory.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Texts: rows of .jsonl, .json, .csv or .parquet, or a text a line."),
+    ] = None,
+    text_field: Annotated[str, typer.Option("--text_field", help="The field of a row that holds the text.")] = "text",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Sort texts by the labels that a classifier has learnt; a line of JSON for each.
+
+    One is made with: train --stage classify --init_from runs/demo --source FILE, with rows of text and label.
+    """
+    from tiny_transformer.evaluation.classify_command import run_classify
+
+    run_classify(checkpoint, text or [], file, text_field=text_field, device=device)

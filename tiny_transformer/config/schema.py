@@ -366,8 +366,36 @@ class FinetuneConfig(RunConfig):
     """The conversations."""
 
 
+class ClassifySection(Section):
+    """Labels of texts."""
+
+    label_field: str = setting("label", "refuse")
+    """The field of a row that holds the label; `data.text_field` names that of the text."""
+
+    labels: tuple[str, ...] = setting((), "refuse")
+    """The labels by number; another one in the data is refused. Default: those of the data, in order."""
+
+    class_weights: bool = setting(False, "refuse")
+    """Let each label count the same, however many texts it has."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _with_commas(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+class ClassifyConfig(RunConfig):
+    """Sorting texts by labels."""
+
+    training: FinetuneTraining = FinetuneTraining()
+    """The optimisation."""
+
+    classify: ClassifySection = ClassifySection()
+    """The labels."""
+
+
 # The config class of each stage: `RunConfig`, or a class with a section of its own more.
-CONFIGS: dict[str, type[RunConfig]] = {"pretrain": RunConfig, "finetune": FinetuneConfig}
+CONFIGS: dict[str, type[RunConfig]] = {"pretrain": RunConfig, "finetune": FinetuneConfig, "classify": ClassifyConfig}
 
 
 def sections_of(schema: type[RunConfig]) -> dict[str, type[Section] | None]:

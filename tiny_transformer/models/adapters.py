@@ -23,7 +23,7 @@ from tiny_transformer.models.checkpoint import EMBEDDING
 from tiny_transformer.models.config_file import read_json, read_small_file
 from tiny_transformer.models.safetensors_file import encode, open_checked, reading
 from tiny_transformer.models.swaps import add_lora, quantize_layers
-from tiny_transformer.models.vocabulary import load_ordinary
+from tiny_transformer.models.vocabulary import copy_tensors, load_ordinary, tensors_of
 from tiny_transformer.storage.commit import Staging, write_into
 from tiny_transformer.storage.inside import check_inside
 
@@ -92,11 +92,9 @@ def load_base_weights(
     base = load_ordinary(directory)
     if lora.quantize != "none":
         quantize_layers(base, lora.quantize)
-    tensors = {**dict(base.named_parameters()), **dict(base.named_buffers())}
-    for name, target in [*model.named_parameters(), *model.named_buffers()]:
-        if not name.endswith((".lora_A", ".lora_B")):
-            tensor = tensors[name.replace(".base.", ".")]
-            target.copy_(tensor if part_of is None else part_of(tensor, target))
+    found = tensors_of(base)
+    frozen = [name for name in tensors_of(model) if not name.endswith((".lora_A", ".lora_B"))]
+    copy_tensors({name: found[name.replace(".base.", ".")] for name in frozen}, model, part_of)
 
 
 def save_adapter(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,13 +35,28 @@ def load_grown_weights(
     Raises:
         UserError: see `load_ordinary`.
     """
-    old = load_ordinary(directory)
-    tensors = {**dict(old.named_parameters()), **dict(old.named_buffers())}
-    for name, target in [*model.named_parameters(), *model.named_buffers()]:
-        tensor = tensors[name]
-        if name in (EMBEDDING, HEAD):
-            tensor = _grown(tensor, new_ids, model.config.known_vocab_size)
-        target.copy_(tensor if part_of is None else part_of(tensor, target))
+    tensors = tensors_of(load_ordinary(directory))
+    for name in (EMBEDDING, HEAD):
+        if name in tensors:
+            tensors[name] = _grown(tensors[name], new_ids, model.config.known_vocab_size)
+    copy_tensors(tensors, model, part_of)
+
+
+@torch.no_grad()
+def copy_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    model: CausalLM,
+    part_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> None:
+    """Overwrite those weights of a model that `tensors` has, by name; see `load_weights`."""
+    for name, target in tensors_of(model).items():
+        if name in tensors:
+            target.copy_(tensors[name] if part_of is None else part_of(tensors[name], target))
+
+
+def tensors_of(model: CausalLM) -> dict[str, torch.Tensor]:
+    """Weights and buffers by name, tied ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def load_ordinary(directory: Path | str) -> CausalLM:

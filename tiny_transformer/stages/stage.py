@@ -34,7 +34,11 @@ from tiny_transformer.training.contract import BatchSource, Evaluation
 from tiny_transformer.training.state import TrainState
 
 # Stage of a config -> its class: a name in the module called like the stage, or the class of one that lives elsewhere.
-HOMES: dict[str, str | type[Stage]] = {"pretrain": "Pretraining", "finetune": "Finetuning"}
+HOMES: dict[str, str | type[Stage]] = {
+    "pretrain": "Pretraining",
+    "finetune": "Finetuning",
+    "classify": "Classifying",
+}
 
 
 @dataclass(frozen=True)
