@@ -34,12 +34,7 @@ def launch(request: Request, console: Console) -> RunResult:
     with ExitStack() as stack:
         stack.enter_context(repeatable_arithmetic(request.config.training))
         processes = stack.enter_context(fellow_processes(request.config.training))
-        try:
-            return _launch(request, processes, console if processes.is_first else Console(quiet=True))
-        except NotFiniteError as error:
-            if processes.is_first:
-                tell_not_finite(error, console)
-            raise
+        return _launch(request, processes, console if processes.is_first else Console(quiet=True))
 
 
 def _launch(request: Request, processes: Processes, console: Console) -> RunResult:
@@ -65,7 +60,12 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
             stack.enter_context(claimed(directory, resume=request.resume, overwrite=request.overwrite))
         run = Run(request, stage, directory, hardware, console, processes)
         run.state.elapsed_seconds = stage.spent_seconds + time.monotonic() - begun
-        return run.execute(stack)
+        try:
+            return run.execute(stack)
+        except NotFiniteError as error:
+            if processes.is_first:  # while the lock is held: nobody else has begun here yet
+                tell_not_finite(error, console)
+            raise
 
 
 def choose_run_dir(request: Request) -> Path:

@@ -27,6 +27,7 @@ from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.stages.samples import keep_samples, samples_before
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory, atomic_write
+from tiny_transformer.storage.replaced import waits_to_be_put_back
 from tiny_transformer.storage.runs import NOT_FINITE_FILE
 from tiny_transformer.training.nonfinite import NotFiniteError
 from tiny_transformer.training.plan import Plan
@@ -124,7 +125,12 @@ def show_report(run_dir: Path, console: Console) -> None:
 
 
 def tell_not_finite(error: NotFiniteError, console: Console) -> None:
-    """After a run that ended in numbers that are none: keep where, and write the report that says why."""
+    """After a run that ended in numbers that are none: keep where, and write the report that says why. One that has
+    saved nothing and was to replace another leaves no trace, since the other is about to be put back."""
+    if waits_to_be_put_back(error.run_dir):
+        console.print("nothing was saved before the run diverged: the run that was there is back", highlight=False)
+        error.remedy = error.ways_out
+        return
     with surviving("report", console):
         atomic_write(error.run_dir / NOT_FINITE_FILE, error.to_json())
         show_report(error.run_dir, console)

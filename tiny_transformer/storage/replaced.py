@@ -71,6 +71,11 @@ def _set_aside(run: RunDirectory) -> None:
         (run.path / _UNFINISHED).rename(run.path / REPLACED)
 
 
+def waits_to_be_put_back(run_dir: Path) -> bool:
+    """Whether a new run has taken the place of another and has saved nothing yet."""
+    return exists(run_dir / REPLACED) and not RunDirectory(run_dir).checkpoints()
+
+
 def drop_replaced(run: RunDirectory) -> None:
     """Removes what the new run replaced, once that has a checkpoint; without one nothing happens."""
     if exists(run.path / REPLACED) and run.checkpoints():
@@ -81,7 +86,7 @@ def drop_replaced(run: RunDirectory) -> None:
 def put_back(run: RunDirectory) -> None:
     """Removes what a new run wrote that never saved, and puts the run back that it replaced, if one waits."""
     with refusals("put the old run back", run.path):
-        if exists(run.path / REPLACED) and not run.checkpoints():
+        if waits_to_be_put_back(run.path):
             for path in _files_of_run(run.path):
                 remove_tree(path)
             (run.path / REPLACED).rename(run.path / _UNFINISHED)
