@@ -180,6 +180,45 @@ def test_when_none_loads_the_run_does_not_begin_again(run: Path, tiny_data: Path
     assert refused.value.exit_code is ExitCode.BAD_DATA and (run / "log.jsonl").read_bytes() == log
 
 
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_when_none_is_whole_the_run_does_not_begin_again(harm: str, run: Path, tiny_data: Path) -> None:
+    for step in (2, 4):
+        weights = run / f"step-{step:08d}" / WEIGHTS
+        weights.write_bytes(weights.read_bytes()[:-1]) if harm == "cut" else weights.unlink()
+    log = (run / "log.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"no checkpoint of this run can be loaded; .* model\.safetensors is") as refused:
+        resume(tiny_data, run)
+    assert refused.value.exit_code is ExitCode.BAD_DATA and str(run / "step-00000004") == refused.value.where
+    assert (run / "log.jsonl").read_bytes() == log
+
+
+def test_a_run_whose_checkpoints_were_all_set_aside_does_not_begin_again(run: Path, tiny_data: Path) -> None:
+    for step in (2, 4):
+        forge(run / f"step-{step:08d}", WEIGHTS, b"nothing")
+    log = (run / "log.jsonl").read_bytes()
+    for what in ("cannot read model.safetensors", "the checkpoint of step 4 could not be loaded earlier"):
+        with pytest.raises(UserError) as refused:
+            resume(tiny_data, run)
+        assert what in refused.value.what and (run / "log.jsonl").read_bytes() == log
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_is_no_reason_to_take_an_older_one(
+    run: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Fs.read
+
+    def broken(self: Fs, path: Path) -> Any:
+        if path == run / "step-00000004" / WEIGHTS:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(self, path)
+
+    monkeypatch.setattr(fs.Fs, "read", broken)
+    log = (run / "log.jsonl").read_bytes()
+    with pytest.raises(UserError, match="cannot read: Input/output error") as refused:
+        resume(tiny_data, run)
+    assert refused.value.exit_code is ExitCode.IO and (run / "log.jsonl").read_bytes() == log
+
+
 # --- what the library said --------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from tiny_transformer.storage.temporary import LEFTOVER_PREFIX, exists, leftover
 CONFIG_FILE = "config.yaml"
 NOT_FINITE_FILE = "not_finite.json"  # where a run ended whose numbers stopped being numbers; gone once it is resumed
 SKILLS_FILE = "skills.json"  # what `evaluate --skills` found, for the report
+BAD = ".bad"  # suffix of a checkpoint that is whole and could not be loaded
 STATE_DIRECTORY, STATE_FILE = "trainer_state", "state.json"  # in a checkpoint, beside the weights
 STATE_FORMAT = 1
 
@@ -69,14 +70,20 @@ class RunDirectory:
 
     def newest_whole(self, before: int | None = None) -> tuple[Checkpoint | None, list[UserError]]:
         """The newest checkpoint (of a step below `before`) of which every byte is as saved, and what is wrong with each
-        newer one."""
+        newer one; where there is none, also which were rejected earlier.
+
+        Raises UserError: IO, one cannot be read: whether it is whole is not known, and an older one is no answer.
+        """
         damaged = []
         for step in reversed([step for step in self._steps() if before is None or step < before]):
             try:
                 return Checkpoint(step, self.step_path(step), verify(self.step_path(step), self._fs)), damaged
             except UserError as error:
+                if error.exit_code is not ExitCode.BAD_DATA:
+                    raise
                 damaged.append(error)
-        return None, damaged
+        rejected = [step for step in self._steps(BAD) if before is None or step < before]
+        return None, damaged + [self._was_rejected(step) for step in reversed(rejected)]
 
     @contextmanager
     def publish_step(self, step: int, info: dict[str, Any] | None = None) -> Generator[Staging]:
@@ -119,8 +126,8 @@ class RunDirectory:
         self.check_ours()
         path = self.step_path(step)
         with refusals("set aside", path):
-            remove_tree(path.with_name(path.name + ".bad"), self._fs)
-            self._fs.rename(path, path.with_name(path.name + ".bad"))
+            remove_tree(path.with_name(path.name + BAD), self._fs)
+            self._fs.rename(path, path.with_name(path.name + BAD))
             self._fs.fsync_dir(self.path)
 
     def prune(self, keep: int) -> list[int]:
@@ -163,11 +170,21 @@ class RunDirectory:
             raise RuntimeError(f"writing to {self.path} without its lock: use `with run.lock():`")
         self._lock.check_place()
 
-    def _steps(self) -> list[int]:
+    def _steps(self, suffix: str = "") -> list[int]:
         with refusals("read", self.path):
             if not exists(self.path, self._fs):
                 return []
-            return sorted(int(match[1]) for name in self._fs.names(self.path) if (match := STEP_NAME.fullmatch(name)))
+            names = [name.removesuffix(suffix) for name in self._fs.names(self.path) if name.endswith(suffix)]
+            return sorted(int(match[1]) for name in names if (match := STEP_NAME.fullmatch(name)))
+
+    def _was_rejected(self, step: int) -> UserError:
+        path = self.step_path(step)
+        return UserError(
+            f"the checkpoint of step {step:,} could not be loaded earlier, and was set aside as {path.name}{BAD}",
+            where=str(self.path),
+            remedy=f"rename it to {path.name} and see the error again, or start anew with --overwrite",
+            exit_code=ExitCode.BAD_DATA,
+        )
 
     def _target(self, name: str) -> str | None:
         with refusals("read", self.path / name):
