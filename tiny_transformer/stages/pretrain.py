@@ -51,11 +51,15 @@ class Pretraining(Stage):
         dataset = open_training_data(config, console) if processes.is_first else None
         processes.barrier()  # the data is there now
         dataset = dataset or open_training_data(config, console)
-        config = as_read(config, dataset)
+        config = fit_vocabulary(as_read(config, dataset), dataset, console)
         begun = time.monotonic()
         if request.chooses and not request.resume:
-            config = take_choice(config, dataset, hardware, processes, console, explain=request.explain)
-        stage = cls(fit_vocabulary(config, dataset, console), dataset)
+
+            def trial(config: RunConfig) -> Stage:
+                return cls(config, dataset)
+
+            config = take_choice(config, dataset.meta, trial, hardware, processes, console, explain=request.explain)
+        stage = cls(config, dataset)
         stage.spent_seconds = time.monotonic() - begun
         return stage
 
