@@ -19,7 +19,7 @@ from tiny_transformer.stages.stage import Request, RunResult, stage_class
 from tiny_transformer.stages.summary import tell_not_finite
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.replaced import claimed
-from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run
+from tiny_transformer.storage.runs import already_a_run, holds_a_run, newest_run, nothing_to_resume
 from tiny_transformer.training.loggers import check_installed
 from tiny_transformer.training.nonfinite import NotFiniteError
 
@@ -80,25 +80,14 @@ def choose_run_dir(request: Request) -> Path:
     if base.exists() and not base.is_dir():
         raise UserError(f"{base} is a file, and a run is a directory", where=str(base), remedy="another --out_dir")
     if request.resume:
-        candidates = [base] if asked else [p for p in (base, *base.parent.glob(f"{base.name}-*")) if holds_a_run(p)]
-        newest = max(
-            candidates,
-            key=lambda path: (path / CONFIG_FILE).stat().st_mtime if holds_a_run(path) else 0.0,
-            default=base,
-        )
+        newest = asked or newest_run(base) or base
         if not holds_a_run(newest):
-            raise UserError(
-                f"there is nothing to resume in {newest}",
-                remedy="start it without --resume, or name the run with --out_dir (tiny-transformer runs lists them)",
-            )
+            raise nothing_to_resume(newest)
         return newest
     if not holds_a_run(base) or request.overwrite:
         return base
     if asked:
-        raise UserError(
-            f"{base} already holds a run",
-            remedy="--resume continues it, --overwrite replaces it, another --out_dir leaves it alone",
-        )
+        raise already_a_run(base)
     number = 2
     while holds_a_run(base.with_name(f"{base.name}-{number}")):
         number += 1

@@ -33,7 +33,7 @@ from tiny_transformer.stages.samples import Sampler, distinct_prompts
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import announce
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
-from tiny_transformer.storage.runs import NOT_FINITE_FILE, load_identity
+from tiny_transformer.storage.runs import LOG_FILE, NOT_FINITE_FILE, load_identity
 from tiny_transformer.storage.temporary import LEFTOVER_PREFIX
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.checkpoint_writer import (
@@ -126,7 +126,7 @@ class Run:
             say(f"there is no checkpoint to go on from: starting {where}")
             self.stage.load_first_weights(self.model)
             return
-        if problem := note_on_log(path, self.directory.path / "log.jsonl"):
+        if problem := note_on_log(path, self.directory.path / LOG_FILE):
             say(f"{problem}: the history before step {self.state.step:,} is not as it was; the weights are")
         say(f"resuming from step {self.state.step:,} ({path})")
 
@@ -190,7 +190,7 @@ class Run:
         names, tell = self.config.training.loggers, self.console.print
         loggers = Loggers(names, path, settings, self.state.step, tell=tell)
         stack.callback(loggers.close)
-        log = StepLog(path / "log.jsonl")
+        log = StepLog(path / LOG_FILE)
         stack.callback(log.close)
         log.truncate_after(self.state.step)
         write_config(path, self.config, self.request.command)
@@ -249,7 +249,7 @@ class Run:
                 if self.processes.is_first:
                     stack.callback(shutil.rmtree, directory.path, ignore_errors=True)
                     stack.enter_context(directory.lock())
-                    log = StepLog(directory.path / "log.jsonl")
+                    log = StepLog(directory.path / LOG_FILE)
                     stack.callback(log.close)
                 facts = {"steps_per_epoch": self.batches.steps_per_epoch}
                 writer = CheckpointWriter(

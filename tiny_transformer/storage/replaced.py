@@ -13,14 +13,22 @@ from pathlib import Path
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.marks import MARKS, STEP_NAME
-from tiny_transformer.storage.runs import NOT_FINITE_FILE, SKILLS_FILE, RunDirectory, holds_a_run
+from tiny_transformer.storage.runs import (
+    CONFIG_FILE,
+    LOG_FILE,
+    NOT_FINITE_FILE,
+    SKILLS_FILE,
+    RunDirectory,
+    already_a_run,
+    holds_a_run,
+)
 from tiny_transformer.storage.temporary import exists, remove_tree
 
 REPLACED = ".replaced"
 _UNFINISHED = ".replacing"  # while files are being moved there, or back
 # What a run writes besides checkpoints and marks. Anything else in its directory is the user's, and stays.
 RUN_FILES = (
-    *("config.yaml", "plan.json", "log.jsonl", "samples.json", "report.html", "loss.svg"),
+    *(CONFIG_FILE, "plan.json", LOG_FILE, "samples.json", "report.html", "loss.svg"),
     *(SKILLS_FILE, NOT_FINITE_FILE),
 )
 
@@ -46,10 +54,7 @@ def claimed(run: RunDirectory, *, resume: bool, overwrite: bool) -> Generator[No
         yield
         return
     if not overwrite:
-        raise UserError(
-            f"{run.path} already holds a run",
-            remedy="--resume continues it, --overwrite replaces it, another --out_dir leaves it alone",
-        )
+        raise already_a_run(run.path)
     _set_aside(run)
     try:
         yield

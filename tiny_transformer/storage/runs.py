@@ -5,7 +5,9 @@ Nothing is remembered between calls: what stands on the disk is asked each time.
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from tiny_transformer.storage.marks import MARKS, STEP_NAME, read_mark, write_ma
 from tiny_transformer.storage.reading import read_regular
 from tiny_transformer.storage.temporary import LEFTOVER_PREFIX, exists, leftover_path, remove_tree
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, LOG_FILE = "config.yaml", "log.jsonl"
 NOT_FINITE_FILE = "not_finite.json"  # where a run ended whose numbers stopped being numbers; gone once it is resumed
 SKILLS_FILE = "skills.json"  # what `evaluate --skills` found, for the report
 BAD = ".bad"  # suffix of a checkpoint that is whole and could not be loaded
@@ -194,6 +196,42 @@ class RunDirectory:
 def holds_a_run(run_dir: Path) -> bool:
     """Whether a training run has used a directory before."""
     return exists(run_dir / CONFIG_FILE) or any(run_dir.glob("step-*"))
+
+
+def runs_named(base: Path) -> list[Path]:
+    """The runs that go by the name of `base`: itself and those that were put beside it, `NAME-2`, `NAME-3`, ..."""
+    number = re.compile(re.escape(base.name) + r"-([2-9]|[1-9][0-9]{1,8})")
+    beside = [path for path in base.parent.glob(f"{glob.escape(base.name)}-*") if number.fullmatch(path.name)]
+    return [path for path in (base, *sorted(beside)) if holds_a_run(path)]
+
+
+def newest_run(base: Path) -> Path | None:
+    """Of the runs that go by a name the one that was last begun or taken up; None when there is none."""
+    return max(runs_named(base), key=_begun, default=None)
+
+
+def _begun(run_dir: Path) -> float:
+    """When a run was last begun or taken up, in seconds since the epoch."""
+    try:
+        return (run_dir / CONFIG_FILE).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def already_a_run(path: Path) -> UserError:
+    """A new run is to go where one is."""
+    return UserError(
+        f"{path} already holds a run",
+        remedy="--resume continues it, --overwrite replaces it, another --out_dir leaves it alone",
+    )
+
+
+def nothing_to_resume(path: Path) -> UserError:
+    """A run is to be resumed where none is."""
+    return UserError(
+        f"there is nothing to resume in {path}",
+        remedy="start it without --resume, or name the run with --out_dir (tiny-transformer runs lists them)",
+    )
 
 
 def load_identity(checkpoint: Path) -> dict[str, Any]:
