@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.safetensors_file import encode
 from tiny_transformer.stages.launch import launch
+from tiny_transformer.stages.replay import replay
+from tiny_transformer.stages.resume_check import DATA, check_data
 from tiny_transformer.storage import Fs, RunDirectory, fs, publish
 from tiny_transformer.storage.doctor import examine
 from tiny_transformer.training import plan as planning
@@ -343,6 +345,23 @@ def test_a_lost_plan_is_the_one_in_the_checkpoint(run: Path) -> None:
     plan = read_plan(run)
     (run / planning.FILE).unlink()
     assert plan is not None and read_plan(run) == plan
+
+
+@pytest.mark.parametrize("harm", ["no state", "another plan"])
+def test_a_lost_plan_and_the_data_are_those_of_the_newest_checkpoint_that_tells(
+    harm: str, run: Path, tiny_data: Path
+) -> None:
+    """Its manifest is sound and its state.json is not what was written."""
+    plan = read_plan(run)
+    (run / planning.FILE).unlink()
+    path = run / "step-00000004" / STATE
+    raw = json.loads(path.read_text())
+    path.write_text("{" if harm == "no state" else json.dumps({**raw, "plan": {**raw["plan"], "warmup_steps": 1}}))
+    assert plan is not None and read_plan(run) == plan
+    check_data(RunDirectory(run), {DATA: raw["identity"][DATA]})
+    with pytest.raises(UserError, match="this is not what the run was trained on"):
+        check_data(RunDirectory(run), {DATA: "other"})
+    replay(run, 1, Console(quiet=True))
 
 
 # --- log.jsonl --------------------------------------------------------------------------------------------------------

@@ -24,9 +24,8 @@ from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.stages.resume_check import DATA
 from tiny_transformer.stages.stage import Request
-from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.reading import read_regular
-from tiny_transformer.storage.runs import CONFIG_FILE, load_identity
+from tiny_transformer.storage.runs import CONFIG_FILE, readable_states
 
 _STARTED_IN = re.compile(r"# started in (.+); relative paths are meant from there")  # see `write_config`
 
@@ -106,10 +105,7 @@ def _fingerprint(data_dir: Path) -> str | None:
 
 
 def _fingerprint_of_run(run_dir: Path) -> str | None:
-    for checkpoint in reversed(RunDirectory(run_dir).checkpoints()):
-        with suppress(UserError):
-            return load_identity(checkpoint.path).get(DATA)
-    return None
+    return next((state["identity"].get(DATA) for state in readable_states(run_dir)), None)
 
 
 def _compare(request: Request, data_dir: Path, console: Console) -> None:

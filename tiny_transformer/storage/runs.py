@@ -8,8 +8,8 @@ from __future__ import annotations
 import glob
 import json
 import re
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,13 @@ def load_identity(checkpoint: Path) -> dict[str, Any]:
     Raises UserError: BAD_DATA, there is none.
     """
     return read_state(checkpoint)["identity"]
+
+
+def readable_states(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """What `read_state` gives for each committed checkpoint, newest first; those that it refuses are left out."""
+    for checkpoint in reversed(RunDirectory(run_dir).checkpoints()):
+        with suppress(UserError):
+            yield read_state(checkpoint.path)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +21,8 @@ from typing import Any, NamedTuple
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.reading import read_regular
-from tiny_transformer.storage.runs import read_state
+from tiny_transformer.storage.runs import readable_states
 from tiny_transformer.training.schedules import Schedule
 from tiny_transformer.training.state import MAX_COUNT, TrainState
 
@@ -261,7 +261,8 @@ def _busy(state: TrainState) -> float:
 
 
 def read_plan(run_dir: Path) -> Plan | None:
-    """The plan a run was started with: plan.json, else what the newest checkpoint says; None when it has none yet.
+    """The plan a run was started with: plan.json, else what the newest checkpoint says that can; None when it has none
+    yet.
 
     Raises:
         UserError: BAD_DATA, it is not what was written.
@@ -270,9 +271,10 @@ def read_plan(run_dir: Path) -> Plan | None:
     try:
         return parse_plan(json.loads(read_regular(path)))
     except FileNotFoundError:
-        newest = next(reversed(RunDirectory(run_dir).checkpoints()), None)
-        told = read_state(newest.path).get("plan") if newest else None
-        return None if told is None else parse_plan(told)
+        for state in readable_states(run_dir):
+            with suppress(ValueError, TypeError, KeyError, AttributeError):
+                return parse_plan(state["plan"])
+        return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, UserError) as error:
         raise UserError(
             f"the plan is damaged: {error.what if isinstance(error, UserError) else error}",
