@@ -223,6 +223,7 @@ class Run:
         path, is_first = self.directory.path / planning.FILE, self.processes.is_first
 
         def write(plan: planning.Plan) -> None:
+            self.processes.mark("records")  # as in the loop
             if is_first:
                 self.patient(lambda: atomic_write(path, plan.to_json(), makes_parents=False))
 
