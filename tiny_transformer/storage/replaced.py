@@ -14,6 +14,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.marks import MARKS, STEP_NAME
 from tiny_transformer.storage.runs import (
+    BAD,
     CONFIG_FILE,
     LOG_FILE,
     NOT_FINITE_FILE,
@@ -29,7 +30,7 @@ _UNFINISHED = ".replacing"  # while files are being moved there, or back
 # What a run writes besides checkpoints and marks. Anything else in its directory is the user's, and stays.
 RUN_FILES = (
     *(CONFIG_FILE, "plan.json", LOG_FILE, "samples.json", "report.html", "loss.svg"),
-    *(SKILLS_FILE, NOT_FINITE_FILE),
+    *(SKILLS_FILE, NOT_FINITE_FILE, "tensorboard", "wandb"),
 )
 
 
@@ -113,9 +114,9 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _files_of_run(directory: Path) -> list[Path]:
-    """Marks first, so that they never lead nowhere; then checkpoints; the config, which says that a run is here,
-    last."""
+    """Marks first, so that they never lead nowhere; then checkpoints, rejected ones too; the config, which says that a
+    run is here, last."""
     names = sorted(path.name for path in directory.iterdir())
-    steps = [name for name in names if STEP_NAME.fullmatch(name)]
+    steps = [name for name in names if STEP_NAME.fullmatch(name.removesuffix(BAD))]
     ordered = [*MARKS, *steps, *reversed(RUN_FILES)]
     return [directory / name for name in ordered if name in names]
