@@ -190,9 +190,8 @@ class Run:
         names, tell = self.config.training.loggers, self.console.print
         loggers = Loggers(names, path, settings, self.state.step, tell=tell)
         stack.callback(loggers.close)
-        log = StepLog(path / LOG_FILE)
+        log = StepLog(path / LOG_FILE, after=self.state.step)
         stack.callback(log.close)
-        log.truncate_after(self.state.step)
         write_config(path, self.config, self.request.command)
         (path / NOT_FINITE_FILE).unlink(missing_ok=True)
 
