@@ -13,6 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.data.batches import Batches, TokenBatch
 from tiny_transformer.data.token_file import Dataset, unigram_nats
 from tiny_transformer.evaluation.validation import validation_batches, validation_loss
@@ -25,7 +26,6 @@ from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import show_losses
 from tiny_transformer.stages.training_data import as_read, fit_vocabulary, open_training_data, settle_data_dir
-from tiny_transformer.training.checkpoint_writer import last_parts
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
 

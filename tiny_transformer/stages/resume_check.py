@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from tiny_transformer.config.schema import OnResume, RunConfig, on_resume, sections_of
+from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.runs import readable_states
-from tiny_transformer.training.checkpoint_writer import last_parts
 
 BATCH = "training.micro_batch_size x grad_accum_steps"
 DATA = "the data (hash of train.bin)"

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from tiny_transformer.config.secrets import last_parts, without_secrets
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.text import encode_prompt
 from tiny_transformer.hardware import Hardware
@@ -39,9 +40,7 @@ from tiny_transformer.training import plan as planning
 from tiny_transformer.training.checkpoint_writer import (
     CheckpointWriter,
     environment,
-    last_parts,
     restore_links,
-    without_secrets,
     write_config,
 )
 from tiny_transformer.training.contract import Evaluation
