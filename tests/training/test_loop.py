@@ -38,7 +38,7 @@ from tiny_transformer.storage import RunDirectory, StepLog
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.plan import Speed
+from tiny_transformer.training.speed import Speed
 
 CPU = Hardware(torch.device("cpu"), None)
 

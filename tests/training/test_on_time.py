@@ -28,7 +28,8 @@ from tiny_transformer.training import plan as planning
 from tiny_transformer.training import state as training_state
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.loop import Gradient, Job, train
-from tiny_transformer.training.plan import Pace, Plan, Speed, plan_for_minutes, read_plan
+from tiny_transformer.training.plan import Pace, Plan, plan_for_minutes, read_plan
+from tiny_transformer.training.speed import Speed
 from tiny_transformer.training.state import TrainState
 
 MINUTES = 10

@@ -132,15 +132,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def as_overrides(options: dict[str, Any]) -> list[str]:
     """Options of ours as `key=value`, those that were given; names and paths in quotes, so that 2024 stays a name."""
     written = {
-        key: str(value) if key.startswith("training.") else json.dumps(value if _is_number(value) else str(value))
+        key: str(value)
+        if key.startswith("training.")
+        else json.dumps(value if isinstance(value, (int, float)) else str(value))
         for key, value in options.items()
         if value is not None
     }
     return [f"{key}={value}" for key, value in written.items()]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
 
 
 def overrides_of(context: typer.Context, words: list[str] | None = None) -> list[str]:

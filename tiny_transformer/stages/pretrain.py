@@ -21,10 +21,10 @@ from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing
+from tiny_transformer.stages.final_losses import show_losses
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
-from tiny_transformer.stages.summary import show_losses
 from tiny_transformer.stages.training_data import as_read, fit_vocabulary, open_training_data, settle_data_dir
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss

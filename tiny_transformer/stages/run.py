@@ -53,6 +53,7 @@ from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.patience import Patience, at_once
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.resuming import note_on_log, take_up
+from tiny_transformer.training.speed import Speed, measure_seconds
 from tiny_transformer.training.state import TrainState, load_state
 
 TIMED_SAVE = LEFTOVER_PREFIX + "timed-save"  # what a killed start leaves of it, the next one removes
@@ -225,11 +226,11 @@ class Run:
             if is_first:
                 self.patient(lambda: atomic_write(path, plan.to_json(), makes_parents=False))
 
-        is_counted = training.steps is not None or training.max_tokens is not None
-        most = planning.plan_for_counts(training, tokens).total_steps if is_counted else math.inf
-        return planning.Pace(plan, training, speed, write, self.processes.broadcast, most_steps=most)
+        counted = planning.counted_plan(training, tokens)
+        most_steps = math.inf if counted is None else counted.total_steps
+        return planning.Pace(plan, training, speed, write, self.processes.broadcast, most_steps=most_steps)
 
-    def measure_speed(self) -> planning.Speed:
+    def measure_speed(self) -> Speed:
         """Time what the run will do, on a second model, so that its own does not learn from it; every process takes
         part, and the first one's clock counts."""
         training, agree = self.config.training, self.processes.broadcast
@@ -257,9 +258,9 @@ class Run:
                 writer(TrainState(step=1), "running", is_best=False)
 
         budget = 60 * (training.max_train_minutes or 0.0)
-        step_seconds = planning.measure_seconds(step, agree, at_least_seconds=min(2.0, 0.01 * budget))
-        save_seconds = planning.measure_seconds(save, agree, at_least_seconds=0.0, warm_up=0, least=1)
-        return planning.Speed(step_seconds, self._evaluation_seconds(), save_seconds, self._sampling_seconds())
+        step_seconds = measure_seconds(step, agree, at_least_seconds=min(2.0, 0.01 * budget))
+        save_seconds = measure_seconds(save, agree, at_least_seconds=0.0, warm_up=0, least=1)
+        return Speed(step_seconds, self._evaluation_seconds(), save_seconds, self._sampling_seconds())
 
     def _evaluation_seconds(self) -> float:
         if self.config.training.eval_steps is None:
@@ -270,12 +271,12 @@ class Run:
         def evaluate() -> None:
             self.stage.evaluate(self.model, few, self.hardware, self.sharing)
 
-        seconds = planning.measure_seconds(evaluate, self.processes.broadcast, at_least_seconds=0.5, warm_up=1)
+        seconds = measure_seconds(evaluate, self.processes.broadcast, at_least_seconds=0.5, warm_up=1)
         return seconds * -(-len(batches) // world_size) / -(-len(few) // world_size)
 
     def _sampling_seconds(self) -> float:
         sampler = self.sampler()
-        seconds = planning.measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
+        seconds = measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
         return self.processes.broadcast(seconds)
 
     def _writer(self, pace: planning.Pace, log: StepLog | None) -> CheckpointWriter:

@@ -88,7 +88,7 @@ class RunDirectory:
         return None, damaged + [self._was_rejected(step) for step in reversed(rejected)]
 
     @contextmanager
-    def publish_step(self, step: int, info: dict[str, Any] | None = None) -> Generator[Staging]:
+    def publish_step(self, step: int) -> Generator[Staging]:
         """`publish` for the checkpoint of a step; a damaged checkpoint of that step is replaced, a whole one never."""
         self.check_ours()
         path = self.step_path(step)
@@ -98,7 +98,7 @@ class RunDirectory:
                 verify(path, self._fs)
             except UserError as error:
                 damaged = error.exit_code is ExitCode.BAD_DATA
-        with publish(path, info={"step": step, **(info or {})}, replace=damaged, fs=self._fs) as staging:
+        with publish(path, info={"step": step}, replace=damaged, fs=self._fs) as staging:
             yield staging
 
     def point(self, name: str, step: int) -> None:

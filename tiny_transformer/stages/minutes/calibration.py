@@ -22,7 +22,7 @@ from tiny_transformer.stages.stage import Stage
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.plan import measure_seconds
+from tiny_transformer.training.speed import measure_seconds
 
 SHAPE_KEYS = {
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
