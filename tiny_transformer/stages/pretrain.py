@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +26,13 @@ from tiny_transformer.stages.final_losses import show_losses
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
-from tiny_transformer.stages.training_data import as_read, fit_vocabulary, open_training_data, settle_data_dir
+from tiny_transformer.stages.training_data import (
+    as_read,
+    fit_vocabulary,
+    open_training_data,
+    settle_data_dir,
+    with_evaluations,
+)
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
 
@@ -54,12 +61,9 @@ class Pretraining(Stage):
         config = fit_vocabulary(as_read(config, dataset), dataset, console)
         begun = time.monotonic()
         if request.chooses and not request.resume:
-
-            def trial(config: RunConfig) -> Stage:
-                return cls(config, dataset)
-
+            trial = partial(cls, dataset=dataset)
             config = take_choice(config, dataset.meta, trial, hardware, processes, console, explain=request.explain)
-        stage = cls(config, dataset)
+        stage = cls(with_evaluations(config, dataset.meta), dataset)
         stage.spent_seconds = time.monotonic() - begun
         return stage
 
