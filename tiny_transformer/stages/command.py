@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from tiny_transformer.config.load import SUFFIXES, config_name, keys_of, load_ru
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import RunConfig, sections_of
 from tiny_transformer.data.prepare.request import KEYS
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run, newest_run, nothing_to_resume
 
 LENGTHS = ("steps", "max_tokens", "epochs")
@@ -163,8 +162,8 @@ def meaning_of(word: str) -> str:
     if word in PRESETS or (path.suffix in SUFFIXES and _is_config(path)):
         return "config"
     if (path / CONFIG_FILE).is_file():
-        go_on = f"to go on with it: --resume --out_dir {shlex.quote(word)}"
-        raise UserError(f"{word} is a run", where="command line", remedy=go_on)
+        go_on = command_line("tiny-transformer", "train", "--resume", "--out_dir", path)
+        raise UserError(f"{word} is a run", where="command line", remedy=f"to continue it: {go_on}")
     return "data.data_dir" if (path / "meta.json").is_file() else "data.source"
 
 

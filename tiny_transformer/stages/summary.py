@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tiny_transformer.config.schema import RunConfig, TrainingConfig
-from tiny_transformer.errors import UserError, in_words
+from tiny_transformer.errors import UserError, command_line, in_words
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.models.open import OpenCheckpoint
@@ -85,17 +85,16 @@ def finish(outcome: RunResult, console: Console) -> None:
     """
     shown = {"figures": outcome.stage.show_figures, "samples": write_samples}
     if outcome.status == "stopped":
-        console.print(
-            f"stopped at step {outcome.state.step:,} and saved; continue with --resume --out_dir {outcome.run_dir}",
-            markup=False,
-            highlight=False,
-        )
+        go_on = command_line("tiny-transformer", "train", "--resume", "--out_dir", outcome.run_dir)
+        words = f"stopped at step {outcome.state.step:,} and saved; to continue: {go_on}"
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
         shown = {}
     for what, show in shown.items():
         with surviving(what, console):
             show(outcome, console)
     show_report(outcome.run_dir, console)
-    console.print(f"model   {outcome.run_dir}/last   (a Hugging Face model directory)", markup=False, highlight=False)
+    model = f"model   {outcome.run_dir}/last   (a Hugging Face model directory)"
+    console.print(model, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -117,7 +116,7 @@ def show_report(run_dir: Path, console: Console) -> None:
         for finding in diagnose_run(read_run(run_dir)):
             console.print(Text.assemble("\n", (finding.what, "bold yellow"), " ", finding.remedy))
     with surviving("report", console):
-        console.print(f"\nreport  {write_report(run_dir)}", markup=False, highlight=False)
+        console.print(f"\nreport  {write_report(run_dir)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def tell_not_finite(error: NotFiniteError, console: Console) -> None:

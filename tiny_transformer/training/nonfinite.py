@@ -7,14 +7,13 @@ function of the step: `tiny-transformer replay RUN --step N` makes the same step
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import ExitCode, UserError, command_line
 from tiny_transformer.models.contract import CausalLM, trainable
 from tiny_transformer.parallel.sharing import local
 from tiny_transformer.training.optimizers import Optimizers
@@ -35,7 +34,7 @@ class NotFiniteError(UserError):
     ways_out = "a lower learning rate, or precision=fp32"
 
     def __init__(self, step: int, figure: str, run_dir: Path, what: str, where: str) -> None:
-        again = shlex.join(["tiny-transformer", "replay", str(run_dir), "--step", str(step)])
+        again = command_line("tiny-transformer", "replay", run_dir, "--step", step)
         remedy = f"{self.ways_out}; {again} shows the step again"
         super().__init__(what, where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)
         self.step, self.figure, self.run_dir = step, figure, run_dir
