@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
+from collections.abc import Callable
+from dataclasses import fields
+from functools import update_wrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -13,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from tiny_transformer import __version__
 from tiny_transformer.errors import UserError
 
+T = TypeVar("T")
 # --out-dir and --out_dir are the same option
 SETTINGS: dict[str, Any] = {
     "token_normalize_func": lambda name: name.replace("-", "_"),
@@ -55,6 +60,31 @@ class Verb(TyperCommand):
             elif isinstance(value, list):
                 ctx.params[name] = [expanded(item) if isinstance(item, Path) else item for item in value]
         return rest
+
+
+def takes(options: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Callable[..., None]]:
+    """A verb whose options are the fields of a dataclass: `verb(context, options)`.
+
+    Typer reads options off the parameters of a function; this gives it one with a parameter for each field.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    given = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(options)  # ty: ignore[invalid-argument-type]
+    ]
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+
+    def with_options(verb: Callable[[typer.Context, T], None]) -> Callable[..., None]:
+        def call(context: typer.Context, **words: Any) -> None:
+            verb(context, options(**words))
+
+        update_wrapper(call, verb)
+        call.__signature__ = inspect.Signature([context, *given])  # ty: ignore[missing-attribute]
+        return call
+
+    return with_options
 
 
 def expanded(path: Path | str) -> Path:
