@@ -21,7 +21,7 @@ from tiny_transformer.data.meta import SplitMeta, read_meta
 from tiny_transformer.data.prepare.command import is_prepared
 from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset, TokenFile, open_dataset
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.evaluation.floor import FloorCheck, check_split
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split, perplexity_in_words
 from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport, measure_skills
@@ -185,7 +185,8 @@ def _refuse_other_tokenizer(opened: OpenCheckpoint, dataset: Dataset, data_dir: 
         raise UserError(
             f"{data_dir} was prepared with another tokenizer ({theirs.name}) than the model's ({own.name})",
             where=str(data_dir),
-            remedy=f"prepare the text with the model's: tiny-transformer prepare --tokenizer {opened.path} ...",
+            remedy="prepare the text with the model's: "
+            + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),
         )
 
 
@@ -222,10 +223,8 @@ def _keep_for_the_report(checkpoint: Path, report: SkillReport, notes: Console) 
         return
     with suppress(OSError, UserError):
         atomic_write(run_dir / SKILLS_FILE, json.dumps(_skills_json(report), indent=2, allow_nan=True) + "\n")
-        notes.print(
-            f"[dim]kept for the page: tiny-transformer report {escape(run_dir.name)} says it in words[/]",
-            soft_wrap=True,
-        )
+        report_again = command_line("tiny-transformer", "report", run_dir)
+        notes.print(f"[dim]kept for the page: {escape(report_again)} says it in words[/]", soft_wrap=True)
 
 
 def show_loss(loss: SplitLoss, meta: SplitMeta, split: str, console: Console) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.interop.detect import kind_of
 from tiny_transformer.models.find import find_checkpoint
 
@@ -53,7 +53,7 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         UserError: not one of these, a pickle, or what the import itself refuses.
     """
     kind = kind_of(source)
-    next_step = f'generate --ckpt_dir {out_dir} --prompt "Once upon a time"'
+    next_step = command_line("generate", "--ckpt_dir", out_dir, "--prompt", "Once upon a time")
     if kind in ("hf", "gguf"):
         if tokenizer is not None:
             what = "a Hugging Face directory" if kind == "hf" else "a GGUF file"
@@ -73,7 +73,7 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         from tiny_transformer.interop.token_bins import import_token_bins
 
         import_token_bins(source, out_dir, tokenizer=tokenizer, dtype=dtype)
-        next_step = f"train --data_dir {out_dir} --minutes 10"
+        next_step = command_line("train", "--data_dir", out_dir, "--minutes", 10)
     else:
         from tiny_transformer.interop.llama2c import import_llama2c
 
