@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tiny_transformer.config.schema import DataConfig
-from tiny_transformer.data.meta import Meta
+from tiny_transformer.data.meta import OLD_IDENTITY, SOURCE_IDENTITY, Meta
 from tiny_transformer.data.prepare import hub
 from tiny_transformer.data.prepare.sources import STORIES, Source, source_of
 from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, make_tokenizer
 
 # Keys of the section `data` that decide the tokens, in the order in which they are told.
 KEYS = ("source", "tokenizer", "vocab_size", "max_bytes", "val_fraction", "text_field")
-IDENTITY = "source_identity"
 
 
 def request_of(data: DataConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def request_of(data: DataConfig, source: Source, tokenizer: Tokenizer | None) ->
     request = {
         **data.model_dump(mode="json", include={*KEYS, "seq_len"}),
         "source": source.name,
-        IDENTITY: hashlib.sha256(source.fingerprint.encode()).hexdigest(),
+        SOURCE_IDENTITY: hashlib.sha256(source.fingerprint.encode()).hexdigest(),
     }
     return request if tokenizer is None else {**request, "tokenizer_fingerprint": tokenizer.fingerprint}
 
@@ -48,9 +47,9 @@ def is_trained_here(tokenizer: str) -> bool:
 def changed_keys(asked: dict[str, Any], there: dict[str, Any]) -> list[str]:
     """The keys in which two requests differ; the name of the source counts only where its text is another."""
     keys = {key for key in asked.keys() | there.keys() if asked.get(key) != there.get(key)}
-    if IDENTITY not in keys:
+    if SOURCE_IDENTITY not in keys:
         keys.discard("source")
-    names = {IDENTITY: "the text of the source", "source_fingerprint": "an older version of this program made it"}
+    names = {SOURCE_IDENTITY: "the text of the source", OLD_IDENTITY: "an older version of this program made it"}
     return sorted({names.get(key, key) for key in keys})
 
 
@@ -76,7 +75,7 @@ def differences(data: DataConfig, meta: Meta, keys: Collection[str] = KEYS) -> l
 def recorded(meta: Meta) -> dict[str, Any]:
     """The values of `KEYS` that prepared data was made with; of imported data only what is known."""
     request = {"source": meta.source, "tokenizer": meta.tokenizer, **meta.request}
-    if IDENTITY not in request and request.get("val_fraction") == 0.02:
+    if SOURCE_IDENTITY not in request and request.get("val_fraction") == 0.02:
         request["val_fraction"] = None  # the default of the version that made it
     return {key: request[key] for key in KEYS if key in request}
 
@@ -93,7 +92,7 @@ def prepare_command(data: DataConfig, out_dir: Path) -> str:
 
 def _other_source(data: DataConfig, meta: Meta) -> str | None:
     identity = _identity(data)
-    known = meta.request.get(IDENTITY)
+    known = meta.request.get(SOURCE_IDENTITY)
     if identity is not None and known is not None:
         if identity == known:
             return None
@@ -109,7 +108,7 @@ def _identity(data: DataConfig) -> str | None:
     is_there = Path(data.source).expanduser().exists()
     if data.source != STORIES and (data.source in hub.KNOWN_SETS or not is_there):
         return None
-    return request_of(data, source_of(data), None)[IDENTITY]
+    return request_of(data, source_of(data), None)[SOURCE_IDENTITY]
 
 
 def _is_the_tokenizer(name: str, meta: Meta) -> bool:
