@@ -342,12 +342,34 @@ def test_a_wrong_config_is_told_before_torch_is_imported() -> None:
 
 def test_the_length_of_a_run_is_that_of_the_key_that_ends_first() -> None:
     def length(*overrides: str) -> tuple[int, str]:
-        return _length(load_run_config(None, ["micro_batch_size=4", "seq_len=64", *overrides]), 0.5)
+        return _length(load_run_config(None, ["micro_batch_size=4", "seq_len=64", *overrides]), 0.5, num_tokens)
 
+    num_tokens = None
     assert length() == (1000, "steps 1,000, the default")
     assert length("max_tokens=5000") == (20, "max_tokens 5,000")  # 19.5 steps of 256 tokens
     assert length("max_tokens=5000", "steps=12") == (12, "steps 12")
     assert length("max_tokens=5000", "max_train_minutes=0.1") == (12, "max_train_minutes 0.1")
+    assert length("epochs=2") == (1000, "steps 1,000; epochs 2 are counted once the data are prepared")
+    assert (
+        length("epochs=2", "max_tokens=5000")[1] == "max_tokens 5,000; epochs 2 are counted once the data are prepared"
+    )
+    num_tokens = 1001
+    assert length("epochs=2") == (8, "epochs 2")  # 7.8 steps of 256 tokens
+    assert length("epochs=0.25", "steps=12") == (1, "epochs 0.25")
+    assert length("epochs=2", "steps=3") == (3, "steps 3")
+
+
+def test_epochs_are_those_of_the_prepared_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(tmp_path / "data")
+    assert run(["prepare", "--tokenizer", "byte", "--max_bytes", "20000", "--seq_len", "16", "--out_dir", data]) == 0
+    batch = ["--seq_len", "16", "--micro_batch_size", "4", "--grad_accum_steps", "1"]
+    asked = ["tiny", "--data_dir", data, "--epochs", "3", *batch, "--json"]
+    capsys.readouterr()
+    assert run(["profile", *asked]) == 0
+    told = json.loads(capsys.readouterr().out)
+    num_tokens = json.loads((tmp_path / "data/meta.json").read_text())["train"]["num_tokens"]
+    assert told["steps"] == -(-3 * num_tokens // 64)
+    assert told["length_source"] == "epochs 3"
 
 
 def test_a_run_stands_for_its_config(
