@@ -22,6 +22,7 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.costs.accounting import Ledger, count_generation, count_parameters, count_step
 from tiny_transformer.costs.profile import _length, find_vocab_size, measure_machine, unseen_products
 from tiny_transformer.costs.profile_tables import duration, quantity, size
+from tiny_transformer.errors import ExitCode
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models import build_model, empty_model
 from tiny_transformer.training.losses import language_modelling_loss
@@ -370,6 +371,9 @@ def test_epochs_are_those_of_the_prepared_data(tmp_path: Path, capsys: pytest.Ca
     num_tokens = json.loads((tmp_path / "data/meta.json").read_text())["train"]["num_tokens"]
     assert told["steps"] == -(-3 * num_tokens // 64)
     assert told["length_source"] == "epochs 3"
+    (tmp_path / "data/meta.json").write_text("{}")
+    assert run(["profile", *asked]) == ExitCode.BAD_DATA
+    assert "damaged data" in capsys.readouterr().err
 
 
 def test_a_run_stands_for_its_config(

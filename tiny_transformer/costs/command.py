@@ -27,7 +27,7 @@ def run_profile(config: str | None, overrides: Sequence[str], *, as_json: bool, 
         console: where it is printed.
 
     Raises:
-        UserError: a wrong config, a device that is not there, or a damaged tokenizer.
+        UserError: a wrong config, a device that is not there, or damaged data or a damaged tokenizer.
     """
     saved = _config_of_run(config)
     checked = load_run_config(saved or config, overrides)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tiny_transformer.config.schema import DataConfig, RunConfig
 from tiny_transformer.config.shapes import DecoderConfig
 from tiny_transformer.data.meta import Meta, read_meta
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf.tokenizer import name_refusal
 from tiny_transformer.interop.portability import portability
 from tiny_transformer.tokenizers.make import choose_vocab_size
@@ -169,9 +169,12 @@ def _data_dir(config: RunConfig, name: str) -> Path:
 
 def _prepared(config: RunConfig, name: str) -> Meta | None:
     """What is known of the prepared data; None where there are none yet."""
-    with suppress(UserError):
+    try:
         return read_meta(_data_dir(config, name))
-    return None
+    except UserError as error:
+        if error.exit_code != ExitCode.USAGE:  # damaged, or of another version
+            raise
+        return None
 
 
 def measure_machine(hardware: Hardware) -> tuple[float, float, float]:
