@@ -109,6 +109,8 @@ def test_long_rows_come_whole_and_one_after_another(tmp_path: Path) -> None:
         ("a.json", '[{"text": "a"}\n\n', 3, "the file ends inside its array"),
         ("a.json", '{"text": "a"}\n{"text": ', 2, "not JSON"),
         ("a.json", "not json at all", 1, "not JSON"),
+        ("a.json", '["whole",\n"half \\ud800"]', 2, "half of a surrogate pair"),
+        ("a.json", '"whole"\n"half \\udfff"', 2, "half of a surrogate pair"),
         ("a.json", "[" * 100_000, 1, "not JSON"),
         ("a.json", '{"rows": [{"text": "a"}], "count": 1}', 1, "one object, whose rows may be the list in 'rows'"),
         ("a.csv", 'text,n\n"a,1\nb,2\n', 3, "not .csv"),

@@ -39,7 +39,7 @@ def json_texts(path: Path, text_field: str) -> Iterator[str]:
     """The elements of one array, or values one after another."""
     with open_text(path) as lines:
         for line, row in _Values(lines, path):
-            yield row if isinstance(row, str) else _text_of(row, text_field, path, line)
+            yield _encodable(row, path, line) if isinstance(row, str) else _text_of(row, text_field, path, line)
 
 
 class _Values:
@@ -187,6 +187,10 @@ def _text_of(row: Any, text_field: str, path: Path, line: int) -> str:
             )
         names = [name for name, value in fields.items() if isinstance(value, str)]
         raise _no_field(text_field, f"{path}, line {line}", "fields that hold text here", names)
+    return _encodable(text, path, line)
+
+
+def _encodable(text: str, path: Path, line: int) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
