@@ -116,6 +116,9 @@ def test_long_rows_come_whole_and_one_after_another(tmp_path: Path) -> None:
         ("a.csv", 'text,n\n"a,1\nb,2\n', 3, "not .csv"),
         ("a.csv", 'text,n\n"a"b,1\n', 2, "not .csv"),
         ("a.csv", "text,n\na,1\nb\n", 3, "a row has 1 fields, and the first line names 2 columns"),
+        ("a.csv", '"a\nfull name",text\nx,y\nx\n', 4, "a row has 1 fields"),
+        ("a.csv", '"text,n\na,1\n', 2, "not .csv (unexpected end of data)"),
+        ("a.csv", "text,n,text\na,1,b\n", 1, "2 columns are called 'text'"),
         ("a.tsv", "text\tn\na\t1\t2\n", 2, "a row has 3 fields"),
         ("a.ndjson", '{"text": "a"}\n{"text":\n', 2, "line 2 is not JSON"),
     ],
@@ -125,6 +128,14 @@ def test_broken_rows_say_where(tmp_path: Path, name: str, text: str, line: int, 
     error = refused(tmp_path / name)
     assert what in error.what and error.exit_code == ExitCode.BAD_DATA
     assert f"line {line}" in (error.where or "")
+
+
+def test_a_header_may_be_quoted_over_several_lines_and_lines_may_end_as_on_an_old_mac(tmp_path: Path) -> None:
+    for delimiter in ",;\t|":
+        lines = f'"a{delimiter}\nfull name"{delimiter}"text"\nx{delimiter}"The\rhen; it, ""ran"""\ny{delimiter}home\n'
+        for ending in ("\n", "\r\n", "\r"):
+            (tmp_path / "a.csv").write_bytes(lines.replace("\n", ending).encode())
+            assert read(tmp_path / "a.csv") == ['The\rhen; it, "ran"', "home"]
 
 
 PAGE = """<!DOCTYPE html><html><head><title>A hen</title><style>p { color: red }</style>

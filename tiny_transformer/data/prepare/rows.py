@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -119,24 +120,51 @@ class _Values:
 
 def csv_texts(path: Path, text_field: str, kind: str) -> Iterator[str]:
     """One column of a table with a header; a .csv may have its columns apart by commas, semicolons, tabs or bars."""
-    csv.field_size_limit(2**31 - 1)
-    with open_text(path, whole_lines=True) as lines:
-        header = next(lines, "")
-        for delimiter in _DELIMITERS[kind]:
-            names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
-            if text_field in names:
-                break
-        else:
-            delimiter = max(_DELIMITERS[kind], key=header.count)
-            names = [name.strip()[:40] for name in next(csv.reader([header], delimiter=delimiter))]
-            raise _no_field(text_field, f"{path}, line 1", "columns named in the first line", names)
-        column, reader = names.index(text_field), csv.reader(lines, delimiter=delimiter, strict=True)
+    csv.field_size_limit(_MAX_VALUE_CHARS)
+    with open_text(path, whole_lines=True, newline="") as lines:
+        names, delimiter, held = _header(lines, text_field, path, kind)
+        reader = csv.reader(chain(held, lines), delimiter=delimiter, strict=True)
+        _next_row(reader, path)
+        column = _column(text_field, names, path)
         while (row := _next_row(reader, path)) is not None:
             if row and len(row) != len(names):
                 what = f"a row has {len(row)} fields, and the first line names {len(names)} columns"
-                raise bad(what, path, line=reader.line_num + 1)
+                raise bad(what, path, line=reader.line_num)
             if row:
                 yield row[column]
+
+
+def _header(lines: Iterator[str], text_field: str, path: Path, kind: str) -> tuple[list[str], str, list[str]]:
+    """The names of the columns, the delimiter that makes the field one of them, and the lines read to find it."""
+    held: list[str] = []
+    tried: list[tuple[list[str], str]] = []
+    problem = None
+    for delimiter in _DELIMITERS[kind]:
+        reader = csv.reader(chain(list(held), _noted(lines, held)), delimiter=delimiter, strict=True)
+        try:
+            names = [name.strip() for name in _next_row(reader, path) or []]
+        except UserError as error:  # quotation marks that are none with this delimiter
+            problem = problem or error
+            continue
+        if text_field in names:
+            return names, delimiter, held
+        tried.append((names, delimiter))
+    if not tried and problem is not None:
+        raise problem
+    names, _ = max(tried, key=lambda found: len(found[0]))
+    raise _no_field(text_field, f"{path}, line 1", "columns named in the first line", [name[:40] for name in names])
+
+
+def _noted(lines: Iterator[str], held: list[str]) -> Iterator[str]:
+    for line in lines:
+        held.append(line)
+        yield line
+
+
+def _column(text_field: str, names: list[str], path: Path) -> int:
+    if (count := names.count(text_field)) > 1:
+        raise bad(f"{count} columns are called {text_field!r}", path, line=1, remedy="give each column its own name")
+    return names.index(text_field)
 
 
 def _next_row(reader: Any, path: Path) -> list[str] | None:
@@ -144,7 +172,7 @@ def _next_row(reader: Any, path: Path) -> list[str] | None:
         return next(reader, None)
     except csv.Error as error:
         remedy = "a field that begins with a quotation mark ends with one, and inside it they are doubled"
-        raise bad(f"not {path.suffix} ({error})", path, line=reader.line_num + 1, remedy=remedy) from None
+        raise bad(f"not {path.suffix} ({error})", path, line=reader.line_num, remedy=remedy) from None
 
 
 def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
@@ -163,6 +191,7 @@ def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
             names = file.schema_arrow.names
             if text_field not in names:
                 raise _no_field(text_field, str(path), "columns here", names)
+            _column(text_field, names, path)
             row = 0
             for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
                 for text in batch.column(0).to_pylist():

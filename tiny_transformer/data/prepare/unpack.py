@@ -103,15 +103,17 @@ def is_packed(path: Path) -> bool:
 
 
 @contextmanager
-def open_text(path: Path, *, whole_lines: bool = False) -> Generator[Iterator[str]]:
+def open_text(path: Path, *, whole_lines: bool = False, newline: str = "\n") -> Generator[Iterator[str]]:
     """The lines of a text file, each with its line break; very long ones in parts unless `whole_lines`.
+
+    With `newline` empty a line may end with a carriage return too, alone or before a line feed.
 
     Raises:
         UserError: the file cannot be read, is damaged, or is not UTF-8 (naming the byte).
     """
     limit = -1 if whole_lines else _LINE_CHARS
     try:
-        with _open_bytes(path) as data, io.TextIOWrapper(data, encoding="utf-8-sig", newline="\n") as text:
+        with _open_bytes(path) as data, io.TextIOWrapper(data, encoding="utf-8-sig", newline=newline) as text:
             yield _checked_lines(text, limit, path)
     except UnicodeDecodeError:
         raise _invalid_utf8(path) from None
