@@ -198,6 +198,18 @@ def test_several_streams_in_one_file_are_all_read_and_what_follows_them_is_refus
         assert "the archive is damaged" in refused(path).what
 
 
+@pytest.mark.parametrize("packing", [".gz", ".xz"])
+@pytest.mark.parametrize("padding", [1, 2**13 - 1, 2**13, 2**14, 5 * 2**13 + 1, 2**20])
+def test_nothing_hides_behind_zeros_that_fill_a_block(tmp_path: Path, packing: str, padding: int) -> None:
+    pack, path = PACKINGS[packing], tmp_path / f"a.txt{packing}"
+    first, second = pack(b"The first tale.\n<|endoftext|>\n"), pack(b"The last tale.\n")
+    path.write_bytes(first + bytes(padding) + second + bytes(padding))
+    assert read(path) == ["The first tale.", "The last tale."]
+    for rest in (b"x", second[:-1]):
+        path.write_bytes(first + bytes(padding) + rest)
+        assert "the archive is damaged" in refused(path).what
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_a_flipped_bit_in_an_archive_is_noticed(tmp_path: Path, packing: str) -> None:
     if packing == ".zst":

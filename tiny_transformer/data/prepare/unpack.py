@@ -59,7 +59,9 @@ class Unpacked(io.RawIOBase):
     def _unpack_more(self) -> bool:
         self._packed = self._packed or self._file.read(_CHUNK_BYTES)
         if self._stream is None and self._num_streams and self._suffix in PADDED:
-            self._packed = self._packed.lstrip(b"\0") or self._file.read(_CHUNK_BYTES).lstrip(b"\0")
+            while self._packed and not self._packed.strip(b"\0"):
+                self._packed = self._file.read(_CHUNK_BYTES)
+            self._packed = self._packed.lstrip(b"\0")
         if not self._packed:
             if self._stream is not None:
                 raise DamagedArchiveError("it was cut short: its end is missing")
