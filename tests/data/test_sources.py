@@ -100,6 +100,24 @@ def test_fingerprint_changes_with_the_files(tmp_path):
     assert open_source(path).fingerprint != before
 
 
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("corpus.txt", "corpus.v2.txt my.corpus.2026-11-30.txt CORPUS.TXT"),
+        ("a.jsonl.gz", "c4-train.00000-of-01024.jsonl.gz A.JSONL.GZ"),
+        ("README", "chapter.1 notes.rst"),
+        ("notes.gz", "notes.1.gz"),
+    ],
+)
+def test_a_file_that_is_called_otherwise_holds_the_same(tmp_path: Path, name: str, others: str) -> None:
+    expected = open_source(write(tmp_path / name, TEXTS)).fingerprint
+    for other in others.split():
+        (tmp_path / other).write_bytes((tmp_path / name).read_bytes())
+        assert open_source(tmp_path / other).fingerprint == expected
+    (tmp_path / f"{name}.html").write_bytes((tmp_path / name).read_bytes())
+    assert open_source(tmp_path / f"{name}.html").fingerprint != expected  # is read in another way
+
+
 # --- how plain text is cut ---
 
 

@@ -97,7 +97,8 @@ def name_of(source: str) -> str:
 
 
 def identity_of(found: list[Path], root: Path) -> str:
-    """A text that changes when what the files hold changes, and not when they are copied or touched.
+    """A text that changes when what the files hold changes, and not when they are copied or touched, nor when a single
+    file is called otherwise and read in the same way.
 
     Of more than `MOST_HASHED_BYTES` only names, sizes and times are looked at.
     """
@@ -105,7 +106,7 @@ def identity_of(found: list[Path], root: Path) -> str:
     is_hashed = sum(stat.st_size for stat in stats) <= MOST_HASHED_BYTES
     entries = []
     for path, stat in zip(found, stats, strict=True):
-        name = str(path.relative_to(root)) if root.is_dir() else "".join(path.suffixes)
+        name = str(path.relative_to(root)) if root.is_dir() else _form(path)
         entries.append([name, stat.st_size, _digest(path) if is_hashed else stat.st_mtime_ns])
     return json.dumps(entries)
 
@@ -280,13 +281,23 @@ def _counted(paths: list[Path]) -> str:
     return ", ".join(words)
 
 
+def _form(path: Path) -> str:
+    """What a name says about how the file is read: `.jsonl.gz`, or "" for plain text of an unknown kind."""
+    kind = _kind(path)
+    return (kind if kind in READ_SUFFIXES else "") + _packing(path)
+
+
+def _packing(path: Path) -> str:
+    return path.suffix.lower() if is_packed(path) else ""
+
+
 def _called(path: Path) -> str:
     """The kind of a file as it is counted."""
     if not path.is_file():
         return "broken link" if path.is_symlink() else "special file"
     if path.stat().st_size == 0:
         return "empty file"
-    return (_kind(path) + (path.suffix.lower() if is_packed(path) else "")) or "without a suffix"
+    return _kind(path) + _packing(path) or "without a suffix"
 
 
 def _unique(paths: list[Path]) -> list[Path]:
