@@ -1,7 +1,8 @@
 """What data was asked for: written into meta.json when it is prepared, compared when somebody asks again.
 
 Two requests for text in files are the same when the files hold the same, wherever they stand and whatever they are
-called. Keys that an older meta.json lacks are not compared.
+called. What is not known of prepared data (of imported token files, where documents and their split come from) agrees
+with the defaults and with nothing else.
 """
 
 from __future__ import annotations
@@ -58,11 +59,12 @@ def differences(data: DataConfig, meta: Meta, keys: Collection[str] = KEYS) -> l
 
     Reads the files of a local source, to see whether they still hold what was prepared; nothing is fetched.
     """
-    found = []
+    found, known, defaults = [], recorded(meta), DataConfig()
     for key in (key for key in KEYS if key in keys):
-        there, asked = recorded(meta).get(key), getattr(data, key)
+        there, asked = known.get(key, getattr(defaults, key)), getattr(data, key)
         is_same = there == asked or (key == "vocab_size" and asked == meta.vocab_size)
-        reason = None if is_same else f"{_shown(there)}, not {_shown(asked)}"
+        is_there = _shown(there) if key in known else "not known"
+        reason = None if is_same else f"{is_there}, not {_shown(asked)}"
         if key == "source":
             reason = _other_source(data, meta)
         elif key == "tokenizer" and _is_the_tokenizer(data.tokenizer, meta):
