@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tiny_transformer.cli import run
-from tiny_transformer.data.prepare.files import find_files, read_documents
+from tiny_transformer.data.prepare.files import read_documents
+from tiny_transformer.data.prepare.find import find_files
 from tiny_transformer.data.prepare.sources import open_source
 from tiny_transformer.errors import ExitCode, UserError
 
@@ -249,7 +250,9 @@ def test_what_a_folder_holds_besides_is_counted_by_suffix(tmp_path: Path) -> Non
         "reading 3 .txt, 1 .md; skipped 8: 2 .pdf, 1 .docx, 1 .tar.gz, 1 broken link, 1 empty file, 1 special file, "
         "1 more"
     )
-    assert find_files(str(tmp_path / "*.txt")).note == "reading 2 .txt, 1 empty file"
+    assert find_files(str(tmp_path / "*.txt")).note == (
+        "reading 2 .txt; skipped 3: 1 broken link, 1 empty file, 1 special file"
+    )
     assert find_files(str(tmp_path / "a.txt")).note == ""
 
 
@@ -282,7 +285,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     [
         ("a.pdf b.pdf c.docx", "it holds 2 .pdf, 1 .docx", "pdftotext"),
         ("a.docx b.docx c.pdf", "it holds 2 .docx, 1 .pdf", "save it as plain text first"),
-        ("a.py src/b.py c.toml", "it holds 2 .py, 1 .toml", "/**/*.py'"),
+        ("a.py src/b.py c.toml", "it holds 2 .py, 1 .toml", "/**/*.{py,toml}'"),
         ("a.zip", "it holds 1 .zip", "unpack it first"),
         ("a.tar.gz", "it holds 1 .tar.gz", "unpack it first"),
         (".a.txt", "no text in the folder", ".txt .md"),

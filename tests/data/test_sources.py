@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tiny_transformer.data.prepare import files
-from tiny_transformer.data.prepare.files import find_files, read_documents
+from tiny_transformer.data.prepare.files import read_documents
+from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.data.prepare.sources import STORIES_DEFAULT_BYTES, open_source
 from tiny_transformer.data.prepare.texts import MAX_DOCUMENT_CHARS, PIECE_CHARS
 from tiny_transformer.errors import ExitCode, UserError
@@ -271,9 +271,9 @@ def test_missing_package_is_named(tmp_path, monkeypatch, suffix, package):
 
 
 def test_name_of_a_file_is_not_taken_for_a_hub_id():
-    assert files.looks_like_hub_id("roneneldan/TinyStories")
+    assert looks_like_hub_id("roneneldan/TinyStories")
     for name in ("data/corpus.txt", "a/b/c", "stories", "./x", "a/*", "/x", "../x", "texts/a.jsonl.gz"):
-        assert not files.looks_like_hub_id(name)
+        assert not looks_like_hub_id(name)
     with pytest.raises(UserError):
         find_files("data/corpus.txt")
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare import files, hub
+from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.errors import UserError
 
 STORIES = "stories"
@@ -107,9 +108,9 @@ def open_source(
         return _stories(max_bytes or STORIES_DEFAULT_BYTES, seed)
     if name in hub.KNOWN_SETS:
         return _from_hub(name, replace(hub.KNOWN_SETS[name], text_field=text_field), max_bytes)
-    if not Path(name).expanduser().exists() and files.looks_like_hub_id(name):
+    if not Path(name).expanduser().exists() and looks_like_hub_id(name):
         return _from_hub(name, hub.HubSet(name, text_field=text_field), max_bytes)
-    found, note = files.find_files(name)
+    found, note = find_files(name)
     if all(map(files.is_running_text, found)):
         _refuse_field(name, text_field)
     num_bytes = sum(path.stat().st_size for path in found)
