@@ -161,6 +161,28 @@ def test_a_page_whose_script_does_not_end_is_refused(tmp_path: Path) -> None:
     assert "<script> is never closed" in refused(tmp_path / "a.html").what
 
 
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "<template>a<template>b</template>c</template>",
+        "<template><p>a</p><script>if (a < b) x = '</template>'</script>b</template>",
+        "<template><style>p { color: red }</style>a<template><script>b</script></template>c</template>",
+        "<TEMPLATE>a<Template>b</tEMPLATE>c</template>",
+        "<script/>",
+        "</template></script></style>",
+    ],
+)
+def test_what_is_hidden_is_hidden_to_the_end_of_the_outermost(tmp_path: Path, hidden: str) -> None:
+    (tmp_path / "a.html").write_text(f"<p>one</p>{hidden}<p>two</p>")
+    assert read(tmp_path / "a.html") == ["one\n\ntwo"]
+
+
+@pytest.mark.parametrize("page", ["<template>a<template>b</template>c", "<template>a<script>b</script>"])
+def test_a_template_that_does_not_end_is_refused(tmp_path: Path, page: str) -> None:
+    (tmp_path / "a.html").write_text(f"<p>one</p>{page}<p>two</p>")
+    assert "<template> is never closed" in refused(tmp_path / "a.html").what
+
+
 # --- packed files
 
 
