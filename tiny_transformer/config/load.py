@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, check_settings, implied, translate
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import CONFIGS, DataConfig, RunConfig, sections_of
-from tiny_transformer.config.secrets import HIDDEN, is_secret
+from tiny_transformer.config.secrets import HIDDEN, WHERE_THEY_GO, is_secret
 from tiny_transformer.config.shapes import SHAPES
 from tiny_transformer.config.strict import lookalike
 from tiny_transformer.config.text import MAX_CONFIG_BYTES, numbers, parse_yaml, read_config_file
@@ -283,6 +283,9 @@ def _qualify(assignment: Assignment) -> str:
 
 
 def _unknown(assignment: Assignment) -> UserError:
+    if is_secret(assignment.key):
+        what = f"unknown key {assignment.key} = {HIDDEN}"
+        return UserError(what, where=assignment.origin, remedy=WHERE_THEY_GO)
     names = [*valid_keys(), *ALIASES]
     leaf = assignment.key.rpartition(".")[2]
     near = difflib.get_close_matches(assignment.key, names, n=1, cutoff=0.5)
@@ -291,9 +294,8 @@ def _unknown(assignment: Assignment) -> UserError:
         for n in names
         if n.rpartition(".")[2] in difflib.get_close_matches(leaf, [n.rpartition(".")[2] for n in names], n=1)
     ]
-    value = HIDDEN if is_secret(assignment.key) else repr(assignment.value)
     return UserError(
-        f"unknown key {assignment.key} = {value}",
+        f"unknown key {assignment.key} = {assignment.value!r}",
         where=assignment.origin,
         remedy=f"did you mean {near[0]}?" if near else "docs/CONFIG_REFERENCE.md lists every key",
     )
