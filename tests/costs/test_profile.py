@@ -386,3 +386,21 @@ def test_a_run_stands_for_its_config(
         assert run(["profile", word]) == 0
         told = capsys.readouterr().out
         assert "vocabulary of 300" in told and (word.endswith("yaml") or told.startswith("mine: qwen3"))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_checkpoint_stands_for_its_runs_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], links: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mine/step-00000002").mkdir(parents=True)
+    Path("runs/mine/config.yaml").write_text("model: {hidden_size: 32, num_attention_heads: 2, vocab_size: 300}\n")
+    if links:
+        Path("runs/mine/last").symlink_to("step-00000002")
+    else:
+        Path("runs/mine/last").write_text("step-00000002\n")
+    for word in ("mine/last", "runs/mine/last", "runs/mine/step-00000002", "runs/mine/"):
+        assert run(["profile", word]) == 0
+        told = capsys.readouterr().out
+        assert "vocabulary of 300" in told and told.startswith("mine: qwen3")
+    assert run(["profile", "mine/best"]) == ExitCode.USAGE

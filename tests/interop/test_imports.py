@@ -304,11 +304,41 @@ def test_recommended_sampling_is_kept_and_nothing_else(tmp_path):
         import_hf(source, tmp_path / "bad")
 
 
+def a_run(home: Path, config: str = "") -> Path:
+    """A run of one checkpoint, on a disk without symbolic links."""
+    (home / "step-00000002").mkdir(parents=True)
+    save_model(build_model(CONFIGS["qwen3"], seed=1), home / "step-00000002", eos_token_id=256)
+    make_tokenizer("byte").save(home / "step-00000002")
+    (home / "last").write_text("step-00000002\n")
+    (home / "config.yaml").write_text(config or "training: {sample_prompts: ['def main(', x]}\n")
+    return home
+
+
+def test_a_mark_that_is_a_text_file_is_followed(tmp_path, capsys):
+    a_run(tmp_path / "my run")
+    assert run(["import", str(tmp_path / "my run/last"), "--out_dir", str(tmp_path / "the model")]) == 0
+    weights = (tmp_path / "my run/step-00000002/model.safetensors").read_bytes()
+    assert (tmp_path / "the model/model.safetensors").read_bytes() == weights
+    told = capsys.readouterr().out
+    assert f"generate --ckpt_dir '{tmp_path}/the model' --prompt 'def main('" in told  # what the run was sampled with
+    (tmp_path / "my run/last").write_text("step-00000009\n")
+    assert run(["import", str(tmp_path / "my run/last"), "--out_dir", str(tmp_path / "b")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", ["training: {sample_prompts: []}\n", "training: {sample_prompts: 5}\n", "[broken"])
+def test_a_hint_names_no_prompt_where_none_is_known(tmp_path, capsys, config):
+    source = a_run(tmp_path / "r", config) / "step-00000002"
+    assert run(["import", str(source), "--out_dir", str(tmp_path / "model")]) == 0
+    assert '--prompt "YOUR TEXT"' in capsys.readouterr().out
+
+
 def test_the_verb_finds_out_what_it_is(tmp_path, capsys, shared_data):
     stories = shared_data / "models" / "stories260K"
     source = [str(stories / "stories260K.bin.xz"), "--tokenizer", str(stories / "tok512.bin.xz")]
     assert run(["import", *source, "--out_dir", str(tmp_path / "stories")]) == 0
-    assert "next: tiny-transformer generate" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "next: tiny-transformer generate" in told and "--prompt 'Once upon a time'" in told
     assert run(["import", str(tmp_path / "stories"), "--out_dir", str(tmp_path / "again")]) == 0
     for path in (tmp_path / "stories").iterdir():
         assert path.name == "manifest.json" or path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
