@@ -120,7 +120,10 @@ def test_long_rows_come_whole_and_one_after_another(tmp_path: Path) -> None:
         ("a.csv", '"a\nfull name",text\nx,y\nx\n', 4, "a row has 1 fields"),
         ("a.csv", '"text,n\na,1\n', 2, "not .csv (unexpected end of data)"),
         ("a.csv", "text,n,text\na,1,b\n", 1, "2 columns are called 'text'"),
+        ("a.csv", "text\na, b\n", 2, "a row has 2 fields, and the first line names 1 column"),
+        ("a.csv", "\n\n\nbody,n\na,1\n", 4, "no text in the field 'text'"),
         ("a.tsv", "text\tn\na\t1\t2\n", 2, "a row has 3 fields"),
+        ("a.ndjson", '{"text": "a"}\n{"text": ["a", "b"]}\n', 2, "no text in the field 'text'"),
         ("a.ndjson", '{"text": "a"}\n{"text":\n', 2, "line 2 is not JSON"),
     ],
 )
@@ -137,6 +140,38 @@ def test_a_header_may_be_quoted_over_several_lines_and_lines_may_end_as_on_an_ol
         for ending in ("\n", "\r\n", "\r"):
             (tmp_path / "a.csv").write_bytes(lines.replace("\n", ending).encode())
             assert read(tmp_path / "a.csv") == ['The\rhen; it, "ran"', "home"]
+
+
+def test_a_table_may_begin_with_blank_lines_and_a_row_may_have_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n\r\ntext,n\nhen,1\n\n,2\nfox,3\n")
+    (tmp_path / "a.json").write_text('[{"text": "hen"}, {"text": null}, {"text": ""}, {"text": "fox"}]')
+    (tmp_path / "a.jsonl").write_text('{"text": "hen"}\n{"text": null}\n{"text": "fox"}\n')
+    for name in ("a.csv", "a.json", "a.jsonl"):
+        assert read(tmp_path / name) == ["hen", "fox"]
+    (tmp_path / "a.jsonl").write_text('{"text": "hen"}\n{"id": 3}\n')
+    assert "no text in the field" in refused(tmp_path / "a.jsonl").what  # not said to be empty: missing
+
+
+@pytest.mark.parametrize("name", ["a.jl", "a.jsonlines", "a.ldjson", "a.JSONL.gz", "a.jl.xz"])
+def test_other_suffixes_of_json_lines(tmp_path: Path, name: str) -> None:
+    pack = PACKINGS.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(KINDS[".jsonl"].encode()))
+    assert read(tmp_path / name) == read(tmp_path) == TEXTS
+    assert open_source(tmp_path / name).note == ""
+
+
+def test_another_suffix_of_tables(tmp_path: Path) -> None:
+    (tmp_path / "a.tab").write_text(KINDS[".tsv"])
+    assert read(tmp_path / "a.tab") == TEXTS
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows", "rows.jsonl.txt", "rows.log.gz"])
+def test_rows_under_a_name_of_text_are_read_as_text_and_that_is_said(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(PACKINGS.get(Path(name).suffix, bytes)(KINDS[".jsonl"].encode()))
+    note = open_source(tmp_path / name).note
+    assert "its lines are rows of JSON: called .jsonl, one field of each would be read" in note
+    (tmp_path / name).write_bytes(PACKINGS.get(Path(name).suffix, bytes)(b'{"text": 3}\nA hen.\n'))
+    assert "JSON" not in open_source(tmp_path / name).note
 
 
 PAGE = """<!DOCTYPE html><html><head><title>A hen</title><style>p { color: red }</style>
@@ -249,6 +284,40 @@ def test_frames_that_zstandard_skips_are_no_end(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.zst"
     path.write_bytes(skipped + zst(b"one\n<|endoftext|>\n") + skipped + zst(b"two\n") + skipped)
     assert read(path) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("a.txt", ".gz"), ("a.txt.gzip", ".gz"), ("a.json", ".zst"), ("a.csv", ".xz"), ("a", ".bz2"), ("a.html", ".gz")],
+)
+def test_a_packed_file_under_another_name_is_told_by_its_content(tmp_path: Path, name: str, suffix: str) -> None:
+    (tmp_path / name).write_bytes(PACKINGS[suffix](LONG))
+    error = refused(tmp_path / name)
+    assert "not a text file" in error.what
+    assert error.remedy == f"by its first bytes it is packed: give its name the end {suffix}"
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(PACKINGS[suffix](LONG)))  # packed twice
+    assert (
+        refused(tmp_path / f"{name}.gz").remedy == f"by its first bytes it is packed again ({suffix}): unpack it first"
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "remedy"),
+    [
+        ("A hen.".encode("utf-16"), "iconv -f utf-16 -t utf-8"),
+        ("A hen.".encode("utf-32"), "iconv -f utf-32 -t utf-8"),
+        (b"PK\x03\x04" + bytes([200]), "unpack it"),
+        (b"%PDF-1.7\n\xe2\xe3", "pdftotext"),
+    ],
+)
+def test_other_content_is_told_by_its_first_bytes(tmp_path: Path, raw: bytes, remedy: str) -> None:
+    (tmp_path / "a.txt").write_bytes(raw)
+    assert remedy in (refused(tmp_path / "a.txt").remedy or "")
+
+
+def test_a_table_that_is_no_text_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text,n\nhen,1\n".encode("utf-16-le"))
+    assert "not a text file" in refused(tmp_path / "a.csv").what
 
 
 # --- folders

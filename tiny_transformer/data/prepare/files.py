@@ -22,6 +22,8 @@ PLAIN_SUFFIXES = (".txt", ".md")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 SUFFIXES = (*PLAIN_SUFFIXES, ".html", *ROW_SUFFIXES)  # as they are named to the user
+# Other names of the same -> as it is called here.
+OTHER_SUFFIXES = {".jl": ".jsonl", ".jsonlines": ".jsonl", ".ldjson": ".jsonl", ".tab": ".tsv"}
 READ_SUFFIXES = {*SUFFIXES, *HTML_SUFFIXES}
 # What is known not to be text -> what makes text of it.
 _UNPACK = "unpack it first"
@@ -45,7 +47,7 @@ def name_of(source: str) -> str:
     while glob.has_magic(path.name) and path.parent != path and not path.exists():
         path = path.parent
     path = path if path.name.strip(".") else path.resolve()
-    while path.suffix.lower() in (*READ_SUFFIXES, *PACKED_SUFFIXES) and path.stem != path.name:
+    while path.suffix.lower() in (*READ_SUFFIXES, *OTHER_SUFFIXES, *PACKED_SUFFIXES) and path.stem != path.name:
         path = path.with_suffix("")
     return re.sub(r"[^\w.]+", "-", path.name).strip("-.") or "text"
 
@@ -141,7 +143,7 @@ def kind_of(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in PACKED_SUFFIXES:
         suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    return OTHER_SUFFIXES.get(suffixes[-1], suffixes[-1]) if suffixes else ""
 
 
 def _form(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import glob
+import json
 import os
 import re
 import shlex
@@ -20,7 +21,9 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from tiny_transformer.data.prepare.files import (
+    HTML_SUFFIXES,
     READ_SUFFIXES,
+    ROW_SUFFIXES,
     UNREAD_SUFFIXES,
     kind_of,
     kinds_in_words,
@@ -50,9 +53,12 @@ def find_files(name: str) -> Found:
     """
     path = Path(name).expanduser()
     if path.is_file():
-        kind = kind_of(path)
-        note = f"reading {path.name} as plain text, as it stands"
-        return Found([path], "" if kind in READ_SUFFIXES | UNREAD_SUFFIXES.keys() else note)
+        kind, sentences = kind_of(path), []
+        if kind not in READ_SUFFIXES | UNREAD_SUFFIXES.keys():
+            sentences.append(f"reading {path.name} as plain text, as it stands")
+        if kind not in {*ROW_SUFFIXES, *HTML_SUFFIXES, *UNREAD_SUFFIXES} and _has_rows_of_json(path):
+            sentences.append("its lines are rows of JSON: called .jsonl, one field of each would be read")
+        return Found([path], "; ".join(sentences))
     if path.is_dir():
         return _search(path, name)
     if re.match(r"[A-Za-z][\w+.-]*://", name):
@@ -236,6 +242,15 @@ def _is_text(path: Path) -> bool:
     except UserError:
         return False
     return True
+
+
+def _has_rows_of_json(path: Path) -> bool:
+    """Whether the first two lines of a text are objects of JSON."""
+    try:
+        with open_text(path) as lines:
+            return all(isinstance(json.loads(line), dict) for line in (next(lines), next(lines)))
+    except (UserError, ValueError, RecursionError, StopIteration):
+        return False
 
 
 def _source(folder: str, rest: str) -> str:

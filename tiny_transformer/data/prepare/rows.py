@@ -124,11 +124,12 @@ def csv_texts(path: Path, text_field: str, kind: str) -> Iterator[str]:
     with open_text(path, whole_lines=True, newline="") as lines:
         names, delimiter, held = _header(lines, text_field, path, kind)
         reader = csv.reader(chain(held, lines), delimiter=delimiter, strict=True)
-        _next_row(reader, path)
+        _first_row(reader)
         column = _column(text_field, names, path)
         while (row := _next_row(reader, path)) is not None:
             if row and len(row) != len(names):
-                what = f"a row has {len(row)} fields, and the first line names {len(names)} columns"
+                columns = f"{len(names)} column{'s' * (len(names) != 1)}"
+                what = f"a row has {len(row)} fields, and the first line names {columns}"
                 raise bad(what, path, line=reader.line_num)
             if row:
                 yield row[column]
@@ -137,22 +138,29 @@ def csv_texts(path: Path, text_field: str, kind: str) -> Iterator[str]:
 def _header(lines: Iterator[str], text_field: str, path: Path, kind: str) -> tuple[list[str], str, list[str]]:
     """The names of the columns, the delimiter that makes the field one of them, and the lines read to find it."""
     held: list[str] = []
-    tried: list[tuple[list[str], str]] = []
-    problem = None
+    tried: list[tuple[list[str], int]] = []
+    problem = csv.Error()
     for delimiter in _DELIMITERS[kind]:
         reader = csv.reader(chain(list(held), _noted(lines, held)), delimiter=delimiter, strict=True)
         try:
-            names = [name.strip() for name in _next_row(reader, path) or []]
-        except UserError as error:  # quotation marks that are none with this delimiter
-            problem = problem or error
+            names = [name.strip() for name in _first_row(reader)]
+        except csv.Error as error:  # quotation marks that are none with this delimiter
+            problem = error if not str(problem) else problem
             continue
         if text_field in names:
             return names, delimiter, held
-        tried.append((names, delimiter))
-    if not tried and problem is not None:
-        raise problem
-    names, _ = max(tried, key=lambda found: len(found[0]))
-    raise _no_field(text_field, f"{path}, line 1", "columns named in the first line", [name[:40] for name in names])
+        tried.append((names, reader.line_num))
+    if not tried:
+        raise _no_table(problem, path, len(held))
+    names, line = max(tried, key=lambda found: len(found[0]))
+    raise _no_field(
+        text_field, f"{path}, line {line}", "columns named in the first line", [name[:40] for name in names]
+    )
+
+
+def _first_row(reader: Any) -> list[str]:
+    """The first line that is not blank; [] where there is none."""
+    return next(filter(None, reader), [])
 
 
 def _noted(lines: Iterator[str], held: list[str]) -> Iterator[str]:
@@ -171,8 +179,12 @@ def _next_row(reader: Any, path: Path) -> list[str] | None:
     try:
         return next(reader, None)
     except csv.Error as error:
-        remedy = "a field that begins with a quotation mark ends with one, and inside it they are doubled"
-        raise bad(f"not {path.suffix} ({error})", path, line=reader.line_num, remedy=remedy) from None
+        raise _no_table(error, path, reader.line_num) from None
+
+
+def _no_table(error: csv.Error, path: Path, line: int) -> UserError:
+    remedy = "a field that begins with a quotation mark ends with one, and inside it they are doubled"
+    return bad(f"not {path.suffix} ({error})", path, line=line, remedy=remedy)
 
 
 def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
@@ -204,10 +216,13 @@ def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
 
 def _text_of(row: Any, text_field: str, path: Path, line: int) -> str:
     text = row.get(text_field) if isinstance(row, dict) else None
+    if text is None and isinstance(row, dict) and text_field in row:
+        return ""  # null: a row without a text, left out like an empty one
     if not isinstance(text, str):
         fields = row if isinstance(row, dict) else {}
         inner = [name for name, value in fields.items() if isinstance(value, list) and value and value != [None]]
-        if inner and not any(isinstance(value, str) for value in fields.values()):
+        is_whole = ".json" in map(str.lower, path.suffixes)  # one object may be all of such a file, and no row
+        if is_whole and inner and not any(isinstance(value, str) for value in fields.values()):
             raise bad(
                 f"no text in the field {text_field!r}: one object, whose rows may be the list in {inner[0]!r}",
                 path,
