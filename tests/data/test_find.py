@@ -167,3 +167,38 @@ def test_a_slip_in_a_path_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch:
 )
 def test_an_address_is_answered_with_what_fetches_it(address: str, remedy: str) -> None:
     assert remedy in (refused(address).remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "remedy"),
+    [
+        ("~nobody-of-that-name/a.txt", "no such file", "give a file"),
+        ("a.txt/b", "no such file", "give a file"),
+        ("gone", "a link that leads nowhere", "give a file"),
+        ("round", "a link that leads nowhere", "give a file"),
+        ("-", "standard input is not read", "write it to a file"),
+        ("Stories", "no such file", "did you mean --source stories?"),
+        ("stories/", "no such file", "did you mean --source stories?"),
+        ("tiny-stories", "no such file", "did you mean --source tinystories?"),
+        ("wikipedia-intros", "no such file", "did you mean --source wiki-intros?"),
+    ],
+)
+def test_a_name_of_nothing_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str, remedy: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, ["a.txt"])
+    Path("gone").symlink_to("nowhere")
+    Path("round").symlink_to("round")
+    error = refused(name)
+    assert what in error.what and remedy in (error.remedy or "")
+    fill(tmp_path, ["Storys/x.txt", "storie"])
+    assert read("storie*") == {"storie"}
+    assert read("Storys") == read("Storys*/*") == {"Storys/x.txt"}  # what is there is meant
+
+
+def test_a_tokenizer_of_a_user_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    from tiny_transformer.tokenizers import make_tokenizer
+
+    with pytest.raises(UserError):
+        make_tokenizer("~nobody-of-that-name/tokenizer")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,9 +42,14 @@ UNREAD_SUFFIXES = {
 MOST_HASHED_BYTES = 2**28
 
 
+def path_of(name: str) -> Path:
+    """The path that a name means; `~` is the home directory, of a user that there is."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - that of Path raises where there is no such user
+
+
 def name_of(source: str) -> str:
     """A short name for a source, for directories: the file's or folder's name without the suffixes of its kind."""
-    path = Path(source).expanduser()
+    path = path_of(source)
     while glob.has_magic(path.name) and path.parent != path and not path.exists():
         path = path.parent
     path = path if path.name.strip(".") else path.resolve()

@@ -28,6 +28,7 @@ from tiny_transformer.data.prepare.files import (
     kind_of,
     kinds_in_words,
     packing_of,
+    path_of,
 )
 from tiny_transformer.data.prepare.unpack import is_packed, open_text, unreadable
 from tiny_transformer.errors import ExitCode, UserError
@@ -51,7 +52,7 @@ def find_files(name: str) -> Found:
     Raises:
         UserError: nothing is there, or nothing that holds text; it names what is there instead.
     """
-    path = Path(name).expanduser()
+    path = path_of(name)
     if path.is_file():
         kind, sentences = kind_of(path), []
         if kind not in READ_SUFFIXES | UNREAD_SUFFIXES.keys():
@@ -73,7 +74,7 @@ def find_files(name: str) -> Found:
 def looks_like_hub_id(name: str) -> bool:
     """Whether a name that is no path can be `org/name` on the hub, and is not a path with a slip in it."""
     parts = name.split("/")
-    is_pair = len(parts) == 2 and all(part.strip(".~") for part in parts)
+    is_pair = len(parts) == 2 and all(part.strip(".~") for part in parts) and not Path(parts[0]).is_file()
     path = Path(name)
     is_file = kind_of(path) in READ_SUFFIXES | UNREAD_SUFFIXES.keys() or is_packed(path)
     return is_pair and not any(sign in name for sign in "*?[{\\") and not is_file and _nearest(path) is None
@@ -177,6 +178,10 @@ def _nothing_there(name: str, path: Path, matches: list[Path]) -> UserError:
     is_pattern = glob.has_magic(name) or _ONE_OF.search(name)
     if path.exists():
         return UserError(f"{name} is neither a file nor a folder", remedy=remedy)
+    if path.is_symlink():
+        return UserError(f"{name} is a link that leads nowhere", remedy=remedy)
+    if name == "-":
+        return UserError("standard input is not read: it cannot be read twice", remedy="write it to a file first")
     if matches:
         folder = next((match for match in matches if match.is_dir()), None)
         search = f"a folder is searched through: --source {shlex.quote(str(folder))}; or " if folder else ""

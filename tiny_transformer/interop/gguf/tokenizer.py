@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiny_transformer.data.prepare.files import path_of
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf.pieces import (
     BYTE,
@@ -147,7 +148,7 @@ def name_refusal(name: str, data_dir: Path) -> str | None:
         UserError: a damaged tokenizer file.
     """
     _, _, directory = name.partition(":")
-    path = data_dir if has_tokenizer(data_dir) else Path(directory or name).expanduser()
+    path = data_dir if has_tokenizer(data_dir) else path_of(directory or name)
     if path.exists():
         reason = _why_not(load_tokenizer(path).content)
     elif name in {"bpe", "auto", "byte", *PUBLISHED}:
