@@ -241,6 +241,57 @@ def test_wide_token_files_read_as_narrow_ones_are_told_so(tokens, tmp_path, caps
     assert open_dataset(tmp_path / "narrow-out").meta.train.num_tokens == tokens
 
 
+@pytest.mark.parametrize(
+    ("stored", "asked", "words", "remedy"),
+    [
+        ("<i8", "uint32", "64-bit tokens read as 32-bit ones", "write them as 32-bit numbers"),
+        ("<i8", "uint16", "64-bit tokens read as 16-bit ones", "write them as 32-bit numbers"),
+        (">u2", "uint16", "id 24832 is not below the vocabulary size 257", "big-endian"),
+        (">u4", "uint32", "is not below the vocabulary size 257", "big-endian"),
+        ("<u2", "uint32", "is not below the vocabulary size 257", "--dtype"),
+        ("<f4", "uint32", "is not below the vocabulary size 257", "--dtype"),
+    ],
+)
+def test_token_files_of_another_form_are_told_so(stored, asked, words, remedy, tmp_path):
+    source = write_bins(tmp_path / "in", [97, 98, 99, 256] * 200, [97] * 400, stored)
+    with pytest.raises(UserError, match=words) as caught:
+        import_token_bins(source, tmp_path / "out", tokenizer="byte", dtype=asked)
+    assert remedy in caught.value.remedy and "prepare" not in caught.value.remedy
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "remedy"),
+    [
+        ("in/train.bin", "token files are imported with their directory", "import {}/in --tokenizer"),
+        ("in/validation.bin", "token files are imported with their directory", "import {}/in --tokenizer"),
+        ("model.zip", "a zip archive", "unpack it"),
+        ("run", "a run of several checkpoints", "import {}/run/best"),
+        ("half", "a run of several checkpoints", "import {}/half/step-00000002"),
+    ],
+)
+def test_what_is_near_to_something_is_told(name, words, remedy, tmp_path, capsys):
+    write_bins(tmp_path / "in", [97] * 600, [98] * 600)
+    (tmp_path / "in/validation.bin").write_bytes(b"ab")
+    (tmp_path / "model.zip").write_bytes(b"PK\x03\x04abc")
+    a_run(tmp_path / "run")
+    (tmp_path / "run/best").symlink_to("step-00000002")
+    a_run(tmp_path / "half")
+    (tmp_path / "half/last").unlink()
+    assert run(["import", str(tmp_path / name), "--out_dir", str(tmp_path / "out"), "--tokenizer", "byte"]) != 0
+    told = capsys.readouterr().err
+    assert words in told and remedy.format(tmp_path) in told
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "https://huggingface.co/Qwen/Qwen3-0.6B", "hf://Qwen/Qwen3-0.6B"])
+def test_a_model_of_the_hub_is_answered_with_how_to_fetch_it(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["import", name, "--out_dir", "out"]) == 2
+    assert "hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B" in capsys.readouterr().err
+    assert run(["import", "no/such.gguf", "--out_dir", "out"]) == 2
+    assert "hf download" not in capsys.readouterr().err
+
+
 def test_short_token_files_come_in_with_a_length_that_fits(tmp_path, capsys):
     """`import` has no --seq_len, so it names none."""
     source = write_bins(tmp_path / "bins", [97] * 600, [98] * 9)
