@@ -16,7 +16,7 @@ from tiny_transformer.config.schema import RunConfig, TrainingConfig
 from tiny_transformer.data.token_file import Dataset
 from tiny_transformer.errors import UserError, in_words
 from tiny_transformer.evaluation.floor import check_split
-from tiny_transformer.evaluation.loss import perplexity_in_words
+from tiny_transformer.evaluation.loss import num_targets, perplexity_in_words
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.models.open import OpenCheckpoint
@@ -172,8 +172,7 @@ def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console:
 def _ring_if_too_good(loss: float, config: RunConfig, dataset: Dataset, console: Console) -> None:
     """The alarm of `evaluation.floor`, for a loss on the whole split."""
     meta = dataset.meta.val
-    unscored = 1 if config.data.packing == "concat" else meta.num_documents  # nothing predicts a first token
-    num_scored = meta.num_tokens - unscored
+    num_scored = num_targets(meta, config.data.packing)
     check = check_split(loss * num_scored, num_scored, meta, dataset.tokenizer.vocab_size)
     if check is not None and check.rings:
         console.print(f"[bold yellow]warning[/]: {check.warning()}", highlight=False)
