@@ -122,7 +122,7 @@ def test_a_refused_call_leaves_the_cache_as_it_was(fixed, docs):
     cache, same = (ModelCache([layer_cache()], batch_size=2, max_len=6, device=CPU, fixed=fixed) for _ in range(2))
     feed(cache, 4, [[0, 0, 1, 1], [3, 3, -1, -1]])
     feed(same, 4, [[0, 0, 1, 1], [3, 3, -1, -1]])
-    with pytest.raises(ValueError, match="do not fit|behind the tokens"):
+    with pytest.raises(ValueError, match=r"do not fit|behind the tokens"):
         cache.admit(ids(3), torch.tensor(docs))
     assert cache.lengths == same.lengths == [4, 2]
     place, wanted = cache.admit(ids(1), None), same.admit(ids(1), None)
