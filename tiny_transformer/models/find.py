@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunDirectory, verify
+from tiny_transformer.storage.lock import owner_of
 from tiny_transformer.storage.marks import is_mark, marked_checkpoint
-from tiny_transformer.storage.runs import STATE_DIRECTORY
+from tiny_transformer.storage.runs import NOT_FINITE_FILE, STATE_DIRECTORY
 
 RUNS_DIR = Path("runs")
 LINKS = ("best", "last")  # what a run is asked for, in this order
@@ -135,8 +137,20 @@ def _of_run(run: Path) -> tuple[Path, str]:
     # A run killed after its first save and before the link was made.
     if newest := RunDirectory(run).newest_whole()[0]:
         return newest.path, f"using {newest.path}"
-    what = f"the run {run} has no whole checkpoint"
-    raise UserError(what, remedy="let it train until its first save, or use another run", exit_code=ExitCode.BAD_DATA)
+    raise _nothing_saved(run)
+
+
+def _nothing_saved(run: Path) -> UserError:
+    """What to say of a run without a whole checkpoint, and what can be done about it."""
+    what, remedy = f"the run {run} has no whole checkpoint", "train it again (--overwrite), or use another run"
+    if (run / NOT_FINITE_FILE).is_file():
+        what = f"the run {run} diverged before its first checkpoint"
+        remedy = "train it again with a lower learning_rate (--overwrite), or use another run"
+    elif owner_of(run):
+        what, remedy = f"the run {run} has not saved yet", "let it train until its first save, or use another run"
+    elif RunDirectory(run).checkpoints():
+        remedy = f"tiny-transformer doctor {shlex.quote(str(run))} says what is damaged; use another run"
+    return UserError(what, remedy=remedy, exit_code=ExitCode.BAD_DATA)
 
 
 def _linked(link: Path) -> tuple[Path, str]:
