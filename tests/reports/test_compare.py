@@ -176,6 +176,37 @@ def test_runs_that_were_never_evaluated_are_counted_and_parts_of_a_text_are_told
     assert "parts of the text of different length (training.eval_tokens)" in text
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "why"),
+    [
+        ({"eval_tokens": 4096}, {}, "different length"),
+        ({"eval_tokens": 4096}, {"eval_tokens": 9000}, "different length"),
+        ({"packing": "documents"}, {"packing": "concat"}, "packed differently"),
+        ({"packing": "concat"}, {}, None),  # the default
+        ({"eval_tokens": 32_768}, {}, None),  # all of it
+        ({"eval_tokens": 4096}, {"eval_tokens": 4000}, None),  # the same whole batches
+        ({"eval_tokens": 4096}, {"eval_tokens": 4096}, None),
+    ],
+)
+def test_only_runs_that_were_measured_alike_are_ranked(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], why: str | None
+) -> None:
+    paths = []
+    for name, more, nats in (("a", first, 1.6), ("b", second, 1.7)):
+        config = made.CONFIG | {
+            "data": made.CONFIG["data"] | {key: more[key] for key in more if key == "packing"},
+            "training": made.CONFIG["training"]
+            | {"micro_batch_size": 8}
+            | {key: more[key] for key in more if key == "eval_tokens"},
+        }
+        paths.append(made.make_run(tmp_path, name, config=config))
+        made.write_log(paths[-1], [made.log_row(step, evaluated=True) | {"val_loss": nats} for step in (5, 9)])
+    text = Page(write_comparison(paths, tmp_path / "c.html")).text
+    assert ("Best on held-out text: a, with 1.600 nats per token." in text) == (why is None)
+    assert ("No ranking." in text) == (why is not None)
+    assert text.count(why or "measured") == (2 if why else 0)  # beside the ranking and above the figures
+
+
 def test_names_stay_apart_and_hostile_texts_stay_texts(tmp_path: Path) -> None:
     bad = '</script><img src="http://x/">'
     runs = [

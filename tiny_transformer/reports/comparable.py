@@ -8,13 +8,14 @@ one is taken to be judged as a run whose settings of `data` are the same.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from tiny_transformer.reports.formats import loss, shorten
 from tiny_transformer.reports.outcome import Outcome, outcome_of
 from tiny_transformer.reports.page import MAX_KEY_CHARS
-from tiny_transformer.reports.run_reader import RunFiles, section
+from tiny_transformer.reports.run_reader import RunFiles, number, section
 
 _CUT = ("seq_len", "packing")  # of the settings of `data`, those that change neither text nor tokens
 
@@ -49,6 +50,24 @@ class Entry:
         """The same for runs whose losses per token mean the same."""
         told = section(self.told, "tokenizer")
         return str(told.get("fingerprint") or told.get("name"))
+
+    @property
+    def measure(self) -> tuple[str, float | None, str]:
+        """The same for runs whose losses were measured alike: how the text was packed, and how many tokens of it were
+        read, of which tokenizer; None and nothing where that is all of it."""
+        data, training = section(self.run.config, "data"), section(self.run.config, "training")
+        wanted, rows, seq_len = (
+            number(training, "eval_tokens"),
+            number(training, "micro_batch_size"),
+            number(data, "seq_len"),
+        )
+        packing = str(data.get("packing") or "concat")
+        if wanted is None:
+            return packing, None, ""
+        batch = max(1.0, (rows or 1) * (seq_len or 1))
+        read = math.ceil(wanted / batch) * batch
+        is_all = read >= (number(section(self.told, "data"), "val_tokens") or math.inf)
+        return (packing, None, "") if is_all else (packing, read, self.tokenizer)
 
 
 def entries_of(runs: list[RunFiles]) -> list[Entry]:
@@ -100,17 +119,35 @@ def verdict(groups: list[list[Entry]]) -> list[str]:
 def _best(group: list[Entry]) -> str:
     by_token = share_a_tokenizer(group)
     unit = "nats per token" if by_token else "bits per byte"
-    scored = [
-        (value, entry.name)
+    scored = {
+        entry.name: (value, entry)
         for entry in group
         if (value := entry.outcome.val_loss if by_token else entry.outcome.val_bits_per_byte) is not None
-    ]
+    }
     if not scored:
         return "None of them was evaluated on held-out text."
-    value, name = min(scored)
+    if why := " ".join(unlike([entry for _, entry in scored.values()])):
+        return f"No ranking. {why}"
+    name, (value, _) = min(scored.items(), key=lambda item: item[1][0])
     missing = len(group) - len(scored)
     rest = f" ({missing} of them {'was' if missing == 1 else 'were'} never evaluated)" if missing else ""
     return f"Best on held-out text: {name}, with {loss(value)} {unit}{rest}."
+
+
+def unlike(entries: list[Entry]) -> list[str]:
+    """How runs on one text were measured differently, in a sentence each; empty where they were measured alike."""
+    told = []
+    measures = [entry.measure for entry in entries]
+    if len({packing for packing, _, _ in measures}) > 1:
+        told.append(
+            "Their validation text was packed differently (data.packing), so they were asked for different tokens."
+        )
+    if len({(read, tokenizer) for _, read, tokenizer in measures}) > 1:
+        told.append(
+            "They were evaluated on parts of the text of different length (training.eval_tokens): "
+            "tiny-transformer evaluate RUN measures each on all of it."
+        )
+    return told
 
 
 def unique_names(runs: list[RunFiles]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tiny_transformer.errors import UserError
 from tiny_transformer.reports.charts import Chart, close_up, column, line, loss_levels, smoothed
-from tiny_transformer.reports.comparable import Entry, entries_of, same_text, share_a_tokenizer, verdict
+from tiny_transformer.reports.comparable import Entry, entries_of, same_text, share_a_tokenizer, unlike, verdict
 from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
 from tiny_transformer.reports.diagnosis.evidence import Finding
 from tiny_transformer.reports.formats import NOTHING, count, duration, large, loss, setting, shorten, signed, size
@@ -159,9 +159,7 @@ def _cautions(entries: list[Entry], groups: list[list[Entry]]) -> list[str]:
         told.append("These runs are judged by different texts: compare losses of the same text only.")
     if not share_a_tokenizer(entries):
         told.append("These runs do not share a tokenizer: compare bits per byte, not nats per token.")
-    parts = {setting(section(entry.run.config, "training").get("eval_tokens")) for entry in entries}
-    if len(parts) > 1:
-        told.append("They were evaluated on parts of the text of different length (training.eval_tokens).")
+    told += [words for group in groups if group[0].told for words in unlike(group)]
     return told
 
 
