@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,12 @@ from tiny_transformer.reports.charts import (
     smoothed,
     thinned,
 )
+from tiny_transformer.reports.comparable import entries_of
+from tiny_transformer.reports.compare import overlay
+from tiny_transformer.reports.diagnosis.evidence import Evidence
+from tiny_transformer.reports.loss_svg import loss_svg
+from tiny_transformer.reports.outcome import outcome_of
+from tiny_transformer.reports.run_reader import RunFiles
 
 
 def test_smoothed_equals_the_mean_of_the_neighbours() -> None:
@@ -145,3 +153,18 @@ def test_a_chart_in_words_and_in_numbers() -> None:
         "Update-to-weight ratio of 2 parts over 2 stretches of steps: at the end from 0 (norm) to 0.02 (layer 0)."
     )
     assert numbers_of(heat) == (["part", "step 1", "step 2"], [["layer 0", "0.01", "0.02"], ["norm", "0", "0"]])
+
+
+def test_what_is_drawn_beside_the_validation_loss_is_that_of_next_tokens_alone() -> None:
+    """Experts and an MTP head add to what is minimised."""
+    log = [{"step": step, "loss": 9.0 + step, "next_token_loss": 7.0 - step / 10} for step in range(1, 11)]
+    expected = [7.0 - step / 10 for step in range(1, 11)]
+    (chart,) = charts(log, None)
+    assert chart.figure["series"][0]["y"] == pytest.approx(expected)
+    assert loss_svg(log, None) == loss_svg([{"step": row["step"], "loss": row["next_token_loss"]} for row in log], None)
+    run = RunFiles(Path("run"), {}, [], log, [], [])
+    assert outcome_of(run).train_loss == 6.0
+    drawn = overlay(entries_of([run]))
+    assert drawn is not None
+    assert drawn.figure["series"][0]["y"] == pytest.approx(expected)
+    assert Evidence(log, {}, {}).loss[1].tolist() == pytest.approx(expected)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tiny_transformer.reports.formats import NOTHING, count, figure
-from tiny_transformer.reports.run_reader import number, section
+from tiny_transformer.reports.run_reader import next_token_key, number, section
 
 MAX_COLUMNS = 160  # of a heat map: each is some pixels wide
 MAX_PARTS = 100  # rows of it
@@ -140,7 +140,7 @@ def loss_levels(floor: float | None) -> list[dict[str, Any]]:
 
 
 def _loss_chart(log: list[dict[str, Any]], floor: float | None) -> Chart | None:
-    training, validation = column(log, "loss"), column(log, "val_loss")
+    training, validation = column(log, next_token_key(log)), column(log, "val_loss")
     if not len(training[0]) and not len(validation[0]):
         return None
     series = _noisy(log, training, "training")

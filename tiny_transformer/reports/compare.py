@@ -21,7 +21,7 @@ from tiny_transformer.reports.formats import NOTHING, count, duration, large, lo
 from tiny_transformer.reports.outcome import Outcome
 from tiny_transformer.reports.page import MAX_KEY_CHARS, chart_section, esc
 from tiny_transformer.reports.report import guarded, whole_page
-from tiny_transformer.reports.run_reader import RunFiles, number, read_run, section
+from tiny_transformer.reports.run_reader import RunFiles, next_token_key, number, read_run, section
 from tiny_transformer.storage import atomic_write
 
 DEFAULT_OUT = Path("compare.html")
@@ -68,7 +68,7 @@ def overlay(group: list[Entry], num_groups: int = 1) -> Chart | None:
     for entry in group:
         of_run: dict[str, Any] = {"role": f"run-{entry.place}", "group": entry.place, "legend": entry.name}
         log = entry.run.log
-        steps, losses = column(log, "loss")
+        steps, losses = column(log, next_token_key(log))
         if by_token and len(steps):
             series.append(line(log, entry.name, curve=(steps, smoothed(losses)), **of_run))
             first.append(float(losses[0]))

@@ -147,6 +147,12 @@ def number(row: dict[str, Any], key: str) -> float | None:
         return None
 
 
+def next_token_key(log: list[dict[str, Any]]) -> str:
+    """What the training loss of next tokens alone, which a validation loss is to stand beside, is called in a log:
+    `loss` is what is minimised, and more for a model with experts or an MTP head."""
+    return "next_token_loss" if any(number(row, "next_token_loss") is not None for row in log) else "loss"
+
+
 def section(row: dict[str, Any], key: str) -> dict[str, Any]:
     """An object inside a JSON object, empty when it is missing or something else."""
     return _object(row.get(key))

@@ -140,10 +140,11 @@ def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console:
             highlight=False,
         )
     best = outcome_of(read_run(result.run_dir))
-    loss, bits = best.val_loss, best.val_bits_per_byte
+    loss, bits, trained = best.val_loss, best.val_bits_per_byte, best.train_loss
     if loss is None or bits is None:
         console.print(
-            f"\nfinished: training loss {state.metrics['loss']:.3f} nats per token (no evaluation: set eval_steps)",
+            f"\nfinished: training loss {state.metrics['loss'] if trained is None else trained:.3f} nats per token "
+            "(no evaluation: set eval_steps)",
             highlight=False,
         )
         return

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tiny_transformer.reports.charts import column, smoothed
-from tiny_transformer.reports.run_reader import number, section
+from tiny_transformer.reports.run_reader import next_token_key, number, section
 
 MIN_ROWS = 10  # fewer logged steps can show that something is wrong, not that nothing is
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values, (N,) float64 each
@@ -65,8 +65,7 @@ class Evidence:
     @cached_property
     def loss(self) -> Curve:
         """Of next tokens alone, where a model is trained on more."""
-        steps, values = self.curve("next_token_loss")
-        return (steps, values) if len(steps) else self.curve("loss")
+        return self.curve(next_token_key(self.log))
 
     @cached_property
     def smooth_loss(self) -> Curve:
