@@ -395,7 +395,21 @@ def test_a_section_that_fails_says_so_and_takes_no_other_with_it(
         assert len(text) > 0.4 * len(whole)
     with monkeypatch.context() as patch:
         patch.setattr(report, "loss_svg", broken)
-        assert len(page_of(run).text) > 0.9 * len(whole)
+        text = page_of(run).text
+        assert len(text) > 0.9 * len(whole)
+        assert "loss.svg could not be made: IndexError: no such row" in text
+
+
+def test_the_first_page_leads_to_the_picture_beside_it(tmp_path: Path) -> None:
+    page = page_of(made.make_run(tmp_path, "demo"))
+    assert "loss.svg" in page.attributes("href")
+
+
+def test_a_picture_that_cannot_be_written_is_named_and_the_page_is_made_all_the_same(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo")
+    (run / "loss.svg").mkdir()
+    out = report.write_report(run, tmp_path / "elsewhere.html")
+    assert "loss.svg could not be made: " in Page(out).text
 
 
 def test_a_model_that_writes_nothing_but_blanks_takes_no_room(tmp_path: Path) -> None:
