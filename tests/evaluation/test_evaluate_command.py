@@ -127,6 +127,8 @@ def test_skills_of_fresh_stories_and_of_the_split(evaluate: Screen) -> None:
     fresh = json.loads(evaluate(skills=True, num_stories=6, as_json=True))
     kept = json.loads((Path(fresh["checkpoint"]).resolve().parent / "skills.json").read_text())
     assert [row["lost"] for row in kept["skills"]] == [row["lost"] for row in fresh["skills"]]
+    assert kept["step"] == 3
+    assert "tiny-transformer report runs/small says it in words" in evaluate.notes
     assert fresh["stories"] == "fresh stories"
     lost = [row["lost"] for row in fresh["skills"]]
     assert lost == sorted(lost, reverse=True)

@@ -433,6 +433,8 @@ def test_what_a_model_knows_is_told_in_words_where_its_skills_were_measured(tmp_
         "What it knows It knows: that the story is over. "
         "It does not know yet: that the hero keeps the name (41% of all that is lost)."
     ) in page_of(run).text
+    (run / "skills.json").write_text(json.dumps({"step": 1000, "skills": skills}))
+    assert "What it knows Measured on fresh stories, at step 1,000. It knows: " in page_of(run).text
 
 
 def test_report_is_written_again_over_the_old_one(tmp_path: Path) -> None:

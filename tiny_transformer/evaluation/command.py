@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -29,7 +30,7 @@ from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_storie
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
-from tiny_transformer.storage import atomic_write
+from tiny_transformer.storage import atomic_write, read_manifest
 from tiny_transformer.storage.runs import SKILLS_FILE, holds_a_run, load_identity
 
 BATCH_SIZE = 16
@@ -219,9 +220,12 @@ def _keep_for_the_report(checkpoint: Path, report: SkillReport, notes: Console) 
     if not holds_a_run(run_dir):
         return
     with suppress(OSError, UserError):
-        atomic_write(run_dir / SKILLS_FILE, json.dumps(_skills_json(report), indent=2, allow_nan=True) + "\n")
+        kept = {"step": read_manifest(checkpoint).info.get("step"), **_skills_json(report)}
+        atomic_write(run_dir / SKILLS_FILE, json.dumps(kept, indent=2, allow_nan=True) + "\n")
+        here = Path.cwd().resolve()
+        shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
         notes.print(
-            f"[dim]kept for the page: tiny-transformer report {escape(run_dir.name)} says it in words[/]",
+            f"[dim]kept for the page: tiny-transformer report {escape(shlex.quote(str(shown)))} says it in words[/]",
             soft_wrap=True,
         )
 
