@@ -363,6 +363,18 @@ def test_odd_samples_give_a_page(tmp_path: Path, content: str) -> None:
     assert "Finished after 2,000 steps" in page_of(run).text
 
 
+def test_a_damaged_file_hides_no_other(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo")
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    noted = {"size_bytes": 10**6, "sha256": "0" * 64}
+    made.save_checkpoint(run, 3000, made.run_info(3000, log=noted), "last")
+    for content, words in (("{", "samples.json cannot be read"), ("{}", "samples.json holds no list of samples")):
+        (run / "samples.json").write_text(content)
+        text = page_of(run).text
+        assert words in text
+        assert "log.jsonl is 999,975 bytes shorter than it was at the checkpoint" in text
+
+
 def test_what_is_not_a_run_is_refused(tmp_path: Path) -> None:
     for path, what in ((tmp_path / "none", "no such directory"), (tmp_path, "not a run directory")):
         with pytest.raises(UserError, match=what) as caught:

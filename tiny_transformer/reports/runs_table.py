@@ -19,6 +19,7 @@ from tiny_transformer.reports.run_reader import (
     RunFiles,
     StepDirectory,
     is_run_directory,
+    newest_whole,
     number,
     read_checkpoints,
     read_run,
@@ -58,7 +59,8 @@ class RunSummary:
     def info(self) -> dict[str, Any]:
         """run_info.json of the newest whole checkpoint; what its log tells of a run that has none, or that diverged
         after it."""
-        saved = next((c.info for c in reversed(self.checkpoints) if c.problem is None), {})
+        newest = newest_whole(self.checkpoints)
+        saved = newest.info if newest else {}
         if saved and self.state != "diverged":
             return saved
         outcome = outcome_of(self._files)
