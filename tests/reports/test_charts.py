@@ -9,6 +9,7 @@ import pytest
 
 from tiny_transformer.reports.charts import (
     ZERO,
+    by_part,
     charts,
     close_up,
     column,
@@ -168,3 +169,20 @@ def test_what_is_drawn_beside_the_validation_loss_is_that_of_next_tokens_alone()
     assert drawn is not None
     assert drawn.figure["series"][0]["y"] == pytest.approx(expected)
     assert Evidence(log, {}, {}).loss[1].tolist() == pytest.approx(expected)
+
+
+def test_a_figure_by_part_is_one_table_for_chart_and_diagnosis() -> None:
+    log = [
+        {"step": 1, "update_ratios": {"embed": 0.1, "layers.0": None, "layers.1": 0.01}},
+        {"step": 2, "loss": 1.0},
+        {"step": 4, "update_ratios": {"embed": 0.0, "layers.0": 1.0, "layers.1": "x"}},
+    ]
+    steps, names, table = by_part(log, "update_ratios")
+    assert (steps.tolist(), names) == ([1, 4], ["embed", "layers.0", "layers.1"])
+    np.testing.assert_array_equal(table, [[0.1, np.nan, 0.01], [0.0, 1.0, np.nan]])
+    drawn = next(chart.figure for chart in charts(log, None) if chart.key == "update-ratios")
+    assert drawn["z"] == [[-1.0, ZERO], [None, 0.0], [-2.0, None]]
+    of_blocks = Evidence(log, {}, {}).by_part("update_ratios", blocks_only=True)
+    assert of_blocks[1] == ["layers.0", "layers.1"]
+    np.testing.assert_array_equal(of_blocks[2], table[:, 1:])
+    assert Evidence([], {}, {}).by_part("update_ratios", blocks_only=True)[2].shape == (0, 0)
