@@ -191,9 +191,9 @@ def _refuse_other_tokenizer(opened: OpenCheckpoint, dataset: Dataset, data_dir: 
 def _load(opened: OpenCheckpoint, dataset: Dataset, device: str) -> _Subject:
     config, shape = opened.run_config, opened.config
     hardware = choose_hardware(device, config.training.precision if config else "fp32")
-    if (shape.vocab_size or 0) < dataset.tokenizer.vocab_size:
+    if shape.known_vocab_size < dataset.tokenizer.vocab_size:
         raise UserError(
-            f"the model knows {shape.vocab_size} ids and its tokenizer gives {dataset.tokenizer.vocab_size}",
+            f"the model knows {shape.known_vocab_size:,} ids and its tokenizer gives {dataset.tokenizer.vocab_size:,}",
             where=str(opened.path),
             remedy="take a checkpoint whose config.json and tokenizer.json belong together",
         )
