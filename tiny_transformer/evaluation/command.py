@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -222,8 +221,7 @@ def _keep_for_the_report(checkpoint: Path, report: SkillReport, notes: Console) 
         return
     with suppress(OSError, UserError):
         kept = {"step": read_manifest(checkpoint).info.get("step"), **_skills_json(report)}
-        atomic_write(run_dir / SKILLS_FILE, json.dumps(kept, indent=2, allow_nan=True) + "
-")
+        atomic_write(run_dir / SKILLS_FILE, json.dumps(kept, indent=2, allow_nan=True) + "\n")
         here = Path.cwd().resolve()
         shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
         report_again = command_line("tiny-transformer", "report", shown)
