@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.generation.rows import check_prompts
+from tiny_transformer.generation.rows import check_prompts, continue_ids
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete, encode_prompt, stream
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tiny_transformer.tokenizers import Tokenizer
 
 OPTIONS = tuple(field.name for field in fields(SamplingConfig))
+OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_length": "max_new_tokens"}
 
 
 def load(path: Path | str | None = None, *, device: str = "auto", dtype: torch.dtype | None = None) -> LoadedModel:
@@ -39,7 +40,7 @@ def load(path: Path | str | None = None, *, device: str = "auto", dtype: torch.d
 
 
 class LoadedModel:
-    """A model with its tokenizer: text in, text or logits out.
+    """A model with its tokenizer: text or tokens in, text, tokens or logits out.
 
     `generate` and `stream` take the fields of `SamplingConfig` as keywords: max_new_tokens, temperature, top_k, top_p,
     min_p, repetition_penalty, stop, seed. The same call gives the same text: for another one, give another seed.
@@ -64,17 +65,31 @@ class LoadedModel:
     @overload
     def generate(self, prompt: Sequence[str], **options: Any) -> list[str]: ...
 
-    def generate(self, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
-        """How the model continues a text, or each text of a list; without the prompt and without stop strings.
+    @overload
+    def generate(self, prompt: torch.Tensor | Sequence[Any], **options: Any) -> Any: ...
+
+    def generate(self, prompt: Any, **options: Any) -> Any:
+        """How the model continues a prompt, or each prompt of a list; without the prompt and without stop strings.
 
         A list is written side by side, and each text is what it would be alone; the same prompt twice gives two texts.
+
+        Args:
+            prompt: a text or a list of texts, which give text; or tokens, a list of ids or a tensor (T,), or a batch of
+                them: lists of any lengths or a tensor (B, T). Tokens give the list of new ids, without the end token.
+            options: fields of `SamplingConfig`; no stop strings with tokens.
 
         Raises:
             UserError: an unknown option, a value out of range, or a prompt that cannot be encoded or is too long.
         """
+        settings = settings_of(options)
+        if (ids := token_rows(prompt)) is not None:
+            rows, is_batch = ids
+            sizes = {"end_ids": self.checkpoint.end_ids, "num_tokens": self.tokenizer.vocab_size}
+            new_ids = continue_ids(self.model, rows, settings, **sizes)
+            return new_ids if is_batch else new_ids[0]
         is_list = isinstance(prompt, list | tuple)
         prompts = [_text(one) for one in (prompt if is_list else [prompt])]
-        texts = complete(self.model, self.tokenizer, prompts, settings_of(options), self.checkpoint.end_ids)
+        texts = complete(self.model, self.tokenizer, prompts, settings, self.checkpoint.end_ids)
         return texts if is_list else texts[0]
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
@@ -100,12 +115,33 @@ def _text(value: Any) -> str:
     return value
 
 
+def token_rows(prompt: Any) -> tuple[list[list[int]], bool] | None:
+    """Prompts given as tokens, and whether they are a batch; None for anything else, an empty list too."""
+    if isinstance(prompt, torch.Tensor):
+        if prompt.ndim not in (1, 2) or prompt.is_floating_point() or prompt.dtype == torch.bool:
+            kind = f"{tuple(prompt.shape)} of {prompt.dtype}"
+            raise UserError(f"tokens are a tensor (T,) or (B, T) of whole numbers, and this one is {kind}")
+        prompt = prompt.tolist()
+    if not isinstance(prompt, list | tuple) or not prompt:
+        return None
+    is_batch = all(isinstance(row, list | tuple | torch.Tensor) for row in prompt)
+    rows = [row.tolist() if isinstance(row, torch.Tensor) else list(row) for row in prompt] if is_batch else [prompt]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for row in rows for token in row):
+        return None
+    return [list(row) for row in rows], is_batch
+
+
 def settings_of(options: dict[str, Any]) -> SamplingConfig:
     """Sampling settings from keywords; the rest keep their defaults.
 
     Raises:
         UserError: an option that does not exist, or a value out of range.
     """
+    for other in options.keys() & OTHER_NAMES.keys():
+        name = OTHER_NAMES[other]
+        if name in options:
+            raise UserError(f"{other} and {name} are the same option", remedy=f"give {name} alone")
+        options = {name if key == other else key: value for key, value in options.items()}
     for name in options:
         if name not in OPTIONS:
             near = difflib.get_close_matches(name, OPTIONS, n=1)
