@@ -168,7 +168,10 @@ def test_prompts_and_single_prompts_come_from_standard_input(home, monkeypatch, 
 def test_a_word_that_is_a_run_is_not_taken_for_a_prompt(home, capsys):
     assert run(["generate", "demo"]) == ExitCode.USAGE
     error = capsys.readouterr().err
-    assert "demo is the name of a run" in error and "try: tiny-transformer generate --ckpt demo" in error
+    assert (
+        "demo is the name of a run, and stands here as a text" in error
+        and "try: tiny-transformer generate --ckpt demo" in error
+    )
     assert run(["generate", "demo", "--ckpt", "runs/demo/model", "--max_new_tokens", "2", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.startswith("demo")
 

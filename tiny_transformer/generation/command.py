@@ -1,4 +1,4 @@
-"""What `tiny-transformer generate` does: find the checkpoint, load it, write."""
+"""What `tiny-transformer generate` and `chat` do: find the checkpoint, load it, write."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import UserError
+from tiny_transformer.generation.chat import Conversation, RunningText
+from tiny_transformer.generation.interactive import Session
 from tiny_transformer.generation.prompt_files import STANDARD_INPUT, answer_file, answer_prompts, read_prompts
 from tiny_transformer.generation.rows import check_prompts
 from tiny_transformer.generation.sampling import SamplingConfig
@@ -40,6 +42,7 @@ class GenerateOptions:
         out: where the answers to `prompts` go; None: standard output.
         batch_size: how many prompts of a file are answered side by side.
         is_seed_chosen: False: an output that is gone on with names the seed.
+        interactive: read prompts from the terminal, one after the other, into one running text.
     """
 
     prompt: str | None = None
@@ -53,6 +56,24 @@ class GenerateOptions:
     out: Path | None = None
     batch_size: int = 16
     is_seed_chosen: bool = True
+    interactive: bool = False
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """Who is talked with.
+
+    Attributes:
+        checkpoint: as for `generate`.
+        question: one to answer, `-` for standard input; None to talk.
+        system: what the model is told first.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+    """
+
+    checkpoint: Path | None = None
+    question: str | None = None
+    system: str = ""
+    device: str = "auto"
 
 
 def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Console) -> None:
@@ -67,6 +88,10 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     opened.check_tokenizer(options.tokenizer)
     if options.prompts is not None:
         _answer(opened, options, settings, notes)
+        return
+    if options.interactive:
+        _say(opened, settings, notes)
+        talk(RunningText(opened, settings), notes)
         return
     prompt = _prompt_of(opened.path) if options.prompt is None else _given(options.prompt)
     # A prompt that the model cannot read is refused before the weights are read.
@@ -92,6 +117,12 @@ def _check(options: GenerateOptions) -> None:
         raise UserError("--stream shows one text, and --prompts has many", where="command line", remedy="leave one out")
     if options.out is not None and options.prompts is None:
         raise UserError("--out needs --prompts", where="command line", remedy="--prompts FILE, or redirect with > FILE")
+    one_text = (("--prompt", options.prompt), ("--prompts", options.prompts), ("--json", options.as_json))
+    if options.interactive and (beside := [name for name, value in one_text if value]):
+        remedy = "leave one out, or: tiny-transformer chat"
+        raise UserError(f"--interactive and {beside[0]} are both given", where="command line", remedy=remedy)
+    if options.interactive and options.num_samples > 1:
+        raise UserError("--interactive writes one text", where="command line", remedy="leave out --num_samples")
     if options.as_json and options.stream:
         raise UserError("--json and --stream are both given", where="command line", remedy="give one of them")
 
@@ -105,6 +136,44 @@ def check_prompt(opened: OpenCheckpoint, prompt: str) -> None:
 
 def _say(opened: OpenCheckpoint, settings: SamplingConfig, notes: Console) -> None:
     notes.print(f"[dim]{escape(opened.sentence)}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
+
+
+def run_chat(options: ChatOptions, settings: SamplingConfig, notes: Console) -> None:
+    """Answer one question, or talk until the end of the input; with a model that was not taught to, continue text.
+
+    Raises:
+        UserError: see `run_generate`; a system prompt for a model that has no place for one.
+    """
+    opened = open_checkpoint(options.checkpoint, device=options.device)
+    _say(opened, settings, notes)
+    if opened.template is None:
+        notes.print("[dim]this model was not taught to chat: it continues text[/]", highlight=False)
+        if options.system:
+            raise UserError("this model has no place for a system prompt", remedy="leave out --system")
+        partner: Conversation | RunningText = RunningText(opened, settings)
+    else:
+        partner = Conversation(opened, settings, options.system)
+    if options.question is None:
+        talk(partner, notes)
+        return
+    for piece in partner.ask(_given(options.question)):
+        show(piece)
+    show("\n")
+
+
+def talk(partner: Conversation | RunningText, notes: Console) -> None:
+    """A session at the terminal: answers to standard output, everything else to `notes`."""
+    prompting = input if sys.stdin.isatty() else _unprompted
+    tell = lambda line: notes.print(escape(line), style="dim", highlight=False, soft_wrap=True)  # noqa: E731
+    Session(partner, read=prompting, show=show, tell=tell).run()
+
+
+def _unprompted(_: str) -> str:
+    """The next line of an input that is no terminal."""
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
 
 
 def _write(opened: OpenCheckpoint, prompt: str, options: GenerateOptions, settings: SamplingConfig) -> None:
