@@ -21,7 +21,7 @@ from tiny_transformer.tokenizers import Tokenizer
 
 # A mark: two characters for private use round the number of a spelling. The first of them, in a message, gets one too.
 _OPENS, _CLOSES = "\ue000", "\ue001"
-_MARK = re.compile(f"{_OPENS}([0-9]+){_CLOSES}")
+_MARK = re.compile(f"{_OPENS}([0-9]{{1,6}}){_CLOSES}")
 
 
 class Message(NamedTuple):
@@ -62,7 +62,7 @@ def prompt_ids(tokenizer: Tokenizer, template: str, messages: Sequence[Message])
     ids, start = [], 0
     for found in [*in_text.finditer(text), None]:
         part = text[start : found.start() if found else len(text)]
-        ids += tokenizer.encode(_MARK.sub(lambda mark: spellings[int(mark[1])], part))
+        ids += tokenizer.encode(_MARK.sub(lambda mark: spellings[int(mark[1]) % len(spellings)], part))
         if found:
             ids.append(controls[found[0]])
             start = found.end()
@@ -79,8 +79,8 @@ def _rendered(template: str, messages: list[dict[str, str]], names: dict[int, st
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.globals["raise_exception"] = raise_exception
     values: dict[str, Any] = {
+        "raise_exception": raise_exception,
         "messages": messages,
         "add_generation_prompt": True,
         "bos_token": names.get(tokenizer.begin_id if tokenizer.begin_id is not None else -1, ""),
