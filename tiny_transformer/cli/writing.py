@@ -76,6 +76,15 @@ def generate(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", help="Prompts of a file that are read at once.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each text.")] = False,
+    speculative: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DRAFT",
+            help="Draft tokens ahead and check several a pass; the text stays the same. ngram: from earlier text; mtp: "
+            "with the model's own MTP head; or a smaller model's run. Says whether it paid.",
+        ),
+    ] = None,
+    num_draft_tokens: Annotated[int, typer.Option("--num_draft_tokens", help="The most tokens drafted at once.")] = 4,
     interactive: Annotated[
         bool, typer.Option("--interactive", help="Type prompts, one after the other, into one running text.")
     ] = False,
@@ -113,6 +122,8 @@ def generate(
         prompts=prompts,
         out=out,
         batch_size=batch_size,
+        speculative=speculative,
+        num_draft_tokens=num_draft_tokens,
         is_seed_chosen=is_given(context, "seed"),
         interactive=interactive or (is_one_text and out is None and sys.stdin.isatty() and sys.stdout.isatty()),
     )

@@ -64,6 +64,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 SWITCHES: dict[str, tuple[str, Any]] = {
     "training.bf16": ("training.precision", "bf16"),
     "training.fp16": ("training.precision", "fp16"),
+    "advanced.speculative_sampling": ("training.sample_drafter", "auto"),
     "advanced.use_mqa": ("model.num_key_value_heads", 1),
     "advanced.multi_query": ("model.num_key_value_heads", 1),
     "advanced.multi_query_attention": ("model.num_key_value_heads", 1),
@@ -74,12 +75,12 @@ UNBUILT: dict[str, str] = {
     "advanced.use_lora": "leave it out: all weights are trained",
     "advanced.quantize": "leave it out, and quantize the trained model: tiny-transformer export RUN --gguf q8_0",
     "advanced.log_attention": "leave it out",
-    "advanced.speculative_sampling": "leave it out: tokens are written one by one",
+    "advanced.draft_model": "training.sample_drafter names a smaller model's run",
     "advanced.use_flash_attention": "leave it out: PyTorch takes the quickest kernel that the device has",
     "advanced.flash_attention": "leave it out: PyTorch takes the quickest kernel that the device has",
     "advanced.dropout_annealing": "training.final_dropout is the rate at the last step",
 }
-_SETTINGS_OF_UNBUILT = ("lora_", "quantize_", "speculative_", "draft_", "attention_log_")
+_SETTINGS_OF_UNBUILT = ("lora_", "quantize_", "attention_log_")
 _OFF = (None, False, 0, "", "none", "None", "null", "off", "no", "false")
 
 # our key -> other spellings of its values

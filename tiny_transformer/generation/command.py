@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.chat import Conversation, RunningText
+from tiny_transformer.generation.drafting import speculation_of
 from tiny_transformer.generation.interactive import Session
 from tiny_transformer.generation.prompt_files import STANDARD_INPUT, answer_file, answer_prompts, read_prompts
 from tiny_transformer.generation.rows import check_prompts
@@ -43,6 +44,9 @@ class GenerateOptions:
         batch_size: how many prompts of a file are answered side by side.
         is_seed_chosen: False: an output that is gone on with names the seed.
         interactive: read prompts from the terminal, one after the other, into one running text.
+        speculative: who drafts tokens ahead: `ngram`, `mtp`, or a checkpoint or run of a smaller model; None: what the
+            run's config says.
+        num_draft_tokens: the most that are drafted at once.
     """
 
     prompt: str | None = None
@@ -57,6 +61,8 @@ class GenerateOptions:
     batch_size: int = 16
     is_seed_chosen: bool = True
     interactive: bool = False
+    speculative: str | None = None
+    num_draft_tokens: int = 4
 
 
 @dataclass(frozen=True)
@@ -97,24 +103,33 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     # A prompt that the model cannot read is refused before the weights are read.
     check_prompt(opened, prompt)
     _say(opened, settings, notes)
+    speculation = speculation_of(opened, options.speculative, options.num_draft_tokens)
+    prompts = [prompt] * options.num_samples
+    writing = Writing(
+        opened.model, opened.tokenizer, prompts, settings, end_ids=opened.end_ids, speculation=speculation
+    )
     if options.as_json:
-        prompts = [prompt] * options.num_samples
-        writing = Writing(opened.model, opened.tokenizer, prompts, settings, end_ids=opened.end_ids)
         for sample, continuation in enumerate(writing.all()):
             show_json({"sample": sample, "prompt": prompt, **asdict(continuation), "seed": settings.seed})
     else:
-        _write(opened, prompt, options, settings)
+        _write(writing, prompt, options)
+    if speculation is not None:
+        notes.print(f"[dim]{speculation.tally.sentence()}[/]", highlight=False, soft_wrap=True)
 
 
 def _check(options: GenerateOptions) -> None:
     """Refuse what cannot be, or what would be passed over."""
-    for name in ("num_samples", "batch_size"):
+    for name in ("num_samples", "batch_size", "num_draft_tokens"):
         if (value := getattr(options, name)) < 1:
             raise UserError(f"{name} = {value} is not possible", remedy=f"{name}: 1 or more")
     if options.prompts is not None and options.prompt is not None:
         raise UserError("--prompt and --prompts are both given", where="command line", remedy="give one of them")
     if options.prompts is not None and options.stream:
         raise UserError("--stream shows one text, and --prompts has many", where="command line", remedy="leave one out")
+    if options.speculative is not None and (options.prompts is not None or options.interactive):
+        remedy = "leave --speculative out: it writes text after text, and --prompts many side by side"
+        other = "--prompts" if options.prompts is not None else "--interactive"
+        raise UserError(f"--speculative and {other} are both given", where="command line", remedy=remedy)
     if options.out is not None and options.prompts is None:
         raise UserError("--out needs --prompts", where="command line", remedy="--prompts FILE, or redirect with > FILE")
     one_text = (("--prompt", options.prompt), ("--prompts", options.prompts), ("--json", options.as_json))
@@ -176,13 +191,12 @@ def _unprompted(_: str) -> str:
     return line.removesuffix("\n")
 
 
-def _write(opened: OpenCheckpoint, prompt: str, options: GenerateOptions, settings: SamplingConfig) -> None:
+def _write(writing: Writing, prompt: str, options: GenerateOptions) -> None:
     """Print the prompt with each continuation, the first one piece by piece where that is asked for."""
     rows = [""] * options.num_samples
     if options.stream:
         show(prompt)
-    prompts = [prompt] * options.num_samples
-    for row, piece in Writing(opened.model, opened.tokenizer, prompts, settings, end_ids=opened.end_ids):
+    for row, piece in writing:
         if options.stream and row == 0:  # the other rows are written beside it and shown after it
             show(piece)
         else:

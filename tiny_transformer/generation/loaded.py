@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from tiny_transformer.errors import UserError
+from tiny_transformer.generation.drafting import speculation_of
 from tiny_transformer.generation.rows import check_prompts, continue_ids
 from tiny_transformer.generation.sampling import SamplingConfig
-from tiny_transformer.generation.text import complete, encode_prompt, stream
+from tiny_transformer.generation.speculative import Speculation
+from tiny_transformer.generation.text import Writing, encode_prompt
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tiny_transformer.tokenizers import Tokenizer
 
 OPTIONS = tuple(field.name for field in fields(SamplingConfig))
+DRAFTING = ("speculative", "num_draft_tokens")
 OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_length": "max_new_tokens"}
 
 
@@ -76,25 +79,45 @@ class LoadedModel:
         Args:
             prompt: a text or a list of texts, which give text; or tokens, a list of ids or a tensor (T,), or a batch of
                 them: lists of any lengths or a tensor (B, T). Tokens give the list of new ids, without the end token.
-            options: fields of `SamplingConfig`; no stop strings with tokens.
+            options: fields of `SamplingConfig`, no stop strings with tokens; and for texts `speculative` and
+                `num_draft_tokens`, as on the command line: the same text, several tokens a pass.
 
         Raises:
             UserError: an unknown option, a value out of range, or a prompt that cannot be encoded or is too long.
         """
-        settings = settings_of(options)
+        settings, speculation = settings_of(options), self._speculation(options)
         if (ids := token_rows(prompt)) is not None:
             rows, is_batch = ids
+            if speculation is not None:
+                remedy = "leave it out, or give the prompt as text"
+                raise UserError("speculative needs a prompt that is text", remedy=remedy)
             sizes = {"end_ids": self.checkpoint.end_ids, "num_tokens": self.tokenizer.vocab_size}
             new_ids = continue_ids(self.model, rows, settings, **sizes)
             return new_ids if is_batch else new_ids[0]
         is_list = isinstance(prompt, list | tuple)
         prompts = [_text(one) for one in (prompt if is_list else [prompt])]
-        texts = complete(self.model, self.tokenizer, prompts, settings, self.checkpoint.end_ids)
+        writing = Writing(
+            self.model, self.tokenizer, prompts, settings, end_ids=self.checkpoint.end_ids, speculation=speculation
+        )
+        texts = [continuation.text for continuation in writing.all()]
         return texts if is_list else texts[0]
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """The continuation of one text in pieces, as they are written; joined, what `generate` returns. Same errors."""
-        return stream(self.model, self.tokenizer, _text(prompt), settings_of(options), self.checkpoint.end_ids)
+        settings, speculation = settings_of(options), self._speculation(options)
+        ends = self.checkpoint.end_ids
+        writing = Writing(self.model, self.tokenizer, [_text(prompt)], settings, end_ids=ends, speculation=speculation)
+        return (piece for _, piece in writing)
+
+    def _speculation(self, options: dict[str, Any]) -> Speculation | None:
+        """How texts are drafted, by the options `speculative` and `num_draft_tokens`; None: one by one."""
+        name, num_draft_tokens = options.get("speculative"), options.get("num_draft_tokens", 4)
+        if not isinstance(name, str | None) or type(num_draft_tokens) is not int or num_draft_tokens < 1:
+            raise UserError(
+                f"speculative = {name!r} with num_draft_tokens = {num_draft_tokens!r} is not possible",
+                remedy="speculative: ngram, mtp or a run; num_draft_tokens: 1 or more",
+            )
+        return None if name is None else speculation_of(self.checkpoint, name, num_draft_tokens)
 
     @torch.inference_mode()
     def logits(self, text: str) -> torch.Tensor:
@@ -137,6 +160,7 @@ def settings_of(options: dict[str, Any]) -> SamplingConfig:
     Raises:
         UserError: an option that does not exist, or a value out of range.
     """
+    options = {key: value for key, value in options.items() if key not in DRAFTING}
     for other in options.keys() & OTHER_NAMES.keys():
         name = OTHER_NAMES[other]
         if name in options:

@@ -105,12 +105,7 @@ class Generation(Iterator[list[int | None]]):
 
     def _record(self, ids: list[int]) -> list[int | None]:
         """End the rows that are done, and return what this step gives out."""
-        if NOT_A_TOKEN in ids:
-            raise UserError(
-                f"the model computed not-a-number after {self._step} new tokens",
-                remedy="use another checkpoint, or load this one with dtype float32",
-                exit_code=ExitCode.BAD_DATA,
-            )
+        refuse_not_a_number(ids, self._step)
         self._step += 1
         given: list[int | None] = []
         for row, token in enumerate(ids):
@@ -133,6 +128,16 @@ class Generation(Iterator[list[int | None]]):
             limit = self._model.config.max_position_embeddings
             _log.warning("the text ends here: the model's context of %s tokens is full", f"{limit:,}")
         self.finish_reasons[row] = "context"
+
+
+def refuse_not_a_number(ids: Sequence[int], num_new: int) -> None:
+    """Raise UserError where a row had no token to choose, after so many new ones."""
+    if NOT_A_TOKEN in ids:
+        raise UserError(
+            f"the model computed not-a-number after {num_new} new tokens",
+            remedy="use another checkpoint, or load this one with dtype float32",
+            exit_code=ExitCode.BAD_DATA,
+        )
 
 
 def continue_ids(

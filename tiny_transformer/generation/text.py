@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.generation.rows import FinishReason, Generation
 from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.generation.speculative import Speculation, SpeculativeGeneration
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import own_end_ids
 from tiny_transformer.tokenizers import Tokenizer
@@ -68,6 +70,7 @@ class Writing:
         settings: how the next token is chosen, and when to stop.
         end_ids: tokens that end a text, besides the tokenizer's own: `end_ids` of `models.open.OpenCheckpoint`.
         keys: see `Generation`.
+        speculation: how texts are drafted; they are written one after the other then, and are the same.
 
     Raises:
         UserError: the tokenizer does not fit the model, or a prompt cannot be encoded or is longer than the context.
@@ -82,13 +85,18 @@ class Writing:
         *,
         end_ids: Collection[int] = (),
         keys: Sequence[int] | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         check_vocabulary(model, tokenizer)
         encoded = [encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         self._model = model
         self._rows = [TextRow(tokenizer, ids, settings.stop) for ids in encoded]
-        ends, num_tokens = {*own_end_ids(tokenizer), *end_ids}, tokenizer.vocab_size
-        self._generation = Generation(model, encoded, settings, end_ids=ends, num_tokens=num_tokens, keys=keys)
+        ids: dict[str, Any] = {"end_ids": {*own_end_ids(tokenizer), *end_ids}, "num_tokens": tokenizer.vocab_size}
+        self._generation = (
+            Generation(model, encoded, settings, **ids, keys=keys)
+            if speculation is None
+            else SpeculativeGeneration(model, encoded, settings, speculation, **ids, keys=keys)
+        )
         self._counts = [0] * len(encoded)
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
