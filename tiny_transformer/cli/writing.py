@@ -56,7 +56,7 @@ def generate(
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = 1.0,
     stop: Stop = None,
-    num_samples: Annotated[int, typer.Option("--num_samples", help="How many continuations.")] = 1,
+    num_samples: Annotated[int, typer.Option("--num_samples", "--samples", help="How many continuations.")] = 1,
     seed: Seed = None,
     tokenizer: Annotated[
         str, typer.Option(help="auto takes the checkpoint's own; another name is only accepted when it is the same.")
@@ -76,6 +76,14 @@ def generate(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", help="Prompts of a file that are read at once.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each text.")] = False,
+    vote: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Of several samples show the one that wins. majority: the commonest answer (after ####, else the last "
+            "number, else all); regex:PATTERN: of its first group; verifier:FILE.py:function: the highest score.",
+        ),
+    ] = None,
     speculative: Annotated[
         str | None,
         typer.Option(
@@ -123,6 +131,7 @@ def generate(
         out=out,
         batch_size=batch_size,
         speculative=speculative,
+        vote=vote,
         num_draft_tokens=num_draft_tokens,
         is_seed_chosen=is_given(context, "seed"),
         interactive=interactive or (is_one_text and out is None and sys.stdin.isatty() and sys.stdout.isatty()),

@@ -22,6 +22,7 @@ from tiny_transformer.generation.prompt_files import STANDARD_INPUT, answer_file
 from tiny_transformer.generation.rows import check_prompts
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import Writing, encode_prompt
+from tiny_transformer.generation.voting import Vote, parse_vote
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
 
 DEFAULT_PROMPT = "Once upon a time"
@@ -47,6 +48,7 @@ class GenerateOptions:
         speculative: who drafts tokens ahead: `ngram`, `mtp`, or a checkpoint or run of a smaller model; None: what the
             run's config says.
         num_draft_tokens: the most that are drafted at once.
+        vote: show of several continuations the one that wins: `majority`, `regex:PATTERN` or `verifier:FILE.py:name`.
     """
 
     prompt: str | None = None
@@ -63,6 +65,7 @@ class GenerateOptions:
     interactive: bool = False
     speculative: str | None = None
     num_draft_tokens: int = 4
+    vote: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
         UserError: no checkpoint, a damaged one, another tokenizer, options that contradict each other, or a prompt it
             cannot encode.
     """
-    _check(options)
+    _check(options, settings)
+    vote = None if options.vote is None else parse_vote(options.vote)
     opened = open_checkpoint(options.checkpoint, device=options.device)
     opened.check_tokenizer(options.tokenizer)
     if options.prompts is not None:
@@ -108,7 +112,9 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     writing = Writing(
         opened.model, opened.tokenizer, prompts, settings, end_ids=opened.end_ids, speculation=speculation
     )
-    if options.as_json:
+    if vote is not None:
+        _elect(writing, prompt, vote, options, notes)
+    elif options.as_json:
         for sample, continuation in enumerate(writing.all()):
             show_json({"sample": sample, "prompt": prompt, **asdict(continuation), "seed": settings.seed})
     else:
@@ -117,7 +123,7 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
         notes.print(f"[dim]{speculation.tally.sentence()}[/]", highlight=False, soft_wrap=True)
 
 
-def _check(options: GenerateOptions) -> None:
+def _check(options: GenerateOptions, settings: SamplingConfig) -> None:
     """Refuse what cannot be, or what would be passed over."""
     for name in ("num_samples", "batch_size", "num_draft_tokens"):
         if (value := getattr(options, name)) < 1:
@@ -130,6 +136,13 @@ def _check(options: GenerateOptions) -> None:
         remedy = "leave --speculative out: it writes text after text, and --prompts many side by side"
         other = "--prompts" if options.prompts is not None else "--interactive"
         raise UserError(f"--speculative and {other} are both given", where="command line", remedy=remedy)
+    if options.vote is not None and (options.stream or options.prompts is not None or options.interactive):
+        remedy = "leave out --stream, --prompts and --interactive"
+        raise UserError("--vote shows one text of one prompt", where="command line", remedy=remedy)
+    if options.vote is not None and options.num_samples < 2:
+        raise UserError("--vote needs several texts", where="command line", remedy="--samples 8 or so")
+    if options.vote is not None and settings.temperature == 0:
+        raise UserError("--vote with --temperature 0: all texts are the same", remedy="--temperature 0.7 or so")
     if options.out is not None and options.prompts is None:
         raise UserError("--out needs --prompts", where="command line", remedy="--prompts FILE, or redirect with > FILE")
     one_text = (("--prompt", options.prompt), ("--prompts", options.prompts), ("--json", options.as_json))
@@ -204,6 +217,20 @@ def _write(writing: Writing, prompt: str, options: GenerateOptions) -> None:
     for row, text in enumerate(rows):
         head = "" if options.stream and row == 0 else prompt
         show(("\n---\n\n" if row else "") + head + text + "\n")
+
+
+def _elect(writing: Writing, prompt: str, vote: Vote, options: GenerateOptions, notes: Console) -> None:
+    """Print the continuation that wins, and the tally beside it."""
+    texts = [continuation.text for continuation in writing.all()]
+    election = vote.elect(prompt, texts)
+    if options.as_json:
+        told = {"answer": election.answer, "tally": election.tally(), "scores": list(election.scores), "samples": texts}
+        show_json({"prompt": prompt, "text": texts[election.winner], "sample": election.winner, **told})
+    else:
+        show(prompt + texts[election.winner] + "\n")
+    for index, problem in election.problems:
+        notes.print(f"[yellow]text {index + 1} was not judged: {escape(problem)}[/]", highlight=False, soft_wrap=True)
+    notes.print(f"[dim]{escape(election.sentence())}[/]", highlight=False, soft_wrap=True)
 
 
 def _answer(opened: OpenCheckpoint, options: GenerateOptions, settings: SamplingConfig, notes: Console) -> None:
