@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
@@ -24,7 +25,8 @@ def speculation_of(opened: OpenCheckpoint, name: str | None, num_draft_tokens: i
         UserError: no MTP head, no such checkpoint, or one with another tokenizer.
     """
     if name is None:
-        name = None if opened.run_config is None else opened.run_config.training.sample_drafter
+        with suppress(UserError):  # a config of another version; drafting changes no text
+            name = None if opened.run_config is None else opened.run_config.training.sample_drafter
         if name is None:
             return None
     model, num_tokens = opened.model, opened.tokenizer.vocab_size
