@@ -222,6 +222,11 @@ class TrainingConfig(Section):
     sample_tokens: int = setting(200, "allow", ge=1, le=100_000)
     """Longest continuation of each of them."""
 
+    sample_drafter: str | None = setting(None, "allow")
+    """Who drafts tokens ahead when `generate` writes with a checkpoint of this run, so that several are written a pass:
+    `ngram` (earlier text), `mtp` (the model's own MTP head), a checkpoint or run of a smaller model with the same
+    tokenizer, or `auto`: `mtp` where there is such a head, else `ngram`. The texts are the same. Null: nobody."""
+
     @field_validator("loggers", mode="before")
     @classmethod
     def _names_with_commas(cls, value: Any) -> Any:
