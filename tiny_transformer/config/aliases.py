@@ -58,6 +58,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "advanced.gradient_checkpointing": ("training.gradient_checkpointing",),
     "advanced.gradient_clip": ("training.grad_clip",),
     "advanced.grad_clip": ("training.grad_clip",),
+    "advanced.quantize": ("training.quantize",),
 }
 
 # names of switches -> what they switch on; off, they say nothing
@@ -125,7 +126,7 @@ def translate(key: str, value: Any, origin: str | None = None) -> list[tuple[str
     if key in SWITCHES and isinstance(value, bool):
         name, meaning = SWITCHES[key]
         return [(name, meaning)] if value else []
-    if key in UNBUILT:
+    if key in UNBUILT and key not in ALIASES:
         if value in _OFF:
             return []
         raise UserError(f"{key} = {value!r} is not built here", where=origin, remedy=UNBUILT[key])
