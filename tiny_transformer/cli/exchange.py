@@ -56,6 +56,10 @@ def import_(
         typer.Option(help="For a llama2.c model its tokenizer.bin; for train.bin and val.bin a name such as gpt2."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of token files, which do not say: uint16 or uint32.")] = "uint16",
+    full_size: Annotated[
+        bool,
+        typer.Option("--full_size", help="Write the weights of a q8_0 or q4_0 file as float32, to go on training."),
+    ] = False,
 ) -> None:
     """Bring in a model or token files of another program: checked, in one piece, readable by every verb here.
 
@@ -63,7 +67,7 @@ def import_(
     """
     from tiny_transformer.interop.command import run_import
 
-    run_import(source, out_dir=out_dir, tokenizer=tokenizer, dtype=dtype, console=Console())
+    run_import(source, out_dir=out_dir, tokenizer=tokenizer, dtype=dtype, full_size=full_size, console=Console())
 
 
 @app.command(context_settings=SETTINGS)
