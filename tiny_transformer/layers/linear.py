@@ -72,7 +72,7 @@ class QuantizedWeight(nn.Module):
         self, rows: int, columns: int, *, bits: Bits, group_size: int | None, device: torch.device | None = None
     ) -> None:
         super().__init__()
-        self.bits, self.group_size, self._columns = bits, group_size, columns
+        self.bits, self.group_size, self.columns = bits, group_size, columns
         self.group_width = group_size or columns + columns % 2
         if bits not in (8, 4) or self.group_width < 1 or (bits == 4 and self.group_width % 2):
             raise ValueError(f"{bits} bits in groups of {group_size}: 8 or 4 bits, and with 4 an even group")
@@ -96,8 +96,8 @@ class QuantizedWeight(nn.Module):
             integers, scale = integers[rows.flatten()], scale[rows.flatten()]
         integers = integers if self.bits == 8 else unpack(integers)
         groups = integers.unflatten(1, (-1, self.group_width)) * scale.float()[..., None]  # (N, M, g)
-        weight = groups.flatten(1)[:, : self._columns].to(dtype)
-        return weight if rows is None else weight.view(*rows.shape, self._columns)
+        weight = groups.flatten(1)[:, : self.columns].to(dtype)
+        return weight if rows is None else weight.view(*rows.shape, self.columns)
 
     def _apply(self, fn, recurse: bool = True):  # .to(dtype), .cuda() and the like
         scale = self.scale
