@@ -15,6 +15,7 @@ from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
+from tiny_transformer.generation import engines
 from tiny_transformer.models import load_model
 from tiny_transformer.models.swaps import describe_swaps
 from tiny_transformer.quantization.command import QuantizeOptions, run_quantize
@@ -54,6 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
+        patch.setattr(engines, "find_spec", lambda name: None)  # the compiled step has tests of its own
         launch(Request(load_run_config(SMALL), "small"), Console(file=io.StringIO()))
         for kind in ("int8", "int4"):
             (directory / f"{kind}.txt").write_text(quantize(kind)[1])
@@ -70,6 +72,7 @@ def quantize(kind: str, **options) -> tuple[tuple, str]:
 @pytest.fixture(autouse=True)
 def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
 
 
 @pytest.mark.parametrize(("kind", "at_most"), [("int8", 0.005), ("int4", 0.04)])

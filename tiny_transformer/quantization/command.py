@@ -22,6 +22,7 @@ from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.generation.decoder import Decoder
+from tiny_transformer.generation.engines import choose_engine
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.interop.hf import beside_the_weights
 from tiny_transformer.models import save_model
@@ -114,6 +115,8 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
         opened.tokenizer.save(here, max_length=old.config.max_position_embeddings, end_ids=opened.end_ids)
         for name, content in (beside.copied or {}).items():
             here.write(name, content)
+    for name, model in (("before", old), (options.kind, new)):
+        notes.print(f"[dim]tokens/s of {name}: {escape(choose_engine(model))}[/]", highlight=False, soft_wrap=True)
     speeds = _tokens_per_second(old, new)
     before, after = (
         Measured(weight_bytes(path), _loss(model, text, options.max_batches), speed)
