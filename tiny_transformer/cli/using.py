@@ -99,6 +99,12 @@ def evaluate(
         bool, typer.Option("--skills", help="What is lost by skill and by place in the story (story corpus only).")
     ] = False,
     num_stories: Annotated[int, typer.Option("--num_stories", help="How many stories --skills reads.")] = 500,
+    stories: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Let the model write N stories and read them: is the hero kept, are sums right?"
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
@@ -108,7 +114,7 @@ def evaluate(
     """
     from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
 
-    options = EvaluateOptions(checkpoint, data_dir, split, max_batches, skills, num_stories, device, as_json)
+    options = EvaluateOptions(checkpoint, data_dir, split, max_batches, skills, num_stories, stories, device, as_json)
     run_evaluate(options, Console(), Console(stderr=True))
 
 
