@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from tiny_transformer.data.token_file import Dataset
 from tiny_transformer.errors import UserError, in_words
 from tiny_transformer.evaluation.floor import check_split
 from tiny_transformer.evaluation.loss import perplexity_in_words
+from tiny_transformer.evaluation.tables import written_json
+from tiny_transformer.evaluation.written import read_stories, write_stories
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.models.open import OpenCheckpoint
@@ -27,10 +30,11 @@ from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.stages.samples import keep_samples, samples_before
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory, atomic_write
-from tiny_transformer.storage.runs import NOT_FINITE_FILE
+from tiny_transformer.storage.runs import NOT_FINITE_FILE, WRITTEN_FILE
 from tiny_transformer.training.nonfinite import NotFiniteError
 from tiny_transformer.training.plan import Plan
 
+NUM_STORIES = 30  # that a finished model writes, to be read
 FEW_STEPS = 100  # with fewer a small model has hardly left its random beginning
 
 
@@ -86,7 +90,8 @@ def finish(outcome: RunResult, console: Console) -> None:
 
     The model is saved by now, and nothing here may hide that: what fails is told in a line, and the rest goes on.
     """
-    shown = {"figures": outcome.stage.show_figures, "samples": write_samples}
+    stage = outcome.stage
+    shown = {"figures": stage.show_figures, "samples": write_samples, "knowledge": stage.show_knowledge}
     if outcome.status == "stopped":
         console.print(
             f"stopped at step {outcome.state.step:,} and saved; continue with --resume --out_dir {outcome.run_dir}",
@@ -197,6 +202,25 @@ def write_samples(outcome: RunResult, console: Console) -> None:
         for prompt, text in zip(training.sample_prompts, texts, strict=True)
     ]
     keep_samples(outcome.run_dir, [*samples_before(outcome.run_dir, outcome.state.step + 1), *samples])
+
+
+def show_written_stories(outcome: RunResult, console: Console) -> None:
+    """Let the trained model write stories, say in words what it gets right, and keep the figures for the report."""
+    run = RunDirectory(outcome.run_dir)
+    checkpoint = run.resolve("best") or run.resolve("last")
+    if checkpoint is None or not outcome.stage.config.training.sample_prompts:
+        return
+    opened = OpenCheckpoint(checkpoint.path, device=str(outcome.hardware.device))
+    texts = write_stories(opened.model, opened.tokenizer, NUM_STORIES, end_ids=opened.end_ids)
+    written = written_json(read_stories(texts), NUM_STORIES)
+    atomic_write(outcome.run_dir / WRITTEN_FILE, json.dumps(written, indent=2) + "\n", makes_parents=False)
+    console.print(
+        Text.assemble(
+            "\n",
+            (str(written["in_words"]), "bold"),
+            f" (tiny-transformer evaluate {run.path} --stories 100 shows the figures)",
+        )
+    )
 
 
 def settings_dict(settings: SamplingConfig) -> dict[str, float | int | None]:

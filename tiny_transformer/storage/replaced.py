@@ -13,7 +13,14 @@ from pathlib import Path
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.marks import MARKS, STEP_NAME
-from tiny_transformer.storage.runs import NOT_FINITE_FILE, SKILLS_FILE, WRITTEN_FILE, RunDirectory, holds_a_run
+from tiny_transformer.storage.runs import (
+    GROWTH_FILE,
+    NOT_FINITE_FILE,
+    SKILLS_FILE,
+    WRITTEN_FILE,
+    RunDirectory,
+    holds_a_run,
+)
 from tiny_transformer.storage.temporary import exists, remove_tree
 
 REPLACED = ".replaced"
@@ -21,7 +28,7 @@ _UNFINISHED = ".replacing"  # while files are being moved there, or back
 # What a run writes besides checkpoints and marks. Anything else in its directory is the user's, and stays.
 RUN_FILES = (
     *("config.yaml", "plan.json", "log.jsonl", "samples.json", "report.html", "loss.svg"),
-    *(SKILLS_FILE, WRITTEN_FILE, NOT_FINITE_FILE),
+    *(SKILLS_FILE, WRITTEN_FILE, GROWTH_FILE, NOT_FINITE_FILE),
 )
 
 

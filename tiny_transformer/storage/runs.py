@@ -24,6 +24,7 @@ from tiny_transformer.storage.temporary import LEFTOVER_PREFIX, exists, leftover
 CONFIG_FILE = "config.yaml"
 NOT_FINITE_FILE = "not_finite.json"  # where a run ended whose numbers stopped being numbers; gone once it is resumed
 SKILLS_FILE = "skills.json"  # what `evaluate --skills` found, for the report
+GROWTH_FILE = "growth.json"  # how each skill grew through the run
 WRITTEN_FILE = "written.json"  # what was right in the stories that the model wrote
 STATE_DIRECTORY, STATE_FILE = "trainer_state", "state.json"  # in a checkpoint, beside the weights
 STATE_FORMAT = 1

@@ -86,15 +86,16 @@ class Proofreader:
     def __init__(self, tree: tuple[Node, ...]) -> None:
         self._tree = tree
         self._domains = _domains(tree)
-        self._by_letter: dict[str, list[Place]] = {}
-        self._anywhere: list[Place] = []
         self._rests_of: dict[Any, list[str]] = {}
+        self._by_letter: dict[str, list[Place]] = {}
+        letters: dict[Any, set[str]] = {}
         for place in self._beginnings(tree, None):
             first = place[0][place[1]]
-            if isinstance(first, Literal):
-                self._by_letter.setdefault(first.text[0], []).append(place)
-            else:
-                self._anywhere.append(place)
+            key = first if isinstance(first, Literal | Reference) else id(first)
+            if key not in letters:
+                letters[key] = {text[0] for text, *_ in self._written(first, {})}
+            for letter in letters[key]:
+                self._by_letter.setdefault(letter, []).append(place)
 
     def read(self, text: str) -> Proof:
         """How a text reads."""
@@ -119,7 +120,7 @@ class Proofreader:
 
     def _anew(self, reading: _Reading, text: str, start: int) -> Iterator[_Reading]:
         """Readings that begin at `start`, at every place of the grammar where a sentence can begin."""
-        for place in (*self._by_letter.get(text[start], ()), *self._anywhere):
+        for place in self._by_letter.get(text[start], ()):
             yield reading._replace(at=start, place=place)
 
     def _sentence(self, text: str, readings: Iterable[_Reading], end: int) -> list[_Reading]:
