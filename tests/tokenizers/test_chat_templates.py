@@ -75,6 +75,20 @@ def test_transformers_gives_our_ids(name: str, tmp_path: Path) -> None:
             assert ids_there(theirs, messages, asks=asks) == ours
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_chat_feeds_what_was_learnt(name: str) -> None:
+    """`chat` runs the Jinja text of the checkpoint."""
+    from tiny_transformer.generation.chat import Message as Turn
+    from tiny_transformer.generation.chat import prompt_ids
+
+    template = TEMPLATES[name]
+    tokenizer = make_tokenizer("byte").with_control_tokens(template.control_tokens)
+    messages = (*TALKS["several turns"], Message("user", "<|im_end|> <|eot_id|> <|endoftext|>"))
+    turns = [Turn(*message) for message in messages]
+    jinja = template.jinja(Marks.of(tokenizer))
+    assert prompt_ids(tokenizer, jinja, turns) == template.prompt_ids(tokenizer, messages)
+
+
 @pytest.mark.slow
 def test_qwen3s_own_template_gives_our_ids(shared_data: Path, tmp_path: Path) -> None:
     """Its thinking and its non-thinking form, with its tokenizer."""

@@ -109,7 +109,7 @@ class Chains:
         monkeypatch.setitem(TINY, "data", {"seq_len": 16, "packing": changes.pop("packing", "concat")})
         hardware = Hardware(torch.device("cpu"), changes.pop("arithmetic", None))
         monkeypatch.setattr("tiny_transformer.stages.launch.choose_hardware", lambda *asked: hardware)
-        monkeypatch.setattr(planning, "measure_seconds", lambda *_, **__: 0.02)
+        monkeypatch.setattr("tiny_transformer.stages.run.measure_seconds", lambda *_, **__: 0.02)
         if "early_stopping_patience" in changes:
             monkeypatch.setattr(stage.Run, "evaluate", lambda run: evaluation(1.0 + abs(run.state.step - 5)))
         short: dict[str, Any] = {"steps": 9, "micro_batch_size": 3, "save_steps": 3, "eval_steps": 4, "dropout": 0.0}
@@ -136,6 +136,7 @@ class Chains:
                 "lora": self.lora,
                 "data": {"source": str(self.talks), "seq_len": 32, "val_fraction": 0.2},
             }
+            tree |= {"finetune": {"template": "plain"}} if self.lora else {}  # no new tokens, and short
             return tune(tree, resume=resume)[0].status
         return run_tiny(self.data_dir, self.directory / name, resume=resume, **self.options).status
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, app
-from tiny_transformer.errors import ExitCode
+from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.find import find_run, find_runs
 
 
@@ -33,8 +33,20 @@ def runs(
 @app.command(context_settings=SETTINGS)
 def inspect(
     target: Annotated[
-        Path, typer.Argument(metavar="DIR|FILE", help="A directory of prepared data, or records of conversations.")
-    ] = Path("data"),
+        Path | None,
+        typer.Argument(
+            metavar="DIR|FILE",
+            help="Prepared data (default: data/), a file of conversations, or with --prompt a model: a run's name, a "
+            "directory.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Look at a model while it reads this text: guesses, attention, heads, blocks, on one page."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="With --prompt: the page. Default: inspect.html here.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train or val.")] = "train",
     index: Annotated[int, typer.Option(help="The first sequence shown, in the order of the file.")] = 0,
     count: Annotated[int, typer.Option(help="How many sequences.")] = 2,
@@ -50,19 +62,29 @@ def inspect(
     ] = None,
     ckpt_dir: CheckpointOption = None,
 ) -> None:
-    """Look at what a model reads: sequences of prepared data with the borders of tokens and documents.
+    """Look at what a model reads, or with --prompt at a model while it reads.
 
-    Of a file of conversations: as fine-tuning reads it, for the tokenizer of a model (--ckpt), with what is learnt in
-    colour.
+    Of prepared data: sequences with the borders of tokens and documents. Of a file of conversations: as fine-tuning
+    reads it, with what is learnt in colour. Of a model: one HTML page that opens anywhere.
     """
-    from tiny_transformer.inspection.tokens import InspectOptions, inspect_data
+    if prompt is not None:
+        from tiny_transformer.inspection.model_page import inspect_model
 
-    if template is not None or ckpt_dir is not None or target.suffix in (".jsonl", ".json", ".csv", ".parquet"):
+        inspect_model(target, prompt, out, Console())
+        return
+    if out is not None:
+        raise UserError(
+            "--out is for --prompt", where="command line", remedy='add --prompt "some words", or leave it out'
+        )
+    is_table = target is not None and target.suffix in (".jsonl", ".json", ".csv", ".parquet")
+    if target is not None and (is_table or template is not None or ckpt_dir is not None):
         from tiny_transformer.inspection.conversations import inspect_conversations
 
         inspect_conversations(str(target), template, ckpt_dir, index=index, count=count, console=Console())
         return
-    inspect_data(target, InspectOptions(split, index, count, seq_len, packing), Console())
+    from tiny_transformer.inspection.tokens import InspectOptions, inspect_data
+
+    inspect_data(target or Path("data"), InspectOptions(split, index, count, seq_len, packing), Console())
 
 
 @app.command(context_settings=SETTINGS)

@@ -10,18 +10,9 @@ from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.aliases import ALIASES, SWITCHES
 from tiny_transformer.config.presets import PRESETS
-from tiny_transformer.config.schema import (
-    ClassifySection,
-    DataConfig,
-    FinetuneSection,
-    FinetuneTraining,
-    LoraSection,
-    RunConfig,
-    TrainingConfig,
-    on_resume,
-    sections_of,
-)
+from tiny_transformer.config.schema import DataConfig, LoraSection, RunConfig, TrainingConfig, on_resume, sections_of
 from tiny_transformer.config.shapes import SHAPES, DecoderConfig
+from tiny_transformer.config.stages import ClassifySection, FinetuneSection, FinetuneTraining
 
 HEAD = """# Every key of a config
 

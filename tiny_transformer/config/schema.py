@@ -190,12 +190,13 @@ class TrainingConfig(Section):
     """Decides initial weights, the order of examples and dropout."""
 
     eval_steps: int | None = setting(None, "warn", ge=1)
-    """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best`
-    checkpoint."""
+    """Evaluate on the validation split every this many steps, and at the end. Default: about eight times in a run of
+    known length. With `null` there is no evaluation, and no `best` checkpoint."""
 
     eval_tokens: int | None = setting(None, "warn", ge=1)
     """Evaluate on this many tokens from the beginning of the validation split, rounded up to a whole batch. Default:
-    all of it. Bits per byte then count as many bytes a token as the whole split has."""
+    all of it; where `eval_steps` has its default too, at most as many as eight steps train on. Bits per byte then count
+    as many bytes a token as the whole split has."""
 
     save_steps: int | None = setting(500, "allow", ge=1)
     """Save a checkpoint every this many steps. The end of the run is always saved."""
@@ -221,10 +222,24 @@ class TrainingConfig(Section):
     sample_tokens: int = setting(200, "allow", ge=1, le=100_000)
     """Longest continuation of each of them."""
 
+    sample_drafter: str | None = setting(None, "allow")
+    """Who drafts tokens ahead when `generate` writes with a checkpoint of this run, so that several are written a pass:
+    `ngram` (earlier text), `mtp` (the model's own MTP head), a checkpoint or run of a smaller model with the same
+    tokenizer, or `auto`: `mtp` where there is such a head, else `ngram`. The texts are the same. Null: nobody."""
+
+    quantize: Literal["int8", "int4"] | None = setting(None, "allow")
+    """At the end of the run, also write its best checkpoint with weights of 8 or 4 bits, to `int8` or `int4` in the run
+    directory: what `tiny-transformer quantize` does."""
+
     @field_validator("loggers", mode="before")
     @classmethod
     def _names_with_commas(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _not_at_all(cls, value: Any) -> Any:
+        return None if value in (False, "", "none", "None", "null", "off", "no") else value
 
     @field_validator("sample_prompts", mode="before")
     @classmethod
@@ -270,6 +285,13 @@ class LoraSection(Section):
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _settings_need_their_switch(self) -> LoraSection:
+        if self.model_fields_set and "enabled" not in self.model_fields_set:
+            name = min(self.model_fields_set)
+            raise ValueError(f"lora.{name} says nothing without lora.enabled: true (--lora)")
+        return self
 
 
 class RunConfig(Section):
@@ -322,80 +344,6 @@ class RunConfig(Section):
                 "shorten the one or raise the other"
             )
         return self
-
-
-class FinetuneTraining(TrainingConfig):
-    """The optimisation, with defaults for a model that is trained already."""
-
-    learning_rate: float = setting(3e-4, "warn", gt=0)
-    """Peak rate of AdamW."""
-
-    weight_decay: float = setting(0.0, "warn", ge=0)
-    """Decay towards zero, on matrices only (not on norms and biases)."""
-
-    eval_steps: int | None = setting(50, "warn", ge=1)
-    """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best`
-    checkpoint."""
-
-    sample_prompts: tuple[str, ...] = setting((), "allow", max_length=16)
-    """Texts continued as they stand, without the chat template. The end of the run shows answers to questions of the
-    validation split."""
-
-
-class FinetuneSection(Section):
-    """Conversations to learn from."""
-
-    template: Literal["auto", "chatml", "qwen3", "alpaca", "llama3", "plain"] = setting("auto", "refuse")
-    """How a conversation is written for the model. `auto`: the template that the checkpoint was taught, or that its
-    control tokens ask for; else `chatml`, and `alpaca` with adapters, which cannot learn new tokens."""
-
-    system_prompt: str | None = setting(None, "refuse", min_length=1)
-    """A system message for conversations that have none."""
-
-    skip_bad_rows: bool = setting(False, "refuse")
-    """Leave out records that are no conversation, and say how many; without it the first is refused with its line."""
-
-
-class FinetuneConfig(RunConfig):
-    """Supervised fine-tuning on conversations."""
-
-    training: FinetuneTraining = FinetuneTraining()
-    """The optimisation."""
-
-    finetune: FinetuneSection = FinetuneSection()
-    """The conversations."""
-
-
-class ClassifySection(Section):
-    """Labels of texts."""
-
-    label_field: str = setting("label", "refuse")
-    """The field of a row that holds the label; `data.text_field` names that of the text."""
-
-    labels: tuple[str, ...] = setting((), "refuse")
-    """The labels by number; another one in the data is refused. Default: those of the data, in order."""
-
-    class_weights: bool = setting(False, "refuse")
-    """Let each label count the same, however many texts it has."""
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _with_commas(cls, value: Any) -> Any:
-        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
-
-
-class ClassifyConfig(RunConfig):
-    """Sorting texts by labels."""
-
-    training: FinetuneTraining = FinetuneTraining()
-    """The optimisation."""
-
-    classify: ClassifySection = ClassifySection()
-    """The labels."""
-
-
-# The config class of each stage: `RunConfig`, or a class with a section of its own more.
-CONFIGS: dict[str, type[RunConfig]] = {"pretrain": RunConfig, "finetune": FinetuneConfig, "classify": ClassifyConfig}
 
 
 def sections_of(schema: type[RunConfig]) -> dict[str, type[Section] | None]:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from tiny_transformer.data.order import Permutation
-from tiny_transformer.data.prepare.files import find_files, read_rows
+from tiny_transformer.data.prepare.files import read_rows
+from tiny_transformer.data.prepare.find import find_files
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.tokenizers import Tokenizer
 

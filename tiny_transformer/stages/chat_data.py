@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tiny_transformer.config.schema import FinetuneConfig
+from tiny_transformer.config.stages import FinetuneConfig
 from tiny_transformer.data.chat.checks import check_lengths, check_rows, check_template, count_other_ids
 from tiny_transformer.data.chat.conversations import Answers, TokenStore, encode_conversations, split
 from tiny_transformer.data.chat.records import Reading, read_conversations

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tiny_transformer.config.schema import ClassifyConfig
+from tiny_transformer.config.stages import ClassifyConfig
 from tiny_transformer.data.labels import (
     LabelBatch,
     LabelledText,
@@ -104,7 +104,7 @@ def show_classes(result: RunResult, data: ClassData, batches: Iterable[LabelBatc
     model, labels = load_classifier(checkpoint.path, device=result.hardware.device)
     figures = evaluate_classes(model, batches, len(labels), hardware=result.hardware)
     console.print(
-        f"\non held-out texts: accuracy {figures.accuracy:.3f}, macro-F1 {figures.macro_f1:.3f}; by label, and taken for",
+        f"\nheld-out texts: accuracy {figures.accuracy:.3f}, macro-F1 {figures.macro_f1:.3f}; by label, and taken for",
         highlight=False,
     )
     console.print(_table(figures, labels))

@@ -13,7 +13,8 @@ from rich.text import Text
 from torch import Tensor
 from torch.nn import functional as F
 
-from tiny_transformer.config.schema import ClassifyConfig
+from tiny_transformer.config.secrets import last_parts
+from tiny_transformer.config.stages import ClassifyConfig
 from tiny_transformer.data.labels import LabelBatch, LabelBatches, make_batch, place_of
 from tiny_transformer.evaluation.classes import evaluate_classes
 from tiny_transformer.hardware import Hardware
@@ -26,7 +27,6 @@ from tiny_transformer.stages.class_data import ClassData, class_weights, describ
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.storage import Staging
-from tiny_transformer.training.checkpoint_writer import last_parts
 from tiny_transformer.training.contract import Evaluation
 
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tiny_transformer.config.schema import FinetuneConfig
+from tiny_transformer.config.secrets import last_parts
+from tiny_transformer.config.stages import FinetuneConfig
 from tiny_transformer.data.batches import ExampleBatches, TokenBatch, batches_in_order
 from tiny_transformer.evaluation.loss import evaluate_split
 from tiny_transformer.hardware import Hardware
@@ -25,7 +26,6 @@ from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.storage import Staging
 from tiny_transformer.tokenizers.chat import Marks
-from tiny_transformer.training.checkpoint_writer import last_parts
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
 

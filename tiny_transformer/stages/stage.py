@@ -1,7 +1,7 @@
 """What one kind of training brings to the engine: its data, batches, loss, evaluation, facts and files.
 
 `Run` does the rest for every stage alike: resume, minutes, several processes, log, checkpoints, replay. A stage is a
-class here below `stages/`, a config class in `config.schema.CONFIGS`, and a line in `HOMES`.
+class here below `stages/`, a config class in `config.stages.CONFIGS`, and a line in `HOMES`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model, load_weights, save_model
@@ -29,7 +30,6 @@ from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing, local_part
 from tiny_transformer.storage import Staging
 from tiny_transformer.tokenizers import Tokenizer
-from tiny_transformer.training.checkpoint_writer import last_parts
 from tiny_transformer.training.contract import BatchSource, Evaluation
 from tiny_transformer.training.state import TrainState
 
@@ -156,6 +156,15 @@ class Stage(ABC):
     @abstractmethod
     def show_batch(self, micro_batches: Sequence[Any]) -> Table:
         """For `replay`: the examples of a step, one a row."""
+
+    def chances(self, model: CausalLM, hardware: Hardware) -> dict[str, float]:
+        """How far each skill of a model is, 0 to 1, where that can be told of what it learns; read at a few points of
+        the run, so within the time of a few steps and without drawing a random number."""
+        return {}
+
+    def show_knowledge(self, result: RunResult, console: Console) -> None:
+        """What the finished model knows and does not know yet, where that can be told."""
+        return
 
     def build_model(self, device: torch.device | str) -> CausalLM:
         """A model with fresh weights, frozen or with other layers where the stage wants that."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from tiny_transformer.data.prepare.files import find_files, looks_like_hub_id, read_rows
+from tiny_transformer.data.prepare.files import read_rows
+from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.tokenizers.chat import ChatTemplate, Message, Role
 

@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 def json_texts(path: Path, text_field: str) -> Iterator[str]:
     """The elements of one array, or values one after another."""
     for line, row in json_rows(path):
-        yield row if isinstance(row, str) else _text_of(row, text_field, path, line)
+        yield _encodable(row, path, line) if isinstance(row, str) else _text_of(row, text_field, path, line)
 
 
 class _Values:
@@ -130,22 +131,17 @@ class _Values:
 
 def csv_texts(path: Path, text_field: str, kind: str) -> Iterator[str]:
     """One column of a table with a header; a .csv may have its columns apart by commas, semicolons, tabs or bars."""
-    csv.field_size_limit(2**31 - 1)
-    with open_text(path, whole_lines=True) as lines:
-        header = next(lines, "")
-        for delimiter in _DELIMITERS[kind]:
-            names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
-            if text_field in names:
-                break
-        else:
-            delimiter = max(_DELIMITERS[kind], key=header.count)
-            names = [name.strip()[:40] for name in next(csv.reader([header], delimiter=delimiter))]
-            raise _no_field(text_field, f"{path}, line 1", "columns named in the first line", names)
-        column, reader = names.index(text_field), csv.reader(lines, delimiter=delimiter, strict=True)
+    csv.field_size_limit(_MAX_VALUE_CHARS)
+    with open_text(path, whole_lines=True, newline="") as lines:
+        names, delimiter, held = _header(lines, text_field, path, kind)
+        reader = csv.reader(chain(held, lines), delimiter=delimiter, strict=True)
+        _first_row(reader)
+        column = _column(text_field, names, path)
         while (row := _next_row(reader, path)) is not None:
             if row and len(row) != len(names):
-                what = f"a row has {len(row)} fields, and the first line names {len(names)} columns"
-                raise bad(what, path, line=reader.line_num + 1)
+                columns = f"{len(names)} column{'s' * (len(names) != 1)}"
+                what = f"a row has {len(row)} fields, and the first line names {columns}"
+                raise bad(what, path, line=reader.line_num)
             if row:
                 yield row[column]
 
@@ -167,12 +163,56 @@ def csv_rows(path: Path, kind: str) -> Iterator[tuple[int, dict[str, str]]]:
                 yield reader.line_num + 1, dict(zip(names, row, strict=True))
 
 
+def _header(lines: Iterator[str], text_field: str, path: Path, kind: str) -> tuple[list[str], str, list[str]]:
+    """The names of the columns, the delimiter that makes the field one of them, and the lines read to find it."""
+    held: list[str] = []
+    tried: list[tuple[list[str], int]] = []
+    problem = csv.Error()
+    for delimiter in _DELIMITERS[kind]:
+        reader = csv.reader(chain(list(held), _noted(lines, held)), delimiter=delimiter, strict=True)
+        try:
+            names = [name.strip() for name in _first_row(reader)]
+        except csv.Error as error:  # quotation marks that are none with this delimiter
+            problem = error if not str(problem) else problem
+            continue
+        if text_field in names:
+            return names, delimiter, held
+        tried.append((names, reader.line_num))
+    if not tried:
+        raise _no_table(problem, path, len(held))
+    names, line = max(tried, key=lambda found: len(found[0]))
+    raise _no_field(
+        text_field, f"{path}, line {line}", "columns named in the first line", [name[:40] for name in names]
+    )
+
+
+def _first_row(reader: Any) -> list[str]:
+    """The first line that is not blank; [] where there is none."""
+    return next(filter(None, reader), [])
+
+
+def _noted(lines: Iterator[str], held: list[str]) -> Iterator[str]:
+    for line in lines:
+        held.append(line)
+        yield line
+
+
+def _column(text_field: str, names: list[str], path: Path) -> int:
+    if (count := names.count(text_field)) > 1:
+        raise bad(f"{count} columns are called {text_field!r}", path, line=1, remedy="give each column its own name")
+    return names.index(text_field)
+
+
 def _next_row(reader: Any, path: Path) -> list[str] | None:
     try:
         return next(reader, None)
     except csv.Error as error:
-        remedy = "a field that begins with a quotation mark ends with one, and inside it they are doubled"
-        raise bad(f"not {path.suffix} ({error})", path, line=reader.line_num + 1, remedy=remedy) from None
+        raise _no_table(error, path, reader.line_num) from None
+
+
+def _no_table(error: csv.Error, path: Path, line: int) -> UserError:
+    remedy = "a field that begins with a quotation mark ends with one, and inside it they are doubled"
+    return bad(f"not {path.suffix} ({error})", path, line=line, remedy=remedy)
 
 
 def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
@@ -198,6 +238,8 @@ def parquet_rows(path: Path, column: str | None = None) -> Iterator[tuple[int, d
             names = file.schema_arrow.names
             if column is not None and column not in names:
                 raise _no_field(column, str(path), "columns here", names)
+            if column is not None:
+                _column(column, names, path)
             batches = file.iter_batches(batch_size=1024, columns=None if column is None else [column])
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except (pyarrow.ArrowException, OSError) as error:
@@ -206,10 +248,13 @@ def parquet_rows(path: Path, column: str | None = None) -> Iterator[tuple[int, d
 
 def _text_of(row: Any, text_field: str, path: Path, line: int) -> str:
     text = row.get(text_field) if isinstance(row, dict) else None
+    if text is None and isinstance(row, dict) and text_field in row:
+        return ""  # null: a row without a text, left out like an empty one
     if not isinstance(text, str):
         fields = row if isinstance(row, dict) else {}
         inner = [name for name, value in fields.items() if isinstance(value, list) and value and value != [None]]
-        if inner and not any(isinstance(value, str) for value in fields.values()):
+        is_whole = ".json" in map(str.lower, path.suffixes)  # one object may be all of such a file, and no row
+        if is_whole and inner and not any(isinstance(value, str) for value in fields.values()):
             raise bad(
                 f"no text in the field {text_field!r}: one object, whose rows may be the list in {inner[0]!r}",
                 path,
@@ -218,6 +263,10 @@ def _text_of(row: Any, text_field: str, path: Path, line: int) -> str:
             )
         names = [name for name, value in fields.items() if isinstance(value, str)]
         raise _no_field(text_field, f"{path}, line {line}", "fields that hold text here", names)
+    return _encodable(text, path, line)
+
+
+def _encodable(text: str, path: Path, line: int) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
