@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import ExitCode, UserError, command_line
 
 META_FILE = "meta.json"
 FORMAT_VERSION = 1
@@ -198,18 +197,19 @@ def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
 
 def not_prepared(data_dir: Path) -> UserError:
     """The error for a directory without meta.json, with the command that makes prepared data of what is there."""
-    here = shlex.quote(str(data_dir))
     if (data_dir / "train.bin").is_file():
+        imported = Path(f"{data_dir}-imported")
         return UserError(
             f"{data_dir} holds token files of another program: it has no {META_FILE}",
             where=str(data_dir),
-            remedy=f"take them in with their tokenizer: tiny-transformer import {here} "
-            f"--out_dir {shlex.quote(f'{data_dir}-imported')} --tokenizer gpt2",
+            remedy="take them in with their tokenizer: "
+            + command_line("tiny-transformer", "import", data_dir, "--out_dir", imported, "--tokenizer", "gpt2"),
         )
     return UserError(
         f"{data_dir} holds no prepared data: it has no {META_FILE}",
         where=str(data_dir),
-        remedy=f"make it with: tiny-transformer prepare --source YOUR_TEXT --out_dir {here}",
+        remedy="make it with: "
+        + command_line("tiny-transformer", "prepare", "--source", "YOUR_TEXT", "--out_dir", data_dir),
     )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.interop.detect import kind_of
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.storage.marks import is_mark, marked_checkpoint
@@ -45,7 +45,9 @@ def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrit
     return written.path
 
 
-def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str, console: Console) -> None:
+def run_import(
+    source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str, full_size: bool = False, console: Console
+) -> None:
     """Read a model or token files of another program and write them as ours, all or nothing.
 
     Args:
@@ -53,14 +55,17 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         out_dir: a directory that does not exist yet.
         tokenizer: for token files a name or directory, for llama2.c the tokenizer's file; the others have their own.
         dtype: of token files.
+        full_size: of a GGUF file with quantized weights: write them as float32.
 
     Raises:
         UserError: not one of these, a pickle, or what the import itself refuses.
     """
     if is_mark(source):  # a link or a text file
         source = marked_checkpoint(source.parent, source.name) or source
-    kind, written = kind_of(source), shlex.quote(str(out_dir))
-    next_step = f"generate --ckpt_dir {written} --prompt {_prompt_for(source)}"
+    kind, note = kind_of(source), ""
+    if full_size and kind != "gguf":
+        raise UserError(f"{source} is no GGUF file, and nothing else is quantized", remedy="leave --full_size out")
+    next_step = f"{command_line('generate', '--ckpt_dir', out_dir, '--prompt')} {_prompt_for(source)}"
     if kind in ("hf", "gguf"):
         if tokenizer is not None:
             what = "a Hugging Face directory" if kind == "hf" else "a GGUF file"
@@ -72,7 +77,8 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         else:
             from tiny_transformer.interop.gguf.importing import import_gguf
 
-            import_gguf(source, out_dir)
+            if kinds := import_gguf(source, out_dir, full_size=full_size):
+                note = f"weights stay as they are ({' and '.join(kinds)}); --full_size makes float32 of them"
     elif tokenizer is None:
         remedy = "--tokenizer gpt2 (or a directory)" if kind == "token_bins" else "--tokenizer tokenizer.bin"
         raise UserError(f"{source} does not say which tokenizer it was made with", remedy=f"name it: {remedy}")
@@ -80,12 +86,15 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         from tiny_transformer.interop.token_bins import import_token_bins
 
         import_token_bins(source, out_dir, tokenizer=tokenizer, dtype=dtype)
-        next_step = f"train --data_dir {written} --minutes 10"
+        next_step = command_line("train", "--data_dir", out_dir, "--minutes", 10)
     else:
         from tiny_transformer.interop.llama2c import import_llama2c
 
         import_llama2c(source, tokenizer, out_dir)
-        next_step = f"generate --ckpt_dir {written} --prompt 'Once upon a time'"  # they all write stories
+        # They all write stories.
+        next_step = command_line("generate", "--ckpt_dir", out_dir, "--prompt", "Once upon a time")
+    if note:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     console.print(f"wrote {out_dir}\nnext: tiny-transformer {next_step}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import ExitCode, UserError, command_line
 from tiny_transformer.storage.marks import STEP_NAME
 
 Kind = Literal["hf", "token_bins", "llama2c", "gguf"]
@@ -92,13 +92,13 @@ def _no_directory_of_ours(source: Path) -> UserError:
     # The larger of a model and its tokenizer is the model.
     model = max(models, key=lambda name: (source / name).lstat().st_size)
     tokenizers = [name for name in models if name != model and not name.endswith(".gguf")]
-    remedy = f"tiny-transformer import {shlex.quote(str(source / model))}"
+    words: list[str | Path] = ["tiny-transformer", "import", source / model]
     if not model.endswith(".gguf"):
-        remedy += f" --tokenizer {shlex.quote(str(source / tokenizers[0])) if tokenizers else 'TOKENIZER.bin'}"
+        words += ["--tokenizer", source / tokenizers[0] if tokenizers else "TOKENIZER.bin"]
     return UserError(
         "a folder of model files cannot be imported as a whole",
         where=str(source),
-        remedy=f"name the file: {remedy} --out_dir DIR",
+        remedy=f"name the file: {command_line(*words)} --out_dir DIR",
     )
 
 

@@ -310,7 +310,8 @@ def _whole_file(path: Path) -> Generator[Path]:
             temporary = stack.enter_context(in_the_making(path, Path.touch))
         try:
             with refusals("write", path):
-                yield temporary
+                with _with_its_reason(temporary):
+                    yield temporary
                 REAL.fsync(temporary)
                 REAL.rename(temporary, path)
                 REAL.fsync_dir(path.parent)
@@ -318,3 +319,16 @@ def _whole_file(path: Path) -> Generator[Path]:
             with suppress(OSError):
                 REAL.unlink(temporary)
             raise
+
+
+@contextmanager
+def _with_its_reason(path: Path) -> Generator[None]:
+    """Turns an OSError without a number, as numpy raises for a write that was cut short, into the one that the system
+    gives when more is appended."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            with path.open("ab", buffering=0) as file:
+                file.write(bytes(1 << 20))
+        raise
