@@ -15,12 +15,12 @@ from tiny_transformer.training.plan import (
     REVISIONS,
     Pace,
     Plan,
-    Speed,
     make_plan,
     plan_for_counts,
     plan_for_minutes,
     read_plan,
 )
+from tiny_transformer.training.speed import Speed
 from tiny_transformer.training.state import TrainState
 
 

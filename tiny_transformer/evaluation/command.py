@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from tiny_transformer.data.meta import SplitMeta, read_meta
 from tiny_transformer.data.prepare.command import is_prepared
 from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset, TokenFile, open_dataset
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.evaluation.floor import FloorCheck, check_split
-from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
+from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split, num_targets, scored_bytes
 from tiny_transformer.evaluation.skills import measure_skills
 from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_stories, split_stories
 from tiny_transformer.evaluation.tables import (
@@ -36,7 +36,7 @@ from tiny_transformer.evaluation.written import read_stories, write_stories
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
-from tiny_transformer.storage import atomic_write
+from tiny_transformer.storage import atomic_write, read_manifest
 from tiny_transformer.storage.runs import SKILLS_FILE, WRITTEN_FILE, holds_a_run, load_identity
 
 BATCH_SIZE = 16
@@ -153,7 +153,7 @@ def _tell_loss(subject: _Subject, options: EvaluateOptions, console: Console, no
     loss, check = _split_loss(subject, split, options.max_batches)
     meta = _split_meta(subject.dataset, split)
     if not options.as_json:
-        show_loss(loss, meta, split, console)
+        show_loss(loss, meta, split, subject.packing, console)
     _warn(check, options, notes)
     return {"split": split, **loss_json(loss, meta, check)}
 
@@ -165,16 +165,14 @@ def _warn(check: FloorCheck | None, options: EvaluateOptions, notes: Console) ->
 
 
 def _split_loss(subject: _Subject, split: str, max_batches: int | None) -> tuple[SplitLoss, FloorCheck | None]:
-    """The loss on a split, or on its first batches (then the bytes are counted in proportion)."""
+    """The loss on a split, or on its first batches (then without a check: the floor is that of whole texts)."""
     tokens, meta = _tokens(subject.dataset, split), _split_meta(subject.dataset, split)
     batches: Any = evaluation_batches(tokens, seq_len=subject.seq_len, batch_size=BATCH_SIZE, packing=subject.packing)
     if max_batches is not None:
         batches = list(islice(batches, max_batches))
     loss = evaluate_split(subject.model, batches, num_bytes=meta.num_bytes, hardware=subject.hardware)
-    num_targets = meta.num_tokens - (1 if subject.packing == "concat" else meta.num_documents)
-    if loss.num_tokens < num_targets:
-        scored_bytes = max(1, round(meta.num_bytes * loss.num_tokens / meta.num_tokens))
-        return SplitLoss(loss.loss_sum, loss.num_tokens, scored_bytes), None
+    if loss.num_tokens < num_targets(meta, subject.packing):
+        return replace(loss, num_bytes=scored_bytes(meta, loss.num_tokens, subject.packing)), None
     return loss, check_split(loss.loss_sum, loss.num_tokens, meta, subject.model.config.known_vocab_size)
 
 
@@ -206,11 +204,12 @@ def _keep_for_the_report(checkpoint: Path, name: str, figures: dict[str, Any], n
     if not holds_a_run(run_dir):
         return
     with suppress(OSError, UserError):
-        atomic_write(run_dir / name, json.dumps(figures, indent=2, allow_nan=True) + "\n")
-        notes.print(
-            f"[dim]kept for the page: tiny-transformer report {escape(run_dir.name)} says it in words[/]",
-            soft_wrap=True,
-        )
+        kept = {"step": read_manifest(checkpoint).info.get("step"), **figures}
+        atomic_write(run_dir / name, json.dumps(kept, indent=2, allow_nan=True) + "\n")
+        here = Path.cwd().resolve()
+        shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
+        report_again = command_line("tiny-transformer", "report", shown)
+        notes.print(f"[dim]kept for the page: {escape(report_again)} says it in words[/]", soft_wrap=True)
 
 
 # --- what is evaluated
@@ -245,16 +244,17 @@ def _refuse_other_tokenizer(opened: OpenCheckpoint, dataset: Dataset, data_dir: 
         raise UserError(
             f"{data_dir} was prepared with another tokenizer ({theirs.name}) than the model's ({own.name})",
             where=str(data_dir),
-            remedy=f"prepare the text with the model's: tiny-transformer prepare --tokenizer {opened.path} ...",
+            remedy="prepare the text with the model's: "
+            + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),
         )
 
 
 def _load(opened: OpenCheckpoint, dataset: Dataset, device: str) -> _Subject:
     config, shape = opened.run_config, opened.config
     hardware = choose_hardware(device, config.training.precision if config else "fp32")
-    if (shape.vocab_size or 0) < dataset.tokenizer.vocab_size:
+    if shape.known_vocab_size < dataset.tokenizer.vocab_size:
         raise UserError(
-            f"the model knows {shape.vocab_size} ids and its tokenizer gives {dataset.tokenizer.vocab_size}",
+            f"the model knows {shape.known_vocab_size:,} ids and its tokenizer gives {dataset.tokenizer.vocab_size:,}",
             where=str(opened.path),
             remedy="take a checkpoint whose config.json and tokenizer.json belong together",
         )

@@ -11,12 +11,12 @@ from rich.table import Table
 
 from tiny_transformer.data.meta import SplitMeta
 from tiny_transformer.evaluation.floor import FloorCheck
-from tiny_transformer.evaluation.loss import SplitLoss, perplexity_in_words
+from tiny_transformer.evaluation.loss import SplitLoss, num_targets, perplexity_in_words
 from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport
 from tiny_transformer.evaluation.written import FIGURES, TEMPERATURE, Figure, in_words
 
 
-def show_loss(loss: SplitLoss, meta: SplitMeta, split: str, console: Console) -> None:
+def show_loss(loss: SplitLoss, meta: SplitMeta, split: str, packing: str, console: Console) -> None:
     """The loss in its three units, beside the floor when the data has one."""
     table = _table(f"{split} split", "", "nats per token", "bits per byte", "perplexity")
     nats, bits = loss.nats_per_token, loss.bits_per_byte
@@ -26,7 +26,8 @@ def show_loss(loss: SplitLoss, meta: SplitMeta, split: str, console: Console) ->
         table.add_row("best possible", f"{best:.4f}", f"{best_bits:.4f}", perplexity_in_words(best))
         table.add_row("still to learn", f"{nats - best:.4f}", f"{bits - best_bits:.4f}", "")
     console.print(table)
-    part = "" if loss.num_tokens > meta.num_tokens // 2 else f" of {meta.num_tokens:,}"
+    all_targets = num_targets(meta, packing)
+    part = "" if loss.num_tokens >= all_targets else f" of {all_targets:,}"
     console.print(f"{loss.num_tokens:,}{part} tokens, {loss.num_bytes:,} bytes of text", highlight=False)
 
 

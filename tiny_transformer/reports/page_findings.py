@@ -60,7 +60,9 @@ def _right_where_it_writes(written: dict[str, Any]) -> str:
         return ""
     words = shorten(str(written.get("in_words", "")), 4 * MAX_WORDS)
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("", "right", "", "stories all right", "what it is"))
-    note = f"{count(number(written, 'num_stories'))} stories that it wrote, read by the grammar of the corpus."
+    step = number(written, "step")
+    at_step = "" if step is None else f", at step {count(step)}"
+    note = f"{count(number(written, 'num_stories'))} stories that it wrote{at_step}, read by the grammar of the corpus."
     return (
         f'<p>{esc(words)}</p><table class="rows written"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
         f'<p class="note">{esc(note)}</p>'
@@ -110,6 +112,9 @@ def _known_by_loss(skills: dict[str, Any]) -> str:
         worst = [words for _, words in sorted(lacking, reverse=True)]
         more = f"; and {len(worst) - MOST_LACKING} things that cost less" if len(worst) > MOST_LACKING else ""
         parts.append(f"<p>It does not know yet: {esc('; '.join(worst[:MOST_LACKING]))}{more}.</p>")
+    step = number(skills, "step")
+    if step is not None:
+        parts.append(f'<p class="note">Measured on fresh stories, at step {count(step)}.</p>')
     return "".join(parts)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.training.state import TrainState
@@ -91,6 +94,25 @@ class Stopwatch:
     def _start(self, state: TrainState) -> None:
         self._step, self._busy = state.step, _busy(state)
         self._counted = {kind: (state.counts.get(kind, 0), state.seconds.get(kind, 0.0)) for kind in self._took}
+
+
+def measure_seconds(
+    work: Callable[[], Any],
+    agree: Callable[[Any], Any] = lambda answer: answer,
+    *,
+    at_least_seconds: float = 2.0,
+    warm_up: int = 2,
+    least: int = 3,
+) -> float:
+    """The median time of `work`, repeated `least` times or more, after a warm-up; `agree` as in `plan.Pace`."""
+    for _ in range(warm_up):
+        work()
+    times: list[float] = []
+    while agree(len(times) < least or (sum(times) < at_least_seconds and len(times) < 50)):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return agree(sorted(times)[len(times) // 2])
 
 
 def _busy(state: TrainState) -> float:
