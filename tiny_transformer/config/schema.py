@@ -100,9 +100,9 @@ class TrainingConfig(Section):
     """Read the training text this many times; sets `max_tokens` to so many times its tokens, once they are known."""
 
     max_train_minutes: float | None = setting(None, "warn", gt=0)
-    """Fit the run to this wall-clock time. Speed is measured first and checked in the first third of the run; steps,
-    warm-up and decay follow from it, and from then on nothing depends on the clock. `train --minutes` sets this, and
-    chooses what else the config leaves open."""
+    """Fit the run to this wall-clock time. Speed is measured first and again and again on the way; steps, warm-up and
+    decay follow from it, and each correction is written into plan.json before it is used. `train --minutes` sets this,
+    and chooses what else the config leaves open."""
 
     micro_batch_size: int = setting(16, "warn", ge=1)
     """Sequences in one forward and backward pass. Changes memory and speed; with `grad_accum_steps` it makes the batch

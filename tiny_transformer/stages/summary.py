@@ -59,7 +59,7 @@ def announce(
         console.print(
             f"only {plan.total_steps:,} steps fit: each is one lesson, and a model that writes needs some hundreds. "
             "Give it more minutes, a smaller model or batch, or stop what else keeps this machine busy "
-            "(the plan is corrected in the first third of the run)",
+            "(the plan is corrected on the way)",
             highlight=False,
         )
 
