@@ -39,7 +39,7 @@ from tiny_transformer.training.losses import language_modelling_loss
 SHOWN_CHARACTERS = 60  # of a row that `replay` shows
 
 
-class Pretraining(Stage):
+class Pretraining(Stage[TokenBatch]):
     """Learn to predict the next token of a text.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tiny_transformer.config.schema import RunConfig, TrainingConfig
+from tiny_transformer.config.shapes import ModelConfig
 from tiny_transformer.errors import UserError, command_line, in_words
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
@@ -71,7 +71,7 @@ def rate_in_words(plan: Plan, training: TrainingConfig) -> str:
     return f"{training.optimizer}, {warmup}, {training.schedule} decay{note}"
 
 
-def _heads(model: Any) -> str:
+def _heads(model: ModelConfig) -> str:
     heads, groups = model.num_attention_heads, model.num_key_value_heads
     if heads == groups:
         return f"{heads} heads of {model.head_dim}"
