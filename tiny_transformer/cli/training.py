@@ -21,7 +21,7 @@ def prepare(context: typer.Context, options: PrepareOptions) -> None:
     """
     if options.text is not None and is_given(context, "source"):
         both = f"two sources: {options.source} and {options.text}"
-        raise UserError(both, where="command line", remedy="give one of them")
+        raise UserError(both, where="command line", remedy="give only one of them")
     from tiny_transformer.config.load import load_data_config
     from tiny_transformer.data.prepare.command import prepare_with_progress
 
@@ -67,7 +67,7 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 def _refuse_contradictions(options: TrainOptions) -> None:
     if options.minutes is not None and options.max_train_minutes is not None:
         raise UserError(
-            "--minutes and --max_train_minutes exclude each other", where="command line", remedy="give one of them"
+            "--minutes and --max_train_minutes cannot be combined", where="command line", remedy="give only one of them"
         )
     if options.explain and options.minutes is None:
         raise UserError(
@@ -96,7 +96,7 @@ def _config_and_overrides(context: typer.Context, options: TrainOptions) -> tupl
         key = meaning_of(word)
         taken = config if key == "config" else flags[key]
         if taken is not None:
-            raise UserError(f"{word} and {taken} cannot both be read", where="command line", remedy="give one")
+            raise UserError(f"{word} and {taken} are both given", where="command line", remedy="give only one")
         if key == "config":
             config = word
         else:

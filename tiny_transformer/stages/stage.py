@@ -163,7 +163,7 @@ class Stage(ABC, Generic[B]):
         """Put the weights of `init_from` into a model, or this process's parts of them; without one, nothing."""
         start = self.config.init_from
         if start is not None and not start.is_dir():
-            raise UserError(f"{start}, which this run starts from, is not there any more", where="init_from")
+            raise UserError(f"{start}, which this run starts from, no longer exists", where="init_from")
         if start is not None:
             load_weights(model, start, local_part)
 
