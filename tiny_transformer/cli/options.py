@@ -89,8 +89,8 @@ class TrainOptions:
     minutes: Annotated[
         float | None,
         typer.Option(
-            help="Choose model, batch, rates and length for this many minutes on this machine and this data; what "
-            "--config or another option sets stays as it is set. A resumed run keeps its choice."
+            help="Choose model, batch size, learning rates and length to make the most of this many minutes on this "
+            "machine and this data; what --config or another option sets is kept. A resumed run keeps its choice."
         ),
     ] = None
     steps: Annotated[

@@ -41,9 +41,9 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 
     If you would rather not choose, name a text and a time: train my.txt --minutes 10.
 
-    Any other key of the config can be set too: --learning_rate 3e-4, --model.hidden_size 128, training.seed=7, and
-    alone where it is true or false: --compile, --deterministic (the same bits on 1, 2, 4, ... processes; slower).
-    docs/CONFIG_REFERENCE.md lists them. Ctrl+C saves and leaves; --resume continues bit for bit.
+    Any other key of the config can be set too: --learning_rate 3e-4, --model.hidden_size 128, training.seed=7. A key
+    that is true or false needs no value: --compile, --deterministic (the same bits on 1, 2, 4, ... processes; slower).
+    docs/CONFIG_REFERENCE.md lists them. Ctrl+C saves and exits; --resume continues bit for bit.
     """
     from tiny_transformer.stages.command import one_voice, run_training
 
