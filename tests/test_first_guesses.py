@@ -322,3 +322,28 @@ def test_the_module_reads_the_source_that_it_is_given(home: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "my.txt in d" in done.stdout
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prepare", "--source", "org/set", "--hf_token", "CANARY"],
+        ["prepare", "--hf-token=CANARY"],
+        ["generate", "--token", "CANARY"],
+        ["train", "--hf_token", "CANARY"],
+        ["train", "--hf-token=CANARY"],
+        ["train", "--hf_token"],
+        ["profile", "training.wandb_key=CANARY"],
+        ["train", "--wandb_api_key", "CANARY", "--steps", "3"],
+    ],
+)
+def test_a_secret_is_answered_with_where_it_belongs(
+    words: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = said(words, capsys)
+    assert "secrets stay off the command line and out of configs" in told
+    assert "HF_TOKEN" in told and "WANDB_API_KEY" in told
+    assert "CANARY" not in told and "did you mean" not in told and "Possible" not in told

@@ -27,6 +27,7 @@ FLOORS = (
     {"costs"},
     {"inspection"},
     {"reports"},
+    {"quantization"},
     {"interop"},
     {"training"},
     {"generation"},
@@ -224,6 +225,27 @@ def test_the_tree_in_the_readme_is_the_tree(repository: Path) -> None:
     }
     rooms = {room for room in rooms if "__" not in room}
     assert rooms <= shown, f"not in the README's tree: {rooms - shown}"
+
+
+def test_the_files_that_the_plan_of_the_house_names_are_there(repository: Path) -> None:
+    """docs/DESIGN.md: the indented lines of section 2, and every path in backquotes that begins with a room."""
+    text = (repository / "docs/DESIGN.md").read_text(encoding="utf-8")
+    room, missing = "", []
+    for line in text.split("```")[1].splitlines():
+        if not line.startswith("  "):
+            room = line.split(" ", 1)[0]
+            continue
+        names = [word for word in re.split(r"\s{2,}", line.strip()) if re.fullmatch(r"[a-z_]+/?", word)]
+        missing += [f"{room}/{name}" for name in names if not there(repository / PACKAGE / room / name.rstrip("/"))]
+    rooms = "|".join(sorted(set[str]().union(*FLOORS)))
+    for path in re.findall(rf"`((?:{rooms})/[a-z_0-9/]{(2,)})(?:\.py)?`", text):
+        if not there(repository / PACKAGE / path.rstrip("/")):
+            missing.append(path)
+    assert missing == []
+
+
+def there(path: Path) -> bool:
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def test_environments_agree(repository: Path) -> None:

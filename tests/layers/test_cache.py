@@ -116,6 +116,31 @@ def test_a_model_cache_refuses_before_any_layer_is_touched(cache):
     assert cache.lengths == [4, 4] and cache.admit(ids(1), None).doc_ids is None
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("docs", [[[0] * 3, [1] * 3], [[-1, 2, 2], [0, 0, -1]]], ids=["no room", "padding in front"])
+def test_a_refused_call_leaves_the_cache_as_it_was(fixed, docs):
+    cache, same = (ModelCache([layer_cache()], batch_size=2, max_len=6, device=CPU, fixed=fixed) for _ in range(2))
+    feed(cache, 4, [[0, 0, 1, 1], [3, 3, -1, -1]])
+    feed(same, 4, [[0, 0, 1, 1], [3, 3, -1, -1]])
+    with pytest.raises(ValueError, match=r"do not fit|behind the tokens"):
+        cache.admit(ids(3), torch.tensor(docs))
+    assert cache.lengths == same.lengths == [4, 2]
+    place, wanted = cache.admit(ids(1), None), same.admit(ids(1), None)
+    for found, expected in zip(place, wanted, strict=True):
+        assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
+    got, want = (each[0].append(**tokens(1, 2.0)) for each in (cache, same))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_row_that_is_not_there_empties_no_other(fixed):
+    cache = ModelCache([layer_cache()], batch_size=2, max_len=6, device=CPU, fixed=fixed)
+    feed(cache, 3)
+    with pytest.raises(IndexError):
+        cache.reset([0, 2])
+    assert cache.lengths == [3, 3]
+
+
 def test_documents_are_kept_and_continued(cache):
     assert feed(cache, 2, [[1, 4], [5, 5]]) == [[1, 4], [5, 5]]
     assert feed(cache, 1) == [[1, 4, 4], [5, 5, 5]]
@@ -158,3 +183,29 @@ def test_an_emptied_row_has_no_document(cache):
 def test_a_cache_is_a_sequence_of_layer_caches(cache):
     assert len(cache) == 2 and all(isinstance(layer, KeyValueCache) for layer in cache)
     assert cache[0] is not cache[1]
+
+
+def test_a_row_joins_from_a_cache_of_its_own_unless_it_cannot(cache):
+    def single(count: int, max_len: int = 6) -> ModelCache:
+        sizes = {"batch_size": 1, "num_key_value_heads": 3, "head_dim": 4, "dtype": torch.float32, "device": CPU}
+        layers = [KeyValueCache(max_len=max_len, **sizes) for _ in range(2)]  # ty: ignore[invalid-argument-type]
+        other = ModelCache(layers, batch_size=1, max_len=max_len, device=CPU)
+        other.admit(ids(count, 1), None)
+        for layer in other:
+            layer.append(key=torch.full((1, 3, count, 4), 7.0), value=torch.full((1, 3, count, 4), 8.0))
+        return other
+
+    feed(cache, 2)
+    cache.adopt(1, single(4))
+    assert cache.lengths == [2, 4]
+    cache.admit(ids(1), None)
+    key, value = cache[1].append(**tokens(1, 2.0))
+    assert key[1, 0, :, 0].tolist() == [7, 7, 7, 7, 2] and value[1, 0, :4, 0].tolist() == [8] * 4
+    assert key[0, 0, :3, 0].tolist() == [1, 1, 2]
+    with pytest.raises(ValueError, match="1 rows of 7 tokens do not fit into one of 6"):
+        cache.adopt(0, single(7, max_len=7))
+    with pytest.raises(ValueError, match="2 rows"):
+        cache.adopt(0, cache)
+    cache.snapshot()
+    with pytest.raises(ValueError, match="with a snapshot"):
+        cache.adopt(0, single(1))

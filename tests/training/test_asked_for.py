@@ -229,6 +229,12 @@ def test_data_that_was_taken_in_is_compared_in_what_is_known_of_it(home: Path, t
     assert train.config.data.source == "theirs"
     assert "tokenizer: byte, not char" in train("--data_dir", "taken", "--tokenizer", "char", code=ExitCode.USAGE)
     assert "source: theirs, not my.txt" in train("--data_dir", "taken", "--source", "my.txt", code=ExitCode.USAGE)
+    said = train("--data_dir", "taken", "--val_fraction", "0.1", code=ExitCode.USAGE)
+    assert "val_fraction: not known, not 0.1" in said
+    assert train("--data_dir", "taken", "--text_field", "text", "--tokenizer", "byte") == ""  # what it is by default
+    assert "text_field: not known, not body" in train(
+        "--data_dir", "taken", "--text_field", "body", code=ExitCode.USAGE
+    )
 
 
 # --- a run that goes on

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from tiny_transformer import __version__
+from tiny_transformer.config.secrets import WHERE_THEY_GO, is_secret
 from tiny_transformer.errors import UserError
 
 T = TypeVar("T")
@@ -195,9 +196,10 @@ def overrides_of(context: typer.Context, words: list[str] | None = None) -> list
         else:
             known = [name for option in context.command.params for name in option.opts]
             near = difflib.get_close_matches(word, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else "tiny-transformer train --help"
             raise UserError(
                 f"no such option or key: {word}",
                 where="command line",
-                remedy=f"did you mean {near[0]}?" if near else "tiny-transformer train --help",
+                remedy=WHERE_THEY_GO if is_secret(word) else remedy,
             )
     return overrides

@@ -7,6 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 HIDDEN = "***"
+WHERE_THEY_GO = (
+    "secrets stay off the command line and out of configs: the libraries find them where `hf auth login` and "
+    "`wandb login` put them, or in the environment (HF_TOKEN, WANDB_API_KEY)"
+)
 # At the end of a name: `hf_token`, `WANDB_API_KEY`; `max_tokens` and `num_key_value_heads` are none.
 _SECRET = re.compile(r"(?:^|[-_.])(?:token|secret|password|passwd|pwd|api_?key|key|credentials?|auth)$", re.IGNORECASE)
 

@@ -25,6 +25,8 @@ MAX_META_BYTES = 64 * 2**20
 TOKEN_DTYPES = ("uint16", "uint32")
 MAX_COUNT = 2**53
 FLOOR_KEYS = {"nats_per_story", "nats_per_token", "bits_per_byte"}
+# Keys of the request that identify the source's text: today's, and that of older versions.
+SOURCE_IDENTITY, OLD_IDENTITY = "source_identity", "source_fingerprint"
 # Keys of the request that are read again, and what they may be.
 REQUEST_KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("source", "tokenizer", "text_field"), (str,)),
@@ -98,7 +100,8 @@ class Meta:
     def text_fingerprint(self) -> str:
         """A hash that is the same for the same validation text, whatever turned it into tokens: what makes the losses
         of two runs comparable."""
-        source = self.request.get("source_fingerprint") or self.val.sha256  # token files of others have no source
+        identities = (self.request.get(key) for key in (SOURCE_IDENTITY, OLD_IDENTITY))
+        source = next(filter(None, identities), self.val.sha256)  # token files of others have no source
         return hashlib.sha256(f"{source} {self.val.num_documents} {self.val.num_bytes}".encode()).hexdigest()[:16]
 
     def to_json(self) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.token_file import Dataset
 from tiny_transformer.evaluation.floor import check_split
-from tiny_transformer.evaluation.loss import perplexity_in_words
+from tiny_transformer.evaluation.loss import num_targets, perplexity_in_words
 from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.stages.stage import RunResult
@@ -24,10 +24,11 @@ def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console:
             highlight=False,
         )
     best = outcome_of(read_run(result.run_dir))
-    loss, bits = best.val_loss, best.val_bits_per_byte
+    loss, bits, trained = best.val_loss, best.val_bits_per_byte, best.train_loss
     if loss is None or bits is None:
         console.print(
-            f"\nfinished: training loss {state.metrics['loss']:.3f} nats per token (no evaluation: set eval_steps)",
+            f"\nfinished: training loss {state.metrics['loss'] if trained is None else trained:.3f} nats per token "
+            "(no evaluation: set eval_steps)",
             highlight=False,
         )
         return
@@ -56,8 +57,7 @@ def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console:
 def _ring_if_too_good(loss: float, config: RunConfig, dataset: Dataset, console: Console) -> None:
     """The alarm of `evaluation.floor`, for a loss on the whole split."""
     meta = dataset.meta.val
-    unscored = 1 if config.data.packing == "concat" else meta.num_documents  # nothing predicts a first token
-    num_scored = meta.num_tokens - unscored
+    num_scored = num_targets(meta, config.data.packing)
     check = check_split(loss * num_scored, num_scored, meta, dataset.tokenizer.vocab_size)
     if check is not None and check.rings:
         console.print(f"[bold yellow]warning[/]: {check.warning()}", highlight=False)
