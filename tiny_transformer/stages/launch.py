@@ -78,7 +78,9 @@ def choose_run_dir(request: Request) -> Path:
     asked = request.config.out_dir
     base = asked or Path("runs") / request.name
     if base.exists() and not base.is_dir():
-        raise UserError(f"{base} is a file, and a run is a directory", where=str(base), remedy="another --out_dir")
+        raise UserError(
+            f"{base} is a file, but a run needs a directory", where=str(base), remedy="choose another --out_dir"
+        )
     if request.resume:
         newest = asked or newest_run(base) or base
         if not holds_a_run(newest):

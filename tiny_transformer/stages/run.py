@@ -123,11 +123,11 @@ class Run:
         path = take_up(self.directory, found, self.processes, self._load_from, say)
         if path is None:
             where = "from the beginning" if self.config.init_from is None else f"from {self.config.init_from} again"
-            say(f"there is no checkpoint to go on from: starting {where}")
+            say(f"there is no checkpoint to resume from: starting {where}")
             self.stage.load_first_weights(self.model)
             return
         if problem := note_on_log(path, self.directory.path / LOG_FILE):
-            say(f"{problem}: the history before step {self.state.step:,} is not as it was; the weights are")
+            say(f"{problem}: the log before step {self.state.step:,} is not as it was; the weights are")
         say(f"resuming from step {self.state.step:,} ({path})")
 
     def _load_from(self, path: Path) -> None:

@@ -61,9 +61,9 @@ def take_choice(
     """
     if processes.world_size > 1:
         raise UserError(
-            f"--minutes chooses for one process, and here are {processes.world_size}",
+            f"--minutes works with one process, but {processes.world_size} were started",
             where="command line",
-            remedy="choose with one process, then share its config.yaml, with --max_train_minutes",
+            remedy="choose with one process, then train its config.yaml with all of them, with --max_train_minutes",
         )
     assert config.training.max_train_minutes is not None  # the caller's promise
     with console.status("timing a few models"):
