@@ -226,6 +226,13 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignme
             where=str(path),
             remedy=f"name it {' or '.join('*' + s for s in SUFFIXES)}",
         )
+    if path.exists():
+        raise UserError(
+            f"{path.name} is not a regular file",
+            where=str(path),
+            remedy="put a config of that name there",
+            exit_code=ExitCode.BAD_DATA,
+        )
     near = difflib.get_close_matches(
         str(source), [*PRESETS, *(str(p) for p in Path("configs").glob("*.*"))], n=1, cutoff=0.4
     )
