@@ -297,3 +297,19 @@ def test_few_dependencies_and_all_pinned(repository: Path) -> None:
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 todo |= {requirement.name.lower().replace("_", "-")} - seen
     assert seen <= pins, f"not pinned: {seen - pins}"
+
+
+def test_functions_fit_on_a_screen_and_take_few_parameters(repository: Path) -> None:
+    """Of the rooms in which they do; the one loop may be longer."""
+    too_large = []
+    for room in ("cli/training.py", "cli/frame.py", "stages", "training", "storage"):
+        path = repository / PACKAGE / room
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef):
+                    lines = node.end_lineno - node.lineno + 1
+                    parameters = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+                    parameters = [name for name in parameters if name not in ("self", "cls")]
+                    if lines > (120 if node.name == "train" else 60) or len(parameters) > 8:
+                        too_large.append(f"{file.name} {node.name}: {lines} lines, {len(parameters)} parameters")
+    assert not too_large, "\n".join(too_large)

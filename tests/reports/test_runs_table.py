@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tiny_transformer.reports.runs_table import RunSummary, list_runs, print_runs
 from tiny_transformer.storage import RunDirectory
+from tiny_transformer.storage.runs import NOT_FINITE_FILE
 
 SAVED = 1_795_257_000  # 2026-11-21T10:30:00Z, the `saved_at` of every made-up checkpoint
 
@@ -148,6 +149,8 @@ def test_state_that_a_training_process_sees_of_its_own_run(tmp_path: Path, statu
     run = made.make_run(tmp_path, "demo", status=status)
     with RunDirectory(run).lock():
         assert list_runs(run)[0].state == state
+        (run / NOT_FINITE_FILE).write_text("{}")
+        assert list_runs(run)[0].state == "diverged"
 
 
 def spoil_manifest(checkpoint: Path) -> str:

@@ -29,7 +29,6 @@ from tiny_transformer.stages.resume_check import DATA, TOKENIZER, check_changes,
 from tiny_transformer.stages.stage import Request
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
-from tiny_transformer.training import plan as planning
 
 PRINTS = {DATA: "d", TOKENIZER: "t"}
 WINDOW = {"use_sliding_window": True, "sliding_window": 8}
@@ -103,6 +102,7 @@ OTHER: dict[str, Any] = {
     "training.loggers": ["trackio"],
     "training.sample_prompts": ["Once"],
     "training.sample_tokens": 7,
+    "training.sample_drafter": "ngram",
 }
 OTHER_ELSEWHERE = {
     "llama": {"norm_type": "layernorm", "sliding_window": 8, "qkv_bias": True},
@@ -157,7 +157,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     fake.__dict__.update(init=lambda **_: None, log=lambda *_, **__: None, finish=lambda: None)
     monkeypatch.setitem(sys.modules, "trackio", fake)
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(planning, "measure_seconds", lambda *_, **__: 0.01)
+    monkeypatch.setattr("tiny_transformer.stages.run.measure_seconds", lambda *_, **__: 0.01)
 
 
 @pytest.mark.parametrize("key", OTHER)

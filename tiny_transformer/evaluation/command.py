@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -22,7 +21,7 @@ from tiny_transformer.data.meta import SplitMeta, read_meta
 from tiny_transformer.data.prepare.command import is_prepared
 from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset, TokenFile, open_dataset
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.evaluation.floor import FloorCheck, check_split
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split, num_targets, perplexity_in_words, scored_bytes
 from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport, measure_skills
@@ -184,7 +183,8 @@ def _refuse_other_tokenizer(opened: OpenCheckpoint, dataset: Dataset, data_dir: 
         raise UserError(
             f"{data_dir} was prepared with another tokenizer ({theirs.name}) than the model's ({own.name})",
             where=str(data_dir),
-            remedy=f"prepare the text with the model's: tiny-transformer prepare --tokenizer {opened.path} ...",
+            remedy="prepare the text with the model's: "
+            + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),
         )
 
 
@@ -224,10 +224,8 @@ def _keep_for_the_report(checkpoint: Path, report: SkillReport, notes: Console) 
         atomic_write(run_dir / SKILLS_FILE, json.dumps(kept, indent=2, allow_nan=True) + "\n")
         here = Path.cwd().resolve()
         shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
-        notes.print(
-            f"[dim]kept for the page: tiny-transformer report {escape(shlex.quote(str(shown)))} says it in words[/]",
-            soft_wrap=True,
-        )
+        report_again = command_line("tiny-transformer", "report", shown)
+        notes.print(f"[dim]kept for the page: {escape(report_again)} says it in words[/]", soft_wrap=True)
 
 
 def show_loss(loss: SplitLoss, meta: SplitMeta, split: str, packing: str, console: Console) -> None:

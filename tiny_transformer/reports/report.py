@@ -76,9 +76,16 @@ def guarded(title: str, make: Callable[[], str]) -> str:
         return f'<section><h2>{page.esc(title)}</h2><p class="note">{page.esc(words)}</p></section>'
 
 
-def whole_page(title: str, sections: list[str]) -> str:
-    """The sections inside a page that forbids every request and every script but its own."""
-    script = _resource("report.js")
+def whole_page(title: str, sections: list[str], *, script: str | None = None, style: str = "") -> str:
+    """The sections inside a page that forbids every request and every script but its own.
+
+    Args:
+        title: of the page.
+        sections: HTML, quoted where it must be.
+        script: the page's one script; None: what draws the reports' charts.
+        style: rules added to the reports' own.
+    """
+    script = _resource("report.js") if script is None else script
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
         f"script-src {_hash_source(script)}; base-uri 'none'; form-action 'none'"
@@ -93,7 +100,7 @@ def whole_page(title: str, sections: list[str]) -> str:
 <meta name="referrer" content="no-referrer">
 <link rel="icon" href="data:,">
 <title>{page.esc(title)}</title>
-<style>{_resource("report.css")}</style>
+<style>{_resource("report.css")}{style}</style>
 </head>
 <body>
 <main>

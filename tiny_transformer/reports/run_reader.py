@@ -17,7 +17,7 @@ from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import read_manifest
-from tiny_transformer.storage.lock import owner_of
+from tiny_transformer.storage.lock import is_this_process, owner_of
 from tiny_transformer.storage.marks import STEP_NAME, marked_checkpoint
 from tiny_transformer.storage.reading import MAX_LOG_BYTES, open_regular, read_regular
 from tiny_transformer.storage.runs import NOT_FINITE_FILE, SKILLS_FILE
@@ -74,13 +74,12 @@ def state_of(run_dir: Path, checkpoints: list[StepDirectory]) -> str:
     """
     newest = newest_whole(checkpoints)
     status = newest.info.get("status") if newest else None
-    owner = owner_of(run_dir)
-    # A training process that has saved its last checkpoint still owns the run while it writes the report.
-    is_ours = owner is not None and owner.get("pid") == os.getpid()
-    done_by_us = is_ours and status in ("finished", "stopped", "stopped_early")
-    if owner is not None and not done_by_us:
+    owner, is_diverged = owner_of(run_dir), (run_dir / NOT_FINITE_FILE).is_file()
+    has_ended = is_diverged or status in ("finished", "stopped", "stopped_early")
+    # A training process still owns the run that it has ended while it writes the report.
+    if owner is not None and not (has_ended and is_this_process(owner)):
         return "running"
-    if (run_dir / NOT_FINITE_FILE).is_file():
+    if is_diverged:
         return "diverged"
     if newest is None:
         return "not whole" if checkpoints else "stopped"

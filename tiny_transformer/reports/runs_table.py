@@ -6,13 +6,13 @@ sizes of its files, never by the directory being there; `tiny-transformer doctor
 
 from __future__ import annotations
 
-import shlex
 import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tiny_transformer.errors import command_line
 from tiny_transformer.reports.formats import NOTHING, ago, count, loss, plain, size
 from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.run_reader import (
@@ -210,4 +210,4 @@ def _row(checkpoint: StepDirectory, now: float) -> list[str]:
 
 
 def _hint(run: RunSummary) -> str:
-    return plain(f"to see what is not whole: tiny-transformer doctor {shlex.quote(str(run.path))}")
+    return plain(f"to see what is not whole: {command_line('tiny-transformer', 'doctor', run.path)}")
