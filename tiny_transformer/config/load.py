@@ -24,7 +24,7 @@ from tiny_transformer.config.secrets import HIDDEN, WHERE_THEY_GO, is_secret
 from tiny_transformer.config.shapes import SHAPES
 from tiny_transformer.config.strict import lookalike
 from tiny_transformer.config.text import MAX_CONFIG_BYTES, numbers, parse_yaml, read_config_file
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import ExitCode, UserError
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 
