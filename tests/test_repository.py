@@ -27,6 +27,7 @@ FLOORS = (
     {"costs"},
     {"inspection"},
     {"reports"},
+    {"quantization"},
     {"interop"},
     {"training"},
     {"generation"},

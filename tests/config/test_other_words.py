@@ -143,8 +143,6 @@ def test_an_advanced_section_that_is_off_says_nothing() -> None:
     ("key", "value"),
     [
         ("use_lora", True),
-        ("quantize", "int8"),
-        ("quantize", "int4"),
         ("log_attention", True),
         ("draft_model", "runs/small"),
         ("use_flash_attention", True),
@@ -192,6 +190,11 @@ def test_what_is_built_may_be_switched_on_under_advanced() -> None:
     assert config.training.sample_drafter == "auto"
     assert config.training.compile and config.training.gradient_checkpointing
     assert config.model.num_key_value_heads == 1
+    for value in ("int8", "int4"):
+        assert load_run_config({"advanced": {**ADVANCED, "quantize": value}}).training.quantize == value
+    for value in (False, "none", "off", None):
+        assert load_run_config({"advanced": {"quantize": value}}).training.quantize is None
+    assert "quantize" in refused({"advanced": {"quantize": "int3"}}).what
     assert "unknown key advanced.use_lorra" in refused({"advanced": {"use_lorra": False}}).what
 
 

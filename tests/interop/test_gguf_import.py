@@ -23,6 +23,7 @@ from tiny_transformer.interop.gguf.importing import import_gguf
 from tiny_transformer.interop.llama2c import import_llama2c
 from tiny_transformer.interop.row_order import half_split, interleaved
 from tiny_transformer.models import build_model, end_token_ids, load_config, load_model, save_model
+from tiny_transformer.models.swaps import restore_layers
 from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
 from tiny_transformer.tokenizers.patterns import LLAMA3_PATTERN
 
@@ -97,7 +98,7 @@ def test_smaller_kinds_come_back_at_the_values_they_hold(name, kind, tmp_path):
     gguf = pytest.importorskip("gguf")
     source = save(CONFIGS[name], tmp_path / "m")
     export_gguf(source, tmp_path / "m.gguf", kind=kind)
-    import_gguf(tmp_path / "m.gguf", tmp_path / "again")
+    assert import_gguf(tmp_path / "m.gguf", tmp_path / "again", full_size=True) == []
     published = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     _, ours = read_gguf_header(tmp_path / "m.gguf")
     assert ours.keys() == published.keys()
@@ -111,6 +112,46 @@ def test_smaller_kinds_come_back_at_the_values_they_hold(name, kind, tmp_path):
         step = {"f16": 2e-3, "q8_0": 1 / 100, "q4_0": 1 / 7}[kind]
         assert (after[tensor_name] - weight).abs().max() <= step * weight.abs().max(), tensor_name
         assert torch.equal(after[tensor_name], weight) == (weight.ndim == 1)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("name", ["llama", "llama untied bias", "qwen3 untied head_dim", "olmo2"])
+def test_quantized_weights_stay_as_they_are(name, kind, tmp_path):
+    source = save(CONFIGS[name], tmp_path / "m")
+    export_gguf(source, tmp_path / "m.gguf", kind=kind)
+    kinds = import_gguf(tmp_path / "m.gguf", tmp_path / "kept")
+    import_gguf(tmp_path / "m.gguf", tmp_path / "full", full_size=True)
+    assert kinds == (["int8"] if kind == "q8_0" else ["int4", "int8"])  # llama.cpp keeps 8 bits for the words, so do we
+    kept, full = load_model(tmp_path / "kept"), load_model(tmp_path / "full")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(kept(ids), full(ids), rtol=0, atol=1e-5)
+    restore_layers(kept)
+    assert kept.state_dict().keys() == full.state_dict().keys()
+    for key, tensor in full.state_dict().items():
+        assert torch.equal(kept.state_dict()[key], tensor), key
+    stored = load_file(tmp_path / "kept" / "model.safetensors")
+    assert not [key for key, tensor in stored.items() if tensor.ndim == 2 and key.endswith("weight")]
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("kept", "full")]
+    assert sizes[0] < sizes[1] * (0.32 if kind == "q8_0" else 0.28)  # the header of so small a file counts
+    export_gguf(tmp_path / "kept", tmp_path / "kept.gguf", kind=kind)
+    assert gguf_tensors(tmp_path / "kept.gguf") == gguf_tensors(tmp_path / "m.gguf")
+
+
+def gguf_tensors(path: Path) -> dict[str, bytes]:
+    """The bytes of each tensor of a file."""
+    whole = path.read_bytes()
+    return {name: whole[t.start : t.start + t.num_bytes] for name, t in read_gguf_header(path)[1].items()}
+
+
+def test_a_scale_that_is_no_number_is_refused(tmp_path):
+    export_gguf(save(CONFIGS["qwen3"], tmp_path / "m"), tmp_path / "m.gguf", kind="q8_0")
+    _, tensors = read_gguf_header(tmp_path / "m.gguf")
+    with (tmp_path / "m.gguf").open("r+b") as file:
+        file.seek(tensors["blk.1.ffn_up.weight"].start)
+        file.write(struct.pack("<e", float("inf")))
+    with pytest.raises(UserError, match=r"model.layers.1.mlp.up_proj.scale has weights that are infinite or not"):
+        import_gguf(tmp_path / "m.gguf", tmp_path / "out")
 
 
 def test_bfloat16_tensors_are_read(tmp_path):
@@ -312,6 +353,11 @@ def test_the_verb_imports_and_refuses_a_tokenizer_of_its_own(tmp_path, capsys):
     assert "its own tokenizer" in capsys.readouterr().err
     assert run(arguments) == 0
     assert "generate --ckpt_dir" in capsys.readouterr().out
+    export_gguf(tmp_path / "m", tmp_path / "q.gguf", kind="q8_0")
+    assert run(["import", str(tmp_path / "q.gguf"), "--out_dir", str(tmp_path / "kept")]) == 0
+    assert "weights stay as they are (int8); --full_size" in capsys.readouterr().out
+    assert run(["import", str(tmp_path / "m"), "--out_dir", str(tmp_path / "x"), "--full_size"]) == 2
+    assert "is no GGUF file" in capsys.readouterr().err
     with torch.no_grad():
         assert torch.isfinite(load_model(tmp_path / "out")(torch.arange(9)[None])).all()
 

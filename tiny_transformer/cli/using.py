@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from tiny_transformer.cli.frame import SETTINGS, app
+from tiny_transformer.errors import UserError
 
 
 @app.command(context_settings=SETTINGS)

@@ -58,6 +58,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "advanced.gradient_checkpointing": ("training.gradient_checkpointing",),
     "advanced.gradient_clip": ("training.grad_clip",),
     "advanced.grad_clip": ("training.grad_clip",),
+    "advanced.quantize": ("training.quantize",),
 }
 
 # names of switches -> what they switch on; off, they say nothing

@@ -227,10 +227,19 @@ class TrainingConfig(Section):
     `ngram` (earlier text), `mtp` (the model's own MTP head), a checkpoint or run of a smaller model with the same
     tokenizer, or `auto`: `mtp` where there is such a head, else `ngram`. The texts are the same. Null: nobody."""
 
+    quantize: Literal["int8", "int4"] | None = setting(None, "allow")
+    """At the end of the run, also write its best checkpoint with weights of 8 or 4 bits, to `int8` or `int4` in the run
+    directory: what `tiny-transformer quantize` does."""
+
     @field_validator("loggers", mode="before")
     @classmethod
     def _names_with_commas(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _not_at_all(cls, value: Any) -> Any:
+        return None if value in (False, "", "none", "None", "null", "off", "no") else value
 
     @field_validator("sample_prompts", mode="before")
     @classmethod

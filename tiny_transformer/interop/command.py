@@ -45,7 +45,9 @@ def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrit
     return written.path
 
 
-def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str, console: Console) -> None:
+def run_import(
+    source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str, full_size: bool = False, console: Console
+) -> None:
     """Read a model or token files of another program and write them as ours, all or nothing.
 
     Args:
@@ -53,13 +55,16 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         out_dir: a directory that does not exist yet.
         tokenizer: for token files a name or directory, for llama2.c the tokenizer's file; the others have their own.
         dtype: of token files.
+        full_size: of a GGUF file with quantized weights: write them as float32.
 
     Raises:
         UserError: not one of these, a pickle, or what the import itself refuses.
     """
     if is_mark(source):  # a link or a text file
         source = marked_checkpoint(source.parent, source.name) or source
-    kind = kind_of(source)
+    kind, note = kind_of(source), ""
+    if full_size and kind != "gguf":
+        raise UserError(f"{source} is no GGUF file, and nothing else is quantized", remedy="leave --full_size out")
     next_step = f"{command_line('generate', '--ckpt_dir', out_dir, '--prompt')} {_prompt_for(source)}"
     if kind in ("hf", "gguf"):
         if tokenizer is not None:
@@ -72,7 +77,8 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         else:
             from tiny_transformer.interop.gguf.importing import import_gguf
 
-            import_gguf(source, out_dir)
+            if kinds := import_gguf(source, out_dir, full_size=full_size):
+                note = f"weights stay as they are ({' and '.join(kinds)}); --full_size makes float32 of them"
     elif tokenizer is None:
         remedy = "--tokenizer gpt2 (or a directory)" if kind == "token_bins" else "--tokenizer tokenizer.bin"
         raise UserError(f"{source} does not say which tokenizer it was made with", remedy=f"name it: {remedy}")
@@ -87,6 +93,8 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         import_llama2c(source, tokenizer, out_dir)
         # They all write stories.
         next_step = command_line("generate", "--ckpt_dir", out_dir, "--prompt", "Once upon a time")
+    if note:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     console.print(f"wrote {out_dir}\nnext: tiny-transformer {next_step}", highlight=False, markup=False, soft_wrap=True)
 
 

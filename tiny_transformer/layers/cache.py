@@ -128,6 +128,15 @@ class KeyValueCache(LayerCache):
                 stored.scatter_(2, self._slots[:, None, :, None].expand_as(new), new)
         return self._key[:, :, : self._num_keys], self._value[:, :, : self._num_keys]
 
+    @property
+    def memory(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All stored keys and values, (B, G, max_len + 1, D); the last slot is for padding."""
+        return self._key, self._value
+
+    def move_into(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Go on in other memory, which holds the same."""
+        self._key, self._value = key, value
+
     def select(self, rows: torch.Tensor) -> KeyValueCache:
         chosen = object.__new__(KeyValueCache)
         for name in ("_key", "_value"):
@@ -190,6 +199,20 @@ class ModelCache(Sequence[LayerCache]):
     def length(self) -> int:
         """Tokens that the longest row holds."""
         return max(self.lengths, default=0)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all rows are one document each, and nothing is `fixed`: a row's length then says everything."""
+        return self._doc_ids is None and self._filled is None
+
+    def gather_memory(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put the keys of all layers into one tensor and their values into another, (L, B, G, max_len + 1, D), and go
+        on in these. All layers must be `KeyValueCache`s of one shape."""
+        layers = [layer for layer in self._layers if isinstance(layer, KeyValueCache)]
+        keys, values = (torch.stack(parts) for parts in zip(*(layer.memory for layer in layers), strict=True))
+        for layer, key, value in zip(layers, keys, values, strict=True):
+            layer.move_into(key, value)
+        return keys, values
 
     def admit(self, input_ids: torch.Tensor, doc_ids: torch.Tensor | None) -> Place:
         """Check that new tokens fit, and note where they stand, before any layer reads them.

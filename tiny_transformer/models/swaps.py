@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tiny_transformer.models.contract import CausalLM
 
 MODEL_TYPE = "tiny_transformer_swapped"
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 INT4_GROUP = 32
 MAX_RECORDS, MAX_NAMES, MAX_NAME = 100, 1000, 200
 Record = dict[str, Any]
@@ -55,6 +56,16 @@ def quantize_layers(model: CausalLM, kind: str, *, group_size: int | None = None
     ]
     group_size = INT4_GROUP if kind == "int4" and group_size is None else group_size
     _swap(model, _possible({"kind": kind, "group_size": group_size}), names, filled=True)
+    return names
+
+
+def quantize_words(model: CausalLM, kind: str = "int8", *, group_size: int | None = None) -> list[str]:
+    """Swap the embedding and the head, in place, for tables of integers; the names of those that were ordinary.
+
+    A tied head stays tied: it reads the embedding's integers. Arguments as in `quantize_layers`.
+    """
+    names = [EMBEDDING] if model.config.tie_word_embeddings else [EMBEDDING, HEAD]
+    _swap(model, {"kind": kind, "group_size": group_size}, names, filled=True)
     return names
 
 
@@ -100,10 +111,18 @@ def restore_layers(model: CausalLM) -> None:
     """Make all swapped layers ordinary ones again, in place: integers become weights, additions are added."""
     from torch import nn
 
-    from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear
+    from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
 
-    dtype = model.model.embed_tokens.weight.dtype
+    dtype = model.model.norm.weight.dtype
     for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedEmbedding):
+            table = nn.Embedding(module.num_embeddings, module.embedding_dim, device="meta")
+            table.weight = nn.Parameter(module.weight_in(dtype))
+            model.set_submodule(name, table)
+        if isinstance(module, QuantizedHead):  # comes after its table
+            head = nn.Linear(module.embedding.embedding_dim, module.embedding.num_embeddings, False, device="meta")
+            head.weight = model.get_submodule(EMBEDDING).weight  # ty: ignore[invalid-assignment]
+            model.set_submodule(name, head)
         if isinstance(module, QuantizedLinear):
             weight = module.weight_in(dtype)
             linear = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
@@ -135,23 +154,30 @@ def _swap(model: CausalLM, record: Mapping[str, Any], names: Iterable[str], *, f
     """Swap layers by name; `filled`: they compute what the old ones did."""
     from torch import nn
 
-    from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear
+    from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
 
     for name in names:
         old = model.get_submodule(name)
         if record["kind"] == "lora" and isinstance(old, (nn.Linear, QuantizedLinear)):
-            weight = model.model.embed_tokens.weight
+            weight = model.model.norm.weight
             numbers = {key: record[key] for key in ("rank", "alpha", "dropout")}
             new: nn.Module = LoRALinear(old, dtype=weight.dtype, device=weight.device, **numbers)
         elif record["kind"] != "lora" and isinstance(old, nn.Linear):
-            make = QuantizedLinear.of if filled else QuantizedLinear.like
-            new = make(old, bits=8 if record["kind"] == "int8" else 4, group_size=record["group_size"])
+            new = (QuantizedLinear.of if filled else QuantizedLinear.like)(old, **_form(record))
+        elif record["kind"] != "lora" and isinstance(old, nn.Embedding):
+            new = (QuantizedEmbedding.of if filled else QuantizedEmbedding.like)(old, **_form(record))
         else:
             raise UserError(
                 f"{name} cannot be swapped for {record['kind']}: it is a {type(old).__name__} already",
                 remedy="quantize first, then add, each once",
             )
         model.set_submodule(name, new.train(old.training))
+        if isinstance(new, QuantizedEmbedding) and model.config.tie_word_embeddings:
+            model.set_submodule(HEAD, QuantizedHead(new).train(old.training))
+
+
+def _form(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"bits": 8 if record["kind"] == "int8" else 4, "group_size": record["group_size"]}
 
 
 # --- in config.json
@@ -159,11 +185,11 @@ def _swap(model: CausalLM, record: Mapping[str, Any], names: Iterable[str], *, f
 
 def describe_swaps(model: CausalLM) -> list[Record]:
     """What `apply_swaps` needs to make the same layers: one record for each kind and its numbers. Empty: none."""
-    from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear
+    from tiny_transformer.layers.linear import LoRALinear, QuantizedWeight
 
     swapped: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, QuantizedLinear):
+        if isinstance(module, QuantizedWeight):
             record: Record = {"kind": f"int{module.bits}", "group_size": module.group_size}
         elif isinstance(module, LoRALinear):
             numbers = {"rank": module.rank, "alpha": module.alpha, "dropout": module.dropout.p}
@@ -171,7 +197,7 @@ def describe_swaps(model: CausalLM) -> list[Record]:
         else:
             continue
         swapped.setdefault(tuple(record.items()), []).append(name.removesuffix(".base"))
-    everything, records = _linear_names(model), []
+    everything, records = [*_linear_names(model), EMBEDDING], []
     for numbers, names in swapped.items():
         records.append({**dict(numbers), "names": _shorten(names, everything)})
     return sorted(records, key=lambda record: record["kind"] == "lora")  # an addition comes on top
@@ -183,8 +209,9 @@ def apply_swaps(model: CausalLM, records: Iterable[Record]) -> None:
     Raises:
         UserError: a name that the model's linear layers do not have.
     """
-    known = _linear_names(model)
+    linear = _linear_names(model)
     for record in records:
+        known = linear if record["kind"] == "lora" else [*linear, EMBEDDING]
         patterns = frozenset(record["names"])
         if unknown := patterns - {form for name in known for form in (name, _general(name))}:
             raise _bad(f"no linear layer of this model is named {short(min(unknown))}")

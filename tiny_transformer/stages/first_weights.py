@@ -13,6 +13,7 @@ from tiny_transformer.config.schema import DataConfig, RunConfig
 from tiny_transformer.config.shapes import ModelConfig
 from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.models import load_config
+from tiny_transformer.models.config_file import read_config
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.stages.stage import Request, Stage
 from tiny_transformer.storage.runs import CONFIG_FILE
@@ -41,6 +42,8 @@ def take_over(request: Request, run_dir: Path, console: Console) -> Request:
             remedy="another --out_dir",
         )
     shape = load_config(checkpoint)
+    if config.stage == "pretrain":
+        _refuse_quantized(checkpoint)
     _refuse_another_shape(config, shape, checkpoint)
     _refuse_another_tokenizer(config.data, checkpoint)
     data = _data_for(config.data, shape, checkpoint)
@@ -76,6 +79,17 @@ def check_tokenizer(request: Request, stage: Stage) -> None:
             f"the model knows {shape.known_vocab_size:,} ids and its tokenizer gives {own.vocab_size:,}",
             where=str(checkpoint),
             remedy="take a checkpoint whose config.json and tokenizer.json belong together",
+        )
+
+
+def _refuse_quantized(checkpoint: Path) -> None:
+    """Integers do not learn."""
+    kinds = sorted({record["kind"] for record in read_config(checkpoint)[1]} & {"int8", "int4"})
+    if kinds:
+        raise UserError(
+            f"the weights in {checkpoint} are rounded to {' and '.join(kinds)}, and integers do not learn",
+            where="init_from",
+            remedy="start from the checkpoint it was quantized from",
         )
 
 

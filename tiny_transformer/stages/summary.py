@@ -84,6 +84,8 @@ def finish(outcome: RunResult, console: Console) -> None:
     The model is saved by now, and nothing here may hide that: what fails is told in a line, and the rest goes on.
     """
     shown = {"figures": outcome.stage.show_figures, "samples": write_samples}
+    if outcome.stage.config.training.quantize is not None:
+        shown["quantized checkpoint"] = _quantize
     if outcome.status == "stopped":
         go_on = command_line("tiny-transformer", "train", "--resume", "--out_dir", outcome.run_dir)
         words = f"stopped at step {outcome.state.step:,} and saved; to continue: {go_on}"
@@ -95,6 +97,14 @@ def finish(outcome: RunResult, console: Console) -> None:
     show_report(outcome.run_dir, console)
     model = f"model   {outcome.run_dir}/last   (a Hugging Face model directory)"
     console.print(model, markup=False, highlight=False, soft_wrap=True)
+
+
+def _quantize(outcome: RunResult, console: Console) -> None:
+    """Write the best checkpoint once more, as `training.quantize` asks."""
+    from tiny_transformer.quantization.command import QuantizeOptions, run_quantize
+
+    kind = outcome.stage.config.training.quantize or ""
+    run_quantize(QuantizeOptions(kind, outcome.run_dir, replace=True), console, console)
 
 
 @contextmanager

@@ -195,7 +195,7 @@ class Qwen3ForCausalLM(nn.Module):
 
         `fixed` gives every call the same shapes: see `ModelCache`.
         """
-        weight, config = self.model.embed_tokens.weight, self.config
+        weight, config = next(self.parameters()), self.config
         sizes: dict[str, Any] = {"batch_size": batch_size, "max_len": max_len, "device": weight.device}
         heads: Any = {"num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_dim}
         layers = [KeyValueCache(dtype=weight.dtype, **sizes, **heads) for _ in range(config.num_hidden_layers)]

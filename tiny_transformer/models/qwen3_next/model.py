@@ -347,7 +347,7 @@ class Qwen3NextForCausalLM(nn.Module):
         cache: ModelCache | None,
     ) -> Context:
         place, config = find_place(input_ids, positions, doc_ids, cache), self.config
-        dtype = self.model.embed_tokens.weight.dtype
+        dtype = next(self.parameters()).dtype
         theta, head_dim = config.rope_theta, config.rotary_dim
         cos, sin = rope_cos_sin(place.positions, head_dim=head_dim, theta=theta, dtype=dtype, scaling=self.rope_scaling)
         mask = attention_mask(
@@ -379,7 +379,7 @@ class Qwen3NextForCausalLM(nn.Module):
         return self._cache_for(self.mtp.layers, batch_size, max_len, False)
 
     def _cache_for(self, blocks: Any, batch_size: int, max_len: int, fixed: bool) -> ModelCache:
-        weight, config = self.model.embed_tokens.weight, self.config
+        weight, config = next(self.parameters()), self.config
         sizes: dict[str, Any] = {"batch_size": batch_size, "max_len": max_len, "device": weight.device}
         heads: Any = {"num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_dim}
         layers = [
