@@ -112,7 +112,11 @@ def test_every_verb_that_takes_a_run_takes_its_name(
     verbs = (
         ["generate", "--ckpt"],
         ["evaluate"],
+        ["evaluate", "--ckpt"],
         ["export"],
+        ["export", "--ckpt_dir"],
+        ["quantize", "--int8"],
+        ["quantize", "--int8", "--checkpoint"],
         ["doctor"],
         ["report"],
         ["replay", "--step", "1"],
@@ -121,6 +125,8 @@ def test_every_verb_that_takes_a_run_takes_its_name(
     for words in verbs:
         assert main_run([*words, "dmo"]) == ExitCode.USAGE, words
         assert capsys.readouterr().err == "error: dmo does not exist\n  try: did you mean demo?\n", words
+    assert main_run(["evaluate", "demo", "--ckpt", "other"]) == ExitCode.USAGE
+    assert "two checkpoints: demo and other" in capsys.readouterr().err
     for words in (["doctor", "demo"], ["doctor"]):  # without a name the newest
         assert main_run(words) == ExitCode.OK
         assert capsys.readouterr().out.startswith("runs/demo: everything is whole\n  step-00000003")
