@@ -24,7 +24,7 @@ from tiny_transformer.config.secrets import HIDDEN, WHERE_THEY_GO, is_secret
 from tiny_transformer.config.shapes import SHAPES
 from tiny_transformer.config.strict import lookalike
 from tiny_transformer.config.text import MAX_CONFIG_BYTES, numbers, parse_yaml, read_config_file
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import ExitCode, UserError
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 
@@ -215,6 +215,13 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignme
             f"cannot tell the format of {path.name}",
             where=str(path),
             remedy=f"name it {' or '.join('*' + s for s in SUFFIXES)}",
+        )
+    if path.exists():
+        raise UserError(
+            f"{path.name} is not a regular file",
+            where=str(path),
+            remedy="put a config of that name there",
+            exit_code=ExitCode.BAD_DATA,
         )
     near = difflib.get_close_matches(
         str(source), [*PRESETS, *(str(p) for p in Path("configs").glob("*.*"))], n=1, cutoff=0.4
