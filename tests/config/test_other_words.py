@@ -154,6 +154,35 @@ def test_what_is_not_built_is_refused_by_name(key: str, value: Any) -> None:
     assert error.where == "config"
 
 
+@pytest.mark.parametrize(
+    ("key", "switch"),
+    [
+        ("lora_rank", "use_lora"),
+        ("lora_dropout", "use_lora"),
+        ("quantize_bits", "quantize"),
+        ("speculative_tokens", "speculative_sampling"),
+        ("draft_model", "speculative_sampling"),
+        ("attention_log_steps", "log_attention"),
+    ],
+)
+def test_a_setting_of_what_is_not_built_is_refused_unless_its_switch_is_off(key: str, switch: str) -> None:
+    error = refused({"advanced": {key: 8}})
+    assert f"advanced.{key} = 8 is a setting of advanced.{switch}, which is not built here" in error.what
+    assert error.where == "config" and error.remedy
+    assert refused(None, f"advanced.{key}=8").where == "command line"
+    off = {"advanced": {switch: False}}
+    assert load_run_config(off, [f"advanced.{key}=8"]) == load_run_config(None)
+    others = {"use_lora", "quantize", "speculative_sampling", "log_attention"} - {switch}
+    assert "is a setting of" in refused({"advanced": {key: 8, **dict.fromkeys(others, False)}}).what
+
+
+def test_a_setting_that_is_built_is_a_key_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny_transformer.config.aliases import ALIASES
+
+    monkeypatch.setitem(ALIASES, "advanced.lora_rank", ("training.warmup_steps",))  # stands for the key to come
+    assert load_run_config({"advanced": {"lora_rank": 8}}).training.warmup_steps == 8
+
+
 def test_what_is_built_may_be_switched_on_under_advanced() -> None:
     config = load_run_config({"advanced": {"compile": True, "gradient_checkpointing": True, "multi_query": True}})
     assert config.training.compile and config.training.gradient_checkpointing

@@ -12,7 +12,7 @@ import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.find import find_checkpoint, find_run, find_runs
-from tiny_transformer.storage import RunDirectory
+from tiny_transformer.storage import RunDirectory, RunLock
 
 
 def make_run(path: Path, *, steps: tuple[int, ...] = (100, 200), **links: int) -> Path:
@@ -161,13 +161,29 @@ def test_a_run_of_damaged_checkpoints_only_says_so(tmp_path):
         flip_a_bit(run / f"step-{step:08d}")
     assert "none here is whole" in refusal(run, tmp_path).remedy
     (run / "last").unlink()
-    assert refusal(run, tmp_path).what == f"the run {run} has no whole checkpoint"
+    error = refusal(run, tmp_path)
+    assert error.what == f"the run {run} has no whole checkpoint"
+    assert error.remedy == f"tiny-transformer doctor {run} says what is damaged; use another run"
 
 
 def test_a_run_before_its_first_save_is_told_from_a_wrong_path(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.jsonl").write_text("")
-    assert "has no whole checkpoint" in refusal(tmp_path / "run", tmp_path).what
+    run = tmp_path / "run"
+    error = refusal(run, tmp_path)
+    assert error.what == f"the run {run} has no whole checkpoint" and "--overwrite" in (error.remedy or "")
+    with RunLock(run):
+        error = refusal(run, tmp_path)
+        assert error.what == f"the run {run} has not saved yet" and "until its first save" in (error.remedy or "")
+
+
+def test_a_run_that_diverged_before_its_first_save_is_not_told_to_train_on(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("log.jsonl", "not_finite.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    error = refusal(tmp_path / "run", tmp_path)
+    assert error.what == f"the run {tmp_path / 'run'} diverged before its first checkpoint"
+    assert error.remedy is not None and "learning_rate" in error.remedy and "until its first save" not in error.remedy
 
 
 def test_config_without_weights_is_half_written(tmp_path):

@@ -181,6 +181,25 @@ def test_a_pattern_that_no_layer_has_is_refused(shake, all_configs):
         quantize_layers(model, "int8")
 
 
+@pytest.mark.parametrize(
+    ("kind", "numbers", "what"),
+    [
+        ("int2", {}, "no quantization is called 'int2'"),
+        ("lora", {}, "no quantization is called 'lora'"),
+        ("int4", {"group_size": 7}, "group_size 7 is not possible"),
+        ("int8", {"group_size": 0}, "group_size 0 is not possible"),
+        (None, {"rank": 0, "alpha": 1.0}, "rank 0 is not possible"),
+        (None, {"rank": 2, "alpha": 1.0, "dropout": 2.0}, "dropout 2.0 is not possible"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_layer_is_swapped(shake, all_configs, kind, numbers, what):
+    model = shake(all_configs["qwen3-gqa"])
+    with pytest.raises(UserError) as refused:
+        quantize_layers(model, kind, **numbers) if kind else add_lora(model, ["q_proj"], **numbers)
+    assert what in refused.value.what and refused.value.remedy
+    assert describe_swaps(model) == []
+
+
 # --- others, and files of strangers
 # ---------------------------------------------------------------------------------------------------------------
 

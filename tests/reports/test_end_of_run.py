@@ -33,7 +33,15 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run(data_dir: Path, run_dir: Path, *, resume: bool = False, **training: Any) -> tuple[str, str]:
+def run(
+    data_dir: Path,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    screen: io.StringIO | None = None,
+    **training: Any,
+) -> tuple[str, str]:
     """Train and show: how it ended, and what was on the screen."""
     tree = {
         "model": planted.MODEL,
@@ -43,9 +51,9 @@ def run(data_dir: Path, run_dir: Path, *, resume: bool = False, **training: Any)
         | training,
         "out_dir": str(run_dir),
     }
-    screen = io.StringIO()
-    console = Console(file=screen, width=500)
-    outcome = launch(Request(load_run_config(tree), "r", resume=resume, command=["test"]), console)
+    screen = screen or io.StringIO()
+    console, config = Console(file=screen, width=500), load_run_config(tree)
+    outcome = launch(Request(config, "r", resume=resume, overwrite=overwrite, command=["test"]), console)
     summary.finish(outcome, console)
     return outcome.status, screen.getvalue()
 
@@ -117,6 +125,32 @@ def test_a_diverged_run_that_is_resumed_with_a_lower_rate_is_a_run_like_any_othe
     assert run(data_dir, tmp_path / "r", resume=True)[0] == "finished"
     assert read_run(tmp_path / "r").not_finite == {}
     assert list_runs(tmp_path / "r")[0].state == "finished"
+
+
+def test_a_diverged_run_that_saved_nothing_leaves_the_run_that_it_was_to_replace(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    def contents() -> dict[Path, bytes]:
+        files = (path for path in (tmp_path / "r").rglob("*") if path.is_file() and path.name != ".lock")
+        return {path: path.read_bytes() for path in files}
+
+    run(data_dir, tmp_path / "r")
+    before, screen = contents(), io.StringIO()
+    with pytest.raises(NotFiniteError) as caught:
+        run(data_dir, tmp_path / "r", overwrite=True, screen=screen, learning_rate=1e30, steps=60)
+    assert contents() == before
+    assert list_runs(tmp_path / "r")[0].state == "finished"
+    assert "nothing was saved before the run diverged: the run that was there is back" in screen.getvalue()
+    assert "replay" not in (caught.value.remedy or "")  # that would replay the old run
+
+
+def test_a_diverged_run_that_saved_before_replaces_the_old_one_and_says_why(data_dir: Path, tmp_path: Path) -> None:
+    run(data_dir, tmp_path / "r")
+    with pytest.raises(NotFiniteError) as caught:
+        run(data_dir, tmp_path / "r", overwrite=True, learning_rate=1e8, steps=60, save_steps=1)
+    assert list_runs(tmp_path / "r")[0].state == "diverged"
+    assert f"Not a number since step {caught.value.step}: " in (tmp_path / "r/report.html").read_text(encoding="utf-8")
+    assert f"replay {tmp_path / 'r'} --step {caught.value.step}" in (caught.value.remedy or "")
 
 
 def test_a_validation_loss_that_is_no_number_ends_the_run(

@@ -23,7 +23,8 @@ from tiny_transformer.stages import samples as through_time
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.summary import finish
 from tiny_transformer.training import loop
-from tiny_transformer.training.plan import SAMPLE_POINTS, Pace, Speed, make_plan, plan_for_minutes
+from tiny_transformer.training.plan import SAMPLE_POINTS, Pace, make_plan, plan_for_minutes
+from tiny_transformer.training.speed import Speed
 from tiny_transformer.training.state import TrainState
 from tiny_transformer.training.update_stats import UpdateStats, part_name, peak_memory
 

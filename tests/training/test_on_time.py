@@ -24,11 +24,11 @@ from tiny_transformer.stages.run import Run
 from tiny_transformer.stages.training_data import fit_vocabulary
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
-from tiny_transformer.training import plan as planning
 from tiny_transformer.training import state as training_state
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.loop import Gradient, Job, train
-from tiny_transformer.training.plan import Pace, Plan, Speed, plan_for_minutes, read_plan
+from tiny_transformer.training.plan import Pace, Plan, plan_for_minutes, read_plan
+from tiny_transformer.training.speed import Speed
 from tiny_transformer.training.state import TrainState
 
 MINUTES = 10
@@ -148,7 +148,7 @@ def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(
         now[0] += 0.001
         return now[0]
 
-    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=tick))
+    monkeypatch.setattr("tiny_transformer.training.speed.time", SimpleNamespace(perf_counter=tick))
     monkeypatch.setattr(RunDirectory, "publish_step", slow)
     dataset, console = open_dataset(tiny_data), Console(file=io.StringIO())
     request = tiny_request(tiny_data, run.path, max_train_minutes=0.02)

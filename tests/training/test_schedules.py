@@ -11,7 +11,8 @@ import pytest
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.stages.summary import rate_in_words
-from tiny_transformer.training.plan import Pace, Plan, Speed, make_plan, plan_for_counts, plan_for_minutes, read_plan
+from tiny_transformer.training.plan import Pace, Plan, make_plan, plan_for_counts, plan_for_minutes, read_plan
+from tiny_transformer.training.speed import Speed
 from tiny_transformer.training.state import TrainState
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
+from collections.abc import Callable
+from dataclasses import fields
+from functools import update_wrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from tiny_transformer import __version__
+from tiny_transformer.config.secrets import WHERE_THEY_GO, is_secret
 from tiny_transformer.errors import UserError
 
+T = TypeVar("T")
 # --out-dir and --out_dir are the same option
 SETTINGS: dict[str, Any] = {
     "token_normalize_func": lambda name: name.replace("-", "_"),
@@ -55,6 +61,31 @@ class Verb(TyperCommand):
             elif isinstance(value, list):
                 ctx.params[name] = [expanded(item) if isinstance(item, Path) else item for item in value]
         return rest
+
+
+def takes(options: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Callable[..., None]]:
+    """A verb whose options are the fields of a dataclass: `verb(context, options)`.
+
+    Typer reads options off the parameters of a function; this gives it one with a parameter for each field.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    given = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(options)  # ty: ignore[invalid-argument-type]
+    ]
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+
+    def with_options(verb: Callable[[typer.Context, T], None]) -> Callable[..., None]:
+        def call(context: typer.Context, **words: Any) -> None:
+            verb(context, options(**words))
+
+        update_wrapper(call, verb)
+        call.__signature__ = inspect.Signature([context, *given])  # ty: ignore[missing-attribute]
+        return call
+
+    return with_options
 
 
 def expanded(path: Path | str) -> Path:
@@ -132,15 +163,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def as_overrides(options: dict[str, Any]) -> list[str]:
     """Options of ours as `key=value`, those that were given; names and paths in quotes, so that 2024 stays a name."""
     written = {
-        key: str(value) if key.startswith("training.") else json.dumps(value if _is_number(value) else str(value))
+        key: str(value)
+        if key.startswith("training.")
+        else json.dumps(value if isinstance(value, (int, float)) else str(value))
         for key, value in options.items()
         if value is not None
     }
     return [f"{key}={value}" for key, value in written.items()]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
 
 
 def overrides_of(context: typer.Context, words: list[str] | None = None) -> list[str]:
@@ -166,9 +195,10 @@ def overrides_of(context: typer.Context, words: list[str] | None = None) -> list
         else:
             known = [name for option in context.command.params for name in option.opts]
             near = difflib.get_close_matches(word, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else "tiny-transformer train --help"
             raise UserError(
                 f"no such option or key: {word}",
                 where="command line",
-                remedy=f"did you mean {near[0]}?" if near else "tiny-transformer train --help",
+                remedy=WHERE_THEY_GO if is_secret(word) else remedy,
             )
     return overrides

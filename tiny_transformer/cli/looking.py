@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from tiny_transformer.cli.frame import SETTINGS, app
-from tiny_transformer.errors import ExitCode
+from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.find import find_run, find_runs
 
 
@@ -32,7 +32,19 @@ def runs(
 
 @app.command(context_settings=SETTINGS)
 def inspect(
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of prepared data.")] = Path("data"),
+    target: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DIR", help="Prepared data (default: data/), or with --prompt a model: a run's name, a directory."
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Look at a model while it reads this text: guesses, attention, heads, blocks, on one page."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="With --prompt: the page. Default: inspect.html here.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train or val.")] = "train",
     index: Annotated[int, typer.Option(help="The first sequence shown, in the order of the file.")] = 0,
     count: Annotated[int, typer.Option(help="How many sequences.")] = 2,
@@ -43,10 +55,22 @@ def inspect(
         str, typer.Option(help="concat joins documents and cuts; documents packs whole ones, as a run would.")
     ] = "concat",
 ) -> None:
-    """Look at what a model reads: sequences of prepared data with the borders of tokens and documents."""
+    """Look at what a model reads, or with --prompt at a model while it reads.
+
+    Of prepared data: sequences with the borders of tokens and documents. Of a model: one HTML page that opens anywhere.
+    """
+    if prompt is not None:
+        from tiny_transformer.inspection.model_page import inspect_model
+
+        inspect_model(target, prompt, out, Console())
+        return
+    if out is not None:
+        raise UserError(
+            "--out is for --prompt", where="command line", remedy='add --prompt "some words", or leave it out'
+        )
     from tiny_transformer.inspection.tokens import InspectOptions, inspect_data
 
-    inspect_data(target, InspectOptions(split, index, count, seq_len, packing), Console())
+    inspect_data(target or Path("data"), InspectOptions(split, index, count, seq_len, packing), Console())
 
 
 @app.command(context_settings=SETTINGS)

@@ -190,12 +190,13 @@ class TrainingConfig(Section):
     """Decides initial weights, the order of examples and dropout."""
 
     eval_steps: int | None = setting(None, "warn", ge=1)
-    """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best`
-    checkpoint."""
+    """Evaluate on the validation split every this many steps, and at the end. Default: about eight times in a run of
+    known length. With `null` there is no evaluation, and no `best` checkpoint."""
 
     eval_tokens: int | None = setting(None, "warn", ge=1)
     """Evaluate on this many tokens from the beginning of the validation split, rounded up to a whole batch. Default:
-    all of it. Bits per byte then count as many bytes a token as the whole split has."""
+    all of it; where `eval_steps` has its default too, at most as many as eight steps train on. Bits per byte then count
+    as many bytes a token as the whole split has."""
 
     save_steps: int | None = setting(500, "allow", ge=1)
     """Save a checkpoint every this many steps. The end of the run is always saved."""

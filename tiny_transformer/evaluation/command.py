@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,15 @@ from tiny_transformer.data.meta import SplitMeta, read_meta
 from tiny_transformer.data.prepare.command import is_prepared
 from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset, TokenFile, open_dataset
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.evaluation.floor import FloorCheck, check_split
-from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split, perplexity_in_words
+from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split, num_targets, perplexity_in_words, scored_bytes
 from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport, measure_skills
 from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_stories, split_stories
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
-from tiny_transformer.storage import atomic_write
+from tiny_transformer.storage import atomic_write, read_manifest
 from tiny_transformer.storage.runs import SKILLS_FILE, holds_a_run, load_identity
 
 BATCH_SIZE = 16
@@ -113,22 +113,20 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
         if options.as_json:
             print(json.dumps({**facts, "split": split, **_loss_json(loss, meta, check)}, indent=2))
         else:
-            show_loss(loss, meta, split, console)
+            show_loss(loss, meta, split, subject.packing, console)
     if check is not None and check.rings and options.split != "train":  # a model may know what it was trained on
         notes.print(f"\n[bold yellow]warning[/]: {check.warning()}", highlight=False)
 
 
 def _split_loss(subject: _Subject, split: str, max_batches: int | None) -> tuple[SplitLoss, FloorCheck | None]:
-    """The loss on a split, or on its first batches (then the bytes are counted in proportion)."""
+    """The loss on a split, or on its first batches (then without a check: the floor is that of whole texts)."""
     tokens, meta = _tokens(subject.dataset, split), _split_meta(subject.dataset, split)
     batches: Any = evaluation_batches(tokens, seq_len=subject.seq_len, batch_size=BATCH_SIZE, packing=subject.packing)
     if max_batches is not None:
         batches = list(islice(batches, max_batches))
     loss = evaluate_split(subject.model, batches, num_bytes=meta.num_bytes, hardware=subject.hardware)
-    num_targets = meta.num_tokens - (1 if subject.packing == "concat" else meta.num_documents)
-    if loss.num_tokens < num_targets:
-        scored_bytes = max(1, round(meta.num_bytes * loss.num_tokens / meta.num_tokens))
-        return SplitLoss(loss.loss_sum, loss.num_tokens, scored_bytes), None
+    if loss.num_tokens < num_targets(meta, subject.packing):
+        return replace(loss, num_bytes=scored_bytes(meta, loss.num_tokens, subject.packing)), None
     return loss, check_split(loss.loss_sum, loss.num_tokens, meta, subject.model.config.known_vocab_size)
 
 
@@ -185,16 +183,17 @@ def _refuse_other_tokenizer(opened: OpenCheckpoint, dataset: Dataset, data_dir: 
         raise UserError(
             f"{data_dir} was prepared with another tokenizer ({theirs.name}) than the model's ({own.name})",
             where=str(data_dir),
-            remedy=f"prepare the text with the model's: tiny-transformer prepare --tokenizer {opened.path} ...",
+            remedy="prepare the text with the model's: "
+            + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),
         )
 
 
 def _load(opened: OpenCheckpoint, dataset: Dataset, device: str) -> _Subject:
     config, shape = opened.run_config, opened.config
     hardware = choose_hardware(device, config.training.precision if config else "fp32")
-    if (shape.vocab_size or 0) < dataset.tokenizer.vocab_size:
+    if shape.known_vocab_size < dataset.tokenizer.vocab_size:
         raise UserError(
-            f"the model knows {shape.vocab_size} ids and its tokenizer gives {dataset.tokenizer.vocab_size}",
+            f"the model knows {shape.known_vocab_size:,} ids and its tokenizer gives {dataset.tokenizer.vocab_size:,}",
             where=str(opened.path),
             remedy="take a checkpoint whose config.json and tokenizer.json belong together",
         )
@@ -221,14 +220,15 @@ def _keep_for_the_report(checkpoint: Path, report: SkillReport, notes: Console) 
     if not holds_a_run(run_dir):
         return
     with suppress(OSError, UserError):
-        atomic_write(run_dir / SKILLS_FILE, json.dumps(_skills_json(report), indent=2, allow_nan=True) + "\n")
-        notes.print(
-            f"[dim]kept for the page: tiny-transformer report {escape(run_dir.name)} says it in words[/]",
-            soft_wrap=True,
-        )
+        kept = {"step": read_manifest(checkpoint).info.get("step"), **_skills_json(report)}
+        atomic_write(run_dir / SKILLS_FILE, json.dumps(kept, indent=2, allow_nan=True) + "\n")
+        here = Path.cwd().resolve()
+        shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
+        report_again = command_line("tiny-transformer", "report", shown)
+        notes.print(f"[dim]kept for the page: {escape(report_again)} says it in words[/]", soft_wrap=True)
 
 
-def show_loss(loss: SplitLoss, meta: SplitMeta, split: str, console: Console) -> None:
+def show_loss(loss: SplitLoss, meta: SplitMeta, split: str, packing: str, console: Console) -> None:
     """The loss in its three units, beside the floor when the data has one."""
     table = _table(f"{split} split", "", "nats per token", "bits per byte", "perplexity")
     nats, bits = loss.nats_per_token, loss.bits_per_byte
@@ -238,7 +238,8 @@ def show_loss(loss: SplitLoss, meta: SplitMeta, split: str, console: Console) ->
         table.add_row("best possible", f"{best:.4f}", f"{best_bits:.4f}", perplexity_in_words(best))
         table.add_row("still to learn", f"{nats - best:.4f}", f"{bits - best_bits:.4f}", "")
     console.print(table)
-    part = "" if loss.num_tokens > meta.num_tokens // 2 else f" of {meta.num_tokens:,}"
+    all_targets = num_targets(meta, packing)
+    part = "" if loss.num_tokens >= all_targets else f" of {all_targets:,}"
     console.print(f"{loss.num_tokens:,}{part} tokens, {loss.num_bytes:,} bytes of text", highlight=False)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from tiny_transformer.errors import UserError
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.interop.detect import kind_of
 from tiny_transformer.models.find import find_checkpoint
+from tiny_transformer.storage.marks import is_mark, marked_checkpoint
+from tiny_transformer.storage.runs import CONFIG_FILE
 
 
 def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrite: bool, console: Console) -> Path:
@@ -34,7 +39,7 @@ def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrit
         lines.append(f"{len(written.kept_f16)} tensors stay f16: {kind} needs rows of a multiple of 32 weights")
     if written.has_second_head:
         lines.append("the MTP head (mtp.*) is left out: llama.cpp has no use for it")
-    lines.append(f'next: llama-cli -m {written.path} -no-cnv -p "Once upon a time"')
+    lines.append(f"next: llama-cli -m {shlex.quote(str(written.path))} -no-cnv -p {_prompt_for(directory)}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return written.path
@@ -55,10 +60,12 @@ def run_import(
     Raises:
         UserError: not one of these, a pickle, or what the import itself refuses.
     """
+    if is_mark(source):  # a link or a text file
+        source = marked_checkpoint(source.parent, source.name) or source
     kind, note = kind_of(source), ""
     if full_size and kind != "gguf":
         raise UserError(f"{source} is no GGUF file, and nothing else is quantized", remedy="leave --full_size out")
-    next_step = f'generate --ckpt_dir {out_dir} --prompt "Once upon a time"'
+    next_step = f"{command_line('generate', '--ckpt_dir', out_dir, '--prompt')} {_prompt_for(source)}"
     if kind in ("hf", "gguf"):
         if tokenizer is not None:
             what = "a Hugging Face directory" if kind == "hf" else "a GGUF file"
@@ -79,11 +86,22 @@ def run_import(
         from tiny_transformer.interop.token_bins import import_token_bins
 
         import_token_bins(source, out_dir, tokenizer=tokenizer, dtype=dtype)
-        next_step = f"train --data_dir {out_dir} --minutes 10"
+        next_step = command_line("train", "--data_dir", out_dir, "--minutes", 10)
     else:
         from tiny_transformer.interop.llama2c import import_llama2c
 
         import_llama2c(source, tokenizer, out_dir)
+        # They all write stories.
+        next_step = command_line("generate", "--ckpt_dir", out_dir, "--prompt", "Once upon a time")
     if note:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     console.print(f"wrote {out_dir}\nnext: tiny-transformer {next_step}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _prompt_for(checkpoint: Path) -> str:
+    """A prompt that fits what a model has read, as a shell takes it: what its run was sampled with, where that is
+    known."""
+    with suppress(UserError):
+        if prompts := load_run_config(checkpoint.absolute().parent / CONFIG_FILE).training.sample_prompts:
+            return shlex.quote(prompts[0])
+    return '"YOUR TEXT"'

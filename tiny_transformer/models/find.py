@@ -8,21 +8,21 @@ imported.
 from __future__ import annotations
 
 import difflib
-import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunDirectory, verify
-from tiny_transformer.storage.marks import is_mark, marked_checkpoint
-from tiny_transformer.storage.runs import STATE_DIRECTORY
+from tiny_transformer.storage.lock import owner_of
+from tiny_transformer.storage.marks import STEP_NAME, is_mark, marked_checkpoint
+from tiny_transformer.storage.runs import NOT_FINITE_FILE, STATE_DIRECTORY
+from tiny_transformer.storage.temporary import LEFTOVER_PREFIX
 
 RUNS_DIR = Path("runs")
 LINKS = ("best", "last")  # what a run is asked for, in this order
 CONFIG, MANIFEST = "config.json", "manifest.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-# Directories that only a training run makes; without a manifest they are half-written.
-_OURS = re.compile(r"step-\d{8,}|\.tmp-.*")
 
 
 def find_runs(names: Sequence[Path | str], runs_dir: Path = RUNS_DIR) -> tuple[list[Path], list[str]]:
@@ -135,8 +135,20 @@ def _of_run(run: Path) -> tuple[Path, str]:
     # A run killed after its first save and before the link was made.
     if newest := RunDirectory(run).newest_whole()[0]:
         return newest.path, f"using {newest.path}"
-    what = f"the run {run} has no whole checkpoint"
-    raise UserError(what, remedy="let it train until its first save, or use another run", exit_code=ExitCode.BAD_DATA)
+    raise _nothing_saved(run)
+
+
+def _nothing_saved(run: Path) -> UserError:
+    """What to say of a run without a whole checkpoint, and what can be done about it."""
+    what, remedy = f"the run {run} has no whole checkpoint", "train it again (--overwrite), or use another run"
+    if (run / NOT_FINITE_FILE).is_file():
+        what = f"the run {run} diverged before its first checkpoint"
+        remedy = "train it again with a lower learning_rate (--overwrite), or use another run"
+    elif owner_of(run):
+        what, remedy = f"the run {run} has not saved yet", "let it train until its first save, or use another run"
+    elif RunDirectory(run).checkpoints():
+        remedy = f"tiny-transformer doctor {shlex.quote(str(run))} says what is damaged; use another run"
+    return UserError(what, remedy=remedy, exit_code=ExitCode.BAD_DATA)
 
 
 def _linked(link: Path) -> tuple[Path, str]:
@@ -155,7 +167,7 @@ def _check(directory: Path) -> None:
             verify(directory, without=STATE_DIRECTORY)  # what only --resume reads
         elif not directory.is_dir():
             raise UserError("the link leads to a checkpoint that is not there")
-        elif _OURS.fullmatch(directory.name):
+        elif _is_ours(directory.name):
             raise UserError(f"half-written checkpoint: no {MANIFEST}")
         elif not any((directory / name).is_file() for name in WEIGHTS):
             raise UserError(f"half-written checkpoint: {CONFIG} but no {WEIGHTS[0]}")
@@ -168,7 +180,12 @@ def _check(directory: Path) -> None:
 
 def _is_run(path: Path) -> bool:
     names = [entry.name for entry in path.iterdir()]
-    return CONFIG not in names and any(name in (*LINKS, "log.jsonl") or _OURS.fullmatch(name) for name in names)
+    return CONFIG not in names and any(name in (*LINKS, "log.jsonl") or _is_ours(name) for name in names)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether only a training run makes a directory of that name; without a manifest it is half-written."""
+    return STEP_NAME.fullmatch(name) is not None or name.startswith(LEFTOVER_PREFIX)
 
 
 def _find_newest(runs_dir: Path, name: str) -> Path | None:

@@ -45,12 +45,17 @@ def quantize_layers(model: CausalLM, kind: str, *, group_size: int | None = None
         model: of ordinary layers.
         kind: `int8` or `int4`.
         group_size: weights that share a scale. None: with int8 a whole row, with int4 32.
+
+    Raises:
+        UserError: another kind, or a group size that it cannot have.
     """
+    if kind not in ("int8", "int4"):
+        raise UserError(f"no quantization is called {short(kind)}", remedy="int8 or int4")
     names = [
         name for name in _linear_names(model) if not any(fnmatchcase(name, pattern) for pattern in model.KEEP_BITS)
     ]
     group_size = INT4_GROUP if kind == "int4" and group_size is None else group_size
-    _swap(model, {"kind": kind, "group_size": group_size}, names, filled=True)
+    _swap(model, _possible({"kind": kind, "group_size": group_size}), names, filled=True)
     return names
 
 
@@ -60,7 +65,7 @@ def quantize_words(model: CausalLM, kind: str = "int8", *, group_size: int | Non
     A tied head stays tied: it reads the embedding's integers. Arguments as in `quantize_layers`.
     """
     names = [EMBEDDING] if model.config.tie_word_embeddings else [EMBEDDING, HEAD]
-    _swap(model, {"kind": kind, "group_size": group_size}, names, filled=True)
+    _swap(model, _possible({"kind": kind, "group_size": group_size}), names, filled=True)
     return names
 
 
@@ -82,10 +87,11 @@ def add_lora(
         generator: draws the first half of each addition; None: seed 0.
 
     Raises:
-        UserError: a pattern that no layer has.
+        UserError: a pattern that no layer has, or a number that is not possible.
     """
     import torch
 
+    record = _possible({"kind": "lora", "rank": rank, "alpha": alpha, "dropout": dropout})
     known, names = _linear_names(model), []
     for pattern in patterns:
         found = [name for name in known if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
@@ -94,7 +100,7 @@ def add_lora(
             raise UserError(f"no linear layer is named {pattern}", remedy=f"a name's end, such as {', '.join(ends)}")
         names += found
     names = list(dict.fromkeys(names))
-    _swap(model, {"kind": "lora", "rank": rank, "alpha": alpha, "dropout": dropout}, names, filled=True)
+    _swap(model, record, names, filled=True)
     generator = generator or torch.Generator().manual_seed(0)
     for name in names:
         model.get_submodule(name).start(generator)  # ty: ignore[not-callable]
@@ -246,14 +252,30 @@ def read_swaps(config: dict[str, Any], where: str) -> tuple[dict[str, Any], list
         names = record.get("names")
         if record.keys() != {"kind", "names", *_NUMBERS[kind]} or not isinstance(names, list):
             raise _bad(f"swaps of kind {kind} need names and {', '.join(_NUMBERS[kind])}, and nothing else", where)
-        for key, (types, low, high) in _NUMBERS[kind].items():
-            value = record[key]
-            is_odd = kind == "int4" and isinstance(value, int) and value % 2 == 1
-            if type(value) not in types or is_odd or (value is not None and not low <= value <= high):
-                raise _bad(f"{key} {short(value)} is not possible in swaps of kind {kind}", where)
+        if impossible := _impossible(record):
+            raise _bad(impossible[0], where)
         if len(names) > MAX_NAMES or not all(isinstance(n, str) and 0 < len(n) <= MAX_NAME for n in names):
             raise _bad(f"names {short(names)} are not at most {MAX_NAMES:,} names of layers", where)
     return {"model_type": config.get("base_model_type"), **hf}, records
+
+
+def _impossible(record: Record) -> tuple[str, str] | None:
+    """Which number of a record of a known kind it cannot have, and which it can, in words; None: all are possible."""
+    kind = record["kind"]
+    for key, (types, low, high) in _NUMBERS[kind].items():
+        value = record[key]
+        is_odd = kind == "int4" and isinstance(value, int) and value % 2 == 1
+        if type(value) not in types or is_odd or (value is not None and not low <= value <= high):
+            even = ", even" if kind == "int4" else ""
+            return f"{key} {short(value)} is not possible in swaps of kind {kind}", f"{key}: {low:g} to {high:g}{even}"
+    return None
+
+
+def _possible(record: Record) -> Record:
+    """The record; a number that it cannot have is refused before any layer is swapped."""
+    if impossible := _impossible(record):
+        raise UserError(impossible[0], remedy=impossible[1])
+    return record
 
 
 def _shorten(names: list[str], everything: list[str]) -> list[str]:

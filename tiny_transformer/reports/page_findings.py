@@ -6,7 +6,7 @@ from typing import Any
 
 from tiny_transformer.reports.diagnosis.diagnose import HEALTHY, TOO_SHORT
 from tiny_transformer.reports.diagnosis.evidence import MIN_ROWS, Finding
-from tiny_transformer.reports.formats import duration
+from tiny_transformer.reports.formats import count, duration
 from tiny_transformer.reports.page import esc
 from tiny_transformer.reports.run_reader import number
 
@@ -56,7 +56,9 @@ def knowledge_section(skills: dict[str, Any]) -> str:
         worst = [words for _, words in sorted(lacking, reverse=True)]
         more = f"; and {len(worst) - MOST_LACKING} things that cost less" if len(worst) > MOST_LACKING else ""
         parts.append(f"<p>It does not know yet: {esc('; '.join(worst[:MOST_LACKING]))}{more}.</p>")
-    return f'<section id="knowledge"><h2>What it knows</h2>{"".join(parts)}</section>'
+    step = number(skills, "step")
+    note = "" if step is None else f'<p class="note">Measured on fresh stories, at step {count(step)}.</p>'
+    return f'<section id="knowledge"><h2>What it knows</h2>{note}{"".join(parts)}</section>'
 
 
 def time_section(seconds: dict[str, float], elapsed_seconds: float | None) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import DataConfig, RunConfig
 from tiny_transformer.config.shapes import ModelConfig
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.models import load_config
 from tiny_transformer.models.config_file import read_config
 from tiny_transformer.models.find import find_checkpoint
@@ -72,7 +72,7 @@ def check_tokenizer(request: Request, stage: Stage) -> None:
         raise UserError(
             f"the data was prepared with another tokenizer ({stage.tokenizer.name}) than that of {checkpoint}",
             where=str(stage.config.data.data_dir),
-            remedy=f"leave out --tokenizer, or prepare the text with --tokenizer {checkpoint}",
+            remedy=f"leave out --tokenizer, or prepare the text with {command_line('--tokenizer', checkpoint)}",
         )
     if shape.known_vocab_size < own.vocab_size:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.data.batches import Batches, TokenBatch
 from tiny_transformer.data.token_file import Dataset, unigram_nats
 from tiny_transformer.evaluation.validation import validation_batches, validation_loss
@@ -20,12 +22,17 @@ from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing
+from tiny_transformer.stages.final_losses import show_losses
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
-from tiny_transformer.stages.summary import show_losses
-from tiny_transformer.stages.training_data import as_read, fit_vocabulary, open_training_data, settle_data_dir
-from tiny_transformer.training.checkpoint_writer import last_parts
+from tiny_transformer.stages.training_data import (
+    as_read,
+    fit_vocabulary,
+    open_training_data,
+    settle_data_dir,
+    with_evaluations,
+)
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
 
@@ -51,11 +58,12 @@ class Pretraining(Stage):
         dataset = open_training_data(config, console) if processes.is_first else None
         processes.barrier()  # the data is there now
         dataset = dataset or open_training_data(config, console)
-        config = as_read(config, dataset)
+        config = fit_vocabulary(as_read(config, dataset), dataset, console)
         begun = time.monotonic()
         if request.chooses and not request.resume:
-            config = take_choice(config, dataset, hardware, processes, console, explain=request.explain)
-        stage = cls(fit_vocabulary(config, dataset, console), dataset)
+            trial = partial(cls, dataset=dataset)
+            config = take_choice(config, dataset.meta, trial, hardware, processes, console, explain=request.explain)
+        stage = cls(with_evaluations(config, dataset.meta), dataset)
         stage.spent_seconds = time.monotonic() - begun
         return stage
 

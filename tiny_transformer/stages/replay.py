@@ -24,7 +24,7 @@ from tiny_transformer.stages.resume_check import check_data
 from tiny_transformer.stages.run import Run
 from tiny_transformer.stages.stage import Request, stage_class
 from tiny_transformer.storage import RunDirectory, read_log
-from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run, load_identity
+from tiny_transformer.storage.runs import CONFIG_FILE, LOG_FILE, holds_a_run, load_identity
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.gradient import Gradient
 from tiny_transformer.training.loop import Job, find_gradient, train
@@ -95,7 +95,7 @@ def _settings_of_step(run: RunDirectory, step: int) -> RunConfig:
 
 def _compare_with_log(run_dir: Path, step: int, loss: float, learning_rate: float, console: Console) -> None:
     """Say so when the log tells another story of this step: it was made with settings that no checkpoint holds."""
-    told = next((row for row in read_log(run_dir / "log.jsonl") if row.get("step") == step), {})
+    told = next((row for row in read_log(run_dir / LOG_FILE) if row.get("step") == step), {})
     for name, found in (("loss", loss), ("learning_rate", learning_rate)):
         logged = told.get(name)
         if isinstance(logged, float) and not math.isclose(found, logged, rel_tol=SAME):

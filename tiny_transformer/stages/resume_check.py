@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from tiny_transformer.config.schema import OnResume, RunConfig, on_resume, sections_of
+from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.storage.runs import load_identity
-from tiny_transformer.training.checkpoint_writer import last_parts
+from tiny_transformer.storage.runs import readable_states
 
 BATCH = "training.micro_batch_size x grad_accum_steps"
 DATA = "the data (hash of train.bin)"
@@ -69,8 +69,7 @@ def check_data(run: RunDirectory, fingerprints: dict[str, str]) -> None:
     Raises:
         UserError: a difference, with both values.
     """
-    newest = next(reversed(run.checkpoints()), None)
-    saved = load_identity(newest.path) if newest else fingerprints
+    saved = next((state["identity"] for state in readable_states(run.path)), fingerprints)
     for key, now in fingerprints.items():
         if saved.get(key) != now:
             raise UserError(

@@ -13,20 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from tiny_transformer.config.schema import RunConfig, TrainingConfig
-from tiny_transformer.data.token_file import Dataset
-from tiny_transformer.errors import UserError, in_words
-from tiny_transformer.evaluation.floor import check_split
-from tiny_transformer.evaluation.loss import perplexity_in_words
+from tiny_transformer.errors import UserError, command_line, in_words
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
-from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.report import write_report
 from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.stages.samples import keep_samples, samples_before
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory, atomic_write
+from tiny_transformer.storage.replaced import waits_to_be_put_back
 from tiny_transformer.storage.runs import NOT_FINITE_FILE
 from tiny_transformer.training.nonfinite import NotFiniteError
 from tiny_transformer.training.plan import Plan
@@ -90,17 +87,16 @@ def finish(outcome: RunResult, console: Console) -> None:
     if outcome.stage.config.training.quantize is not None:
         shown["quantized checkpoint"] = _quantize
     if outcome.status == "stopped":
-        console.print(
-            f"stopped at step {outcome.state.step:,} and saved; continue with --resume --out_dir {outcome.run_dir}",
-            markup=False,
-            highlight=False,
-        )
+        go_on = command_line("tiny-transformer", "train", "--resume", "--out_dir", outcome.run_dir)
+        words = f"stopped at step {outcome.state.step:,} and saved; to continue: {go_on}"
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
         shown = {}
     for what, show in shown.items():
         with surviving(what, console):
             show(outcome, console)
     show_report(outcome.run_dir, console)
-    console.print(f"model   {outcome.run_dir}/last   (a Hugging Face model directory)", markup=False, highlight=False)
+    model = f"model   {outcome.run_dir}/last   (a Hugging Face model directory)"
+    console.print(model, markup=False, highlight=False, soft_wrap=True)
 
 
 def _quantize(outcome: RunResult, console: Console) -> None:
@@ -130,63 +126,19 @@ def show_report(run_dir: Path, console: Console) -> None:
         for finding in diagnose_run(read_run(run_dir)):
             console.print(Text.assemble("\n", (finding.what, "bold yellow"), " ", finding.remedy))
     with surviving("report", console):
-        console.print(f"\nreport  {write_report(run_dir)}", markup=False, highlight=False)
+        console.print(f"\nreport  {write_report(run_dir)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def tell_not_finite(error: NotFiniteError, console: Console) -> None:
-    """After a run that ended in numbers that are none: keep where, and write the report that says why."""
+    """After a run that ended in numbers that are none: keep where, and write the report that says why. One that has
+    saved nothing and was to replace another leaves no trace, since the other is about to be put back."""
+    if waits_to_be_put_back(error.run_dir):
+        console.print("nothing was saved before the run diverged: the run that was there is back", highlight=False)
+        error.remedy = error.ways_out
+        return
     with surviving("report", console):
         atomic_write(error.run_dir / NOT_FINITE_FILE, error.to_json())
         show_report(error.run_dir, console)
-
-
-def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console: Console) -> None:
-    """A small table: the best validation loss, the floor, and the distance between them."""
-    state, floor = result.state, dataset.meta.val.floor
-    if result.status == "stopped_early":
-        console.print(
-            f"\nstopped early at step {state.step:,}: {state.evaluations_without_gain} evaluations in a row brought no "
-            "lower validation loss (training.early_stopping_patience)",
-            highlight=False,
-        )
-    best = outcome_of(read_run(result.run_dir))
-    loss, bits = best.val_loss, best.val_bits_per_byte
-    if loss is None or bits is None:
-        console.print(
-            f"\nfinished: training loss {state.metrics['loss']:.3f} nats per token (no evaluation: set eval_steps)",
-            highlight=False,
-        )
-        return
-    part = config.training.eval_tokens
-    title = "validation" if part is None else f"validation (its first {part:,} tokens)"
-    if best.last_val_loss is not None and best.last_val_loss > loss:
-        title += f"; best at step {best.val_step:,.0f}, the last is {best.last_val_loss:.3f}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for name in ("", "nats per token", "bits per byte", "perplexity"):
-        table.add_column(name, justify="left" if not name else "right")
-    table.add_row("this model", f"{loss:.3f}", f"{bits:.3f}", perplexity_in_words(loss))
-    if floor:
-        least, least_bits = floor["nats_per_token"], floor["bits_per_byte"]
-        table.add_row("best possible", f"{least:.3f}", f"{least_bits:.3f}", perplexity_in_words(least))
-        table.add_row("still to learn", f"{loss - least:.3f}", f"{bits - least_bits:.3f}", "")
-    console.print()
-    console.print(table)
-    if part is None:
-        _ring_if_too_good(loss, config, dataset, console)
-    console.print(
-        f"{state.step:,} steps, {state.num_tokens:,} tokens, {state.elapsed_seconds / 60:.1f} minutes of training",
-        highlight=False,
-    )
-
-
-def _ring_if_too_good(loss: float, config: RunConfig, dataset: Dataset, console: Console) -> None:
-    """The alarm of `evaluation.floor`, for a loss on the whole split."""
-    meta = dataset.meta.val
-    unscored = 1 if config.data.packing == "concat" else meta.num_documents  # nothing predicts a first token
-    num_scored = meta.num_tokens - unscored
-    check = check_split(loss * num_scored, num_scored, meta, dataset.tokenizer.vocab_size)
-    if check is not None and check.rings:
-        console.print(f"[bold yellow]warning[/]: {check.warning()}", highlight=False)
 
 
 def write_samples(outcome: RunResult, console: Console) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.data.meta import META_FILE, not_prepared, read_meta
+from tiny_transformer.data.meta import META_FILE, Meta, not_prepared, read_meta
 from tiny_transformer.data.openings import openings
 from tiny_transformer.data.prepare.command import is_prepared, prepare_with_progress
 from tiny_transformer.data.prepare.request import differences, prepare_command, recorded
@@ -24,10 +24,11 @@ from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.stages.resume_check import DATA
 from tiny_transformer.stages.stage import Request
-from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.reading import read_regular
-from tiny_transformer.storage.runs import CONFIG_FILE, load_identity
+from tiny_transformer.storage.runs import CONFIG_FILE, readable_states
+from tiny_transformer.training.plan import counted_plan, plan_for_counts
 
+EVALUATIONS, EVALUATED_STEPS = 8, 8
 _STARTED_IN = re.compile(r"# started in (.+); relative paths are meant from there")  # see `write_config`
 
 
@@ -106,10 +107,7 @@ def _fingerprint(data_dir: Path) -> str | None:
 
 
 def _fingerprint_of_run(run_dir: Path) -> str | None:
-    for checkpoint in reversed(RunDirectory(run_dir).checkpoints()):
-        with suppress(UserError):
-            return load_identity(checkpoint.path).get(DATA)
-    return None
+    return next((state["identity"].get(DATA) for state in readable_states(run_dir)), None)
 
 
 def _compare(request: Request, data_dir: Path, console: Console) -> None:
@@ -155,6 +153,20 @@ def as_read(config: RunConfig, dataset: Dataset) -> RunConfig:
         training = training.model_copy(update={"sample_prompts": openings(dataset) or training.sample_prompts})
     data = config.data.model_copy(update=recorded(meta))
     return config.model_copy(update={"data": data, "training": training})
+
+
+def with_evaluations(config: RunConfig, meta: Meta) -> RunConfig:
+    """The config of a run of known length that evaluates about eight times, where nobody has said how often, each time
+    on no more text than eight steps train on."""
+    training, counted = config.training, counted_plan(config.training, config.tokens_per_step)
+    if counted is None and training.max_train_minutes is None:
+        counted = plan_for_counts(training, config.tokens_per_step)
+    if "eval_steps" in training.model_fields_set or counted is None or meta.val.num_tokens < 2:
+        return config
+    told: dict[str, int] = {"eval_steps": math.ceil(counted.total_steps / EVALUATIONS)}
+    if training.eval_tokens is None and meta.val.num_tokens > EVALUATED_STEPS * config.tokens_per_step:
+        told["eval_tokens"] = EVALUATED_STEPS * config.tokens_per_step
+    return config.model_copy(update={"training": training.model_copy(update=told)})
 
 
 def fit_vocabulary(config: RunConfig, dataset: Dataset, console: Console) -> RunConfig:

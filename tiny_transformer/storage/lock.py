@@ -186,6 +186,12 @@ def is_alive(record: dict[str, Any]) -> bool:
     return {**record, "host": now["host"]} == owner_record(record["pid"])
 
 
+def is_this_process(record: dict[str, Any]) -> bool:
+    """Whether an owner record is of the process that asks; the pid alone may be that of a process elsewhere."""
+    now = owner_record(os.getpid())
+    return {**record, "host": now["host"]} == now
+
+
 def _read_record(fd: int) -> dict[str, Any]:
     try:
         record = json.loads(os.pread(fd, 4096, 0))

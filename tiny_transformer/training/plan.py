@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.reading import read_regular
-from tiny_transformer.storage.runs import read_state
+from tiny_transformer.storage.runs import readable_states
 from tiny_transformer.training.schedules import Schedule
+from tiny_transformer.training.speed import Speed
 from tiny_transformer.training.state import MAX_COUNT, TrainState
 
 FILE = "plan.json"
@@ -135,24 +135,10 @@ def plan_for_counts(config: TrainingConfig, tokens_per_step: int) -> Plan:
     return make_plan(config, steps, reason)
 
 
-@dataclass(frozen=True)
-class Speed:
-    """How long things take, in seconds: an update, an evaluation (0 without one), a save, a round of samples."""
-
-    step: float
-    evaluation: float
-    save: float
-    sampling: float = 0.0
-
-    def steps_in(self, seconds: float, config: TrainingConfig, num_samplings: int = 0) -> int:
-        """How many updates fit, with their evaluations and saves, the last ones of both, and so many rounds of
-        samples."""
-        evaluations = 1 / config.eval_steps if config.eval_steps else 0.0
-        saves = 1 / config.save_steps if config.save_steps else 0.0
-        if config.eval_steps and config.save_steps:  # one save for both where they coincide
-            saves -= 1 / math.lcm(config.eval_steps, config.save_steps)
-        per_step = self.step + evaluations * (self.evaluation + self.save) + saves * self.save
-        return max(1, int((seconds - self.evaluation - self.save - num_samplings * self.sampling) / per_step))
+def counted_plan(config: TrainingConfig, tokens_per_step: int) -> Plan | None:
+    """The plan of a run of which `steps` or `max_tokens` are asked for; None when neither is."""
+    is_counted = config.steps is not None or config.max_tokens is not None
+    return plan_for_counts(config, tokens_per_step) if is_counted else None
 
 
 def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainState, speed: Speed) -> Plan:
@@ -161,7 +147,7 @@ def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainS
     The minutes are those of the whole run: `state` tells how many are used up. How many rounds of samples are left to a
     run that has begun is known with its first correction; until then it counts none.
     """
-    counted = plan_for_counts(config, tokens_per_step) if config.steps or config.max_tokens else None
+    counted = counted_plan(config, tokens_per_step)
     minutes = config.max_train_minutes or 0.0
     left = len(SAMPLE_POINTS) if state.step == 0 else 0
     steps = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, config, left)
@@ -261,7 +247,8 @@ def _busy(state: TrainState) -> float:
 
 
 def read_plan(run_dir: Path) -> Plan | None:
-    """The plan a run was started with: plan.json, else what the newest checkpoint says; None when it has none yet.
+    """The plan a run was started with: plan.json, else what the newest checkpoint says that can; None when it has none
+    yet.
 
     Raises:
         UserError: BAD_DATA, it is not what was written.
@@ -270,9 +257,10 @@ def read_plan(run_dir: Path) -> Plan | None:
     try:
         return parse_plan(json.loads(read_regular(path)))
     except FileNotFoundError:
-        newest = next(reversed(RunDirectory(run_dir).checkpoints()), None)
-        told = read_state(newest.path).get("plan") if newest else None
-        return None if told is None else parse_plan(told)
+        for state in readable_states(run_dir):
+            with suppress(ValueError, TypeError, KeyError, AttributeError):
+                return parse_plan(state["plan"])
+        return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, UserError) as error:
         raise UserError(
             f"the plan is damaged: {error.what if isinstance(error, UserError) else error}",
@@ -334,22 +322,3 @@ def _is_in(value: Any, least: int, most: int) -> bool:
 
 def _hash(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def measure_seconds(
-    work: Callable[[], Any],
-    agree: Callable[[Any], Any] = lambda answer: answer,
-    *,
-    at_least_seconds: float = 2.0,
-    warm_up: int = 2,
-    least: int = 3,
-) -> float:
-    """The median time of `work`, repeated `least` times or more, after a warm-up; `agree` as in `Pace`."""
-    for _ in range(warm_up):
-        work()
-    times: list[float] = []
-    while agree(len(times) < least or (sum(times) < at_least_seconds and len(times) < 50)):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return agree(sorted(times)[len(times) // 2])

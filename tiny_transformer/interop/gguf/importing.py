@@ -1,4 +1,4 @@
-"""Import of GGUF files: models of the architectures that a shape names (`gguf_imports`), with a byte-level BPE.
+"""Import of GGUF files: models of the architectures that a shape names (`gguf_imports`), with their tokenizer.
 
 f32 files give back every weight to the bit; f16 ones give what they hold, in float32; the integers and scales of q8_0
 and q4_0 are kept as they are (`layers.linear`). The header is judged by `file` before anything is allocated, and every
@@ -7,6 +7,7 @@ key of the architecture must be one that is known here.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tiny_transformer.config.shapes import SHAPES, DecoderConfig
 from tiny_transformer.config.shapes.decoder import GgufForm
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf.file import GgufTensor, read_gguf_blocks, read_gguf_header, read_gguf_tensor
+from tiny_transformer.interop.gguf.rope import ROPE_FACTORS, ROPE_NUMBERS, numbers_of_factors
 from tiny_transformer.interop.gguf.tokenizer import CHAT_TEMPLATE, NO_BEGIN_TOKEN, TOKENIZER_LISTS, tokenizer_from_gguf
 from tiny_transformer.interop.row_order import half_split, is_rotated
 from tiny_transformer.interop.writing import write_import
@@ -127,8 +129,6 @@ def _config(
         if name.startswith(f"{architecture}.")
     }
     scaling = _rope_scaling(own, source)
-    if "rope_freqs.weight" in tensors:
-        raise _bad(source, "its RoPE is scaled by factors (rope_freqs.weight) that do not say how they were made")
     if missing := _SHAPE.keys() - _OPTIONAL - own.keys():
         raise _bad(source, f"it lacks the key {architecture}.{min(missing)}")
     if unknown := own.keys() - _SHAPE.keys() - _REPEATED.keys():
@@ -154,6 +154,8 @@ def _config(
         raise _bad(
             source, f"its keys describe no model: {name} {problem['msg'].removeprefix('Value error, ')}"
         ) from None
+    if ROPE_FACTORS in tensors:
+        config = _with_factors(config, form, keys, tensors, source)
     for theirs, ours in _REPEATED.items():
         if own.get(theirs, getattr(config, ours)) != getattr(config, ours):
             raise _bad(source, f"{architecture}.{theirs} is not the {ours} {getattr(config, ours)} of the rest")
@@ -178,6 +180,24 @@ def _rope_scaling(own: dict[str, Any], source: Path) -> dict[str, Any] | None:
     if kind not in ("linear", "yarn"):
         raise _bad(source, f"its RoPE is scaled by {str(kind)[:40]!r}, which is not computed here")
     return {"rope_type": kind, **found}
+
+
+def _with_factors(
+    config: DecoderConfig, form: GgufForm, keys: dict[str, Any], tensors: dict[str, GgufTensor], source: Path
+) -> DecoderConfig:
+    """The shape with the scaled RoPE that a tensor of factors stands for, which is taken out of `tensors`."""
+    tensor = tensors.pop(ROPE_FACTORS)
+    if config.rope_scaling is not None or form.name != "llama":
+        raise _bad(
+            source, f"its RoPE is scaled by factors ({ROPE_FACTORS}), and that is not computed here beside the rest"
+        )
+    if math.prod(tensor.shape) != config.head_dim // 2:
+        raise _bad(source, f"tensor {ROPE_FACTORS} has shape {list(tensor.shape)}, not a factor for each pair")
+    factors = torch.from_numpy(read_gguf_tensor(source, tensor)).flatten()
+    numbers = numbers_of_factors(factors, keys.get(ROPE_NUMBERS), head_dim=config.head_dim, theta=config.rope_theta)
+    if numbers is None:
+        raise _bad(source, f"its RoPE is scaled by factors ({ROPE_FACTORS}) that no numbers known here give")
+    return type(config).model_validate({**config.model_dump(), "rope_scaling": numbers})
 
 
 def _decimal(value: Any) -> Any:
