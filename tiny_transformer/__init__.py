@@ -9,18 +9,19 @@ Importing the package is cheap (no torch): every room is imported when it is fir
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tiny_transformer.generation.loaded import load
+    from tiny_transformer.generation.qwen3_model import Qwen3Model
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["Qwen3Model", "load"]
+_HOMES = {"load": "loaded", "Qwen3Model": "qwen3_model"}
 
 
 def __getattr__(name: str) -> Any:
-    if name != "load":
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tiny_transformer.generation.loaded import load
-
-    return load
+    return getattr(import_module(f"{__name__}.generation.{_HOMES[name]}"), name)

@@ -135,6 +135,7 @@ ADVANCED: dict[str, Any] = {
 def test_an_advanced_section_that_is_off_says_nothing() -> None:
     assert load_run_config({"advanced": ADVANCED}) == load_run_config(None)
     assert load_run_config({"advanced": {"quantize": None, "use_lora": "off"}}) == load_run_config(None)
+    assert load_run_config({"advanced": {"speculative_sampling": False, "draft_model": None}}) == load_run_config(None)
     assert load_run_config(None, ["advanced.use_lora=false"]) == load_run_config(None)
 
 
@@ -143,7 +144,7 @@ def test_an_advanced_section_that_is_off_says_nothing() -> None:
     [
         ("use_lora", True),
         ("log_attention", True),
-        ("speculative_sampling", True),
+        ("draft_model", "runs/small"),
         ("use_flash_attention", True),
         ("dropout_annealing", True),
     ],
@@ -184,7 +185,9 @@ def test_a_setting_that_is_built_is_a_key_like_any_other(monkeypatch: pytest.Mon
 
 
 def test_what_is_built_may_be_switched_on_under_advanced() -> None:
-    config = load_run_config({"advanced": {"compile": True, "gradient_checkpointing": True, "multi_query": True}})
+    on = dict.fromkeys(("compile", "gradient_checkpointing", "multi_query", "speculative_sampling"), True)
+    config = load_run_config({"advanced": on})
+    assert config.training.sample_drafter == "auto"
     assert config.training.compile and config.training.gradient_checkpointing
     assert config.model.num_key_value_heads == 1
     for value in ("int8", "int4"):

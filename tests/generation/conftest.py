@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tiny_transformer.config.shapes import LlamaConfig, Qwen3Config, Qwen3NextConfig
-from tiny_transformer.models import build_model
+from tiny_transformer.models import build_model, save_model
+from tiny_transformer.tokenizers import make_tokenizer
 
 SHAPE = {
     "vocab_size": 40,
@@ -58,3 +61,23 @@ def model(request):
 def qwen3():
     """One model, where the kind does not matter."""
     return build_model(CONFIGS["qwen3"], seed=2).eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a small Qwen3 and a byte tokenizer."""
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = make_tokenizer("byte")
+    config = Qwen3Config(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
+    save_model(build_model(config, seed=0), directory, eos_token_id=tokenizer.end_id)
+    tokenizer.save(directory)
+    return directory

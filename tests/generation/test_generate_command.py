@@ -8,32 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.command import GenerateOptions, run_generate
 from tiny_transformer.generation.sampling import SamplingConfig
-from tiny_transformer.models import build_model, save_model
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.tokenizers import make_tokenizer
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model")
-    tokenizer = make_tokenizer("byte")
-    config = Qwen3Config(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.5,
-    )
-    save_model(build_model(config, seed=0), directory, eos_token_id=tokenizer.end_id)
-    tokenizer.save(directory)
-    return directory
 
 
 def written(checkpoint: Path, capsys: pytest.CaptureFixture[str], **options: object) -> str:

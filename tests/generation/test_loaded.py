@@ -79,6 +79,39 @@ def test_logits_are_the_models(lm):
         lm.logits("x" * 65)
 
 
+def test_tokens_give_tokens_each_row_as_alone(lm):
+    options = {"max_new_tokens": 12, "temperature": 1.3, "seed": 2}
+    rows = [lm.tokenizer.encode(text) for text in ("Once", "The little girl", "x")]
+    alone = [lm.generate(row, **options) for row in rows]
+    assert alone == [generate_without_cache(lm.model, [row], SamplingConfig(**options), end_ids=lm.checkpoint.end_ids,
+                                            num_tokens=lm.tokenizer.vocab_size)[0] for row in rows]  # fmt: skip
+    assert lm.generate(rows, **options) == alone
+    assert lm.generate(torch.tensor(rows[0]), **options) == alone[0]
+    assert lm.generate(torch.tensor([rows[0]]), **options) == [alone[0]]
+    assert lm.generate(tuple(rows[0]), **options) == alone[0]
+    assert lm.tokenizer.decode(alone[1]) == lm.generate("The little girl", **options)
+
+
+def test_tokens_that_cannot_be_are_refused(lm):
+    for wrong in (torch.tensor(3), torch.zeros(2, 2), torch.tensor([True])):
+        with pytest.raises(UserError, match="tokens are a tensor"):
+            lm.generate(wrong)
+    with pytest.raises(UserError, match="stop strings need a prompt that is text"):
+        lm.generate([1, 2], stop="x")
+    with pytest.raises(UserError, match="has no tokens"):
+        lm.generate([[1], []])
+    with pytest.raises(UserError, match="a text is needed"):
+        lm.generate([1, True])
+
+
+def test_the_words_of_older_projects_for_a_length(lm):
+    assert (
+        lm.generate("Once", max_length=5) == lm.generate("Once", max_tokens=5) == lm.generate("Once", max_new_tokens=5)
+    )
+    with pytest.raises(UserError, match="max_tokens and max_new_tokens are the same option"):
+        lm.generate("Once", max_tokens=5, max_new_tokens=5)
+
+
 @pytest.mark.parametrize("wrong", [3, None, b"Once", ["Once", 3]])
 def test_what_is_no_text_is_refused_by_its_type(lm, wrong):
     calls = [lm.generate] if isinstance(wrong, list) else [lm.generate, lm.stream, lm.logits]

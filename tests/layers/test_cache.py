@@ -183,3 +183,29 @@ def test_an_emptied_row_has_no_document(cache):
 def test_a_cache_is_a_sequence_of_layer_caches(cache):
     assert len(cache) == 2 and all(isinstance(layer, KeyValueCache) for layer in cache)
     assert cache[0] is not cache[1]
+
+
+def test_a_row_joins_from_a_cache_of_its_own_unless_it_cannot(cache):
+    def single(count: int, max_len: int = 6) -> ModelCache:
+        sizes = {"batch_size": 1, "num_key_value_heads": 3, "head_dim": 4, "dtype": torch.float32, "device": CPU}
+        layers = [KeyValueCache(max_len=max_len, **sizes) for _ in range(2)]  # ty: ignore[invalid-argument-type]
+        other = ModelCache(layers, batch_size=1, max_len=max_len, device=CPU)
+        other.admit(ids(count, 1), None)
+        for layer in other:
+            layer.append(key=torch.full((1, 3, count, 4), 7.0), value=torch.full((1, 3, count, 4), 8.0))
+        return other
+
+    feed(cache, 2)
+    cache.adopt(1, single(4))
+    assert cache.lengths == [2, 4]
+    cache.admit(ids(1), None)
+    key, value = cache[1].append(**tokens(1, 2.0))
+    assert key[1, 0, :, 0].tolist() == [7, 7, 7, 7, 2] and value[1, 0, :4, 0].tolist() == [8] * 4
+    assert key[0, 0, :3, 0].tolist() == [1, 1, 2]
+    with pytest.raises(ValueError, match="1 rows of 7 tokens do not fit into one of 6"):
+        cache.adopt(0, single(7, max_len=7))
+    with pytest.raises(ValueError, match="2 rows"):
+        cache.adopt(0, cache)
+    cache.snapshot()
+    with pytest.raises(ValueError, match="with a snapshot"):
+        cache.adopt(0, single(1))

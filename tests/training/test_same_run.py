@@ -102,6 +102,7 @@ OTHER: dict[str, Any] = {
     "training.loggers": ["trackio"],
     "training.sample_prompts": ["Once"],
     "training.sample_tokens": 7,
+    "training.sample_drafter": "ngram",
 }
 OTHER_ELSEWHERE = {
     "llama": {"norm_type": "layernorm", "sliding_window": 8, "qkv_bias": True},

@@ -65,6 +65,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 SWITCHES: dict[str, tuple[str, Any]] = {
     "training.bf16": ("training.precision", "bf16"),
     "training.fp16": ("training.precision", "fp16"),
+    "advanced.speculative_sampling": ("training.sample_drafter", "auto"),
     "advanced.use_mqa": ("model.num_key_value_heads", 1),
     "advanced.multi_query": ("model.num_key_value_heads", 1),
     "advanced.multi_query_attention": ("model.num_key_value_heads", 1),
@@ -87,7 +88,7 @@ UNBUILT: dict[str, Unbuilt] = {
         "leave it out, and quantize the trained model: tiny-transformer export RUN --gguf q8_0", ("quantize_",)
     ),
     "advanced.log_attention": Unbuilt("leave it out", ("attention_log_",)),
-    "advanced.speculative_sampling": Unbuilt("leave it out: tokens are written one by one", ("speculative_", "draft_")),
+    "advanced.draft_model": Unbuilt("training.sample_drafter names a smaller model's run"),
     "advanced.use_flash_attention": Unbuilt(_KERNELS),
     "advanced.flash_attention": Unbuilt(_KERNELS),
     "advanced.dropout_annealing": Unbuilt("training.final_dropout is the rate at the last step"),

@@ -222,6 +222,11 @@ class TrainingConfig(Section):
     sample_tokens: int = setting(200, "allow", ge=1, le=100_000)
     """Longest continuation of each of them."""
 
+    sample_drafter: str | None = setting(None, "allow")
+    """Who drafts tokens ahead when `generate` writes with a checkpoint of this run, so that several are written a pass:
+    `ngram` (earlier text), `mtp` (the model's own MTP head), a checkpoint or run of a smaller model with the same
+    tokenizer, or `auto`: `mtp` where there is such a head, else `ngram`. The texts are the same. Null: nobody."""
+
     quantize: Literal["int8", "int4"] | None = setting(None, "allow")
     """At the end of the run, also write its best checkpoint with weights of 8 or 4 bits, to `int8` or `int4` in the run
     directory: what `tiny-transformer quantize` does."""

@@ -1,21 +1,29 @@
-"""What `tiny-transformer generate` does: find the checkpoint, load it, write."""
+"""What `tiny-transformer generate` and `chat` do: find the checkpoint, load it, write."""
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import UserError
+from tiny_transformer.generation.chat import Conversation, RunningText
+from tiny_transformer.generation.drafting import speculation_of
+from tiny_transformer.generation.interactive import Session
+from tiny_transformer.generation.prompt_files import STANDARD_INPUT, answer_file, answer_prompts, read_prompts
 from tiny_transformer.generation.rows import check_prompts
 from tiny_transformer.generation.sampling import SamplingConfig
-from tiny_transformer.generation.text import encode_prompt, write
-from tiny_transformer.models.open import open_checkpoint
+from tiny_transformer.generation.text import Writing, encode_prompt
+from tiny_transformer.generation.voting import Vote, parse_vote
+from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
 
 DEFAULT_PROMPT = "Once upon a time"
 
@@ -25,12 +33,22 @@ class GenerateOptions:
     """What is generated, besides how it is sampled.
 
     Attributes:
-        prompt: the text to continue; None for the first one that the run was sampled with.
+        prompt: the text to continue, `-` for standard input; None for the first one that the run was sampled with.
         checkpoint: a checkpoint or run directory, or a run's name; None for the newest.
         num_samples: how many continuations.
         tokenizer: `auto`, or a name that must mean the checkpoint's own tokenizer.
         device: `auto`, `cpu`, `cuda` or `mps`.
         stream: show each piece as it is written.
+        as_json: print one JSON object a continuation.
+        prompts: a file of prompts instead of one; `-` for lines of standard input.
+        out: where the answers to `prompts` go; None: standard output.
+        batch_size: how many prompts of a file are answered side by side.
+        is_seed_chosen: False: an output that is gone on with names the seed.
+        interactive: read prompts from the terminal, one after the other, into one running text.
+        speculative: who drafts tokens ahead: `ngram`, `mtp`, or a checkpoint or run of a smaller model; None: what the
+            run's config says.
+        num_draft_tokens: the most that are drafted at once.
+        vote: show of several continuations the one that wins: `majority`, `regex:PATTERN` or `verifier:FILE.py:name`.
     """
 
     prompt: str | None = None
@@ -39,37 +57,212 @@ class GenerateOptions:
     tokenizer: str = "auto"
     device: str = "auto"
     stream: bool = False
+    as_json: bool = False
+    prompts: Path | None = None
+    out: Path | None = None
+    batch_size: int = 16
+    is_seed_chosen: bool = True
+    interactive: bool = False
+    speculative: str | None = None
+    num_draft_tokens: int = 4
+    vote: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """Who is talked with.
+
+    Attributes:
+        checkpoint: as for `generate`.
+        question: one to answer, `-` for standard input; None to talk.
+        system: what the model is told first.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+    """
+
+    checkpoint: Path | None = None
+    question: str | None = None
+    system: str = ""
+    device: str = "auto"
 
 
 def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Console) -> None:
-    """Write continuations of a prompt to standard output; what was chosen goes to `notes`.
+    """Write continuations of a prompt to standard output, or of many to a file; what was chosen goes to `notes`.
 
     Raises:
-        UserError: no checkpoint, a damaged one, another tokenizer, or a prompt it cannot encode.
+        UserError: no checkpoint, a damaged one, another tokenizer, options that contradict each other, or a prompt it
+            cannot encode.
     """
-    if options.num_samples < 1:
-        raise UserError(f"num_samples = {options.num_samples} is not possible", remedy="num_samples: 1 or more")
+    _check(options, settings)
+    vote = None if options.vote is None else parse_vote(options.vote)
     opened = open_checkpoint(options.checkpoint, device=options.device)
     opened.check_tokenizer(options.tokenizer)
-    prompt = _prompt_of(opened.path) if options.prompt is None else options.prompt
+    if options.prompts is not None:
+        _answer(opened, options, settings, notes)
+        return
+    if options.interactive:
+        _say(opened, settings, notes)
+        talk(RunningText(opened, settings), notes)
+        return
+    prompt = _prompt_of(opened.path) if options.prompt is None else _given(options.prompt)
     # A prompt that the model cannot read is refused before the weights are read.
-    config, tokenizer, prompt_ids = opened.config, opened.tokenizer, encode_prompt(opened.tokenizer, prompt)
-    vocab_size = config.vocab_size or tokenizer.vocab_size
-    check_prompts([prompt_ids], vocab_size=vocab_size, context_length=config.max_position_embeddings)
-    model = opened.model
+    check_prompt(opened, prompt)
+    _say(opened, settings, notes)
+    speculation = speculation_of(opened, options.speculative, options.num_draft_tokens)
+    prompts = [prompt] * options.num_samples
+    writing = Writing(
+        opened.model, opened.tokenizer, prompts, settings, end_ids=opened.end_ids, speculation=speculation
+    )
+    if vote is not None:
+        _elect(writing, prompt, vote, options, notes)
+    elif options.as_json:
+        for sample, continuation in enumerate(writing.all()):
+            show_json({"sample": sample, "prompt": prompt, **asdict(continuation), "seed": settings.seed})
+    else:
+        _write(writing, prompt, options)
+    if speculation is not None:
+        notes.print(f"[dim]{speculation.tally.sentence()}[/]", highlight=False, soft_wrap=True)
+
+
+def _check(options: GenerateOptions, settings: SamplingConfig) -> None:
+    """Refuse what cannot be, or what would be passed over."""
+    for name in ("num_samples", "batch_size", "num_draft_tokens"):
+        if (value := getattr(options, name)) < 1:
+            raise UserError(f"{name} = {value} is not possible", remedy=f"{name}: 1 or more")
+    if options.prompts is not None and options.prompt is not None:
+        raise UserError("--prompt and --prompts are both given", where="command line", remedy="give one of them")
+    if options.prompts is not None and options.stream:
+        raise UserError("--stream shows one text, and --prompts has many", where="command line", remedy="leave one out")
+    if options.speculative is not None and (options.prompts is not None or options.interactive):
+        remedy = "leave --speculative out: it writes text after text, and --prompts many side by side"
+        other = "--prompts" if options.prompts is not None else "--interactive"
+        raise UserError(f"--speculative and {other} are both given", where="command line", remedy=remedy)
+    if options.vote is not None and (options.stream or options.prompts is not None or options.interactive):
+        remedy = "leave out --stream, --prompts and --interactive"
+        raise UserError("--vote shows one text of one prompt", where="command line", remedy=remedy)
+    if options.vote is not None and options.num_samples < 2:
+        raise UserError("--vote needs several texts", where="command line", remedy="--samples 8 or so")
+    if options.vote is not None and settings.temperature == 0:
+        raise UserError("--vote with --temperature 0: all texts are the same", remedy="--temperature 0.7 or so")
+    if options.out is not None and options.prompts is None:
+        raise UserError("--out needs --prompts", where="command line", remedy="--prompts FILE, or redirect with > FILE")
+    one_text = (("--prompt", options.prompt), ("--prompts", options.prompts), ("--json", options.as_json))
+    if options.interactive and (beside := [name for name, value in one_text if value]):
+        remedy = "leave one out, or: tiny-transformer chat"
+        raise UserError(f"--interactive and {beside[0]} are both given", where="command line", remedy=remedy)
+    if options.interactive and options.num_samples > 1:
+        raise UserError("--interactive writes one text", where="command line", remedy="leave out --num_samples")
+    if options.as_json and options.stream:
+        raise UserError("--json and --stream are both given", where="command line", remedy="give one of them")
+
+
+def check_prompt(opened: OpenCheckpoint, prompt: str) -> None:
+    """Raise UserError for a prompt that the model cannot read; no weights are read for that."""
+    vocab_size = opened.config.vocab_size or opened.tokenizer.vocab_size
+    prompt_ids = encode_prompt(opened.tokenizer, prompt)
+    check_prompts([prompt_ids], vocab_size=vocab_size, context_length=opened.config.max_position_embeddings)
+
+
+def _say(opened: OpenCheckpoint, settings: SamplingConfig, notes: Console) -> None:
     notes.print(f"[dim]{escape(opened.sentence)}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
+
+
+def run_chat(options: ChatOptions, settings: SamplingConfig, notes: Console) -> None:
+    """Answer one question, or talk until the end of the input; with a model that was not taught to, continue text.
+
+    Raises:
+        UserError: see `run_generate`; a system prompt for a model that has no place for one.
+    """
+    opened = open_checkpoint(options.checkpoint, device=options.device)
+    _say(opened, settings, notes)
+    if opened.template is None:
+        notes.print("[dim]this model was not taught to chat: it continues text[/]", highlight=False)
+        if options.system:
+            raise UserError("this model has no place for a system prompt", remedy="leave out --system")
+        partner: Conversation | RunningText = RunningText(opened, settings)
+    else:
+        partner = Conversation(opened, settings, options.system)
+    if options.question is None:
+        talk(partner, notes)
+        return
+    for piece in partner.ask(_given(options.question)):
+        show(piece)
+    show("\n")
+
+
+def talk(partner: Conversation | RunningText, notes: Console) -> None:
+    """A session at the terminal: answers to standard output, everything else to `notes`."""
+    prompting = input if sys.stdin.isatty() else _unprompted
+    tell = lambda line: notes.print(escape(line), style="dim", highlight=False, soft_wrap=True)  # noqa: E731
+    Session(partner, read=prompting, show=show, tell=tell).run()
+
+
+def _unprompted(_: str) -> str:
+    """The next line of an input that is no terminal."""
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
+
+
+def _write(writing: Writing, prompt: str, options: GenerateOptions) -> None:
+    """Print the prompt with each continuation, the first one piece by piece where that is asked for."""
     rows = [""] * options.num_samples
     if options.stream:
-        _show(prompt)
-    prompts = [prompt] * options.num_samples
-    for row, piece in write(model, tokenizer, prompts, settings, opened.end_ids):
+        show(prompt)
+    for row, piece in writing:
         if options.stream and row == 0:  # the other rows are written beside it and shown after it
-            _show(piece)
+            show(piece)
         else:
             rows[row] += piece
     for row, text in enumerate(rows):
         head = "" if options.stream and row == 0 else prompt
-        _show(("\n---\n\n" if row else "") + head + text + "\n")
+        show(("\n---\n\n" if row else "") + head + text + "\n")
+
+
+def _elect(writing: Writing, prompt: str, vote: Vote, options: GenerateOptions, notes: Console) -> None:
+    """Print the continuation that wins, and the tally beside it."""
+    texts = [continuation.text for continuation in writing.all()]
+    election = vote.elect(prompt, texts)
+    if options.as_json:
+        told = {"answer": election.answer, "tally": election.tally(), "scores": list(election.scores), "samples": texts}
+        show_json({"prompt": prompt, "text": texts[election.winner], "sample": election.winner, **told})
+    else:
+        show(prompt + texts[election.winner] + "\n")
+    for index, problem in election.problems:
+        notes.print(f"[yellow]text {index + 1} was not judged: {escape(problem)}[/]", highlight=False, soft_wrap=True)
+    notes.print(f"[dim]{escape(election.sentence())}[/]", highlight=False, soft_wrap=True)
+
+
+def _answer(opened: OpenCheckpoint, options: GenerateOptions, settings: SamplingConfig, notes: Console) -> None:
+    """Answer a file of prompts, into a file with a bar or to standard output."""
+    prompts = read_prompts(options.prompts or Path(STANDARD_INPUT))
+    sizes: dict[str, Any] = {"num_samples": options.num_samples, "batch_size": options.batch_size}
+    _say(opened, settings, notes)
+    if options.out is None:
+        for answers in answer_prompts(opened, prompts, settings, **sizes):
+            for answer in answers:
+                show_json(answer)
+        return
+    columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
+        task = progress.add_task("writing", total=None)
+        before = answer_file(
+            opened,
+            prompts,
+            settings,
+            options.out,
+            **sizes,
+            is_seed_chosen=options.is_seed_chosen,
+            tell=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    total = len(prompts) * options.num_samples
+    there = f", {before:,} of them from before" if before else ""
+    notes.print(f"{total:,} answers in {escape(str(options.out))}{there}", highlight=False, soft_wrap=True)
+
+
+def _given(prompt: str) -> str:
+    """The prompt, or for `-` all of standard input, without the line break that ends it."""
+    return sys.stdin.read().removesuffix("\n") if prompt == STANDARD_INPUT else prompt
 
 
 def _prompt_of(checkpoint: Path) -> str:
@@ -80,6 +273,12 @@ def _prompt_of(checkpoint: Path) -> str:
     return DEFAULT_PROMPT
 
 
-def _show(text: str) -> None:
+def show(text: str) -> None:
+    """Text to standard output, at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def show_json(value: dict[str, Any]) -> None:
+    """One JSON object, a line, to standard output, at once."""
+    show(json.dumps(value, ensure_ascii=False) + "\n")

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.generation.rows import check_prompts
+from tiny_transformer.generation.drafting import speculation_of
+from tiny_transformer.generation.rows import check_prompts, continue_ids
 from tiny_transformer.generation.sampling import SamplingConfig
-from tiny_transformer.generation.text import complete, encode_prompt, stream
+from tiny_transformer.generation.speculative import Speculation
+from tiny_transformer.generation.text import Writing, encode_prompt
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from tiny_transformer.tokenizers import Tokenizer
 
 OPTIONS = tuple(field.name for field in fields(SamplingConfig))
+DRAFTING = ("speculative", "num_draft_tokens")
+OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_length": "max_new_tokens"}
 
 
 def load(path: Path | str | None = None, *, device: str = "auto", dtype: torch.dtype | None = None) -> LoadedModel:
@@ -39,7 +43,7 @@ def load(path: Path | str | None = None, *, device: str = "auto", dtype: torch.d
 
 
 class LoadedModel:
-    """A model with its tokenizer: text in, text or logits out.
+    """A model with its tokenizer: text or tokens in, text, tokens or logits out.
 
     `generate` and `stream` take the fields of `SamplingConfig` as keywords: max_new_tokens, temperature, top_k, top_p,
     min_p, repetition_penalty, stop, seed. The same call gives the same text: for another one, give another seed.
@@ -64,22 +68,56 @@ class LoadedModel:
     @overload
     def generate(self, prompt: Sequence[str], **options: Any) -> list[str]: ...
 
-    def generate(self, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
-        """How the model continues a text, or each text of a list; without the prompt and without stop strings.
+    @overload
+    def generate(self, prompt: torch.Tensor | Sequence[Any], **options: Any) -> Any: ...
+
+    def generate(self, prompt: Any, **options: Any) -> Any:
+        """How the model continues a prompt, or each prompt of a list; without the prompt and without stop strings.
 
         A list is written side by side, and each text is what it would be alone; the same prompt twice gives two texts.
+
+        Args:
+            prompt: a text or a list of texts, which give text; or tokens, a list of ids or a tensor (T,), or a batch of
+                them: lists of any lengths or a tensor (B, T). Tokens give the list of new ids, without the end token.
+            options: fields of `SamplingConfig`, no stop strings with tokens; and for texts `speculative` and
+                `num_draft_tokens`, as on the command line: the same text, several tokens a pass.
 
         Raises:
             UserError: an unknown option, a value out of range, or a prompt that cannot be encoded or is too long.
         """
+        settings, speculation = settings_of(options), self._speculation(options)
+        if (ids := token_rows(prompt)) is not None:
+            rows, is_batch = ids
+            if speculation is not None:
+                remedy = "leave it out, or give the prompt as text"
+                raise UserError("speculative needs a prompt that is text", remedy=remedy)
+            sizes = {"end_ids": self.checkpoint.end_ids, "num_tokens": self.tokenizer.vocab_size}
+            new_ids = continue_ids(self.model, rows, settings, **sizes)
+            return new_ids if is_batch else new_ids[0]
         is_list = isinstance(prompt, list | tuple)
         prompts = [_text(one) for one in (prompt if is_list else [prompt])]
-        texts = complete(self.model, self.tokenizer, prompts, settings_of(options), self.checkpoint.end_ids)
+        writing = Writing(
+            self.model, self.tokenizer, prompts, settings, end_ids=self.checkpoint.end_ids, speculation=speculation
+        )
+        texts = [continuation.text for continuation in writing.all()]
         return texts if is_list else texts[0]
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """The continuation of one text in pieces, as they are written; joined, what `generate` returns. Same errors."""
-        return stream(self.model, self.tokenizer, _text(prompt), settings_of(options), self.checkpoint.end_ids)
+        settings, speculation = settings_of(options), self._speculation(options)
+        ends = self.checkpoint.end_ids
+        writing = Writing(self.model, self.tokenizer, [_text(prompt)], settings, end_ids=ends, speculation=speculation)
+        return (piece for _, piece in writing)
+
+    def _speculation(self, options: dict[str, Any]) -> Speculation | None:
+        """How texts are drafted, by the options `speculative` and `num_draft_tokens`; None: one by one."""
+        name, num_draft_tokens = options.get("speculative"), options.get("num_draft_tokens", 4)
+        if not isinstance(name, str | None) or type(num_draft_tokens) is not int or num_draft_tokens < 1:
+            raise UserError(
+                f"speculative = {name!r} with num_draft_tokens = {num_draft_tokens!r} is not possible",
+                remedy="speculative: ngram, mtp or a run; num_draft_tokens: 1 or more",
+            )
+        return None if name is None else speculation_of(self.checkpoint, name, num_draft_tokens)
 
     @torch.inference_mode()
     def logits(self, text: str) -> torch.Tensor:
@@ -100,12 +138,34 @@ def _text(value: Any) -> str:
     return value
 
 
+def token_rows(prompt: Any) -> tuple[list[list[int]], bool] | None:
+    """Prompts given as tokens, and whether they are a batch; None for anything else, an empty list too."""
+    if isinstance(prompt, torch.Tensor):
+        if prompt.ndim not in (1, 2) or prompt.is_floating_point() or prompt.dtype == torch.bool:
+            kind = f"{tuple(prompt.shape)} of {prompt.dtype}"
+            raise UserError(f"tokens are a tensor (T,) or (B, T) of whole numbers, and this one is {kind}")
+        prompt = prompt.tolist()
+    if not isinstance(prompt, list | tuple) or not prompt:
+        return None
+    is_batch = all(isinstance(row, list | tuple | torch.Tensor) for row in prompt)
+    rows = [row.tolist() if isinstance(row, torch.Tensor) else list(row) for row in prompt] if is_batch else [prompt]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for row in rows for token in row):
+        return None
+    return [list(row) for row in rows], is_batch
+
+
 def settings_of(options: dict[str, Any]) -> SamplingConfig:
     """Sampling settings from keywords; the rest keep their defaults.
 
     Raises:
         UserError: an option that does not exist, or a value out of range.
     """
+    options = {key: value for key, value in options.items() if key not in DRAFTING}
+    for other in options.keys() & OTHER_NAMES.keys():
+        name = OTHER_NAMES[other]
+        if name in options:
+            raise UserError(f"{other} and {name} are the same option", remedy=f"give {name} alone")
+        options = {name if key == other else key: value for key, value in options.items()}
     for name in options:
         if name not in OPTIONS:
             near = difflib.get_close_matches(name, OPTIONS, n=1)

@@ -37,6 +37,7 @@ class Generation(Iterator[list[int | None]]):
         settings: how the next token is chosen; its stop strings are the concern of whoever decodes the tokens.
         end_ids: tokens that end a text.
         num_tokens: only ids below it are ever chosen; a head may have more rows than the tokenizer has tokens.
+        keys: of the rows' random numbers; None: `row_keys` of these prompts. Part of a longer list brings its own.
 
     Attributes:
         logits: (B, V) of the last step, before any sampling option.
@@ -56,12 +57,13 @@ class Generation(Iterator[list[int | None]]):
         *,
         end_ids: Collection[int] = (),
         num_tokens: int | None = None,
+        keys: Sequence[int] | None = None,
     ) -> None:
         context_length = model.config.max_position_embeddings
         check_prompts(prompts, vocab_size=model.config.known_vocab_size, context_length=context_length)
         self._model, self._settings, self._end_ids = model, settings, frozenset(end_ids)
         self._num_tokens = num_tokens or model.config.known_vocab_size
-        self._keys = row_keys(settings.seed, prompts)
+        self._keys = row_keys(settings.seed, prompts) if keys is None else keys
         # The last token of a full context still has a successor.
         self._budgets = [min(settings.max_new_tokens, context_length - len(prompt) + 1) for prompt in prompts]
         self.finish_reasons: list[FinishReason | None] = [None] * len(prompts)
@@ -103,12 +105,7 @@ class Generation(Iterator[list[int | None]]):
 
     def _record(self, ids: list[int]) -> list[int | None]:
         """End the rows that are done, and return what this step gives out."""
-        if NOT_A_TOKEN in ids:
-            raise UserError(
-                f"the model computed not-a-number after {self._step} new tokens",
-                remedy="use another checkpoint, or load this one with dtype float32",
-                exit_code=ExitCode.BAD_DATA,
-            )
+        refuse_not_a_number(ids, self._step)
         self._step += 1
         given: list[int | None] = []
         for row, token in enumerate(ids):
@@ -131,6 +128,43 @@ class Generation(Iterator[list[int | None]]):
             limit = self._model.config.max_position_embeddings
             _log.warning("the text ends here: the model's context of %s tokens is full", f"{limit:,}")
         self.finish_reasons[row] = "context"
+
+
+def refuse_not_a_number(ids: Sequence[int], num_new: int) -> None:
+    """Raise UserError where a row had no token to choose, after so many new ones."""
+    if NOT_A_TOKEN in ids:
+        raise UserError(
+            f"the model computed not-a-number after {num_new} new tokens",
+            remedy="use another checkpoint, or load this one with dtype float32",
+            exit_code=ExitCode.BAD_DATA,
+        )
+
+
+def continue_ids(
+    model: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingConfig,
+    *,
+    end_ids: Collection[int] = (),
+    num_tokens: int | None = None,
+) -> list[list[int]]:
+    """The new tokens of each row, side by side; arguments and errors as for `Generation`.
+
+    Raises:
+        UserError: stop strings are set: they are found in text, and nothing here makes text of tokens.
+    """
+    if settings.stop:
+        raise UserError("stop strings need a prompt that is text", remedy="leave out stop, or give the prompt as text")
+    was_training = model.training
+    model.train(False)
+    rows: list[list[int]] = [[] for _ in prompts]
+    try:
+        for ids in Generation(model, prompts, settings, end_ids=end_ids, num_tokens=num_tokens):
+            for row, token in zip(rows, ids, strict=True):
+                row += [] if token is None else [token]
+    finally:
+        model.train(was_training)
+    return rows
 
 
 def generate_without_cache(

@@ -7,13 +7,31 @@ until it is certain. The pieces joined are the whole text.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.generation.rows import Generation
+from tiny_transformer.generation.rows import FinishReason, Generation
 from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.generation.speculative import Speculation, SpeculativeGeneration
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import own_end_ids
 from tiny_transformer.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How a model continued a text.
+
+    Attributes:
+        text: without the prompt and without a stop string.
+        finish_reason: `end` (the model ended it), `stop` (a stop string), `length` or `context` (no room left).
+        num_tokens: how many were written, a stop string's tokens counted.
+    """
+
+    text: str
+    finish_reason: FinishReason | None
+    num_tokens: int
 
 
 def complete(
@@ -25,23 +43,9 @@ def complete(
 ) -> list[str]:
     """How the model continues each prompt, written side by side; the same prompt twice gives two texts (unless greedy).
 
-    Args:
-        model: a causal language model; its training mode is put back afterwards.
-        tokenizer: the one the model was trained with.
-        prompts: texts, which may be empty and of different lengths.
-        settings: how the next token is chosen, and when to stop.
-        end_ids: tokens that end a text, besides the tokenizer's own: `end_ids` of `models.open.OpenCheckpoint`.
-
-    Returns:
-        The continuations, without the prompts and without the stop strings.
-
-    Raises:
-        UserError: the tokenizer does not fit the model, or a prompt cannot be encoded or is longer than the context.
+    Arguments and errors as for `Writing`. Returns the continuations, without the prompts and without the stop strings.
     """
-    texts = [""] * len(prompts)
-    for row, piece in write(model, tokenizer, prompts, settings, end_ids):
-        texts[row] += piece
-    return texts
+    return [row.text for row in Writing(model, tokenizer, prompts, settings, end_ids=end_ids).all()]
 
 
 def stream(
@@ -52,18 +56,83 @@ def stream(
     end_ids: Collection[int] = (),
 ) -> Iterator[str]:
     """The continuation of one prompt, piece by piece as it is written. Joined, it is what `complete` returns."""
-    for _, piece in write(model, tokenizer, [prompt], settings, end_ids):
+    for _, piece in Writing(model, tokenizer, [prompt], settings, end_ids=end_ids):
         yield piece
 
 
-def write(
-    model: CausalLM,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    settings: SamplingConfig,
-    end_ids: Collection[int] = (),
-) -> Iterator[tuple[int, str]]:
-    """Pieces of all continuations as they are written: (row, text that is not empty). Arguments as in `complete`."""
+class Writing:
+    """Texts being written side by side. Iterating gives pieces as they come: (row, text that is not empty).
+
+    Args:
+        model: a causal language model; its training mode is put back afterwards.
+        tokenizer: the one the model was trained with.
+        prompts: texts, which may be empty and of different lengths; or their tokens, already encoded.
+        settings: how the next token is chosen, and when to stop.
+        end_ids: tokens that end a text, besides the tokenizer's own: `end_ids` of `models.open.OpenCheckpoint`.
+        keys: see `Generation`.
+        speculation: how texts are drafted; they are written one after the other then, and are the same.
+
+    Raises:
+        UserError: the tokenizer does not fit the model, or a prompt cannot be encoded or is longer than the context.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str | Sequence[int]],
+        settings: SamplingConfig,
+        *,
+        end_ids: Collection[int] = (),
+        keys: Sequence[int] | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
+        check_vocabulary(model, tokenizer)
+        encoded = [encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        self._model = model
+        self._rows = [TextRow(tokenizer, ids, settings.stop) for ids in encoded]
+        ids: dict[str, Any] = {"end_ids": {*own_end_ids(tokenizer), *end_ids}, "num_tokens": tokenizer.vocab_size}
+        self._generation = (
+            Generation(model, encoded, settings, **ids, keys=keys)
+            if speculation is None
+            else SpeculativeGeneration(model, encoded, settings, speculation, **ids, keys=keys)
+        )
+        self._counts = [0] * len(encoded)
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        was_training = self._model.training
+        self._model.train(False)
+        try:
+            for ids in self._generation:
+                for index, (row, token) in enumerate(zip(self._rows, ids, strict=True)):
+                    if token is None:
+                        continue
+                    self._counts[index] += 1
+                    if piece := row.push(token):
+                        yield index, piece
+                    if row.stopped:
+                        self._generation.finish(index)
+            for index, row in enumerate(self._rows):
+                if piece := row.finish():
+                    yield index, piece
+        finally:
+            self._model.train(was_training)
+
+    def all(self) -> list[Continuation]:
+        """Everything, when it has been written."""
+        texts = [""] * len(self._rows)
+        for row, piece in self:
+            texts[row] += piece
+        return self.ended(texts)
+
+    def ended(self, texts: Sequence[str]) -> list[Continuation]:
+        """The joined pieces of each row, with why it ended and how many tokens it has."""
+        facts = zip(texts, self._generation.finish_reasons, self._counts, strict=True)
+        return [Continuation(*row) for row in facts]
+
+
+def check_vocabulary(model: CausalLM, tokenizer: Tokenizer) -> None:
+    """Raise UserError for a tokenizer with more tokens than the model knows."""
     vocab_size = model.config.known_vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
@@ -71,24 +140,6 @@ def write(
             remedy="use the tokenizer the model was trained with; its checkpoint directory holds it",
             exit_code=ExitCode.BAD_DATA,
         )
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    rows = [TextRow(tokenizer, ids, settings.stop) for ids in encoded]
-    was_training = model.training
-    model.train(False)
-    try:
-        ends = {*own_end_ids(tokenizer), *end_ids}
-        generation = Generation(model, encoded, settings, end_ids=ends, num_tokens=tokenizer.vocab_size)
-        for ids in generation:
-            for index, (row, token) in enumerate(zip(rows, ids, strict=True)):
-                if token is not None and (piece := row.push(token)):
-                    yield index, piece
-                if row.stopped:
-                    generation.finish(index)
-        for index, row in enumerate(rows):
-            if piece := row.finish():
-                yield index, piece
-    finally:
-        model.train(was_training)
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:

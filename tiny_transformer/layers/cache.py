@@ -77,6 +77,10 @@ class LayerCache:
         """A cache whose row i is row `rows[i]` of this one."""
         raise NotImplementedError
 
+    def adopt(self, row: int, other: Self, length: int) -> None:
+        """Let a row be the only row of another cache, which holds so many tokens."""
+        raise NotImplementedError
+
 
 class KeyValueCache(LayerCache):
     """The keys and values of one attention layer, in memory allocated once.
@@ -144,6 +148,10 @@ class KeyValueCache(LayerCache):
             setattr(chosen, name, new)
         chosen.expect(slice(0, 0), self._num_keys)
         return chosen
+
+    def adopt(self, row: int, other: KeyValueCache, length: int) -> None:
+        self._key[row, :, :length] = other._key[0, :, :length]
+        self._value[row, :, :length] = other._value[0, :, :length]
 
 
 class ModelCache(Sequence[LayerCache]):
@@ -340,6 +348,20 @@ class ModelCache(Sequence[LayerCache]):
         self.lengths = [0 if row in chosen else n for row, n in enumerate(self.lengths)]
         if self._snapshot is not None:
             self._snapshot = [0 if row in chosen else n for row, n in enumerate(self._snapshot)]
+
+    def adopt(self, row: int, other: ModelCache) -> None:
+        """Let a row go on where the only row of another cache stands, of the same model: a text joins the others.
+
+        Raises:
+            ValueError: no room for its tokens; or a snapshot or documents, for which nobody has needed this.
+        """
+        if other.batch_size != 1 or other.length > self.max_len:
+            raise ValueError(f"{other.batch_size} rows of {other.length} tokens do not fit into one of {self.max_len}")
+        if self._snapshot is not None or self._doc_ids is not None or other._doc_ids is not None:
+            raise ValueError("a row cannot join a cache with a snapshot or with documents")
+        for mine, theirs in zip(self._layers, other, strict=True):
+            mine.adopt(row, theirs, other.length)
+        self.lengths = [other.length if index == row else n for index, n in enumerate(self.lengths)]
 
     def select(self, rows: Sequence[int]) -> ModelCache:
         """A new cache whose row i is row `rows[i]` of this one: `[0] * k` copies a prompt, read once, to k samples."""

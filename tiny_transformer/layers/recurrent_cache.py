@@ -111,6 +111,10 @@ class RecurrentCache(LayerCache):
             chosen._since = [inputs.cut(rows) for inputs in self._since]
         return chosen
 
+    def adopt(self, row: int, other: RecurrentCache, length: int) -> None:
+        self.window, self.state = self.window.clone(), self.state.clone()
+        self.window[row], self.state[row] = other.window[0], other.state[0]
+
 
 def _zero_rows(stays: torch.Tensor, window: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both with zeros in the rows where `stays`, (B, 1), is False; the old tensors may be a snapshot's."""

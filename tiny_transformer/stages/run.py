@@ -174,7 +174,8 @@ class Run:
             return None
         if not prompts:
             return None
-        return Sampler(self.model, self.stage.tokenizer, prompts, self.directory.path, self.patient)
+        chances = partial(self.stage.chances, self.model, self.hardware)
+        return Sampler(self.model, self.stage.tokenizer, prompts, self.directory.path, chances, self.patient)
 
     def compiled(self, model: CausalLM) -> CausalLM:
         """The same weights, for training; evaluation and generation go on with the plain model."""
@@ -276,7 +277,7 @@ class Run:
 
     def _sampling_seconds(self) -> float:
         sampler = self.sampler()
-        seconds = measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
+        seconds = measure_seconds(sampler.rehearse, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
         return self.processes.broadcast(seconds)
 
     def _writer(self, pace: planning.Pace, log: StepLog | None) -> CheckpointWriter:

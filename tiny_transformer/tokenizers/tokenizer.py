@@ -71,14 +71,19 @@ class Tokenizer:
         """The id of one token by its spelling, control tokens included; None when there is no such token."""
         return self._ids.get(token)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`: no begin or end token is added, and the spelling of a control token is encoded as plain text.
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Ids of `text`; the spelling of a control token is encoded as plain text.
+
+        Args:
+            text: what is encoded.
+            add_special_tokens: put the begin token first, where this tokenizer has one. An end token is never added.
 
         Raises:
             UserError: `text` has a character that the vocabulary lacks (it names the character and its position), or
                 half of a surrogate pair.
         """
-        return self.encode_batch([text])[0]
+        begin = [self.begin_id] if add_special_tokens and self.begin_id is not None else []
+        return begin + self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of every text, on all cores; the same as `encode` one by one."""

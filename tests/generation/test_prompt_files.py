@@ -1,0 +1,191 @@
+"""Many prompts from a file: each answered as it is alone, whatever the batch, and after any interruption the same."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tiny_transformer.cli import run
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.generation import prompt_files
+from tiny_transformer.generation.command import GenerateOptions, run_generate
+from tiny_transformer.generation.prompt_files import read_prompts
+from tiny_transformer.generation.sampling import SamplingConfig
+
+SETTINGS = SamplingConfig(max_new_tokens=8, temperature=1.2, seed=5)
+TEXTS = ["Once", "There was a", "Once", "x", "The end of all that"]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(TEXTS) + "\n\n", encoding="utf-8")
+    return path
+
+
+def answer(checkpoint: Path, prompts: Path, out: Path, settings=SETTINGS, **options) -> list[dict]:
+    options = {"num_samples": 2, "batch_size": 3, **options}
+    chosen = GenerateOptions(checkpoint=checkpoint, prompts=prompts, out=out, device="cpu", **options)
+    run_generate(chosen, settings, Console(file=io.StringIO()))
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_prompt_is_answered_in_order_whatever_the_batch(checkpoint, prompts, tmp_path):
+    answers = answer(checkpoint, prompts, tmp_path / "a.jsonl")
+    assert [(a["index"], a["sample"], a["prompt"]) for a in answers] == [
+        (i, s, text) for i, text in enumerate(TEXTS) for s in range(2)
+    ]
+    assert answers == answer(checkpoint, prompts, tmp_path / "b.jsonl", batch_size=1)
+    assert answers == answer(checkpoint, prompts, tmp_path / "c.jsonl", batch_size=100)
+    same_prompt = [a["text"] for a in answers if a["prompt"] == "Once"]
+    assert len(set(same_prompt)) == 4
+    assert all(a["num_tokens"] <= 8 and a["finish_reason"] in ("length", "end") for a in answers)
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("cut", [0, 7], ids=["between lines", "in a line"])
+def test_an_interrupted_file_goes_on_to_the_same_bytes(checkpoint, prompts, tmp_path, monkeypatch, cut):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "deep" / "out.jsonl"
+    answer(checkpoint, prompts, whole)
+    add = prompt_files.AnswerFile.add
+    calls = []
+
+    def stops(self, answers):
+        calls.append(len(answers))
+        if len(calls) == 3:
+            raise StopError
+        add(self, answers)
+
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        patch.setattr(prompt_files.AnswerFile, "add", stops)
+        answer(checkpoint, prompts, out)
+    half = out.read_bytes()
+    assert half == whole.read_bytes()[: len(half)] and half.count(b"\n") == 6
+    out.write_bytes(half[: len(half) - cut])
+    answer(checkpoint, prompts, out)
+    assert out.read_bytes() == whole.read_bytes()
+    answer(checkpoint, prompts, out)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_seed_nobody_chose_is_that_of_the_file(checkpoint, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    answers = answer(checkpoint, prompts, out, is_seed_chosen=False)
+    lines = out.read_text(encoding="utf-8").splitlines(keepends=True)
+    out.write_text("".join(lines[:4]), encoding="utf-8")
+    other = SamplingConfig(max_new_tokens=8, temperature=1.2, seed=77)
+    assert answer(checkpoint, prompts, out, other, is_seed_chosen=False) == answers
+
+
+def test_an_output_of_something_else_is_refused_and_stays(checkpoint, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    answer(checkpoint, prompts, out)
+    before = out.read_bytes()
+    with pytest.raises(UserError, match="other settings: seed 5 there, 6 asked for"):
+        answer(checkpoint, prompts, out, SamplingConfig(max_new_tokens=8, temperature=1.2, seed=6))
+    with pytest.raises(UserError, match="line 2 answers another prompt or sample"):
+        answer(checkpoint, prompts, out, num_samples=1)
+    prompts.write_text("Once\nAnother\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 3 answers another prompt"):
+        answer(checkpoint, prompts, out)
+    assert out.read_bytes() == before
+    for foreign in (b"{}\n", b"hello", b"[1]\n"):
+        out.write_bytes(foreign)
+        with pytest.raises(UserError, match="no output of --prompts"):
+            answer(checkpoint, prompts, out)
+        assert out.read_bytes() == foreign
+
+
+def test_rows_of_json_keep_their_other_keys(checkpoint, tmp_path):
+    source, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"id": 7, "prompt": "Once\\nupon", "text": "theirs"}\n', encoding="utf-8")
+    found = answer(checkpoint, source, out, num_samples=1)[0]
+    assert found["id"] == 7 and found["prompt"] == "Once\nupon" and found["text"] != "theirs"
+
+
+REFUSED = [
+    ("p.csv", "a", "neither .txt nor .jsonl"),
+    ("p.txt", "\n \n", "there are no prompts"),
+    ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "not an object with a text `prompt`"),
+    ("p.jsonl", "Once\n", "not an object"),
+    ("p.jsonl", '{"prompt": 3}\n', "not an object"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "what"), REFUSED)
+def test_a_file_that_holds_no_prompts_is_refused_by_name(tmp_path, name, content, what):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=what):
+        read_prompts(tmp_path / name)
+
+
+def test_the_wrong_line_and_byte_are_named(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"text": "b"}\n', encoding="utf-8")
+    with pytest.raises(UserError) as refused:
+        read_prompts(path)
+    assert refused.value.where == f"{path}, line 3"
+    path.write_bytes(b'{"prompt": "a\xff"}\n')
+    with pytest.raises(UserError, match="byte 13 is not UTF-8"):
+        read_prompts(path)
+
+
+# --- the command line
+
+
+@pytest.fixture
+def home(checkpoint, tmp_path, monkeypatch) -> Path:
+    """A directory with the run `demo`."""
+    shutil.copytree(checkpoint, tmp_path / "runs" / "demo" / "model")
+    (tmp_path / "runs" / "demo" / "config.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_prompts_and_single_prompts_come_from_standard_input(home, monkeypatch, capsys):
+    words = ["generate", "--ckpt", "runs/demo/model", "--max_new_tokens", "4", "--seed", "3", "--device", "cpu"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Once\nupon\n"))
+    assert run([*words, "--prompts", "-"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == ["Once", "upon"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Once\nupon\n"))
+    assert run([*words, "-", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompt"] == "Once\nupon" and found["seed"] == 3
+    assert run([*words, "--prompt", "Once\nupon"]) == 0
+    assert capsys.readouterr().out == found["prompt"] + found["text"] + "\n"
+
+
+def test_a_word_that_is_a_run_is_not_taken_for_a_prompt(home, capsys):
+    assert run(["generate", "demo"]) == ExitCode.USAGE
+    error = capsys.readouterr().err
+    assert (
+        "demo is the name of a run, and stands here as a text" in error
+        and "try: tiny-transformer generate --ckpt demo" in error
+    )
+    assert run(["generate", "demo", "--ckpt", "runs/demo/model", "--max_new_tokens", "2", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("demo")
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--prompts", "p.txt", "--prompt", "a"], "--prompt and --prompts"),
+        (["--prompts", "p.txt", "--stream"], "--stream shows one text"),
+        (["--out", "o.jsonl"], "--out needs --prompts"),
+        (["--json", "--stream"], "--json and --stream"),
+        (["--prompts", "p.txt", "--batch_size", "0"], "batch_size = 0"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(home, words, what, capsys):
+    assert run(["generate", *words]) == ExitCode.USAGE
+    assert what in capsys.readouterr().err

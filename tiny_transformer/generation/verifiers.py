@@ -1,0 +1,132 @@
+"""Scores of texts by a Python function of the user's, in a child process with a time limit.
+
+    def function(prompt: str, text: str) -> float | bool: ...
+
+The child is started once and asked again and again; one that does not answer in time is killed with everything it has
+started, and the next text gets a new one. It may do what the user may: a verifier is a program of the user's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from tiny_transformer.errors import ExitCode, UserError
+
+PROGRAM = Path(__file__).with_name("verifier_process.py")
+START_SECONDS = 60.0  # for the imports of the file
+
+
+class Verdict(NamedTuple):
+    """A text's score, higher is better; 0 where there was a problem, which is told."""
+
+    score: float
+    problem: str = ""
+
+
+class Verifier:
+    """A function that scores texts.
+
+    Args:
+        path: the Python file.
+        function: its name there: `function(prompt, text)` gives a number, or true or false.
+        timeout_seconds: for one text.
+
+    Raises:
+        UserError: no such file.
+    """
+
+    def __init__(self, path: Path, function: str, *, timeout_seconds: float = 10.0) -> None:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist", remedy="--vote verifier:FILE.py:function")
+        self._path, self._function, self._timeout = path, function, timeout_seconds
+        self._child: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str] = queue.Queue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def score(self, prompt: str, text: str) -> Verdict:
+        """The function's score of a text.
+
+        Raises:
+            UserError: the file cannot be loaded, or has no such function.
+        """
+        child = self._child or self._start()
+        with suppress(BrokenPipeError):  # it has died: there is no answer
+            self._send(child, [prompt, text])
+        answer = self._answer(self._timeout)
+        if answer is None:
+            self.close()
+            return Verdict(0.0, f"no answer within {self._timeout:g} s")
+        if not answer:
+            code = child.wait()
+            self.close()
+            return Verdict(0.0, f"the process of the verifier ended with {code}")
+        return Verdict(answer.get("score", 0.0), answer.get("problem", ""))
+
+    def close(self) -> None:
+        """End the child and whatever it has started."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            with suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+
+    def _start(self) -> subprocess.Popen[str]:
+        words = [sys.executable, "-P", str(PROGRAM), str(self._path), self._function]
+        pipe = subprocess.PIPE
+        child = subprocess.Popen(words, stdin=pipe, stdout=pipe, encoding="utf-8", start_new_session=True)
+        self._child, self._answers = child, queue.Queue()
+        threading.Thread(target=_read, args=(child, self._answers), daemon=True).start()
+        first = self._answer(START_SECONDS)
+        if not first or "problem" in first:
+            self.close()
+            raise UserError(
+                f"the verifier cannot be loaded: {(first or {}).get('problem', 'it does not answer')}",
+                where=f"{self._path}:{self._function}",
+                remedy=f"def {self._function}(prompt: str, text: str) -> float",
+                exit_code=ExitCode.BAD_DATA,
+            )
+        return child
+
+    @staticmethod
+    def _send(child: subprocess.Popen[str], value: list[str]) -> None:
+        if child.stdin is not None:
+            child.stdin.write(json.dumps(value) + "\n")
+            child.stdin.flush()
+
+    def _answer(self, seconds: float) -> dict[str, Any] | None:
+        """The child's next line: None when none comes in time, empty when it has ended."""
+        try:
+            line = self._answers.get(timeout=seconds)
+            return json.loads(line) if line else {}
+        except (queue.Empty, ValueError):
+            return None
+
+
+def _read(child: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
+    """Pass the child's lines on, and an empty one at the end; so that waiting for one can end in time."""
+    with suppress(ValueError, OSError):  # the pipe was closed
+        while child.stdout is not None and (line := child.stdout.readline()):
+            answers.put(line)
+    answers.put("")
