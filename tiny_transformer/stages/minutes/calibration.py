@@ -18,10 +18,12 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
 from tiny_transformer.parallel.processes import Processes
+from tiny_transformer.stages.attention import uses_blocks
 from tiny_transformer.stages.minutes import autopilot, words
 from tiny_transformer.stages.minutes.autopilot import Candidate, Choice, Corpus, SpeedModel
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.modifiers import use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.plan import measure_seconds
 
@@ -147,6 +149,8 @@ def _step_seconds(config: RunConfig, dataset: Dataset, hardware: Hardware, budge
     """The median time of an update of a fresh model; few repetitions where time is short."""
     model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or dataset.tokenizer.vocab_size})
     fresh = build_model(model, seed=0, device=str(hardware.device))
+    if uses_blocks(config, hardware):
+        use_blocked_attention(fresh)
     optimizers = Optimizers(fresh, config.training, hardware.update_dtype)
     size = config.training.micro_batch_size
     batches = Batches(
