@@ -48,7 +48,7 @@ from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.loggers import Loggers
 from tiny_transformer.training.loop import Job, Progress, Save, train
 from tiny_transformer.training.loss_scale import first_loss_scale
-from tiny_transformer.training.modifiers import checkpoint_gradients
+from tiny_transformer.training.modifiers import checkpoint_gradients, use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.patience import Patience, at_once
 from tiny_transformer.training.progress import TrainingProgress
@@ -91,6 +91,8 @@ class Run:
         model = self.stage.build_model("cpu" if is_sharded else device)  # sharding moves it, block by block
         if training.gradient_checkpointing:
             checkpoint_gradients(model)
+        if training.attention == "blocks":
+            use_blocked_attention(model)
         sharing = share(cast(nn.Module, model), self.processes, training, self.hardware)
         return model, sharing, Optimizers(model, training, self.hardware.update_dtype)
 
