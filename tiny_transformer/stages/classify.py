@@ -30,7 +30,7 @@ from tiny_transformer.storage import Staging
 from tiny_transformer.training.contract import Evaluation
 
 
-class Classifying(Stage):
+class Classifying(Stage[LabelBatch]):
     """Learn to sort texts.
 
     Args:

@@ -30,7 +30,7 @@ from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
 
 
-class Finetuning(Stage):
+class Finetuning(Stage[TokenBatch]):
     """Learn to answer as in conversations.
 
     Args:
