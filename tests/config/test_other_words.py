@@ -158,8 +158,6 @@ def test_what_is_not_built_is_refused_by_name(key: str, value: Any) -> None:
     ("key", "switch"),
     [
         ("quantize_bits", "quantize"),
-        ("speculative_tokens", "speculative_sampling"),
-        ("draft_model", "speculative_sampling"),
         ("attention_log_steps", "log_attention"),
     ],
 )

@@ -57,6 +57,7 @@ def sorted_run(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory)
     return run_dir, tune(tree(base, rows, run_dir, training={"steps": 40, "eval_steps": 20}), shows=True)[1]
 
 
+@pytest.mark.slow
 def test_it_learns_and_shows_which_label_is_taken_for_which(sorted_run: tuple[Path, str]) -> None:
     run_dir, told = sorted_run
     assert "texts and" in told and "accuracy 1.000, macro-F1 1.000" in told
@@ -65,6 +66,7 @@ def test_it_learns_and_shows_which_label_is_taken_for_which(sorted_run: tuple[Pa
     assert {"val_accuracy", "val_macro_f1", "accuracy"} <= log_without_clock(run_dir)[-1].keys()
 
 
+@pytest.mark.slow
 def test_transformers_gives_the_same_scores_padded_on_either_side(sorted_run: tuple[Path, str]) -> None:
     from transformers import AutoModelForSequenceClassification
 
@@ -118,6 +120,7 @@ def test_figures_of_a_known_confusion() -> None:
     assert figures.macro_f1 == pytest.approx((6 / 9 + 8 / 11) / 2)  # the third label is neither there nor taken
 
 
+@pytest.mark.slow
 def test_the_verb_sorts_texts(
     sorted_run: tuple[Path, str], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

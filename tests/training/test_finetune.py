@@ -118,7 +118,7 @@ def test_it_opens_in_transformers_with_its_template_and_stops_at_the_end_of_an_a
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tune(tuning_tree(base, talks, tmp_path / "r"))
+    tune(tuning_tree(base, talks, tmp_path / "r", training={"steps": 1, "eval_steps": None}))
     last = tmp_path / "r/last"
     opened, theirs = OpenCheckpoint(last), AutoModelForCausalLM.from_pretrained(last)
     tokenizer = AutoTokenizer.from_pretrained(last)
@@ -132,8 +132,9 @@ def test_it_opens_in_transformers_with_its_template_and_stops_at_the_end_of_an_a
 
 
 def test_a_fine_tuned_model_goes_on_with_its_own_template(base: Path, talks: Path, tmp_path: Path) -> None:
-    tune(tuning_tree(base, talks, tmp_path / "first", finetune={"template": "alpaca"}))
-    result, told = tune(tuning_tree(tmp_path / "first", talks, tmp_path / "second"))
+    once = {"steps": 1, "eval_steps": None}
+    tune(tuning_tree(base, talks, tmp_path / "first", finetune={"template": "alpaca"}, training=once))
+    result, told = tune(tuning_tree(tmp_path / "first", talks, tmp_path / "second", training=once))
     assert "(alpaca)" in told and "new control tokens" not in told
     assert isinstance(result.stage, Finetuning) and result.stage.template is ALPACA
 
@@ -141,13 +142,14 @@ def test_a_fine_tuned_model_goes_on_with_its_own_template(base: Path, talks: Pat
 def test_rows_are_as_long_as_the_conversations_and_the_run_as_three_readings(
     base: Path, talks: Path, tmp_path: Path
 ) -> None:
-    tree = tuning_tree(base, talks, tmp_path / "r", training={"steps": None, "eval_steps": None})
+    whole = {"steps": None, "eval_steps": None, "micro_batch_size": 8}
+    tree = tuning_tree(base, talks, tmp_path / "r", training=whole)
     del tree["data"]["seq_len"]
     result, told = tune(tree)
     assert isinstance(result.stage, Finetuning)
     assert result.stage.config.data.seq_len == 64  # the model's context
     rows = len(result.stage.train_rows)
-    assert result.state.step == -(-3 * rows // 4) and f"in {rows} rows of 64; this run sees 3." in told
+    assert result.state.step == -(-3 * rows // 8) and f"in {rows} rows of 64; this run sees 3." in told
 
 
 @pytest.mark.parametrize(

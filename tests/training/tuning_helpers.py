@@ -43,7 +43,7 @@ def tuning_tree(base: Path, source: Path, out_dir: Path, **changes: Any) -> dict
         "out_dir": str(out_dir),
         **changes,
         "data": {"source": str(source), "seq_len": 64, "val_fraction": 0.2, **changes.get("data", {})},
-        "training": {**training, "sample_tokens": 12, "steps": 9, **changes.get("training", {})},
+        "training": {**training, "optimizer": "adamw", "sample_tokens": 12, "steps": 9, **changes.get("training", {})},
     }
 
 
