@@ -160,9 +160,6 @@ def test_what_is_not_built_is_refused_by_name(key: str, value: Any) -> None:
     [
         ("lora_rank", "use_lora"),
         ("lora_dropout", "use_lora"),
-        ("quantize_bits", "quantize"),
-        ("speculative_tokens", "speculative_sampling"),
-        ("draft_model", "speculative_sampling"),
         ("attention_log_steps", "log_attention"),
     ],
 )
@@ -174,6 +171,9 @@ def test_a_setting_of_what_is_not_built_is_refused_unless_its_switch_is_off(key:
     off = {"advanced": {switch: False}}
     assert load_run_config(off, [f"advanced.{key}=8"]) == load_run_config(None)
     others = {"use_lora", "quantize", "speculative_sampling", "log_attention"} - {switch}
+    assert (
+        "unknown key" in refused({"advanced": {"quantize_bits": 8, "quantize": "none"}}).what
+    )  # is no setting of ours
     assert "is a setting of" in refused({"advanced": {key: 8, **dict.fromkeys(others, False)}}).what
 
 
