@@ -23,7 +23,7 @@ def runs(
         ),
     ] = None,
 ) -> None:
-    """A table of runs: text, size, minutes, loss, state; of a run that is named, its checkpoints too."""
+    """List runs: text, size, minutes, loss, state; for a run that is named, its checkpoints too."""
     from tiny_transformer.reports.runs_table import list_runs, print_runs
 
     named = _noted(*find_runs(paths)) if paths else [Path("runs"), *sorted(Path().glob("runs_*"))]
@@ -78,7 +78,7 @@ def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's name or directory.")],
     step: Annotated[int, typer.Option("--step", help="Which update; the first is 1.")],
 ) -> None:
-    """Make one step of a run again and look at it: its batch, its loss, each block's gradient.
+    """Repeat one step of a run and show its batch, its loss and the gradient of each block.
 
     Starts from the newest checkpoint before the step and writes nothing. For a loss that is not a number, or one that
     jumped.
@@ -97,7 +97,7 @@ def doctor(
         ),
     ] = None,
 ) -> None:
-    """Check every byte of a run: which checkpoints are whole, where last and best lead, what is left over."""
+    """Verify every byte of a run: which checkpoints are whole, where last and best lead, what is left over."""
     from tiny_transformer.storage.doctor import examine
 
     report = examine(newest_run() if run is None else _one(run))

@@ -38,6 +38,12 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="With --task: only so many of the first questions.")] = None,
+    stories: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Let the model write N stories and read them: is the hero kept, are sums right?"
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
@@ -66,5 +72,5 @@ def evaluate(
         return
     from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
 
-    options = EvaluateOptions(checkpoint, data_dir, split, max_batches, skills, num_stories, device, as_json)
+    options = EvaluateOptions(checkpoint, data_dir, split, max_batches, skills, num_stories, stories, device, as_json)
     run_evaluate(options, Console(), Console(stderr=True))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -13,7 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tiny_transformer.config.schema import RunConfig, TrainingConfig
+from tiny_transformer.config.shapes import ModelConfig
 from tiny_transformer.errors import UserError, command_line, in_words
+from tiny_transformer.evaluation.tables import written_json
+from tiny_transformer.evaluation.written import read_stories, write_stories
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.models.open import OpenCheckpoint
@@ -24,10 +27,11 @@ from tiny_transformer.stages.samples import keep_samples, samples_before
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory, atomic_write
 from tiny_transformer.storage.replaced import waits_to_be_put_back
-from tiny_transformer.storage.runs import NOT_FINITE_FILE
+from tiny_transformer.storage.runs import NOT_FINITE_FILE, WRITTEN_FILE
 from tiny_transformer.training.nonfinite import NotFiniteError
 from tiny_transformer.training.plan import Plan
 
+NUM_STORIES = 30  # that a finished model writes, to be read
 FEW_STEPS = 100  # with fewer a small model has hardly left its random beginning
 
 
@@ -53,9 +57,9 @@ def announce(
     console.print(table)
     if plan.asked.minutes is not None and plan.asked.steps is None and plan.total_steps < FEW_STEPS:
         console.print(
-            f"only {plan.total_steps:,} steps fit: each is one lesson, and a model that writes needs some hundreds. "
-            "Give it more minutes, a smaller model or batch, or stop what else keeps this machine busy "
-            "(the plan is corrected in the first third of the run)",
+            f"only {plan.total_steps:,} steps fit: a model needs some hundreds before it can write. "
+            "Give it more minutes, a smaller model or batch, or close what else keeps this machine busy "
+            "(the plan is corrected on the way)",
             highlight=False,
         )
 
@@ -64,14 +68,14 @@ def rate_in_words(plan: Plan, training: TrainingConfig) -> str:
     """What moves the weights, and what of the config it does not follow."""
     asked, warmup = training.warmup_steps, f"{plan.warmup_steps} steps warm-up"
     if asked is not None and asked > plan.warmup_steps:
-        warmup += f" (half the run: not the {asked:,} asked for)"
+        warmup += f" (half the run, instead of the {asked:,} asked for)"
     unused = training.optimizer != "muon" and "muon_learning_rate" in training.model_fields_set
     is_other = training.muon_learning_rate != type(training).model_fields["muon_learning_rate"].default
-    note = "; muon_learning_rate says nothing without optimizer=muon" if unused and is_other else ""
+    note = "; muon_learning_rate has no effect without optimizer=muon" if unused and is_other else ""
     return f"{training.optimizer}, {warmup}, {training.schedule} decay{note}"
 
 
-def _heads(model: Any) -> str:
+def _heads(model: ModelConfig) -> str:
     heads, groups = model.num_attention_heads, model.num_key_value_heads
     if heads == groups:
         return f"{heads} heads of {model.head_dim}"
@@ -83,8 +87,9 @@ def finish(outcome: RunResult, console: Console) -> None:
 
     The model is saved by now, and nothing here may hide that: what fails is told in a line, and the rest goes on.
     """
-    shown = {"figures": outcome.stage.show_figures, "samples": write_samples}
-    if outcome.stage.config.training.quantize is not None:
+    stage = outcome.stage
+    shown = {"figures": stage.show_figures, "samples": write_samples, "knowledge": stage.show_knowledge}
+    if stage.config.training.quantize is not None:
         shown["quantized checkpoint"] = _quantize
     if outcome.status == "stopped":
         go_on = command_line("tiny-transformer", "train", "--resume", "--out_dir", outcome.run_dir)
@@ -133,7 +138,7 @@ def tell_not_finite(error: NotFiniteError, console: Console) -> None:
     """After a run that ended in numbers that are none: keep where, and write the report that says why. One that has
     saved nothing and was to replace another leaves no trace, since the other is about to be put back."""
     if waits_to_be_put_back(error.run_dir):
-        console.print("nothing was saved before the run diverged: the run that was there is back", highlight=False)
+        console.print("nothing was saved before the run diverged, so the previous run is put back", highlight=False)
         error.remedy = error.ways_out
         return
     with surviving("report", console):
@@ -159,6 +164,25 @@ def write_samples(outcome: RunResult, console: Console) -> None:
         for prompt, text in zip(training.sample_prompts, texts, strict=True)
     ]
     keep_samples(outcome.run_dir, [*samples_before(outcome.run_dir, outcome.state.step + 1), *samples])
+
+
+def show_written_stories(outcome: RunResult, console: Console) -> None:
+    """Let the trained model write stories, say in words what it gets right, and keep the figures for the report."""
+    run = RunDirectory(outcome.run_dir)
+    checkpoint = run.resolve("best") or run.resolve("last")
+    if checkpoint is None or not outcome.stage.config.training.sample_prompts:
+        return
+    opened = OpenCheckpoint(checkpoint.path, device=str(outcome.hardware.device))
+    texts = write_stories(opened.model, opened.tokenizer, NUM_STORIES, end_ids=opened.end_ids)
+    written = written_json(read_stories(texts), NUM_STORIES)
+    atomic_write(outcome.run_dir / WRITTEN_FILE, json.dumps(written, indent=2) + "\n", makes_parents=False)
+    console.print(
+        Text.assemble(
+            "\n",
+            (str(written["in_words"]), "bold"),
+            f" (tiny-transformer evaluate {run.path} --stories 100 shows the figures)",
+        )
+    )
 
 
 def settings_dict(settings: SamplingConfig) -> dict[str, float | int | None]:

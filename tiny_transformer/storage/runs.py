@@ -27,6 +27,8 @@ CONFIG_FILE, LOG_FILE = "config.yaml", "log.jsonl"
 NOT_FINITE_FILE = "not_finite.json"  # where a run ended whose numbers stopped being numbers; gone once it is resumed
 SKILLS_FILE = "skills.json"  # what `evaluate --skills` found, for the report
 BAD = ".bad"  # suffix of a checkpoint that is whole and could not be loaded
+GROWTH_FILE = "growth.json"  # how each skill grew through the run
+WRITTEN_FILE = "written.json"  # what was right in the stories that the model wrote
 STATE_DIRECTORY, STATE_FILE = "trainer_state", "state.json"  # in a checkpoint, beside the weights
 STATE_FORMAT = 1
 
@@ -118,7 +120,7 @@ class RunDirectory:
         if target is None:
             return None
         if not (match := STEP_NAME.fullmatch(target)):
-            where, remedy = str(self.path / name), "remove it; --resume makes it anew"
+            where, remedy = str(self.path / name), "remove it; --resume creates it again"
             what = f"{name} leads to {target!r}, which is not a checkpoint of this run"
             raise UserError(what, where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)
         return Checkpoint(int(match[1]), self.path / target, read_manifest(self.path / target, self._fs))
@@ -184,7 +186,7 @@ class RunDirectory:
         return UserError(
             f"the checkpoint of step {step:,} could not be loaded earlier, and was set aside as {path.name}{BAD}",
             where=str(self.path),
-            remedy=f"rename it to {path.name} and see the error again, or start anew with --overwrite",
+            remedy=f"rename it to {path.name} and see the error again, or start afresh with --overwrite",
             exit_code=ExitCode.BAD_DATA,
         )
 
