@@ -26,6 +26,7 @@ from tiny_transformer.evaluation import loss as loss_module
 from tiny_transformer.evaluation import stories as stories_module
 from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
 from tiny_transformer.evaluation.loss import num_targets, scored_bytes
+from tiny_transformer.evaluation.written import FIGURES
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.stage import Request, RunResult
 
@@ -138,6 +139,19 @@ def test_skills_of_fresh_stories_and_of_the_split(evaluate: Screen) -> None:
     assert of_split["num_texts"] == 2 and of_split["exact_per_text"] != fresh["exact_per_text"]
 
 
+def test_what_it_writes_is_read_and_kept_beside_the_skills(evaluate: Screen) -> None:
+    shown = evaluate(stories=3)
+    for words in ("3 stories, read by the grammar", "sentences", "the hero's name", "It writes too little to tell"):
+        assert words in shown
+    result = json.loads(evaluate(stories=3, as_json=True))
+    written = result["written"]
+    assert written["num_stories"] == 3 and "skills" not in result and "nats_per_token" not in result
+    assert [row["name"] for row in written["figures"]] == list(FIGURES)
+    assert json.loads(Path("runs/small/written.json").read_text()) == written
+    both = json.loads(evaluate(stories=3, skills=True, num_stories=2, as_json=True))
+    assert both["written"] == written and len(both["skills"]) > 5
+
+
 def test_a_loss_below_the_floor_is_told_as_a_mistake(evaluate: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
     def nearly_nothing(model, batch, hardware):
         return torch.full_like(batch.labels, 0.001, dtype=torch.float32) * (batch.labels >= 0)
@@ -209,6 +223,7 @@ def test_a_part_above_half_is_told_as_a_part(evaluate: Screen) -> None:
 def test_skills_need_stories(evaluate: Screen) -> None:
     error = refusal(evaluate, skills=True, data_dir=Path("data/lines"))
     assert "--skills needs the story corpus" in error.what and "lines.txt" in error.what
+    assert "--stories needs the story corpus" in refusal(evaluate, stories=2, data_dir=Path("data/lines")).what
 
 
 def test_data_of_another_tokenizer_is_refused(evaluate: Screen) -> None:
@@ -221,6 +236,7 @@ def test_data_of_another_tokenizer_is_refused(evaluate: Screen) -> None:
         ({"split": "test"}, "no split 'test'"),
         ({"max_batches": 0}, "max_batches = 0"),
         ({"skills": True, "num_stories": 0}, "num_stories = 0"),
+        ({"stories": 0}, "stories = 0"),
         ({"data_dir": Path("nowhere")}, "nowhere holds no prepared data"),
         ({"checkpoint": Path("data")}, "not a checkpoint"),
     ],

@@ -64,11 +64,11 @@ def test_steps_that_are_logged_for_their_number_alone() -> None:
     assert [step for step in range(1, 151) if is_log_step(step, 50)] == [1, 2, 4, 8, 16, 32, 50, 100, 150]
 
 
-@pytest.mark.parametrize("part", ["show_figures", "write_samples", "diagnose_run", "write_report"])
+@pytest.mark.parametrize("part", ["show_figures", "write_samples", "write_stories", "diagnose_run", "write_report"])
 def test_what_fails_while_showing_a_run_is_told_and_the_rest_goes_on(
     part: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments: Any) -> Any:
+    def broken(*arguments: Any, **options: Any) -> Any:
         raise IndexError("argmax of an empty sequence")
 
     monkeypatch.setattr(*((pretrain, "show_losses") if part == "show_figures" else (summary, part)), broken)
@@ -78,6 +78,13 @@ def test_what_fails_while_showing_a_run_is_told_and_the_rest_goes_on(
     assert f"model   {tmp_path / 'r'}/last" in shown
     assert (tmp_path / "r/report.html").exists() == (part != "write_report")
     assert ("finished: training loss" in shown) == (part != "show_figures")
+
+
+def test_what_it_knows_is_told_and_stands_on_the_page(data_dir: Path, tmp_path: Path) -> None:
+    _, shown = run(data_dir, tmp_path / "r", sample_prompts=["Once"], sample_tokens=4)
+    written = json.loads((tmp_path / "r/written.json").read_text())
+    assert written["num_stories"] == 30 and written["in_words"] in shown
+    assert "As it grew" in (tmp_path / "r/report.html").read_text()
 
 
 def test_a_sample_that_fails_ends_no_run_and_says_why(

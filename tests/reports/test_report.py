@@ -449,6 +449,29 @@ def test_what_a_model_knows_is_told_in_words_where_its_skills_were_measured(tmp_
     assert "What it knows Measured on fresh stories, at step 1,000. It knows: " in page_of(run).text
 
 
+def test_what_it_writes_and_how_that_grew_stand_on_the_page(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo")
+    figures = [
+        {"name": "hero", "right": 30, "places": 40, "right_stories": 5, "stories": 20, "meaning": "the hero's name"},
+        {"name": "sums", "right": 0, "places": 0, "right_stories": 0, "stories": 0, "meaning": "none was told"},
+        {"name": "odd", "right": "x", "places": 3},
+    ]
+    words = "It knows the sentences; not yet who is who."
+    (run / "written.json").write_text(json.dumps({"num_stories": 20, "in_words": words, "figures": [*figures, 7]}))
+    growth = [
+        {"step": step, "chances": {"copy": share, "stop": 0.99, "odd": "<"}} for step, share in ((3, 0.01), (40, 0.5))
+    ]
+    (run / "growth.json").write_text(json.dumps([*growth, {"step": 50, "problem": "no"}, "x"]))
+    page = page_of(run)
+    assert "What it knows It knows the sentences; not yet who is who. " in page.text
+    assert "hero 75% of 40 25% the hero's name" in page.text
+    assert "none was told" not in page.text and "20 stories that it wrote" in page.text
+    assert "As it grew step 3 step 40 copy 1% 50% a word told in the last 200 characters" in page.text
+    assert page.text.index("copy 1%") < page.text.index("stop 99% 99% that the story is over")  # the least known first
+    (run / "growth.json").write_text('[{"step": 3, "problem": "another <tokenizer>"}]')
+    assert "How it grew is not known: another <tokenizer>" in page_of(run).text
+
+
 def test_report_is_written_again_over_the_old_one(tmp_path: Path) -> None:
     run = made.make_run(tmp_path, "demo")
     (run / "report.html").write_text("old")
@@ -472,4 +495,6 @@ def test_browser_draws_every_chart(tmp_path: Path) -> None:
     for key in ("update-ratios", "part-grad-norms"):
         assert 'class="h11"' in done.stdout.partition(f'id="{key}"')[2].partition("</figure>")[0]
     assert ">best loss possible: 1.500</text>" in done.stdout
-    assert ">up to 8.539</text>" in done.stdout  # the steep beginning is cut off, and says so
+    assert (
+        ">\N{BLACK UP-POINTING TRIANGLE} up to 8.539</text>" in done.stdout
+    )  # the steep beginning is cut off, and says so

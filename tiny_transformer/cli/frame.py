@@ -154,6 +154,26 @@ CheckpointOption = Annotated[
 ]
 
 
+CheckpointArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[CKPT]",
+        help="A checkpoint or run directory, or a run's name; as --ckpt too. Default: the newest best (else last) "
+        "under runs/.",
+    ),
+]
+CheckpointToo = Annotated[
+    Path | None, typer.Option("--ckpt_dir", "--ckpt", "--checkpoint", metavar="DIR", hidden=True)
+]  # beside a `CheckpointArgument`
+
+
+def one_checkpoint(checkpoint: Path | None, named: Path | None) -> Path | None:
+    """The checkpoint that is meant, where it may stand alone or behind --ckpt."""
+    if checkpoint is not None and named is not None:
+        raise UserError(f"two checkpoints: {checkpoint} and {named}", where="command line", remedy="give one")
+    return named if checkpoint is None else checkpoint
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:

@@ -127,4 +127,9 @@ def profile(
         config = None
     from tiny_transformer.costs.command import run_profile
 
-    run_profile(config or named, overrides_of(context), as_json=as_json, console=Console())
+    words: list[str] = []
+    overrides = overrides_of(context, words)
+    configs = [name for name in (config, named, *words) if name is not None]
+    if len(configs) > 1:
+        raise UserError(f"several configs are named: {', '.join(configs)}", remedy="name one")
+    run_profile(configs[0] if configs else None, overrides, as_json=as_json, console=Console())

@@ -54,7 +54,7 @@ def report_html(run: RunFiles, outcome: Outcome, picture: str = "") -> str:
         "Heading": lambda: page.heading(run, outcome),
         "Diagnosis": lambda: diagnosis_section(diagnose_run(run), len(run.log)),
         "Figures": lambda: page.key_figures(outcome, run.log),
-        "Knowledge": lambda: knowledge_section(run.skills),
+        "Knowledge": lambda: knowledge_section(run.skills, run.written, run.growth),
         "Charts": lambda: page.chart_section(charts(run.log, outcome.floor), picture),
         "Where the time went": lambda: time_section(time_spent(run.log), outcome.elapsed_seconds),
         "Samples": lambda: page.samples_section(run.samples),

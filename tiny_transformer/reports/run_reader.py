@@ -20,7 +20,7 @@ from tiny_transformer.storage import read_manifest
 from tiny_transformer.storage.lock import is_this_process, owner_of
 from tiny_transformer.storage.marks import STEP_NAME, marked_checkpoint
 from tiny_transformer.storage.reading import MAX_LOG_BYTES, open_regular, read_regular
-from tiny_transformer.storage.runs import NOT_FINITE_FILE, SKILLS_FILE
+from tiny_transformer.storage.runs import GROWTH_FILE, NOT_FINITE_FILE, SKILLS_FILE, WRITTEN_FILE
 from tiny_transformer.storage.step_log import log_problem
 
 
@@ -50,6 +50,8 @@ class RunFiles:
     samples: list[dict[str, Any]]
     problems: list[str] = field(default_factory=list)
     skills: dict[str, Any] = field(default_factory=dict)  # what `evaluate --skills` found
+    written: dict[str, Any] = field(default_factory=dict)  # what is right in the stories it wrote
+    growth: list[dict[str, Any]] = field(default_factory=list)  # how each skill grew
     not_finite: dict[str, Any] = field(default_factory=dict)  # where its numbers stopped being numbers
 
     @property
@@ -107,9 +109,8 @@ def read_run(path: Path) -> RunFiles:
     problems: list[str] = []
     config, comments = _read_config(path / "config.yaml", problems)
     samples = _read_parsed(path / "samples.json", json.loads, problems)
-    if not isinstance(samples, list):
-        problems += [] if samples is None else ["samples.json holds no list of samples"]
-        samples = []
+    if samples is not None and not isinstance(samples, list):
+        problems.append("samples.json holds no list of samples")
     checkpoints = read_checkpoints(path)
     of_the_log: list[str] = []
     log = _read_log(path / "log.jsonl", of_the_log)
@@ -124,8 +125,10 @@ def read_run(path: Path) -> RunFiles:
         log=log,
         checkpoints=checkpoints,
         skills=_object(_read_parsed(path / SKILLS_FILE, json.loads, problems)),
+        written=_object(_read_parsed(path / WRITTEN_FILE, json.loads, problems)),
+        growth=objects(_read_parsed(path / GROWTH_FILE, json.loads, problems)),
         not_finite=_object(_read_parsed(path / NOT_FINITE_FILE, json.loads, problems)),
-        samples=[s for s in samples if isinstance(s, dict)],
+        samples=objects(samples),
         problems=problems,
     )
 
@@ -163,6 +166,11 @@ def section(row: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects in a JSON list, none where it is something else."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _step_directories(run_dir: Path) -> list[tuple[int, Path]]:

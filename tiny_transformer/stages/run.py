@@ -48,7 +48,7 @@ from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.loggers import Loggers
 from tiny_transformer.training.loop import Job, Progress, Save, train
 from tiny_transformer.training.loss_scale import first_loss_scale
-from tiny_transformer.training.modifiers import checkpoint_gradients
+from tiny_transformer.training.modifiers import checkpoint_gradients, use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.patience import Patience, at_once
 from tiny_transformer.training.progress import TrainingProgress
@@ -91,6 +91,8 @@ class Run:
         model = self.stage.build_model("cpu" if is_sharded else device)  # sharding moves it, block by block
         if training.gradient_checkpointing:
             checkpoint_gradients(model)
+        if training.attention == "blocks":
+            use_blocked_attention(model)
         sharing = share(cast(nn.Module, model), self.processes, training, self.hardware)
         return model, sharing, Optimizers(model, training, self.hardware.update_dtype)
 
@@ -174,7 +176,8 @@ class Run:
             return None
         if not prompts:
             return None
-        return Sampler(self.model, self.stage.tokenizer, prompts, self.directory.path, self.patient)
+        chances = partial(self.stage.chances, self.model, self.hardware)
+        return Sampler(self.model, self.stage.tokenizer, prompts, self.directory.path, chances, self.patient)
 
     def compiled(self, model: CausalLM) -> CausalLM:
         """The same weights, for training; evaluation and generation go on with the plain model."""
@@ -276,7 +279,7 @@ class Run:
 
     def _sampling_seconds(self) -> float:
         sampler = self.sampler()
-        seconds = measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
+        seconds = measure_seconds(sampler.rehearse, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
         return self.processes.broadcast(seconds)
 
     def _writer(self, pace: planning.Pace, log: StepLog | None) -> CheckpointWriter:

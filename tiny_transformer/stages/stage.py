@@ -148,6 +148,15 @@ class Stage(ABC, Generic[B]):
     def show_batch(self, micro_batches: Sequence[B]) -> Table:
         """For `replay`: the examples of a step, one a row."""
 
+    def chances(self, model: CausalLM, hardware: Hardware) -> dict[str, float]:
+        """How far each skill of a model is, 0 to 1, where that can be told of what it learns; read at a few points of
+        the run, so within the time of a few steps and without drawing a random number."""
+        return {}
+
+    def show_knowledge(self, result: RunResult, console: Console) -> None:
+        """What the finished model knows and does not know yet, where that can be told."""
+        return
+
     def build_model(self, device: torch.device | str) -> CausalLM:
         """A model with fresh weights, frozen or with other layers where the stage wants that."""
         training = self.config.training

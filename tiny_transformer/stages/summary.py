@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from rich.text import Text
 from tiny_transformer.config.schema import RunConfig, TrainingConfig
 from tiny_transformer.config.shapes import ModelConfig
 from tiny_transformer.errors import UserError, command_line, in_words
+from tiny_transformer.evaluation.tables import written_json
+from tiny_transformer.evaluation.written import read_stories, write_stories
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.models.open import OpenCheckpoint
@@ -24,10 +27,11 @@ from tiny_transformer.stages.samples import keep_samples, samples_before
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory, atomic_write
 from tiny_transformer.storage.replaced import waits_to_be_put_back
-from tiny_transformer.storage.runs import NOT_FINITE_FILE
+from tiny_transformer.storage.runs import NOT_FINITE_FILE, WRITTEN_FILE
 from tiny_transformer.training.nonfinite import NotFiniteError
 from tiny_transformer.training.plan import Plan
 
+NUM_STORIES = 30  # that a finished model writes, to be read
 FEW_STEPS = 100  # with fewer a small model has hardly left its random beginning
 
 
@@ -55,7 +59,7 @@ def announce(
         console.print(
             f"only {plan.total_steps:,} steps fit: a model needs some hundreds before it can write. "
             "Give it more minutes, a smaller model or batch, or close what else keeps this machine busy "
-            "(the plan is corrected during the first third of the run)",
+            "(the plan is corrected on the way)",
             highlight=False,
         )
 
@@ -83,8 +87,9 @@ def finish(outcome: RunResult, console: Console) -> None:
 
     The model is saved by now, and nothing here may hide that: what fails is told in a line, and the rest goes on.
     """
-    shown = {"figures": outcome.stage.show_figures, "samples": write_samples}
-    if outcome.stage.config.training.quantize is not None:
+    stage = outcome.stage
+    shown = {"figures": stage.show_figures, "samples": write_samples, "knowledge": stage.show_knowledge}
+    if stage.config.training.quantize is not None:
         shown["quantized checkpoint"] = _quantize
     if outcome.status == "stopped":
         go_on = command_line("tiny-transformer", "train", "--resume", "--out_dir", outcome.run_dir)
@@ -159,6 +164,25 @@ def write_samples(outcome: RunResult, console: Console) -> None:
         for prompt, text in zip(training.sample_prompts, texts, strict=True)
     ]
     keep_samples(outcome.run_dir, [*samples_before(outcome.run_dir, outcome.state.step + 1), *samples])
+
+
+def show_written_stories(outcome: RunResult, console: Console) -> None:
+    """Let the trained model write stories, say in words what it gets right, and keep the figures for the report."""
+    run = RunDirectory(outcome.run_dir)
+    checkpoint = run.resolve("best") or run.resolve("last")
+    if checkpoint is None or not outcome.stage.config.training.sample_prompts:
+        return
+    opened = OpenCheckpoint(checkpoint.path, device=str(outcome.hardware.device))
+    texts = write_stories(opened.model, opened.tokenizer, NUM_STORIES, end_ids=opened.end_ids)
+    written = written_json(read_stories(texts), NUM_STORIES)
+    atomic_write(outcome.run_dir / WRITTEN_FILE, json.dumps(written, indent=2) + "\n", makes_parents=False)
+    console.print(
+        Text.assemble(
+            "\n",
+            (str(written["in_words"]), "bold"),
+            f" (tiny-transformer evaluate {run.path} --stories 100 shows the figures)",
+        )
+    )
 
 
 def settings_dict(settings: SamplingConfig) -> dict[str, float | int | None]:
