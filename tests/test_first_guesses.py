@@ -14,6 +14,7 @@ import pytest
 from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import ExitCode
+from tiny_transformer.stages.launch import choose_run_dir
 from tiny_transformer.stages.training_data import as_read
 
 
@@ -86,9 +87,9 @@ def test_what_cannot_be_meant_together_is_refused(
     Path("other.txt").write_text("A hen.")
     Path("run").mkdir()
     Path("run/config.yaml").touch()
-    assert "other.txt and my.txt cannot both be read" in said(["train", "my.txt", "other.txt"], capsys)
-    assert "cannot both be read" in said(["train", "my.txt", "--source", "other.txt"], capsys)
-    assert "cannot both be read" in said(["train", "tiny", "--config", "small"], capsys)
+    assert "other.txt and my.txt are both given" in said(["train", "my.txt", "other.txt"], capsys)
+    assert "are both given" in said(["train", "my.txt", "--source", "other.txt"], capsys)
+    assert "are both given" in said(["train", "tiny", "--config", "small"], capsys)
     assert "--resume --out_dir run" in said(["train", "run"], capsys)
     assert "two sources" in said(["prepare", "my.txt", "--source", "stories"], capsys)
     assert "two prompts" in said(["generate", "A", "--prompt", "B"], capsys)
@@ -151,7 +152,7 @@ def test_a_length_of_the_command_line_is_stronger_than_that_of_a_file(
     training = asked[-1].config.training
     assert getattr(training, flag[2:]) == float(value)
     assert training.max_train_minutes is None and training.steps in (None, 20)
-    assert "not max_train_minutes 4.0 of the config" in told
+    assert "overrides max_train_minutes 4.0 of the config" in told
     both = said(["train", "r.yaml", flag, value, "--max_train_minutes", "3"], capsys, ExitCode.OK)
     assert asked[-1].config.training.max_train_minutes == 3  # both were asked for: whichever ends first
     assert "max_train_minutes" not in both
@@ -164,6 +165,77 @@ def test_nor_do_the_minutes_of_a_run_cut_what_a_resumption_asks_for(asked: list[
         assert run(["train", "--resume", "--steps", "20", *words]) == 0
         training = asked[-1].config.training
         assert (training.steps, training.max_train_minutes, training.learning_rate) == (20, None, 2e-3)
+
+
+def saved_run(path: str, settings: str, begun: int = 1000) -> None:
+    Path(path).mkdir(parents=True)
+    Path(path, "config.yaml").write_text(settings)
+    os.utime(Path(path, "config.yaml"), (begun, begun))
+
+
+def test_minutes_resume_a_config_s_run_as_it_was_chosen(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own config.yaml has what `--minutes` chose then; the file that was given has only some of it."""
+    own = "{model: {hidden_size: 128}, training: {seed: 3, max_train_minutes: 4, optimizer: muon}, data: {seq_len: 64}}"
+    saved_run("runs/r", own)
+    saved_run("elsewhere", own)
+    for more in ("", ", out_dir: elsewhere"):
+        Path("r.yaml").write_text(
+            "{training: {seed: 3, steps: 9, max_train_minutes: 2}, data: {tokenizer: byte}" + more + "}"
+        )
+        assert run(["train", "--config", "r.yaml", "--resume", "--minutes", "5"]) == 0
+        request = asked[-1]
+        assert (request.config.model.hidden_size, request.config.training.optimizer) == (128, "muon")
+        assert (request.config.training.max_train_minutes, request.config.training.steps) == (5, None)
+        assert request.config.out_dir == Path("elsewhere" if more else "runs/r")
+        assert "tokenizer" in request.asked and request.config.data.tokenizer == "byte"  # compared with the data
+    count = len(asked)
+    for key, value in (
+        ("training.seed", 4),
+        ("model.hidden_size", 64),
+        ("data.seq_len", 32),
+        ("training.log_steps", 7),
+    ):
+        section, _, name = key.partition(".")
+        Path("r.yaml").write_text(f"{section}: {{{name}: {value}}}")
+        told = said(["train", "--config", "r.yaml", "--resume", "--minutes", "5"], capsys)
+        assert f"{key} is {value} in r.yaml and " in told and "in the run that is to be resumed" in told
+    assert run(["train", "--config", "r.yaml", "--resume", "--minutes", "5", "--log_steps", "7"]) == 0
+    assert asked[count].config.training.log_steps == 7  # what the command line says is meant
+
+
+def test_of_the_runs_of_a_name_only_numbered_ones_are_resumed(asked: list[Any]) -> None:
+    name = "a[1]"  # no pattern of file names
+    Path(f"{name}.yaml").write_text("training: {steps: 9}")
+    for begun, follower in enumerate(("", "-2", "-11", "-big", "-2-big", "-1", "-02", "-3x")):
+        saved_run(f"runs/{name}{follower}", "training: {steps: 9}", begun + 1000)
+    for words in (["--resume"], ["--resume", "--minutes", "3"]):
+        assert run(["train", "--config", f"{name}.yaml", *words]) == 0
+        request = asked[-1]
+        assert choose_run_dir(request) == Path("runs", f"{name}-11"), words
+
+
+def test_continue_goes_on_with_numbered_runs_only(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("r # 1.yaml").write_text("training: {steps: 9}")
+    for begun, name in enumerate(("r # 1", "r # 1-2", "r # 1-2024-attempt")):
+        saved_run(f"runs/{name}", "training: {steps: 9}", begun + 1000)
+    told = said(["train", "--config", "r # 1.yaml", "--continue"], capsys, ExitCode.OK)
+    assert told.startswith("runs/r # 1-2 was interrupted: resuming it")
+    assert asked[-1].config.out_dir == Path("runs/r # 1-2") and asked[-1].resume
+
+
+def test_several_processes_tell_what_is_continued_once(
+    asked: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_run("runs/r", "training: {steps: 9}")
+    Path("r.yaml").write_text("training: {steps: 9}")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert said(["train", "--config", "r.yaml", "--continue"], capsys, ExitCode.OK) == ""
+    with pytest.raises(SystemExit) as ended:
+        run(["train", "--continue"])
+    assert ended.value.code == ExitCode.USAGE and capsys.readouterr() == ("", "")
+    with pytest.raises(SystemExit):
+        run(["train", "--config", "r.yaml", "--resume", "--overwrite"])
+    assert capsys.readouterr() == ("", "")
 
 
 def test_minutes_on_the_command_line_leave_the_steps_of_a_file(asked: list[Any]) -> None:
@@ -250,3 +322,28 @@ def test_the_module_reads_the_source_that_it_is_given(home: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "my.txt in d" in done.stdout
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prepare", "--source", "org/set", "--hf_token", "CANARY"],
+        ["prepare", "--hf-token=CANARY"],
+        ["generate", "--token", "CANARY"],
+        ["train", "--hf_token", "CANARY"],
+        ["train", "--hf-token=CANARY"],
+        ["train", "--hf_token"],
+        ["profile", "training.wandb_key=CANARY"],
+        ["train", "--wandb_api_key", "CANARY", "--steps", "3"],
+    ],
+)
+def test_a_secret_is_answered_with_where_it_belongs(
+    words: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = said(words, capsys)
+    assert "secrets stay off the command line and out of configs" in told
+    assert "HF_TOKEN" in told and "WANDB_API_KEY" in told
+    assert "CANARY" not in told and "did you mean" not in told and "Possible" not in told

@@ -27,10 +27,11 @@ FLOORS = (
     {"costs"},
     {"inspection"},
     {"reports"},
+    {"quantization"},
     {"interop"},
     {"training"},
-    {"generation"},
     {"evaluation"},
+    {"generation"},
     {"data"},
     {"models"},
     {"tokenizers", "parallel"},
@@ -226,6 +227,27 @@ def test_the_tree_in_the_readme_is_the_tree(repository: Path) -> None:
     assert rooms <= shown, f"not in the README's tree: {rooms - shown}"
 
 
+def test_the_files_that_the_plan_of_the_house_names_are_there(repository: Path) -> None:
+    """docs/DESIGN.md: the indented lines of section 2, and every path in backquotes that begins with a room."""
+    text = (repository / "docs/DESIGN.md").read_text(encoding="utf-8")
+    room, missing = "", []
+    for line in text.split("```")[1].splitlines():
+        if not line.startswith("  "):
+            room = line.split(" ", 1)[0]
+            continue
+        names = [word for word in re.split(r"\s{2,}", line.strip()) if re.fullmatch(r"[a-z_]+/?", word)]
+        missing += [f"{room}/{name}" for name in names if not there(repository / PACKAGE / room / name.rstrip("/"))]
+    rooms = "|".join(sorted(set[str]().union(*FLOORS)))
+    for path in re.findall(rf"`((?:{rooms})/[a-z_0-9/]{(2,)})(?:\.py)?`", text):
+        if not there(repository / PACKAGE / path.rstrip("/")):
+            missing.append(path)
+    assert missing == []
+
+
+def there(path: Path) -> bool:
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
 def test_environments_agree(repository: Path) -> None:
     """environment.yml installs what `make install` does, and constraints.txt pins every direct dependency."""
     environment = (repository / "environment.yml").read_text(encoding="utf-8")
@@ -276,3 +298,19 @@ def test_few_dependencies_and_all_pinned(repository: Path) -> None:
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 todo |= {requirement.name.lower().replace("_", "-")} - seen
     assert seen <= pins, f"not pinned: {seen - pins}"
+
+
+def test_functions_fit_on_a_screen_and_take_few_parameters(repository: Path) -> None:
+    """Of the rooms in which they do; the one loop may be longer."""
+    too_large = []
+    for room in ("cli/training.py", "cli/frame.py", "stages", "training", "storage"):
+        path = repository / PACKAGE / room
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef):
+                    lines = node.end_lineno - node.lineno + 1
+                    parameters = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+                    parameters = [name for name in parameters if name not in ("self", "cls")]
+                    if lines > (120 if node.name == "train" else 60) or len(parameters) > 8:
+                        too_large.append(f"{file.name} {node.name}: {lines} lines, {len(parameters)} parameters")
+    assert not too_large, "\n".join(too_large)

@@ -7,11 +7,15 @@ and what to do next. Any other exception that escapes a command is a bug of ours
 from __future__ import annotations
 
 import re
+import shlex
 from enum import IntEnum
+from pathlib import Path
 
 # What a terminal obeys instead of showing it: control characters, halves of surrogate pairs, and the marks that turn
 # the direction of text. Names and values out of files reach messages.
 _UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+_LINE_BREAK = re.compile(r"[\t ]*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]\s*")  # a name may have two blanks in a row
 
 
 class ExitCode(IntEnum):
@@ -50,10 +54,17 @@ class UserError(Exception):
     def lines(self) -> list[str]:
         """The message as at most three lines, each without line breaks or anything else that a terminal obeys."""
         parts = [("error: ", self.what), ("   in: ", self.where), ("  try: ", self.remedy)]
-        return [label + _UNSHOWABLE.sub("\ufffd", " ".join(text.split())) for label, text in parts if text]
+        return [label + _UNSHOWABLE.sub("\ufffd", _LINE_BREAK.sub(" ", text.strip())) for label, text in parts if text]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+
+def command_line(*words: str | int | Path) -> str:
+    """Words of a command line as a shell takes them, to be copied from a message: quoted where that is needed. A path
+    that begins with a dash gets `./`, for it would be taken for an option."""
+    named = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
+    return shlex.join(named)
 
 
 def in_words(error: Exception) -> str:

@@ -338,7 +338,7 @@ ATTACKS = {
         "directory", change("tokenizer.json", model__vocab__zz=262), ("263 ids", "262 rows")
     ),
     "import-template-is-a-pipe": Attack(
-        "directory", lambda d: os.mkfifo(d / "chat_template.jinja"), ("chat_template.jinja is not a file",)
+        "directory", lambda d: os.mkfifo(d / "chat_template.jinja"), ("chat_template.jinja is not a regular file",)
     ),
     "import-template-too-large": Attack(
         "directory", write("chat_template.jinja", b" " * (2**20 + 1)), ("at most 1,048,576 bytes",)

@@ -53,6 +53,11 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "nested TOML": (".toml", "a = " + "[" * 100_000),
     "TOML's long name": (".toml", ".".join("a" * 30_000) + " = 1\n"),
     "TOML's long table": (".toml", "[" + ".".join("a" * 30_000) + "]\n"),
+    "TOML's long name in quotes": (".toml", ".".join(['"a#"'] * 30_000) + " = 1\n"),
+    "TOML's long name behind a comment": (".toml", "# a\nb = '#' # c\n" + " . ".join("a" * 30_000) + " = 1\n"),
+    "TOML's long name in a table": (".toml", "a = { " + ".".join("a" * 30_000) + " = 1 }\n"),
+    "quotation marks of TOML that do not end": (".toml", '\\"""' * 40_000),
+    "a TOML word": (".toml", "a" * 200_000),
     "a long TOML integer": (".toml", "[training]\nsteps = " + "9" * 100_000),
     "TOML's infinity": (".toml", "[training]\nlearning_rate = inf\n"),
     "too large": (".yaml", "# " + "x" * MAX_CONFIG_BYTES + "\n"),
@@ -112,6 +117,28 @@ def test_true_is_no_number(key: str, value: str, tmp_path: Path) -> None:
             load_run_config(source, overrides)
         assert leaf in refused.value.what
     assert "line 2" in str(refused.value.where)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.toml", f"# {'.' * 70}\n[training]\nsteps = 7 # {'e.g. ' * 30}\n"),
+        ("a.toml", f"# {'a.b.c.' * 30}\n[training] # {'[' * 30}\nsteps = 7\n"),
+        ("a.toml", f"""out_dir = '{"a." * 30}{"[" * 30}'\n[training]\nsteps = 7\n"""),
+        ("a.toml", f'out_dir = """{"a.b" * 30}\n{"[" * 30}"""\n[training]\nsteps = 7\n'),
+        ("a.toml", "[training]\nsteps = 7\nsample_prompts = [" + "'[[[ a.b.c', " * 12 + "]\n"),
+        ("a.json", f'{{"out_dir": "{"[{" * 30}", "training": {{"steps": 7}}}}'),
+        ("a.json", f'{{"out_dir": "\\"{"[" * 30}", "training": {{"steps": 7}}}}'),
+    ],
+)
+def test_dots_and_brackets_in_comments_and_texts_nest_nothing(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert load_run_config(tmp_path / name).training.steps == 7
+
+
+def test_a_long_value_on_the_command_line_is_refused_and_not_cut() -> None:
+    with pytest.raises(UserError, match=f"data.source has {MAX_CONFIG_BYTES + 4:,} characters"):
+        parse_override("data.source='" + "x" * (MAX_CONFIG_BYTES + 2) + "'")
 
 
 def test_ordinary_configs_are_as_before(tmp_path: Path, repository: Path) -> None:

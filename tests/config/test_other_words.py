@@ -143,8 +143,6 @@ def test_an_advanced_section_that_is_off_says_nothing() -> None:
     ("key", "value"),
     [
         ("use_lora", True),
-        ("quantize", "int8"),
-        ("quantize", "int4"),
         ("log_attention", True),
         ("draft_model", "runs/small"),
         ("use_flash_attention", True),
@@ -157,12 +155,46 @@ def test_what_is_not_built_is_refused_by_name(key: str, value: Any) -> None:
     assert error.where == "config"
 
 
+@pytest.mark.parametrize(
+    ("key", "switch"),
+    [
+        ("lora_rank", "use_lora"),
+        ("lora_dropout", "use_lora"),
+        ("quantize_bits", "quantize"),
+        ("speculative_tokens", "speculative_sampling"),
+        ("draft_model", "speculative_sampling"),
+        ("attention_log_steps", "log_attention"),
+    ],
+)
+def test_a_setting_of_what_is_not_built_is_refused_unless_its_switch_is_off(key: str, switch: str) -> None:
+    error = refused({"advanced": {key: 8}})
+    assert f"advanced.{key} = 8 is a setting of advanced.{switch}, which is not built here" in error.what
+    assert error.where == "config" and error.remedy
+    assert refused(None, f"advanced.{key}=8").where == "command line"
+    off = {"advanced": {switch: False}}
+    assert load_run_config(off, [f"advanced.{key}=8"]) == load_run_config(None)
+    others = {"use_lora", "quantize", "speculative_sampling", "log_attention"} - {switch}
+    assert "is a setting of" in refused({"advanced": {key: 8, **dict.fromkeys(others, False)}}).what
+
+
+def test_a_setting_that_is_built_is_a_key_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny_transformer.config.aliases import ALIASES
+
+    monkeypatch.setitem(ALIASES, "advanced.lora_rank", ("training.warmup_steps",))  # stands for the key to come
+    assert load_run_config({"advanced": {"lora_rank": 8}}).training.warmup_steps == 8
+
+
 def test_what_is_built_may_be_switched_on_under_advanced() -> None:
     on = dict.fromkeys(("compile", "gradient_checkpointing", "multi_query", "speculative_sampling"), True)
     config = load_run_config({"advanced": on})
     assert config.training.sample_drafter == "auto"
     assert config.training.compile and config.training.gradient_checkpointing
     assert config.model.num_key_value_heads == 1
+    for value in ("int8", "int4"):
+        assert load_run_config({"advanced": {**ADVANCED, "quantize": value}}).training.quantize == value
+    for value in (False, "none", "off", None):
+        assert load_run_config({"advanced": {"quantize": value}}).training.quantize is None
+    assert "quantize" in refused({"advanced": {"quantize": "int3"}}).what
     assert "unknown key advanced.use_lorra" in refused({"advanced": {"use_lorra": False}}).what
 
 

@@ -22,6 +22,7 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.costs.accounting import Ledger, count_generation, count_parameters, count_step
 from tiny_transformer.costs.profile import _length, find_vocab_size, measure_machine, unseen_products
 from tiny_transformer.costs.profile_tables import duration, quantity, size
+from tiny_transformer.errors import ExitCode
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models import build_model, empty_model
 from tiny_transformer.training.losses import language_modelling_loss
@@ -342,12 +343,37 @@ def test_a_wrong_config_is_told_before_torch_is_imported() -> None:
 
 def test_the_length_of_a_run_is_that_of_the_key_that_ends_first() -> None:
     def length(*overrides: str) -> tuple[int, str]:
-        return _length(load_run_config(None, ["micro_batch_size=4", "seq_len=64", *overrides]), 0.5)
+        return _length(load_run_config(None, ["micro_batch_size=4", "seq_len=64", *overrides]), 0.5, num_tokens)
 
+    num_tokens = None
     assert length() == (1000, "steps 1,000, the default")
     assert length("max_tokens=5000") == (20, "max_tokens 5,000")  # 19.5 steps of 256 tokens
     assert length("max_tokens=5000", "steps=12") == (12, "steps 12")
     assert length("max_tokens=5000", "max_train_minutes=0.1") == (12, "max_train_minutes 0.1")
+    assert length("epochs=2") == (1000, "steps 1,000; epochs 2 are counted once the data are prepared")
+    assert (
+        length("epochs=2", "max_tokens=5000")[1] == "max_tokens 5,000; epochs 2 are counted once the data are prepared"
+    )
+    num_tokens = 1001
+    assert length("epochs=2") == (8, "epochs 2")  # 7.8 steps of 256 tokens
+    assert length("epochs=0.25", "steps=12") == (1, "epochs 0.25")
+    assert length("epochs=2", "steps=3") == (3, "steps 3")
+
+
+def test_epochs_are_those_of_the_prepared_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(tmp_path / "data")
+    assert run(["prepare", "--tokenizer", "byte", "--max_bytes", "20000", "--seq_len", "16", "--out_dir", data]) == 0
+    batch = ["--seq_len", "16", "--micro_batch_size", "4", "--grad_accum_steps", "1"]
+    asked = ["tiny", "--data_dir", data, "--epochs", "3", *batch, "--json"]
+    capsys.readouterr()
+    assert run(["profile", *asked]) == 0
+    told = json.loads(capsys.readouterr().out)
+    num_tokens = json.loads((tmp_path / "data/meta.json").read_text())["train"]["num_tokens"]
+    assert told["steps"] == -(-3 * num_tokens // 64)
+    assert told["length_source"] == "epochs 3"
+    (tmp_path / "data/meta.json").write_text("{}")
+    assert run(["profile", *asked]) == ExitCode.BAD_DATA
+    assert "damaged data" in capsys.readouterr().err
 
 
 def test_a_run_stands_for_its_config(
@@ -360,3 +386,33 @@ def test_a_run_stands_for_its_config(
         assert run(["profile", word]) == 0
         told = capsys.readouterr().out
         assert "vocabulary of 300" in told and (word.endswith("yaml") or told.startswith("mine: qwen3"))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_checkpoint_stands_for_its_runs_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], links: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mine/step-00000002").mkdir(parents=True)
+    Path("runs/mine/config.yaml").write_text("model: {hidden_size: 32, num_attention_heads: 2, vocab_size: 300}\n")
+    if links:
+        Path("runs/mine/last").symlink_to("step-00000002")
+    else:
+        Path("runs/mine/last").write_text("step-00000002\n")
+    for word in ("mine/last", "runs/mine/last", "runs/mine/step-00000002", "runs/mine/"):
+        assert run(["profile", word]) == 0
+        told = capsys.readouterr().out
+        assert "vocabulary of 300" in told and told.startswith("mine: qwen3")
+    assert run(["profile", "mine/best"]) == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("words", [["tiny", "--config", "small"], ["tiny", "small"], ["--steps", "5", "tiny", "small"]])
+def test_several_configs_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["profile", *words]) == ExitCode.USAGE
+    assert "several configs are named: tiny, small" in capsys.readouterr().err
+
+
+def test_a_config_may_stand_behind_its_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["profile", "--steps", "5", "tiny", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["length_source"]) == ("tiny", "steps 5")

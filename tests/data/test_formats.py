@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tiny_transformer.cli import run
-from tiny_transformer.data.prepare.files import find_files, read_documents
+from tiny_transformer.data.prepare.files import read_documents
+from tiny_transformer.data.prepare.find import find_files
 from tiny_transformer.data.prepare.sources import open_source
 from tiny_transformer.errors import ExitCode, UserError
 
@@ -109,12 +110,20 @@ def test_long_rows_come_whole_and_one_after_another(tmp_path: Path) -> None:
         ("a.json", '[{"text": "a"}\n\n', 3, "the file ends inside its array"),
         ("a.json", '{"text": "a"}\n{"text": ', 2, "not JSON"),
         ("a.json", "not json at all", 1, "not JSON"),
+        ("a.json", '["whole",\n"half \\ud800"]', 2, "half of a surrogate pair"),
+        ("a.json", '"whole"\n"half \\udfff"', 2, "half of a surrogate pair"),
         ("a.json", "[" * 100_000, 1, "not JSON"),
         ("a.json", '{"rows": [{"text": "a"}], "count": 1}', 1, "one object, whose rows may be the list in 'rows'"),
         ("a.csv", 'text,n\n"a,1\nb,2\n', 3, "not .csv"),
         ("a.csv", 'text,n\n"a"b,1\n', 2, "not .csv"),
         ("a.csv", "text,n\na,1\nb\n", 3, "a row has 1 fields, and the first line names 2 columns"),
+        ("a.csv", '"a\nfull name",text\nx,y\nx\n', 4, "a row has 1 fields"),
+        ("a.csv", '"text,n\na,1\n', 2, "not .csv (unexpected end of data)"),
+        ("a.csv", "text,n,text\na,1,b\n", 1, "2 columns are called 'text'"),
+        ("a.csv", "text\na, b\n", 2, "a row has 2 fields, and the first line names 1 column"),
+        ("a.csv", "\n\n\nbody,n\na,1\n", 4, "no text in the field 'text'"),
         ("a.tsv", "text\tn\na\t1\t2\n", 2, "a row has 3 fields"),
+        ("a.ndjson", '{"text": "a"}\n{"text": ["a", "b"]}\n', 2, "no text in the field 'text'"),
         ("a.ndjson", '{"text": "a"}\n{"text":\n', 2, "line 2 is not JSON"),
     ],
 )
@@ -123,6 +132,46 @@ def test_broken_rows_say_where(tmp_path: Path, name: str, text: str, line: int, 
     error = refused(tmp_path / name)
     assert what in error.what and error.exit_code == ExitCode.BAD_DATA
     assert f"line {line}" in (error.where or "")
+
+
+def test_a_header_may_be_quoted_over_several_lines_and_lines_may_end_as_on_an_old_mac(tmp_path: Path) -> None:
+    for delimiter in ",;\t|":
+        lines = f'"a{delimiter}\nfull name"{delimiter}"text"\nx{delimiter}"The\rhen; it, ""ran"""\ny{delimiter}home\n'
+        for ending in ("\n", "\r\n", "\r"):
+            (tmp_path / "a.csv").write_bytes(lines.replace("\n", ending).encode())
+            assert read(tmp_path / "a.csv") == ['The\rhen; it, "ran"', "home"]
+
+
+def test_a_table_may_begin_with_blank_lines_and_a_row_may_have_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n\r\ntext,n\nhen,1\n\n,2\nfox,3\n")
+    (tmp_path / "a.json").write_text('[{"text": "hen"}, {"text": null}, {"text": ""}, {"text": "fox"}]')
+    (tmp_path / "a.jsonl").write_text('{"text": "hen"}\n{"text": null}\n{"text": "fox"}\n')
+    for name in ("a.csv", "a.json", "a.jsonl"):
+        assert read(tmp_path / name) == ["hen", "fox"]
+    (tmp_path / "a.jsonl").write_text('{"text": "hen"}\n{"id": 3}\n')
+    assert "no text in the field" in refused(tmp_path / "a.jsonl").what  # not said to be empty: missing
+
+
+@pytest.mark.parametrize("name", ["a.jl", "a.jsonlines", "a.ldjson", "a.JSONL.gz", "a.jl.xz"])
+def test_other_suffixes_of_json_lines(tmp_path: Path, name: str) -> None:
+    pack = PACKINGS.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(KINDS[".jsonl"].encode()))
+    assert read(tmp_path / name) == read(tmp_path) == TEXTS
+    assert open_source(tmp_path / name).note == ""
+
+
+def test_another_suffix_of_tables(tmp_path: Path) -> None:
+    (tmp_path / "a.tab").write_text(KINDS[".tsv"])
+    assert read(tmp_path / "a.tab") == TEXTS
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows", "rows.jsonl.txt", "rows.log.gz"])
+def test_rows_under_a_name_of_text_are_read_as_text_and_that_is_said(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(PACKINGS.get(Path(name).suffix, bytes)(KINDS[".jsonl"].encode()))
+    note = open_source(tmp_path / name).note
+    assert "its lines are rows of JSON: called .jsonl, one field of each would be read" in note
+    (tmp_path / name).write_bytes(PACKINGS.get(Path(name).suffix, bytes)(b'{"text": 3}\nA hen.\n'))
+    assert "JSON" not in open_source(tmp_path / name).note
 
 
 PAGE = """<!DOCTYPE html><html><head><title>A hen</title><style>p { color: red }</style>
@@ -145,6 +194,35 @@ def test_a_page_is_read_without_its_markup(tmp_path: Path, name: str) -> None:
 def test_a_page_whose_script_does_not_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text("<p>one</p><script>var a = 1; <p>two</p>")
     assert "<script> is never closed" in refused(tmp_path / "a.html").what
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "<template>a<template>b</template>c</template>",
+        "<template><p>a</p><script>if (a < b) x = '</template>'</script>b</template>",
+        "<template><style>p { color: red }</style>a<template><script>b</script></template>c</template>",
+        "<TEMPLATE>a<Template>b</tEMPLATE>c</template>",
+        "<script/>",
+        "</template></script></style>",
+    ],
+)
+def test_what_is_hidden_is_hidden_to_the_end_of_the_outermost(tmp_path: Path, hidden: str) -> None:
+    (tmp_path / "a.html").write_text(f"<p>one</p>{hidden}<p>two</p>")
+    assert read(tmp_path / "a.html") == ["one\n\ntwo"]
+
+
+@pytest.mark.parametrize("page", ["<template>a<template>b</template>c", "<template>a<script>b</script>"])
+def test_a_template_that_does_not_end_is_refused(tmp_path: Path, page: str) -> None:
+    (tmp_path / "a.html").write_text(f"<p>one</p>{page}<p>two</p>")
+    assert "<template> is never closed" in refused(tmp_path / "a.html").what
+
+
+def test_a_comment_that_does_not_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text("<!-- not this --><p>one</p>\n<!-- a <p>two</p>\n<p>three</p>\n")
+    assert "a comment is never closed" in refused(tmp_path / "a.html").what
+    (tmp_path / "a.html").write_text("<p>a < b, and <!- this</p>")
+    assert read(tmp_path / "a.html") != []
 
 
 # --- packed files
@@ -185,6 +263,18 @@ def test_several_streams_in_one_file_are_all_read_and_what_follows_them_is_refus
         assert "the archive is damaged" in refused(path).what
 
 
+@pytest.mark.parametrize("packing", [".gz", ".xz"])
+@pytest.mark.parametrize("padding", [1, 2**13 - 1, 2**13, 2**14, 5 * 2**13 + 1, 2**20])
+def test_nothing_hides_behind_zeros_that_fill_a_block(tmp_path: Path, packing: str, padding: int) -> None:
+    pack, path = PACKINGS[packing], tmp_path / f"a.txt{packing}"
+    first, second = pack(b"The first tale.\n<|endoftext|>\n"), pack(b"The last tale.\n")
+    path.write_bytes(first + bytes(padding) + second + bytes(padding))
+    assert read(path) == ["The first tale.", "The last tale."]
+    for rest in (b"x", second[:-1]):
+        path.write_bytes(first + bytes(padding) + rest)
+        assert "the archive is damaged" in refused(path).what
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_a_flipped_bit_in_an_archive_is_noticed(tmp_path: Path, packing: str) -> None:
     if packing == ".zst":
@@ -201,6 +291,40 @@ def test_frames_that_zstandard_skips_are_no_end(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.zst"
     path.write_bytes(skipped + zst(b"one\n<|endoftext|>\n") + skipped + zst(b"two\n") + skipped)
     assert read(path) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("a.txt", ".gz"), ("a.txt.gzip", ".gz"), ("a.json", ".zst"), ("a.csv", ".xz"), ("a", ".bz2"), ("a.html", ".gz")],
+)
+def test_a_packed_file_under_another_name_is_told_by_its_content(tmp_path: Path, name: str, suffix: str) -> None:
+    (tmp_path / name).write_bytes(PACKINGS[suffix](LONG))
+    error = refused(tmp_path / name)
+    assert "not a text file" in error.what
+    assert error.remedy == f"by its first bytes it is packed: give its name the end {suffix}"
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(PACKINGS[suffix](LONG)))  # packed twice
+    assert (
+        refused(tmp_path / f"{name}.gz").remedy == f"by its first bytes it is packed again ({suffix}): unpack it first"
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "remedy"),
+    [
+        ("A hen.".encode("utf-16"), "iconv -f utf-16 -t utf-8"),
+        ("A hen.".encode("utf-32"), "iconv -f utf-32 -t utf-8"),
+        (b"PK\x03\x04" + bytes([200]), "unpack it"),
+        (b"%PDF-1.7\n\xe2\xe3", "pdftotext"),
+    ],
+)
+def test_other_content_is_told_by_its_first_bytes(tmp_path: Path, raw: bytes, remedy: str) -> None:
+    (tmp_path / "a.txt").write_bytes(raw)
+    assert remedy in (refused(tmp_path / "a.txt").remedy or "")
+
+
+def test_a_table_that_is_no_text_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text,n\nhen,1\n".encode("utf-16-le"))
+    assert "not a text file" in refused(tmp_path / "a.csv").what
 
 
 # --- folders
@@ -224,7 +348,9 @@ def test_what_a_folder_holds_besides_is_counted_by_suffix(tmp_path: Path) -> Non
         "reading 3 .txt, 1 .md; skipped 8: 2 .pdf, 1 .docx, 1 .tar.gz, 1 broken link, 1 empty file, 1 special file, "
         "1 more"
     )
-    assert find_files(str(tmp_path / "*.txt")).note == "reading 2 .txt, 1 empty file"
+    assert find_files(str(tmp_path / "*.txt")).note == (
+        "reading 2 .txt; skipped 3: 1 broken link, 1 empty file, 1 special file"
+    )
     assert find_files(str(tmp_path / "a.txt")).note == ""
 
 
@@ -257,7 +383,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     [
         ("a.pdf b.pdf c.docx", "it holds 2 .pdf, 1 .docx", "pdftotext"),
         ("a.docx b.docx c.pdf", "it holds 2 .docx, 1 .pdf", "save it as plain text first"),
-        ("a.py src/b.py c.toml", "it holds 2 .py, 1 .toml", "/**/*.py'"),
+        ("a.py src/b.py c.toml", "it holds 2 .py, 1 .toml", "/**/*.{py,toml}'"),
         ("a.zip", "it holds 1 .zip", "unpack it first"),
         ("a.tar.gz", "it holds 1 .tar.gz", "unpack it first"),
         (".a.txt", "no text in the folder", ".txt .md"),

@@ -72,6 +72,24 @@ def test_an_older_meta_json_without_them_still_opens(data: Path) -> None:
     assert open_dataset(data).meta.tokenizer_files == {}
 
 
+def test_the_same_text_has_one_fingerprint_whatever_turned_it_into_tokens(whole: Path, tmp_path: Path) -> None:
+    source = whole / "corpus.jsonl"
+    meta = read_meta(whole / "data")
+    other = prepared(source, tmp_path / "bpe", **{**OLD, "tokenizer": "char", "seq_len": 8})
+    assert other.val.sha256 != meta.val.sha256
+    assert other.text_fingerprint == meta.text_fingerprint
+    assert read_meta(whole / "new").text_fingerprint != meta.text_fingerprint  # more of the text is for validation
+    (tmp_path / "other.jsonl").write_text(source.read_text().replace("Tim", "Tom"))  # as many bytes
+    assert prepared(tmp_path / "other.jsonl", tmp_path / "other", **OLD).text_fingerprint != meta.text_fingerprint
+
+
+def test_the_fingerprint_of_older_data_stays(data: Path) -> None:
+    identity = read_meta(data).request["source_identity"]
+    meta = read_meta(data)
+    rewrite(data, {"request.source_identity": ..., "request.source_fingerprint": identity})
+    assert read_meta(data).text_fingerprint == meta.text_fingerprint
+
+
 HUGE = 10**30
 IMPOSSIBLE: list[dict[str, Any]] = [
     {"vocab_size": 0},

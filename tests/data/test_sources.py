@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tiny_transformer.data.prepare import files
-from tiny_transformer.data.prepare.files import find_files, read_documents
+from tiny_transformer.data.prepare.files import read_documents
+from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.data.prepare.sources import STORIES_DEFAULT_BYTES, open_source
 from tiny_transformer.data.prepare.texts import MAX_DOCUMENT_CHARS, PIECE_CHARS
 from tiny_transformer.errors import ExitCode, UserError
@@ -98,6 +98,24 @@ def test_fingerprint_changes_with_the_files(tmp_path):
     assert open_source(path).fingerprint == before
     write(path, [*TEXTS, "more"])
     assert open_source(path).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("corpus.txt", "corpus.v2.txt my.corpus.2026-11-30.txt CORPUS.TXT"),
+        ("a.jsonl.gz", "c4-train.00000-of-01024.jsonl.gz A.JSONL.GZ"),
+        ("README", "chapter.1 notes.rst"),
+        ("notes.gz", "notes.1.gz"),
+    ],
+)
+def test_a_file_that_is_called_otherwise_holds_the_same(tmp_path: Path, name: str, others: str) -> None:
+    expected = open_source(write(tmp_path / name, TEXTS)).fingerprint
+    for other in others.split():
+        (tmp_path / other).write_bytes((tmp_path / name).read_bytes())
+        assert open_source(tmp_path / other).fingerprint == expected
+    (tmp_path / f"{name}.html").write_bytes((tmp_path / name).read_bytes())
+    assert open_source(tmp_path / f"{name}.html").fingerprint != expected  # is read in another way
 
 
 # --- how plain text is cut ---
@@ -253,9 +271,9 @@ def test_missing_package_is_named(tmp_path, monkeypatch, suffix, package):
 
 
 def test_name_of_a_file_is_not_taken_for_a_hub_id():
-    assert files.looks_like_hub_id("roneneldan/TinyStories")
+    assert looks_like_hub_id("roneneldan/TinyStories")
     for name in ("data/corpus.txt", "a/b/c", "stories", "./x", "a/*", "/x", "../x", "texts/a.jsonl.gz"):
-        assert not files.looks_like_hub_id(name)
+        assert not looks_like_hub_id(name)
     with pytest.raises(UserError):
         find_files("data/corpus.txt")
 

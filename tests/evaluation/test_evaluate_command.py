@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -16,11 +17,16 @@ from small_corpus import MANY
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import DataConfig
+from tiny_transformer.data.batches import evaluation_batches
+from tiny_transformer.data.meta import SplitMeta
 from tiny_transformer.data.prepare.command import prepare
+from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation import loss as loss_module
 from tiny_transformer.evaluation import stories as stories_module
 from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
+from tiny_transformer.evaluation.loss import num_targets, scored_bytes
+from tiny_transformer.evaluation.written import FIGURES
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.stage import Request, RunResult
 
@@ -122,6 +128,8 @@ def test_skills_of_fresh_stories_and_of_the_split(evaluate: Screen) -> None:
     fresh = json.loads(evaluate(skills=True, num_stories=6, as_json=True))
     kept = json.loads((Path(fresh["checkpoint"]).resolve().parent / "skills.json").read_text())
     assert [row["lost"] for row in kept["skills"]] == [row["lost"] for row in fresh["skills"]]
+    assert kept["step"] == 3
+    assert "tiny-transformer report runs/small says it in words" in evaluate.notes
     assert fresh["stories"] == "fresh stories"
     lost = [row["lost"] for row in fresh["skills"]]
     assert lost == sorted(lost, reverse=True)
@@ -129,6 +137,19 @@ def test_skills_of_fresh_stories_and_of_the_split(evaluate: Screen) -> None:
     assert sum(row["lost"] for row in fresh["parts"]) == pytest.approx(fresh["lost_per_text"])
     of_split = json.loads(evaluate(skills=True, num_stories=2, split="val", as_json=True))
     assert of_split["num_texts"] == 2 and of_split["exact_per_text"] != fresh["exact_per_text"]
+
+
+def test_what_it_writes_is_read_and_kept_beside_the_skills(evaluate: Screen) -> None:
+    shown = evaluate(stories=3)
+    for words in ("3 stories, read by the grammar", "sentences", "the hero's name", "It writes too little to tell"):
+        assert words in shown
+    result = json.loads(evaluate(stories=3, as_json=True))
+    written = result["written"]
+    assert written["num_stories"] == 3 and "skills" not in result and "nats_per_token" not in result
+    assert [row["name"] for row in written["figures"]] == list(FIGURES)
+    assert json.loads(Path("runs/small/written.json").read_text()) == written
+    both = json.loads(evaluate(stories=3, skills=True, num_stories=2, as_json=True))
+    assert both["written"] == written and len(both["skills"]) > 5
 
 
 def test_a_loss_below_the_floor_is_told_as_a_mistake(evaluate: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +188,42 @@ def refusal(evaluate: Screen, checkpoint: Path | None = None, **options: Any) ->
     return error.value
 
 
+@pytest.mark.parametrize(("packing", "lost"), [("concat", 1), ("documents", 20)])
+def test_the_bytes_of_a_part_are_those_of_its_targets(packing: str, lost: int) -> None:
+    meta = SplitMeta(1_020, 20, 5_000, 60, "", "", [], None)
+    assert num_targets(meta, packing) == 1_020 - lost
+    assert scored_bytes(meta, 1_020 - lost, packing) == 5_000  # all of it: not a byte is missing
+    assert scored_bytes(meta, 500, packing) == math.ceil(5_000 * 500 / (1_020 - lost))
+    assert scored_bytes(meta, 1, packing) >= 1
+
+
+def test_a_run_that_evaluates_all_its_tokens_as_a_part_tells_the_bits_of_the_whole(
+    evaluate: Screen, tmp_path: Path
+) -> None:
+    """`eval_tokens` above the size of the split is the whole split, whatever the packing."""
+    data = SMALL["data"] | {"packing": "documents", "source": "lines.txt", "val_fraction": 0.2}
+    bits = {}
+    for name, more in (("all", {}), ("counted", {"eval_tokens": 10**9})):
+        trained({"data": data, "out_dir": str(tmp_path / name), "training": SMALL["training"] | more}, name)
+        bits[name] = json.loads((tmp_path / name / "best/run_info.json").read_text())["val_bits_per_byte"]
+    assert bits["counted"] == bits["all"]
+    assert json.loads(evaluate(tmp_path / "all", as_json=True))["bits_per_byte"] == pytest.approx(bits["all"], rel=1e-6)
+
+
+def test_a_part_above_half_is_told_as_a_part(evaluate: Screen) -> None:
+    val = open_dataset(Path("data/small")).val
+    batches = list(evaluation_batches(val, seq_len=64, batch_size=16))
+    whole = evaluate(Path("runs/small")).splitlines()[-1]
+    part = evaluate(Path("runs/small"), max_batches=len(batches) - 1).splitlines()[-1]
+    scored = sum(batch.num_targets for batch in batches[:-1])
+    assert whole.startswith(f"{len(val) - 1:,} tokens, ")
+    assert part.startswith(f"{scored:,} of {len(val) - 1:,} tokens, ")
+
+
 def test_skills_need_stories(evaluate: Screen) -> None:
     error = refusal(evaluate, skills=True, data_dir=Path("data/lines"))
     assert "--skills needs the story corpus" in error.what and "lines.txt" in error.what
+    assert "--stories needs the story corpus" in refusal(evaluate, stories=2, data_dir=Path("data/lines")).what
 
 
 def test_data_of_another_tokenizer_is_refused(evaluate: Screen) -> None:
@@ -182,6 +236,7 @@ def test_data_of_another_tokenizer_is_refused(evaluate: Screen) -> None:
         ({"split": "test"}, "no split 'test'"),
         ({"max_batches": 0}, "max_batches = 0"),
         ({"skills": True, "num_stories": 0}, "num_stories = 0"),
+        ({"stories": 0}, "stories = 0"),
         ({"data_dir": Path("nowhere")}, "nowhere holds no prepared data"),
         ({"checkpoint": Path("data")}, "not a checkpoint"),
     ],

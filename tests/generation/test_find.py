@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.models.find import find_checkpoint, find_run, find_runs
-from tiny_transformer.storage import RunDirectory
+from tiny_transformer.models.find import find_checkpoint, find_run, find_runs, newest_run
+from tiny_transformer.storage import RunDirectory, RunLock
 
 
 def make_run(path: Path, *, steps: tuple[int, ...] = (100, 200), **links: int) -> Path:
@@ -161,13 +161,29 @@ def test_a_run_of_damaged_checkpoints_only_says_so(tmp_path):
         flip_a_bit(run / f"step-{step:08d}")
     assert "none here is whole" in refusal(run, tmp_path).remedy
     (run / "last").unlink()
-    assert refusal(run, tmp_path).what == f"the run {run} has no whole checkpoint"
+    error = refusal(run, tmp_path)
+    assert error.what == f"the run {run} has no whole checkpoint"
+    assert error.remedy == f"tiny-transformer doctor {run} says what is damaged; use another run"
 
 
 def test_a_run_before_its_first_save_is_told_from_a_wrong_path(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.jsonl").write_text("")
-    assert "has no whole checkpoint" in refusal(tmp_path / "run", tmp_path).what
+    run = tmp_path / "run"
+    error = refusal(run, tmp_path)
+    assert error.what == f"the run {run} has no whole checkpoint" and "--overwrite" in (error.remedy or "")
+    with RunLock(run):
+        error = refusal(run, tmp_path)
+        assert error.what == f"the run {run} has not saved yet" and "until its first save" in (error.remedy or "")
+
+
+def test_a_run_that_diverged_before_its_first_save_is_not_told_to_train_on(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("log.jsonl", "not_finite.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    error = refusal(tmp_path / "run", tmp_path)
+    assert error.what == f"the run {tmp_path / 'run'} diverged before its first checkpoint"
+    assert error.remedy is not None and "learning_rate" in error.remedy and "until its first save" not in error.remedy
 
 
 def test_config_without_weights_is_half_written(tmp_path):
@@ -251,3 +267,29 @@ def test_globs_name_several_runs_each_once_in_order(home):
         "demo* means 2 directories, and one is needed",
         "one of runs/demo, runs/demo-long",
     )
+
+
+def test_a_pattern_means_runs_before_other_directories_that_fit_it(home):
+    for name in ("data", "demo-notes"):
+        (home / name).mkdir()
+    (home / "runs" / "notes").mkdir()
+    runs = [Path("runs/demo"), Path("runs/demo-long")]
+    assert find_runs(["*"]) == (runs, [])
+    assert find_runs(["demo*"]) == (runs, [])
+    assert find_runs(["runs/*"]) == (runs, [])
+    assert find_runs(["d?ta"]) == ([Path("data")], [])  # prepared data, for doctor and inspect
+    make_run(home / "demo-here", steps=(300,), best=300)
+    assert find_runs(["demo*"]) == ([Path("demo-here")], [])
+
+
+def test_the_newest_run_is_the_one_that_was_written_to_last(home):
+    (home / "runs" / "later").mkdir()
+    for run in ("demo", "demo-long"):
+        for entry in (home / "runs" / run).iterdir():
+            set_age(entry, 500)
+    set_age(home / "runs/demo/last", 100)
+    assert newest_run() == Path("runs/demo")
+    set_age(home / "runs/demo-long/step-00000100", 50)
+    assert newest_run() == Path("runs/demo-long")
+    with pytest.raises(UserError, match="there is no run in nowhere"):
+        newest_run(Path("nowhere"))

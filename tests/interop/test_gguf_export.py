@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -288,7 +289,7 @@ def changed_tokenizer(checkpoint: Path, change) -> None:
 def test_a_tokenizer_that_llama_cpp_applies_differently_is_refused(change, words, tmp_path):
     checkpoint = save(CONFIGS["qwen3"], tmp_path / "m")
     changed_tokenizer(checkpoint, change)
-    refusal(checkpoint, tmp_path / "m.gguf", *words)
+    refusal(checkpoint, tmp_path / "m.gguf", "File too large", "ulimit -f")
 
 
 def test_a_character_tokenizer_has_no_gguf_form(tmp_path):
@@ -326,7 +327,7 @@ def test_pieces_that_llama_cpp_joins_differently_are_refused(change, words, tmp_
     checkpoint = save(LlamaConfig(**{**SHAPE, "vocab_size": 600}), tmp_path / "m")
     write_tokenizer("tinyllama", checkpoint)
     changed_tokenizer(checkpoint, change)
-    refusal(checkpoint, tmp_path / "m.gguf", *words)
+    refusal(checkpoint, tmp_path / "m.gguf", "File too large", "ulimit -f")
 
 
 def test_gpt2s_own_expression_is_named(tmp_path):
@@ -368,6 +369,16 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("gguf.GGUFWriter.write_tensor_data", fail)
     refusal(checkpoint, tmp_path / "m.gguf", "No space left", "free space")
+
+
+def test_a_limit_on_the_size_of_a_file_is_named(tmp_path):
+    checkpoint = save(CONFIGS["qwen3"], tmp_path / "m")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        refusal(checkpoint, tmp_path / "m.gguf", "File too large", "ulimit -f")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_default_name_says_what_it_is():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from published_forms import WORDS, write_tokenizer
 from safetensors.torch import load_file
 
 from tiny_transformer.cli import run
@@ -18,8 +20,10 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.interop.gguf.exporting import export_gguf
 from tiny_transformer.interop.gguf.file import read_gguf_header, read_gguf_tensor
 from tiny_transformer.interop.gguf.importing import import_gguf
+from tiny_transformer.interop.llama2c import import_llama2c
 from tiny_transformer.interop.row_order import half_split, interleaved
 from tiny_transformer.models import build_model, end_token_ids, load_config, load_model, save_model
+from tiny_transformer.models.swaps import restore_layers
 from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
 from tiny_transformer.tokenizers.patterns import LLAMA3_PATTERN
 
@@ -36,11 +40,24 @@ SHAPE = {
     "rms_norm_eps": 3e-6,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE),
     "llama untied bias": LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True),
     "qwen2": LlamaConfig(**SHAPE, qkv_bias=True),
     "llama linear": LlamaConfig(**SHAPE, rope_scaling={"rope_type": "linear", "factor": 3.0}),
+    "llama llama3": LlamaConfig(**SHAPE, rope_scaling=LLAMA3),
+    "llama llama3 of other numbers": LlamaConfig(
+        **SHAPE,
+        head_dim=32,
+        rope_scaling={**LLAMA3, "factor": 3.3, "low_freq_factor": 0.7, "original_max_position_embeddings": 100},
+    ),
     "qwen3 yarn": Qwen3Config(**SHAPE, rope_scaling=YARN),
     "olmo2": Olmo2Config(**SHAPE),
     "olmo2 untied": Olmo2Config(**SHAPE, tie_word_embeddings=False),
@@ -81,7 +98,7 @@ def test_smaller_kinds_come_back_at_the_values_they_hold(name, kind, tmp_path):
     gguf = pytest.importorskip("gguf")
     source = save(CONFIGS[name], tmp_path / "m")
     export_gguf(source, tmp_path / "m.gguf", kind=kind)
-    import_gguf(tmp_path / "m.gguf", tmp_path / "again")
+    assert import_gguf(tmp_path / "m.gguf", tmp_path / "again", full_size=True) == []
     published = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     _, ours = read_gguf_header(tmp_path / "m.gguf")
     assert ours.keys() == published.keys()
@@ -95,6 +112,46 @@ def test_smaller_kinds_come_back_at_the_values_they_hold(name, kind, tmp_path):
         step = {"f16": 2e-3, "q8_0": 1 / 100, "q4_0": 1 / 7}[kind]
         assert (after[tensor_name] - weight).abs().max() <= step * weight.abs().max(), tensor_name
         assert torch.equal(after[tensor_name], weight) == (weight.ndim == 1)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("name", ["llama", "llama untied bias", "qwen3 untied head_dim", "olmo2"])
+def test_quantized_weights_stay_as_they_are(name, kind, tmp_path):
+    source = save(CONFIGS[name], tmp_path / "m")
+    export_gguf(source, tmp_path / "m.gguf", kind=kind)
+    kinds = import_gguf(tmp_path / "m.gguf", tmp_path / "kept")
+    import_gguf(tmp_path / "m.gguf", tmp_path / "full", full_size=True)
+    assert kinds == (["int8"] if kind == "q8_0" else ["int4", "int8"])  # llama.cpp keeps 8 bits for the words, so do we
+    kept, full = load_model(tmp_path / "kept"), load_model(tmp_path / "full")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(kept(ids), full(ids), rtol=0, atol=1e-5)
+    restore_layers(kept)
+    assert kept.state_dict().keys() == full.state_dict().keys()
+    for key, tensor in full.state_dict().items():
+        assert torch.equal(kept.state_dict()[key], tensor), key
+    stored = load_file(tmp_path / "kept" / "model.safetensors")
+    assert not [key for key, tensor in stored.items() if tensor.ndim == 2 and key.endswith("weight")]
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("kept", "full")]
+    assert sizes[0] < sizes[1] * (0.32 if kind == "q8_0" else 0.28)  # the header of so small a file counts
+    export_gguf(tmp_path / "kept", tmp_path / "kept.gguf", kind=kind)
+    assert gguf_tensors(tmp_path / "kept.gguf") == gguf_tensors(tmp_path / "m.gguf")
+
+
+def gguf_tensors(path: Path) -> dict[str, bytes]:
+    """The bytes of each tensor of a file."""
+    whole = path.read_bytes()
+    return {name: whole[t.start : t.start + t.num_bytes] for name, t in read_gguf_header(path)[1].items()}
+
+
+def test_a_scale_that_is_no_number_is_refused(tmp_path):
+    export_gguf(save(CONFIGS["qwen3"], tmp_path / "m"), tmp_path / "m.gguf", kind="q8_0")
+    _, tensors = read_gguf_header(tmp_path / "m.gguf")
+    with (tmp_path / "m.gguf").open("r+b") as file:
+        file.seek(tensors["blk.1.ffn_up.weight"].start)
+        file.write(struct.pack("<e", float("inf")))
+    with pytest.raises(UserError, match=r"model.layers.1.mlp.up_proj.scale has weights that are infinite or not"):
+        import_gguf(tmp_path / "m.gguf", tmp_path / "out")
 
 
 def test_bfloat16_tensors_are_read(tmp_path):
@@ -152,6 +209,136 @@ def test_tokens_before_a_text_and_added_text_come_back(tmp_path):
     assert after.content["added_tokens"] == before.content["added_tokens"]
 
 
+def with_pieces(tmp_path: Path, change: Callable[[dict], None] = lambda content: None, **shape: Any) -> Path:
+    """A checkpoint with a tokenizer as TinyLlama's repository has it, or one changed from that."""
+    source = tmp_path / "pieces"
+    write_tokenizer("tinyllama", source)
+    content = json.loads((source / "tokenizer.json").read_text())
+    change(content)
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    save_model(build_model(LlamaConfig(**{**SHAPE, "vocab_size": 512, **shape}), seed=0), source, eos_token_id=2)
+    return source
+
+
+TEXTS = [
+    "Once upon a time there was a little cat",
+    " two  spaces, and three   at the end   ",
+    "naïve café 🦊 你好 \t tab\nline",
+    "",
+    " ",
+    "a</s>b <s> c",
+    "1,234 cups",
+    *WORDS.split(),
+]
+
+
+def llama2cs(content: dict) -> None:
+    """Spaces as they are, as in llama2.c's stories."""
+    pieces = {token.replace("▁", " "): i for token, i in content["model"]["vocab"].items()}
+    merges = [[part.replace("▁", " ") for part in merge] for merge in content["model"]["merges"]]
+    content["model"] |= {"vocab": pieces, "merges": merges}
+    content["normalizer"] = {"type": "Prepend", "prepend": " "}
+    content["decoder"]["decoders"].pop(0)
+
+
+def without_a_space(content: dict) -> None:
+    content["normalizer"] = content["normalizer"]["normalizers"][1]
+    content["decoder"]["decoders"].pop()
+
+
+def without_a_begin(content: dict) -> None:
+    content["post_processor"] = None
+
+
+def with_added_words(content: dict) -> None:
+    flags = content["added_tokens"][0]
+    content["added_tokens"].append({**flags, "id": 500, "content": "<|user|>"})
+    content["added_tokens"].append({**flags, "id": 501, "content": "COVID-19", "special": False})
+
+
+@pytest.mark.parametrize("change", [dict, llama2cs, without_a_space, without_a_begin, with_added_words])
+def test_pieces_with_scores_come_back(change, tmp_path):
+    source = with_pieces(tmp_path, change)
+    export_gguf(source, tmp_path / "m.gguf", kind="f32")
+    import_gguf(tmp_path / "m.gguf", tmp_path / "again")
+    before, after = load_tokenizer(source), load_tokenizer(tmp_path / "again")
+    assert (after.begin_id, after.end_id) == (before.begin_id, before.end_id)
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "again")
+    for text in [*TEXTS, "in COVID-19 times", "<|user|> hi"]:
+        ids = before.encode(text)
+        assert after.encode(text) == ids and after.decode(ids) == before.decode(ids), text
+        if "<" not in text:
+            begin = [] if before.begin_id is None else [before.begin_id]
+            assert theirs(text).input_ids == begin + ids, text
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    export_gguf(tmp_path / "again", tmp_path / "second.gguf", kind="f32")  # and goes out again as it came
+    assert load_tokenizer(tmp_path / "again").content["model"] == after.content["model"]
+
+
+def test_the_stories_of_llama2c_come_back_from_a_gguf_file(tmp_path, shared_data):
+    stories = shared_data / "models" / "stories260K"
+    import_llama2c(stories / "stories260K.bin.xz", stories / "tok512.bin.xz", tmp_path / "m")
+    export_gguf(tmp_path / "m", tmp_path / "m.gguf", kind="f32")
+    import_gguf(tmp_path / "m.gguf", tmp_path / "again")
+    before, after = load_tokenizer(tmp_path / "m"), load_tokenizer(tmp_path / "again")
+    for text in TEXTS:
+        assert after.encode(text) == before.encode(text) and after.decode(after.encode(text)) == text
+    ids = torch.tensor([[1, *before.encode("Once upon a time there was a cat")]])
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path / "again")(ids), load_model(tmp_path / "m")(ids))
+    assert end_token_ids(tmp_path / "again") == end_token_ids(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tokenizer__ggml__scores": [0.0]}, "tokens, token_type and scores do not fit together"),
+        ({"tokenizer__ggml__scores": None}, "tokenizer.ggml.scores is missing"),
+        ({"tokenizer__ggml__scores": [0.0] * 512}, "have one score, so neither is joined first"),
+        ({"tokenizer__ggml__scores": [float("nan")] * 512}, "a score that is no number"),
+        ({"tokenizer__ggml__token_type": [1] * 512}, "no pieces for all bytes"),
+        ({"tokenizer__ggml__remove_extra_whitespaces": 1}, "rewrites texts"),
+        ({"tokenizer__ggml__add_eos_token": True}, "ends each text with a token"),
+        ({"tokenizer__ggml__bos_token_id": 9999}, "bos_token_id names none"),
+        ({"tokenizer__ggml__pre": "gpt-2"}, "its tokenizer is 'llama' with the split expression 'gpt-2'"),
+    ],
+)
+def test_pieces_that_have_no_form_here_are_refused(changes, words, tmp_path):
+    export_gguf(with_pieces(tmp_path), tmp_path / "m.gguf", kind="f32")
+    source = changed(tmp_path / "m.gguf", tmp_path / "x.gguf", **changes)
+    with pytest.raises(UserError, match=words) as caught:
+        import_gguf(source, tmp_path / "out")
+    assert caught.value.remedy and not (tmp_path / "out").exists()
+
+
+def test_factors_of_rope_are_read_where_the_published_numbers_give_them(tmp_path):
+    """As llama.cpp's converter writes Llama 3.2: the factors alone."""
+    export_gguf(save(CONFIGS["llama llama3"], tmp_path / "m"), tmp_path / "m.gguf", kind="f32")
+    source = changed(tmp_path / "m.gguf", tmp_path / "x.gguf", tiny_transformer__rope_scaling=None)
+    import_gguf(source, tmp_path / "again")
+    assert load_config(tmp_path / "again") == CONFIGS["llama llama3"]
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path / "again")(ids), load_model(tmp_path / "m")(ids))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("llama llama3 of other numbers", None),
+        ("llama llama3", json.dumps({**LLAMA3, "factor": 8.0})),
+        ("llama llama3", "{"),
+        ("llama llama3", "[" * 100_000),
+        ("llama llama3", json.dumps({**LLAMA3, "factor": float("inf")})),
+    ],
+)
+def test_factors_of_rope_that_no_numbers_give_are_refused(name, told, tmp_path):
+    export_gguf(save(CONFIGS[name], tmp_path / "m"), tmp_path / "m.gguf", kind="f32")
+    source = changed(tmp_path / "m.gguf", tmp_path / "x.gguf", tiny_transformer__rope_scaling=told)
+    with pytest.raises(UserError, match="that no numbers known here give"):
+        import_gguf(source, tmp_path / "out")
+
+
 @pytest.mark.parametrize("shape", [(24, 7), (24,)])
 def test_the_two_orders_of_rows_undo_each_other(shape):
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -166,6 +353,11 @@ def test_the_verb_imports_and_refuses_a_tokenizer_of_its_own(tmp_path, capsys):
     assert "its own tokenizer" in capsys.readouterr().err
     assert run(arguments) == 0
     assert "generate --ckpt_dir" in capsys.readouterr().out
+    export_gguf(tmp_path / "m", tmp_path / "q.gguf", kind="q8_0")
+    assert run(["import", str(tmp_path / "q.gguf"), "--out_dir", str(tmp_path / "kept")]) == 0
+    assert "weights stay as they are (int8); --full_size" in capsys.readouterr().out
+    assert run(["import", str(tmp_path / "m"), "--out_dir", str(tmp_path / "x"), "--full_size"]) == 2
+    assert "is no GGUF file" in capsys.readouterr().err
     with torch.no_grad():
         assert torch.isfinite(load_model(tmp_path / "out")(torch.arange(9)[None])).all()
 
@@ -210,6 +402,8 @@ def changed(source: Path, target: Path, **changes: Any) -> Path:
         ({"qwen3__attention__head_count": 0}, "describe no model: num_attention_heads"),
         ({"qwen3__attention__value_length": 8}, "attention.value_length is not the head_dim 16"),
         ({"tokenizer__ggml__model": "llama"}, "its tokenizer is 'llama'"),
+        ({"tokenizer__ggml__model": "bert"}, "its tokenizer is 'bert'"),
+        ({"tokenizer__ggml__add_eos_token": True}, "ends each text with a token"),
         ({"tokenizer__ggml__pre": "deepseek-llm"}, "expression 'deepseek-llm'"),
         ({"tokenizer__ggml__eos_token_id": 300}, "eos_token_id 300 is not an id"),
         ({"tokenizer__ggml__tokens": ["a", "b"]}, "do not fit together"),

@@ -241,6 +241,57 @@ def test_wide_token_files_read_as_narrow_ones_are_told_so(tokens, tmp_path, caps
     assert open_dataset(tmp_path / "narrow-out").meta.train.num_tokens == tokens
 
 
+@pytest.mark.parametrize(
+    ("stored", "asked", "words", "remedy"),
+    [
+        ("<i8", "uint32", "64-bit tokens read as 32-bit ones", "write them as 32-bit numbers"),
+        ("<i8", "uint16", "64-bit tokens read as 16-bit ones", "write them as 32-bit numbers"),
+        (">u2", "uint16", "id 24832 is not below the vocabulary size 257", "big-endian"),
+        (">u4", "uint32", "is not below the vocabulary size 257", "big-endian"),
+        ("<u2", "uint32", "is not below the vocabulary size 257", "--dtype"),
+        ("<f4", "uint32", "is not below the vocabulary size 257", "--dtype"),
+    ],
+)
+def test_token_files_of_another_form_are_told_so(stored, asked, words, remedy, tmp_path):
+    source = write_bins(tmp_path / "in", [97, 98, 99, 256] * 200, [97] * 400, stored)
+    with pytest.raises(UserError, match=words) as caught:
+        import_token_bins(source, tmp_path / "out", tokenizer="byte", dtype=asked)
+    assert remedy in caught.value.remedy and "prepare" not in caught.value.remedy
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "remedy"),
+    [
+        ("in/train.bin", "token files are imported with their directory", "import {}/in --tokenizer"),
+        ("in/validation.bin", "token files are imported with their directory", "import {}/in --tokenizer"),
+        ("model.zip", "a zip archive", "unpack it"),
+        ("run", "a run of several checkpoints", "import {}/run/best"),
+        ("half", "a run of several checkpoints", "import {}/half/step-00000002"),
+    ],
+)
+def test_what_is_near_to_something_is_told(name, words, remedy, tmp_path, capsys):
+    write_bins(tmp_path / "in", [97] * 600, [98] * 600)
+    (tmp_path / "in/validation.bin").write_bytes(b"ab")
+    (tmp_path / "model.zip").write_bytes(b"PK\x03\x04abc")
+    a_run(tmp_path / "run")
+    (tmp_path / "run/best").symlink_to("step-00000002")
+    a_run(tmp_path / "half")
+    (tmp_path / "half/last").unlink()
+    assert run(["import", str(tmp_path / name), "--out_dir", str(tmp_path / "out"), "--tokenizer", "byte"]) != 0
+    told = capsys.readouterr().err
+    assert words in told and remedy.format(tmp_path) in told
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "https://huggingface.co/Qwen/Qwen3-0.6B", "hf://Qwen/Qwen3-0.6B"])
+def test_a_model_of_the_hub_is_answered_with_how_to_fetch_it(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["import", name, "--out_dir", "out"]) == 2
+    assert "hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B" in capsys.readouterr().err
+    assert run(["import", "no/such.gguf", "--out_dir", "out"]) == 2
+    assert "hf download" not in capsys.readouterr().err
+
+
 def test_short_token_files_come_in_with_a_length_that_fits(tmp_path, capsys):
     """`import` has no --seq_len, so it names none."""
     source = write_bins(tmp_path / "bins", [97] * 600, [98] * 9)
@@ -304,11 +355,41 @@ def test_recommended_sampling_is_kept_and_nothing_else(tmp_path):
         import_hf(source, tmp_path / "bad")
 
 
+def a_run(home: Path, config: str = "") -> Path:
+    """A run of one checkpoint, on a disk without symbolic links."""
+    (home / "step-00000002").mkdir(parents=True)
+    save_model(build_model(CONFIGS["qwen3"], seed=1), home / "step-00000002", eos_token_id=256)
+    make_tokenizer("byte").save(home / "step-00000002")
+    (home / "last").write_text("step-00000002\n")
+    (home / "config.yaml").write_text(config or "training: {sample_prompts: ['def main(', x]}\n")
+    return home
+
+
+def test_a_mark_that_is_a_text_file_is_followed(tmp_path, capsys):
+    a_run(tmp_path / "my run")
+    assert run(["import", str(tmp_path / "my run/last"), "--out_dir", str(tmp_path / "the model")]) == 0
+    weights = (tmp_path / "my run/step-00000002/model.safetensors").read_bytes()
+    assert (tmp_path / "the model/model.safetensors").read_bytes() == weights
+    told = capsys.readouterr().out
+    assert f"generate --ckpt_dir '{tmp_path}/the model' --prompt 'def main('" in told  # what the run was sampled with
+    (tmp_path / "my run/last").write_text("step-00000009\n")
+    assert run(["import", str(tmp_path / "my run/last"), "--out_dir", str(tmp_path / "b")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", ["training: {sample_prompts: []}\n", "training: {sample_prompts: 5}\n", "[broken"])
+def test_a_hint_names_no_prompt_where_none_is_known(tmp_path, capsys, config):
+    source = a_run(tmp_path / "r", config) / "step-00000002"
+    assert run(["import", str(source), "--out_dir", str(tmp_path / "model")]) == 0
+    assert '--prompt "YOUR TEXT"' in capsys.readouterr().out
+
+
 def test_the_verb_finds_out_what_it_is(tmp_path, capsys, shared_data):
     stories = shared_data / "models" / "stories260K"
     source = [str(stories / "stories260K.bin.xz"), "--tokenizer", str(stories / "tok512.bin.xz")]
     assert run(["import", *source, "--out_dir", str(tmp_path / "stories")]) == 0
-    assert "next: tiny-transformer generate" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "next: tiny-transformer generate" in told and "--prompt 'Once upon a time'" in told
     assert run(["import", str(tmp_path / "stories"), "--out_dir", str(tmp_path / "again")]) == 0
     for path in (tmp_path / "stories").iterdir():
         assert path.name == "manifest.json" or path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()

@@ -116,6 +116,31 @@ def test_a_model_cache_refuses_before_any_layer_is_touched(cache):
     assert cache.lengths == [4, 4] and cache.admit(ids(1), None).doc_ids is None
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("docs", [[[0] * 3, [1] * 3], [[-1, 2, 2], [0, 0, -1]]], ids=["no room", "padding in front"])
+def test_a_refused_call_leaves_the_cache_as_it_was(fixed, docs):
+    cache, same = (ModelCache([layer_cache()], batch_size=2, max_len=6, device=CPU, fixed=fixed) for _ in range(2))
+    feed(cache, 4, [[0, 0, 1, 1], [3, 3, -1, -1]])
+    feed(same, 4, [[0, 0, 1, 1], [3, 3, -1, -1]])
+    with pytest.raises(ValueError, match=r"do not fit|behind the tokens"):
+        cache.admit(ids(3), torch.tensor(docs))
+    assert cache.lengths == same.lengths == [4, 2]
+    place, wanted = cache.admit(ids(1), None), same.admit(ids(1), None)
+    for found, expected in zip(place, wanted, strict=True):
+        assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
+    got, want = (each[0].append(**tokens(1, 2.0)) for each in (cache, same))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_row_that_is_not_there_empties_no_other(fixed):
+    cache = ModelCache([layer_cache()], batch_size=2, max_len=6, device=CPU, fixed=fixed)
+    feed(cache, 3)
+    with pytest.raises(IndexError):
+        cache.reset([0, 2])
+    assert cache.lengths == [3, 3]
+
+
 def test_documents_are_kept_and_continued(cache):
     assert feed(cache, 2, [[1, 4], [5, 5]]) == [[1, 4], [5, 5]]
     assert feed(cache, 1) == [[1, 4, 4], [5, 5, 5]]

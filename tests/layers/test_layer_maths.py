@@ -10,7 +10,15 @@ import torch
 
 from tiny_transformer.layers.attention import attend, attend_slowly, attention_mask, attention_weights
 from tiny_transformer.layers.feed_forward import SwiGLU
-from tiny_transformer.layers.norm import LayerNorm, RMSNorm, UnitRMS, unit_rms_slowly
+from tiny_transformer.layers.norm import (
+    GatedRMSNorm,
+    LateCastRMSNorm,
+    LayerNorm,
+    RMSNorm,
+    UnitRMS,
+    ZeroCentredRMSNorm,
+    unit_rms_slowly,
+)
 from tiny_transformer.layers.rope import apply_rope, rope_cos_sin
 
 CPU = torch.device("cpu")
@@ -46,6 +54,20 @@ def test_rms_norm_of_large_half_precision_numbers_does_not_overflow():
     hidden = torch.tensor([[300.0, -400.0]], dtype=torch.float16)  # 400^2 is beyond float16
     expected = torch.tensor([[300.0, -400.0]]) / math.sqrt((300**2 + 400**2) / 2)
     torch.testing.assert_close(RMSNorm(2, 1e-6).half()(hidden).float(), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", [RMSNorm, LateCastRMSNorm, ZeroCentredRMSNorm, GatedRMSNorm])
+def test_a_norm_of_a_float64_model_computes_in_float64(kind):
+    hidden, gate = random(3, 4, 6).double(), random(3, 4, 6, seed=1).double()
+    norm = kind(6, 1e-5).double()
+    with torch.no_grad():
+        norm.weight.copy_(random(6, seed=2))
+    expected = hidden / (hidden.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = expected * (1 + norm.weight if kind is ZeroCentredRMSNorm else norm.weight)
+    inputs = (hidden,)
+    if kind is GatedRMSNorm:
+        inputs, expected = (hidden, gate), expected * gate * gate.sigmoid()
+    torch.testing.assert_close(norm(*inputs), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_layer_norm_is_its_formula():

@@ -15,10 +15,10 @@ from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear
 from tiny_transformer.models import load_config, load_model, load_weights, save_model
 from tiny_transformer.models.checkpoint import stored_dtypes
 from tiny_transformer.models.config_file import end_token_ids, read_config
-from tiny_transformer.models.swaps import add_lora, describe_swaps, quantize_layers, restore_layers
+from tiny_transformer.models.swaps import add_lora, describe_swaps, quantize_layers, quantize_words, restore_layers
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
-SWAPS = ["int8", "int4", "lora", "int4 lora"]
+SWAPS = ["int8", "int4", "lora", "int4 lora", "int4 words"]
 
 
 def swap(model, kinds: str):
@@ -30,6 +30,8 @@ def swap(model, kinds: str):
                 for name, parameter in model.named_parameters():
                     if name.endswith("lora_B"):
                         parameter.normal_(0, 0.1, generator=generator)
+        elif kind == "words":
+            quantize_words(model)
         else:
             quantize_layers(model, kind)
     return model
@@ -98,6 +100,31 @@ def test_int8_takes_a_byte_a_weight_and_int4_half(shake, all_configs, tmp_path):
     assert sizes[""] == 4 * sizes["int8"] == 8 * sizes["int4"]
 
 
+def test_a_table_of_words_in_integers_is_saved_once_and_stays_tied(shake, all_configs, input_ids, tmp_path):
+    for name, tied in (("qwen3-gqa", True), ("llama-untied-bias", False)):
+        model = swap(shake(all_configs[name]), "words")
+        assert model.config.tie_word_embeddings == tied
+        (tmp_path / name).mkdir()
+        save_model(model, tmp_path / name)
+        stored = {key for key, tensor in load_file(tmp_path / name / "model.safetensors").items() if tensor.ndim == 2}
+        assert ("lm_head.quantized" in stored) != tied and "model.embed_tokens.quantized" in stored
+        assert not {"lm_head.weight", "model.embed_tokens.weight"} & stored
+        loaded = load_model(tmp_path / name, dtype=torch.bfloat16)
+        assert logits_of(loaded, input_ids).dtype == torch.bfloat16
+        restore_layers(loaded)
+        assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+
+
+def test_a_second_head_beside_a_tied_table_of_integers_is_refused(shake, all_configs, tmp_path):
+    from safetensors.torch import save_file
+
+    save_model(swap(shake(all_configs["qwen3-gqa"]), "words"), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": torch.zeros(61, 32)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"does not have: lm_head\.weight"):
+        load_model(tmp_path)
+
+
 def test_a_narrow_dtype_stays_narrow_and_scales_stay_wide(shake, all_configs, tmp_path):
     model = swap(shake(all_configs["qwen3-head-dim"], dtype=torch.bfloat16), "int8")
     save_model(model, tmp_path)
@@ -152,6 +179,25 @@ def test_a_pattern_that_no_layer_has_is_refused(shake, all_configs):
     swap(model, "lora")
     with pytest.raises(UserError, match="it is a LoRALinear already"):
         quantize_layers(model, "int8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "what"),
+    [
+        ("int2", {}, "no quantization is called 'int2'"),
+        ("lora", {}, "no quantization is called 'lora'"),
+        ("int4", {"group_size": 7}, "group_size 7 is not possible"),
+        ("int8", {"group_size": 0}, "group_size 0 is not possible"),
+        (None, {"rank": 0, "alpha": 1.0}, "rank 0 is not possible"),
+        (None, {"rank": 2, "alpha": 1.0, "dropout": 2.0}, "dropout 2.0 is not possible"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_layer_is_swapped(shake, all_configs, kind, numbers, what):
+    model = shake(all_configs["qwen3-gqa"])
+    with pytest.raises(UserError) as refused:
+        quantize_layers(model, kind, **numbers) if kind else add_lora(model, ["q_proj"], **numbers)
+    assert what in refused.value.what and refused.value.remedy
+    assert describe_swaps(model) == []
 
 
 # --- others, and files of strangers

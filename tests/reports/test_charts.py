@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tiny_transformer.reports.charts import (
     ZERO,
+    by_part,
     charts,
     close_up,
     column,
@@ -16,6 +19,12 @@ from tiny_transformer.reports.charts import (
     smoothed,
     thinned,
 )
+from tiny_transformer.reports.comparable import entries_of
+from tiny_transformer.reports.compare import overlay
+from tiny_transformer.reports.diagnosis.evidence import Evidence
+from tiny_transformer.reports.loss_svg import loss_svg
+from tiny_transformer.reports.outcome import outcome_of
+from tiny_transformer.reports.run_reader import RunFiles
 
 
 def test_smoothed_equals_the_mean_of_the_neighbours() -> None:
@@ -145,3 +154,35 @@ def test_a_chart_in_words_and_in_numbers() -> None:
         "Update-to-weight ratio of 2 parts over 2 stretches of steps: at the end from 0 (norm) to 0.02 (layer 0)."
     )
     assert numbers_of(heat) == (["part", "step 1", "step 2"], [["layer 0", "0.01", "0.02"], ["norm", "0", "0"]])
+
+
+def test_what_is_drawn_beside_the_validation_loss_is_that_of_next_tokens_alone() -> None:
+    """Experts and an MTP head add to what is minimised."""
+    log = [{"step": step, "loss": 9.0 + step, "next_token_loss": 7.0 - step / 10} for step in range(1, 11)]
+    expected = [7.0 - step / 10 for step in range(1, 11)]
+    (chart,) = charts(log, None)
+    assert chart.figure["series"][0]["y"] == pytest.approx(expected)
+    assert loss_svg(log, None) == loss_svg([{"step": row["step"], "loss": row["next_token_loss"]} for row in log], None)
+    run = RunFiles(Path("run"), {}, [], log, [], [])
+    assert outcome_of(run).train_loss == 6.0
+    drawn = overlay(entries_of([run]))
+    assert drawn is not None
+    assert drawn.figure["series"][0]["y"] == pytest.approx(expected)
+    assert Evidence(log, {}, {}).loss[1].tolist() == pytest.approx(expected)
+
+
+def test_a_figure_by_part_is_one_table_for_chart_and_diagnosis() -> None:
+    log = [
+        {"step": 1, "update_ratios": {"embed": 0.1, "layers.0": None, "layers.1": 0.01}},
+        {"step": 2, "loss": 1.0},
+        {"step": 4, "update_ratios": {"embed": 0.0, "layers.0": 1.0, "layers.1": "x"}},
+    ]
+    steps, names, table = by_part(log, "update_ratios")
+    assert (steps.tolist(), names) == ([1, 4], ["embed", "layers.0", "layers.1"])
+    np.testing.assert_array_equal(table, [[0.1, np.nan, 0.01], [0.0, 1.0, np.nan]])
+    drawn = next(chart.figure for chart in charts(log, None) if chart.key == "update-ratios")
+    assert drawn["z"] == [[-1.0, ZERO], [None, 0.0], [-2.0, None]]
+    of_blocks = Evidence(log, {}, {}).by_part("update_ratios", blocks_only=True)
+    assert of_blocks[1] == ["layers.0", "layers.1"]
+    np.testing.assert_array_equal(of_blocks[2], table[:, 1:])
+    assert Evidence([], {}, {}).by_part("update_ratios", blocks_only=True)[2].shape == (0, 0)

@@ -17,13 +17,11 @@ from typer.testing import CliRunner
 from tiny_transformer.cli import app
 from tiny_transformer.errors import UserError
 from tiny_transformer.reports.charts import Chart
+from tiny_transformer.reports.comparable import entries_of, same_text, unique_names
 from tiny_transformer.reports.compare import (
     MAX_RUNS,
     differences,
-    entries_of,
     overlay,
-    same_text,
-    unique_names,
     write_comparison,
 )
 from tiny_transformer.reports.run_reader import read_run
@@ -129,6 +127,38 @@ def test_runs_on_different_texts_are_never_ranked(tmp_path: Path) -> None:
     assert page.figures == {}
 
 
+def unsaved(run: Path) -> Path:
+    """The run as it is before its first checkpoint."""
+    for path in (*run.glob("step-*"), run / "last", run / "best"):
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    return run
+
+
+def test_a_run_without_a_checkpoint_is_compared_where_its_settings_say_that_the_text_is_the_same(
+    tmp_path: Path,
+) -> None:
+    data = {"source": "stories", "val_tokens": 9, "val_documents": 7, "val_text": "11"}
+    other = made.CONFIG | {"data": made.CONFIG["data"] | {"source": "my.txt"}}
+    longer = made.CONFIG | {"data": made.CONFIG["data"] | {"seq_len": 512}}
+    saved = made.make_run(tmp_path, "saved", data=data)
+    same, apart = (unsaved(made.make_run(tmp_path, n, config=c)) for n, c in (("same", longer), ("apart", other)))
+    for path, nats in ((saved, 1.6), (same, 1.7)):
+        made.write_log(path, [made.log_row(step, evaluated=True) | {"val_loss": nats} for step in (5, 9)])
+    page = Page(write_comparison([same, saved], tmp_path / "two.html"))
+    assert "Best on held-out text: saved, with 1.600 nats per token." in page.text
+    assert "different texts" not in page.text and "do not share a tokenizer" not in page.text
+    assert {one["group"] for one in page.figures["loss"]["series"]} == {0, 1}
+    page = Page(write_comparison([same, saved, apart], tmp_path / "three.html"))
+    assert "Without a checkpoint, so it is not known which text judged them: apart." in page.text
+    assert "On stories: best on held-out text: saved, with 1.600 nats per token." in page.text
+    assert "different texts" not in page.text and "do not share a tokenizer" not in page.text
+
+
+def test_runs_of_which_nothing_can_be_read_are_not_taken_for_runs_on_one_text(tmp_path: Path) -> None:
+    runs = [unsaved(made.make_run(tmp_path, name, config={})) for name in ("a", "b")]
+    assert len(same_text(entries_of([read_run(path) for path in runs]))) == 2
+
+
 def test_runs_from_before_texts_were_hashed_are_known_by_name_and_documents(tmp_path: Path) -> None:
     new = made.make_run(tmp_path, "new", data={"source": "stories", "val_documents": 130, "val_text": "11"})
     old = made.make_run(tmp_path, "old")
@@ -144,6 +174,37 @@ def test_runs_that_were_never_evaluated_are_counted_and_parts_of_a_text_are_told
     text = Page(write_comparison(paths, tmp_path / "c.html")).text
     assert "a, with 1.620 nats per token (1 of them was never evaluated)." in text
     assert "parts of the text of different length (training.eval_tokens)" in text
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "why"),
+    [
+        ({"eval_tokens": 4096}, {}, "different length"),
+        ({"eval_tokens": 4096}, {"eval_tokens": 9000}, "different length"),
+        ({"packing": "documents"}, {"packing": "concat"}, "packed differently"),
+        ({"packing": "concat"}, {}, None),  # the default
+        ({"eval_tokens": 32_768}, {}, None),  # all of it
+        ({"eval_tokens": 4096}, {"eval_tokens": 4000}, None),  # the same whole batches
+        ({"eval_tokens": 4096}, {"eval_tokens": 4096}, None),
+    ],
+)
+def test_only_runs_that_were_measured_alike_are_ranked(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], why: str | None
+) -> None:
+    paths = []
+    for name, more, nats in (("a", first, 1.6), ("b", second, 1.7)):
+        config = made.CONFIG | {
+            "data": made.CONFIG["data"] | {key: more[key] for key in more if key == "packing"},
+            "training": made.CONFIG["training"]
+            | {"micro_batch_size": 8}
+            | {key: more[key] for key in more if key == "eval_tokens"},
+        }
+        paths.append(made.make_run(tmp_path, name, config=config))
+        made.write_log(paths[-1], [made.log_row(step, evaluated=True) | {"val_loss": nats} for step in (5, 9)])
+    text = Page(write_comparison(paths, tmp_path / "c.html")).text
+    assert ("Best on held-out text: a, with 1.600 nats per token." in text) == (why is None)
+    assert ("No ranking." in text) == (why is not None)
+    assert text.count(why or "measured") == (2 if why else 0)  # beside the ranking and above the figures
 
 
 def test_names_stay_apart_and_hostile_texts_stay_texts(tmp_path: Path) -> None:

@@ -33,7 +33,15 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run(data_dir: Path, run_dir: Path, *, resume: bool = False, **training: Any) -> tuple[str, str]:
+def run(
+    data_dir: Path,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    screen: io.StringIO | None = None,
+    **training: Any,
+) -> tuple[str, str]:
     """Train and show: how it ended, and what was on the screen."""
     tree = {
         "model": planted.MODEL,
@@ -43,9 +51,9 @@ def run(data_dir: Path, run_dir: Path, *, resume: bool = False, **training: Any)
         | training,
         "out_dir": str(run_dir),
     }
-    screen = io.StringIO()
-    console = Console(file=screen, width=500)
-    outcome = launch(Request(load_run_config(tree), "r", resume=resume, command=["test"]), console)
+    screen = screen or io.StringIO()
+    console, config = Console(file=screen, width=500), load_run_config(tree)
+    outcome = launch(Request(config, "r", resume=resume, overwrite=overwrite, command=["test"]), console)
     summary.finish(outcome, console)
     return outcome.status, screen.getvalue()
 
@@ -56,11 +64,11 @@ def test_steps_that_are_logged_for_their_number_alone() -> None:
     assert [step for step in range(1, 151) if is_log_step(step, 50)] == [1, 2, 4, 8, 16, 32, 50, 100, 150]
 
 
-@pytest.mark.parametrize("part", ["show_figures", "write_samples", "diagnose_run", "write_report"])
+@pytest.mark.parametrize("part", ["show_figures", "write_samples", "write_stories", "diagnose_run", "write_report"])
 def test_what_fails_while_showing_a_run_is_told_and_the_rest_goes_on(
     part: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments: Any) -> Any:
+    def broken(*arguments: Any, **options: Any) -> Any:
         raise IndexError("argmax of an empty sequence")
 
     monkeypatch.setattr(*((pretrain, "show_losses") if part == "show_figures" else (summary, part)), broken)
@@ -70,6 +78,13 @@ def test_what_fails_while_showing_a_run_is_told_and_the_rest_goes_on(
     assert f"model   {tmp_path / 'r'}/last" in shown
     assert (tmp_path / "r/report.html").exists() == (part != "write_report")
     assert ("finished: training loss" in shown) == (part != "show_figures")
+
+
+def test_what_it_knows_is_told_and_stands_on_the_page(data_dir: Path, tmp_path: Path) -> None:
+    _, shown = run(data_dir, tmp_path / "r", sample_prompts=["Once"], sample_tokens=4)
+    written = json.loads((tmp_path / "r/written.json").read_text())
+    assert written["num_stories"] == 30 and written["in_words"] in shown
+    assert "As it grew" in (tmp_path / "r/report.html").read_text()
 
 
 def test_a_sample_that_fails_ends_no_run_and_says_why(
@@ -119,6 +134,32 @@ def test_a_diverged_run_that_is_resumed_with_a_lower_rate_is_a_run_like_any_othe
     assert list_runs(tmp_path / "r")[0].state == "finished"
 
 
+def test_a_diverged_run_that_saved_nothing_leaves_the_run_that_it_was_to_replace(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    def contents() -> dict[Path, bytes]:
+        files = (path for path in (tmp_path / "r").rglob("*") if path.is_file() and path.name != ".lock")
+        return {path: path.read_bytes() for path in files}
+
+    run(data_dir, tmp_path / "r")
+    before, screen = contents(), io.StringIO()
+    with pytest.raises(NotFiniteError) as caught:
+        run(data_dir, tmp_path / "r", overwrite=True, screen=screen, learning_rate=1e30, steps=60)
+    assert contents() == before
+    assert list_runs(tmp_path / "r")[0].state == "finished"
+    assert "nothing was saved before the run diverged, so the previous run is put back" in screen.getvalue()
+    assert "replay" not in (caught.value.remedy or "")  # that would replay the old run
+
+
+def test_a_diverged_run_that_saved_before_replaces_the_old_one_and_says_why(data_dir: Path, tmp_path: Path) -> None:
+    run(data_dir, tmp_path / "r")
+    with pytest.raises(NotFiniteError) as caught:
+        run(data_dir, tmp_path / "r", overwrite=True, learning_rate=1e8, steps=60, save_steps=1)
+    assert list_runs(tmp_path / "r")[0].state == "diverged"
+    assert f"Not a number since step {caught.value.step}: " in (tmp_path / "r/report.html").read_text(encoding="utf-8")
+    assert f"replay {tmp_path / 'r'} --step {caught.value.step}" in (caught.value.remedy or "")
+
+
 def test_a_validation_loss_that_is_no_number_ends_the_run(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +177,7 @@ def test_an_early_end_is_announced_with_the_best_loss(
     )
     status, shown = run(data_dir, tmp_path / "r", eval_steps=2, early_stopping_patience=2)
     assert status == "stopped_early"
-    assert "stopped early at step 8: 2 evaluations in a row brought no lower validation loss" in shown
+    assert "stopped early at step 8: no lower validation loss in 2 evaluations in a row" in shown
     assert "validation; best at step 4, the last is 2.600" in shown
     assert " ".join(next(line for line in shown.splitlines() if "this model" in line).split()).startswith(
         "this model 2.500 0.902 12.182"

@@ -363,6 +363,18 @@ def test_odd_samples_give_a_page(tmp_path: Path, content: str) -> None:
     assert "Finished after 2,000 steps" in page_of(run).text
 
 
+def test_a_damaged_file_hides_no_other(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo")
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    noted = {"size_bytes": 10**6, "sha256": "0" * 64}
+    made.save_checkpoint(run, 3000, made.run_info(3000, log=noted), "last")
+    for content, words in (("{", "samples.json cannot be read"), ("{}", "samples.json holds no list of samples")):
+        (run / "samples.json").write_text(content)
+        text = page_of(run).text
+        assert words in text
+        assert "log.jsonl is 999,975 bytes shorter than it was at the checkpoint" in text
+
+
 def test_what_is_not_a_run_is_refused(tmp_path: Path) -> None:
     for path, what in ((tmp_path / "none", "no such directory"), (tmp_path, "not a run directory")):
         with pytest.raises(UserError, match=what) as caught:
@@ -395,7 +407,21 @@ def test_a_section_that_fails_says_so_and_takes_no_other_with_it(
         assert len(text) > 0.4 * len(whole)
     with monkeypatch.context() as patch:
         patch.setattr(report, "loss_svg", broken)
-        assert len(page_of(run).text) > 0.9 * len(whole)
+        text = page_of(run).text
+        assert len(text) > 0.9 * len(whole)
+        assert "loss.svg could not be made: IndexError: no such row" in text
+
+
+def test_the_first_page_leads_to_the_picture_beside_it(tmp_path: Path) -> None:
+    page = page_of(made.make_run(tmp_path, "demo"))
+    assert "loss.svg" in page.attributes("href")
+
+
+def test_a_picture_that_cannot_be_written_is_named_and_the_page_is_made_all_the_same(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo")
+    (run / "loss.svg").mkdir()
+    out = report.write_report(run, tmp_path / "elsewhere.html")
+    assert "loss.svg could not be made: " in Page(out).text
 
 
 def test_a_model_that_writes_nothing_but_blanks_takes_no_room(tmp_path: Path) -> None:
@@ -419,6 +445,31 @@ def test_what_a_model_knows_is_told_in_words_where_its_skills_were_measured(tmp_
         "What it knows It knows: that the story is over. "
         "It does not know yet: that the hero keeps the name (41% of all that is lost)."
     ) in page_of(run).text
+    (run / "skills.json").write_text(json.dumps({"step": 1000, "skills": skills}))
+    assert "What it knows Measured on fresh stories, at step 1,000. It knows: " in page_of(run).text
+
+
+def test_what_it_writes_and_how_that_grew_stand_on_the_page(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "demo")
+    figures = [
+        {"name": "hero", "right": 30, "places": 40, "right_stories": 5, "stories": 20, "meaning": "the hero's name"},
+        {"name": "sums", "right": 0, "places": 0, "right_stories": 0, "stories": 0, "meaning": "none was told"},
+        {"name": "odd", "right": "x", "places": 3},
+    ]
+    words = "It knows the sentences; not yet who is who."
+    (run / "written.json").write_text(json.dumps({"num_stories": 20, "in_words": words, "figures": [*figures, 7]}))
+    growth = [
+        {"step": step, "chances": {"copy": share, "stop": 0.99, "odd": "<"}} for step, share in ((3, 0.01), (40, 0.5))
+    ]
+    (run / "growth.json").write_text(json.dumps([*growth, {"step": 50, "problem": "no"}, "x"]))
+    page = page_of(run)
+    assert "What it knows It knows the sentences; not yet who is who. " in page.text
+    assert "hero 75% of 40 25% the hero's name" in page.text
+    assert "none was told" not in page.text and "20 stories that it wrote" in page.text
+    assert "As it grew step 3 step 40 copy 1% 50% a word told in the last 200 characters" in page.text
+    assert page.text.index("copy 1%") < page.text.index("stop 99% 99% that the story is over")  # the least known first
+    (run / "growth.json").write_text('[{"step": 3, "problem": "another <tokenizer>"}]')
+    assert "How it grew is not known: another <tokenizer>" in page_of(run).text
 
 
 def test_report_is_written_again_over_the_old_one(tmp_path: Path) -> None:
@@ -444,4 +495,6 @@ def test_browser_draws_every_chart(tmp_path: Path) -> None:
     for key in ("update-ratios", "part-grad-norms"):
         assert 'class="h11"' in done.stdout.partition(f'id="{key}"')[2].partition("</figure>")[0]
     assert ">best loss possible: 1.500</text>" in done.stdout
-    assert ">up to 8.539</text>" in done.stdout  # the steep beginning is cut off, and says so
+    assert (
+        ">\N{BLACK UP-POINTING TRIANGLE} up to 8.539</text>" in done.stdout
+    )  # the steep beginning is cut off, and says so

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tiny_transformer.reports.runs_table import RunSummary, list_runs, print_runs
 from tiny_transformer.storage import RunDirectory
+from tiny_transformer.storage.runs import NOT_FINITE_FILE
 
 SAVED = 1_795_257_000  # 2026-11-21T10:30:00Z, the `saved_at` of every made-up checkpoint
 
@@ -54,11 +55,40 @@ def test_a_run_that_was_never_evaluated_shows_the_loss_of_training_as_such(tmp_p
     assert lines[2] == "(in brackets: loss of training, never evaluated on held-out text)"
 
 
-def test_a_run_without_checkpoints_is_called_after_the_text_of_its_settings(tmp_path: Path) -> None:
-    made.make_run(tmp_path, "demo")
-    shutil.rmtree(tmp_path / "demo/step-00001000")
-    shutil.rmtree(tmp_path / "demo/step-00002000")
-    assert printed(list_runs(tmp_path))[1] == "demo stories – – – – – stopped –"
+def without_checkpoints(run: Path) -> Path:
+    for path in (*run.glob("step-*"), run / "last", run / "best"):
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    return run
+
+
+def test_a_run_without_checkpoints_shows_the_text_of_its_settings_and_what_it_logged(tmp_path: Path) -> None:
+    without_checkpoints(made.make_run(tmp_path, "demo"))
+    assert printed(list_runs(tmp_path))[1] == "demo stories – 9.6 2,000 1.620 0.736 stopped –"
+
+
+@pytest.mark.parametrize("source", ["it's: a text.txt", "7", "a  # b.txt"])
+def test_the_text_of_a_run_without_checkpoints_is_read_as_yaml(tmp_path: Path, source: str) -> None:
+    config = made.CONFIG | {"data": {"source": source}}
+    without_checkpoints(made.make_run(tmp_path, "demo", config=config))
+    assert list_runs(tmp_path)[0].source == Path(source).stem
+
+
+def test_a_config_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    run = without_checkpoints(made.make_run(tmp_path, "demo"))
+    (run / "config.yaml").unlink()
+    os.mkfifo(run / "config.yaml")
+    assert printed(list_runs(tmp_path))[1] == "demo – – 9.6 2,000 1.620 0.736 stopped –"
+
+
+def test_a_run_that_diverged_shows_where_and_after_what_loss(tmp_path: Path) -> None:
+    saved, unsaved = made.make_run(tmp_path, "saved"), without_checkpoints(made.make_run(tmp_path, "unsaved"))
+    for run in (saved, unsaved):
+        made.write_log(run, [made.log_row(step, evaluated=False) for step in (1, 2, 4)])
+        (run / "not_finite.json").write_text('{"step": 5}')
+    loss = made.log_row(4, evaluated=False)["loss"]
+    lines = printed(list_runs(tmp_path))
+    assert lines[1] == f"unsaved stories – 0.0 5 ({loss:.3f}) – diverged –"
+    assert lines[2].startswith("saved stories 3.46M 0.0 5 1.620 0.736 diverged")
 
 
 def test_a_run_that_is_named_also_shows_its_checkpoints(tmp_path: Path) -> None:
@@ -119,6 +149,8 @@ def test_state_that_a_training_process_sees_of_its_own_run(tmp_path: Path, statu
     run = made.make_run(tmp_path, "demo", status=status)
     with RunDirectory(run).lock():
         assert list_runs(run)[0].state == state
+        (run / NOT_FINITE_FILE).write_text("{}")
+        assert list_runs(run)[0].state == "diverged"
 
 
 def spoil_manifest(checkpoint: Path) -> str:

@@ -17,7 +17,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunDirectory, RunLock
 from tiny_transformer.storage import lock as lock_module
 from tiny_transformer.storage.doctor import examine
-from tiny_transformer.storage.lock import is_alive, owner_of, owner_record
+from tiny_transformer.storage.lock import is_alive, is_this_process, owner_of, owner_record
 
 RECORDS_START_TIMES = Path("/proc/self/stat").exists()
 
@@ -272,3 +272,12 @@ def test_writing_without_the_lock_is_a_bug(tmp_path):
         os.waitpid(in_child(inherit), 0)
         assert os.read(result_read, 4) == b"free"  # a forked child does not own what its parent owns
         assert run.lock().held
+
+
+def test_a_record_with_the_pid_of_this_process_may_be_of_another_one() -> None:
+    """In two containers both trainers are often process 7."""
+    record = owner_record(os.getpid())
+    assert is_this_process(record) and is_this_process({**record, "host": "renamed"})
+    assert not is_this_process({**record, "started_ticks": ["1"]})
+    assert not is_this_process({**record, "boot_id": "another"})
+    assert not is_this_process({})

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage import StepLog, read_log
+from tiny_transformer.storage import StepLog, read_log, step_log
 from tiny_transformer.storage.doctor import examine
 
 
@@ -56,19 +56,22 @@ def test_log_cut_at_every_byte_is_read_and_continued(tmp_path):
             assert path.read_bytes() == data[: ends[complete]] + json.dumps(records(7)[0]).encode() + b"\n"
 
 
-def test_truncate_drops_later_steps_and_goes_on(tmp_path):
-    log = write(tmp_path / "log.jsonl", 1, 2, 3, 4)
-    log.truncate_after(2)
+def test_a_resumed_log_drops_later_steps_and_goes_on(tmp_path, monkeypatch):
+    write(tmp_path / "log.jsonl", 1, 2, 3, 4).close()
+    parsed, synced, loads, sync = [], [], json.loads, os.fsync
+    monkeypatch.setattr(step_log.json, "loads", lambda line: parsed.append(line) or loads(line))
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size) or sync(fd))
+    log = StepLog(tmp_path / "log.jsonl", after=2)
+    assert len(parsed) == 4 and synced == [sum(map(len, parsed[:2])) + 2]  # read once, cut for good
     assert read_log(tmp_path / "log.jsonl") == records(1, 2)
     log.append(records(3)[0])
     log.close()
     undisturbed = write(tmp_path / "other.jsonl", 1, 2, 3)
     undisturbed.close()
     assert (tmp_path / "log.jsonl").read_bytes() == (tmp_path / "other.jsonl").read_bytes()
-    log = StepLog(tmp_path / "log.jsonl")
-    log.truncate_after(100)
+    StepLog(tmp_path / "log.jsonl", after=100).close()
     assert read_log(tmp_path / "log.jsonl") == records(1, 2, 3)
-    log.truncate_after(0)
+    StepLog(tmp_path / "log.jsonl", after=0).close()
     assert (tmp_path / "log.jsonl").read_bytes() == b""
 
 

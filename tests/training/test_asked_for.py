@@ -18,7 +18,7 @@ from tiny_transformer.data.meta import META_FILE, read_meta
 from tiny_transformer.data.prepare.files import name_of
 from tiny_transformer.errors import ExitCode
 from tiny_transformer.stages.launch import choose_run_dir
-from tiny_transformer.stages.training_data import as_read, open_training_data, settle_data_dir
+from tiny_transformer.stages.training_data import as_read, open_training_data, settle_data_dir, with_evaluations
 
 SMALL = ["--tokenizer", "byte", "--seq_len", "16"]
 SHAPE = ["--model.hidden_size", "32", "--model.num_hidden_layers", "1", "--model.num_attention_heads", "4"]
@@ -94,7 +94,7 @@ def test_other_settings_get_a_directory_of_their_own_and_a_sentence(
     train("--source", "my.txt", *SMALL)
     for verb in ("using", "reading"):  # and the second time the one that was made then
         said = train("--source", "my.txt", *SMALL[2:], *(change if "--tokenizer" in change else SMALL[:2] + change))
-        assert f"{verb} data/my-2: data/my holds other data" in said
+        assert f"{verb} data/my-2: data/my holds different data" in said
         assert reason in said
         assert train.config.data.data_dir == Path("data/my-2")
 
@@ -182,7 +182,7 @@ def test_a_file_that_names_data_and_directory_is_held_to_both(home: Path, train:
     assert "source: my.txt, not stories" in train("--config", "r.yaml", code=ExitCode.USAGE)
     Path("other.yaml").write_text("data: {data_dir: data/y, source: stories, seq_len: 16}\n")
     said = train("--config", "other.yaml", "--data_dir", "data/x")  # the command line is stronger, and says so
-    assert "data/x is read as it is" in said and "source: my.txt, not stories" in said
+    assert "data/x is used as it is" in said and "source: my.txt, not stories" in said
     assert train.config.data.source == "my.txt"
 
 
@@ -229,6 +229,12 @@ def test_data_that_was_taken_in_is_compared_in_what_is_known_of_it(home: Path, t
     assert train.config.data.source == "theirs"
     assert "tokenizer: byte, not char" in train("--data_dir", "taken", "--tokenizer", "char", code=ExitCode.USAGE)
     assert "source: theirs, not my.txt" in train("--data_dir", "taken", "--source", "my.txt", code=ExitCode.USAGE)
+    said = train("--data_dir", "taken", "--val_fraction", "0.1", code=ExitCode.USAGE)
+    assert "val_fraction: not known, not 0.1" in said
+    assert train("--data_dir", "taken", "--text_field", "text", "--tokenizer", "byte") == ""  # what it is by default
+    assert "text_field: not known, not body" in train(
+        "--data_dir", "taken", "--text_field", "body", code=ExitCode.USAGE
+    )
 
 
 # --- a run that goes on
@@ -248,7 +254,7 @@ def test_a_resumed_run_keeps_its_data_and_never_makes_new(home: Path, capsys: py
     assert "val_fraction: the default, not 0.3" in capsys.readouterr().err
     Path("data").rename("elsewhere")
     assert run(["train", "--resume", "--out_dir", "runs/my", "--steps", "4"]) == ExitCode.USAGE
-    assert "the data of this run, data/my, is not here" in capsys.readouterr().err
+    assert "the data of this run, data/my, is missing" in capsys.readouterr().err
     assert not Path("data").exists()
     assert run(["train", "--resume", "--out_dir", "runs/my", "--steps", "4", "--data_dir", "elsewhere/my"]) == 0
 
@@ -273,3 +279,44 @@ def test_a_resumed_run_keeps_its_data_and_never_makes_new(home: Path, capsys: py
 def test_a_run_is_called_after_its_text(source: str, name: str, home: Path) -> None:
     Path("a [b].jsonl.zst").touch()
     assert name_of(source) == (home.name if name == "text" else name)
+
+
+# --- how often a run is evaluated
+
+
+@pytest.mark.parametrize(
+    ("training", "eval_steps", "eval_tokens"),
+    [
+        ({"steps": 100}, 13, None),
+        ({"steps": 3}, 1, None),
+        ({}, 125, None),  # 1,000 steps
+        ({"max_tokens": 1600, "micro_batch_size": 2}, 7, 8 * 2 * 16),  # 50 steps; 700 tokens are more than eight read
+        ({"steps": 80, "max_train_minutes": 1}, 10, None),
+        ({"steps": 80, "eval_tokens": 9, "micro_batch_size": 2}, 10, 9),
+        ({"steps": 80, "eval_steps": None}, None, None),
+        ({"steps": 80, "eval_steps": 33}, 33, None),
+        ({"max_train_minutes": 1}, None, None),
+    ],
+)
+def test_a_run_of_known_length_is_evaluated_about_eight_times(
+    training: dict[str, Any], eval_steps: int | None, eval_tokens: int | None
+) -> None:
+    config = load_run_config({"data": {"seq_len": 16}, "training": training})
+    meta: Any = SimpleNamespace(val=SimpleNamespace(num_tokens=700))
+    found = with_evaluations(config, meta).training
+    assert (found.eval_steps, found.eval_tokens) == (eval_steps, eval_tokens)
+    nothing: Any = SimpleNamespace(val=SimpleNamespace(num_tokens=1))
+    assert with_evaluations(config, nothing).training == config.training
+
+
+def test_own_text_and_steps_are_enough_for_a_loss_on_held_out_text(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = [*SHAPE, *SMALL, "--device", "cpu", "--micro_batch_size", "2", "training.sample_prompts=[]"]
+    assert run(["train", "--source", "my.txt", "--steps", "16", *quick]) == 0
+    told = capsys.readouterr().out
+    assert "still" not in told and "no evaluation" not in told and "this model" in told
+    records = [json.loads(line) for line in Path("runs/my/log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "val_loss" in record] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert (Path("runs/my/best")).exists()
+    assert load_run_config(Path("runs/my/config.yaml")).training.eval_steps == 2

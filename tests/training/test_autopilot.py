@@ -10,12 +10,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import toy_stage
 from rich.console import Console
+from run_helpers import TINY
+from toy_stage import ToyStage
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.costs.accounting import count_parameters, count_step
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import choose_hardware
+from tiny_transformer.models.qwen3.model import Qwen3Block
+from tiny_transformer.parallel.processes import ALONE
 from tiny_transformer.stages.command import run_training
 from tiny_transformer.stages.minutes import calibration
 from tiny_transformer.stages.minutes.autopilot import (
@@ -30,7 +35,9 @@ from tiny_transformer.stages.minutes.autopilot import (
 )
 from tiny_transformer.stages.minutes.calibration import overlay
 from tiny_transformer.stages.minutes.words import LINES, SALAD, level_of, promise
+from tiny_transformer.stages.stage import Request
 from tiny_transformer.stages.summary import announce
+from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.plan import make_plan
 
 STORIES = Corpus(train_tokens=5_200_000, val_tokens=53_000, num_documents=11_000, vocab_size=2048)
@@ -195,7 +202,7 @@ def test_the_arithmetic_is_shown_on_request_only(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "_step_seconds", lambda config, dataset, hardware, budget: 0.02)
+    monkeypatch.setattr(calibration, "_step_seconds", lambda stage, hardware, budget: 0.02)
     told = auto(tiny_data, "steps=2")
     assert "--explain shows why." in told
     assert not re.search(r"excess|Hoffmann|D\^|->", told)
@@ -227,7 +234,7 @@ def test_a_run_keeps_its_choice_when_it_is_resumed(
 ) -> None:
     """Stopped at once, gone on with: nothing is timed or chosen again, and shape and batch are those of the start."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "_step_seconds", lambda config, dataset, hardware, budget: 0.02)
+    monkeypatch.setattr(calibration, "_step_seconds", lambda stage, hardware, budget: 0.02)
     told = auto(tiny_data, "steps=3", explain=True)
     assert "0.05 minutes buy about this on simple text: word salad in the right words" in told
     assert "what 0.05 minutes buy" in told and "->" in told
@@ -251,7 +258,7 @@ def test_a_shape_that_a_person_set_is_timed_and_kept(
     model_type: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "_step_seconds", lambda config, dataset, hardware, budget: 0.02)
+    monkeypatch.setattr(calibration, "_step_seconds", lambda stage, hardware, budget: 0.02)
     shape = ["hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2", "num_key_value_heads=1"]
     told = auto(
         tiny_data,
@@ -283,3 +290,31 @@ def test_minutes_do_not_choose_a_hybrid(tiny_data: Path, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="what size suits a qwen3_next is not known"):
         auto(tiny_data, "model.model_type=qwen3_next")
     assert not (tmp_path / "runs/stories").exists()
+
+
+def test_a_vocabulary_that_is_too_small_is_raised_before_models_are_timed(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = auto(tiny_data, "model.vocab_size=10", "hidden_size=32", "num_hidden_layers=1", "steps=2")
+    assert told.count("model.vocab_size 10 is too small") == 1
+    assert load_run_config(tmp_path / "runs/stories/config.yaml").model.vocab_size == 257
+
+
+def test_what_is_timed_is_a_step_of_the_stage(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model, all rows of its batches, its loss; and blocks are computed twice where gradients are checkpointed."""
+    toy_stage.register(monkeypatch)
+    training = {"micro_batch_size": 2, "grad_accum_steps": 3, "gradient_checkpointing": True, "device": "cpu"}
+    tree = {**TINY, "stage": "toy", "data": {"data_dir": str(tiny_data), "seq_len": 32}, "training": training}
+    hardware, console = choose_hardware("cpu", "fp32"), Console(quiet=True)
+    stage = ToyStage.open(Request(load_run_config(tree), "toy"), Path("r"), hardware, ALONE, console)
+    losses, updated, blocks = [], [], []
+    loss, block_forward = stage.loss, Qwen3Block.forward
+    monkeypatch.setattr(stage, "loss", lambda model, batch: losses.append(batch.num_targets) or loss(model, batch))
+    monkeypatch.setattr(Qwen3Block, "forward", lambda *given, **more: blocks.append(1) or block_forward(*given, **more))
+    monkeypatch.setattr(Optimizers, "step", lambda optimizers, factor: updated.append(set(optimizers.shapes())))
+    calibration._step_seconds(stage, hardware, 0.0)
+    times = len(updated)
+    assert times == 4 and losses == [2 * 11] * 3 * times  # one in three of 32 targets
+    assert len(blocks) == 2 * 2 * 3 * times
+    assert not any("embed_tokens" in name for name in updated[0])  # frozen

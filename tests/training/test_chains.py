@@ -105,7 +105,7 @@ class Chains:
         monkeypatch.setitem(TINY, "data", {"seq_len": 16, "packing": changes.pop("packing", "concat")})
         hardware = Hardware(torch.device("cpu"), changes.pop("arithmetic", None))
         monkeypatch.setattr("tiny_transformer.stages.launch.choose_hardware", lambda *asked: hardware)
-        monkeypatch.setattr(planning, "measure_seconds", lambda *_, **__: 0.02)
+        monkeypatch.setattr("tiny_transformer.stages.run.measure_seconds", lambda *_, **__: 0.02)
         if "early_stopping_patience" in changes:
             monkeypatch.setattr(stage.Run, "evaluate", lambda run: evaluation(1.0 + abs(run.state.step - 5)))
         short: dict[str, Any] = {"steps": 9, "micro_batch_size": 3, "save_steps": 3, "eval_steps": 4, "dropout": 0.0}

@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.safetensors_file import encode
 from tiny_transformer.stages.launch import launch
+from tiny_transformer.stages.replay import replay
+from tiny_transformer.stages.resume_check import DATA, check_data
 from tiny_transformer.storage import Fs, RunDirectory, fs, publish
 from tiny_transformer.storage.doctor import examine
 from tiny_transformer.training import plan as planning
@@ -180,6 +182,45 @@ def test_when_none_loads_the_run_does_not_begin_again(run: Path, tiny_data: Path
     assert refused.value.exit_code is ExitCode.BAD_DATA and (run / "log.jsonl").read_bytes() == log
 
 
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_when_none_is_whole_the_run_does_not_begin_again(harm: str, run: Path, tiny_data: Path) -> None:
+    for step in (2, 4):
+        weights = run / f"step-{step:08d}" / WEIGHTS
+        weights.write_bytes(weights.read_bytes()[:-1]) if harm == "cut" else weights.unlink()
+    log = (run / "log.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"no checkpoint of this run can be loaded; .* model\.safetensors") as refused:
+        resume(tiny_data, run)
+    assert refused.value.exit_code is ExitCode.BAD_DATA and str(run / "step-00000004") == refused.value.where
+    assert (run / "log.jsonl").read_bytes() == log
+
+
+def test_a_run_whose_checkpoints_were_all_set_aside_does_not_begin_again(run: Path, tiny_data: Path) -> None:
+    for step in (2, 4):
+        forge(run / f"step-{step:08d}", WEIGHTS, b"nothing")
+    log = (run / "log.jsonl").read_bytes()
+    for what in ("cannot read model.safetensors", "the checkpoint of step 4 could not be loaded earlier"):
+        with pytest.raises(UserError) as refused:
+            resume(tiny_data, run)
+        assert what in refused.value.what and (run / "log.jsonl").read_bytes() == log
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_is_no_reason_to_take_an_older_one(
+    run: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Fs.read
+
+    def broken(self: Fs, path: Path) -> Any:
+        if path == run / "step-00000004" / WEIGHTS:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(self, path)
+
+    monkeypatch.setattr(fs.Fs, "read", broken)
+    log = (run / "log.jsonl").read_bytes()
+    with pytest.raises(UserError, match="cannot read: Input/output error") as refused:
+        resume(tiny_data, run)
+    assert refused.value.exit_code is ExitCode.IO and (run / "log.jsonl").read_bytes() == log
+
+
 # --- what the library said --------------------------------------------------------------------------------------------
 
 
@@ -304,6 +345,23 @@ def test_a_lost_plan_is_the_one_in_the_checkpoint(run: Path) -> None:
     plan = read_plan(run)
     (run / planning.FILE).unlink()
     assert plan is not None and read_plan(run) == plan
+
+
+@pytest.mark.parametrize("harm", ["no state", "another plan"])
+def test_a_lost_plan_and_the_data_are_those_of_the_newest_checkpoint_that_tells(
+    harm: str, run: Path, tiny_data: Path
+) -> None:
+    """Its manifest is sound and its state.json is not what was written."""
+    plan = read_plan(run)
+    (run / planning.FILE).unlink()
+    path = run / "step-00000004" / STATE
+    raw = json.loads(path.read_text())
+    path.write_text("{" if harm == "no state" else json.dumps({**raw, "plan": {**raw["plan"], "warmup_steps": 1}}))
+    assert plan is not None and read_plan(run) == plan
+    check_data(RunDirectory(run), {DATA: raw["identity"][DATA]})
+    with pytest.raises(UserError, match="this is not what the run was trained on"):
+        check_data(RunDirectory(run), {DATA: "other"})
+    replay(run, 1, Console(quiet=True))
 
 
 # --- log.jsonl --------------------------------------------------------------------------------------------------------

@@ -26,16 +26,19 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation.loss import evaluate_split
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
+from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.stop import StopSignals
 from tiny_transformer.stages import run as stage
 from tiny_transformer.stages.launch import choose_run_dir, launch
 from tiny_transformer.stages.replay import replay
+from tiny_transformer.stages.samples import Sampler
 from tiny_transformer.stages.stage import Request
 from tiny_transformer.stages.summary import finish
-from tiny_transformer.storage import RunDirectory
+from tiny_transformer.storage import RunDirectory, StepLog
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
 from tiny_transformer.training.optimizers import Optimizers
+from tiny_transformer.training.speed import Speed
 
 CPU = Hardware(torch.device("cpu"), None)
 
@@ -318,3 +321,35 @@ def test_another_run_of_a_name_gets_the_next_free_number(tmp_path: Path, monkeyp
         assert chosen == Path(expected)
         chosen.mkdir(parents=True)
         (chosen / "config.yaml").write_text("")
+
+
+def test_what_the_first_process_alone_does_is_announced_by_all(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may wait for a disk meanwhile; the others, in their next step, have more marks and must not find it lost."""
+    marks: list[str] = []
+    unannounced: list[str] = []
+
+    def watched(owner: type, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def call(*given: object, **more: object) -> object:
+            if marks[-1] != "records":
+                unannounced.append(f"{name} in {marks[-1]}")
+            return inner(*given, **more)
+
+        monkeypatch.setattr(owner, name, call)
+
+    monkeypatch.setattr(Processes, "mark", lambda self, activity, step=None: marks.append(activity))
+    watched(Sampler, "__call__")
+    watched(StepLog, "append")
+    watched(stage, "atomic_write")
+    options = {"sample_prompts": ["Once"], "log_steps": 5, "steps": 6, "eval_steps": 3, "max_train_minutes": 1.0}
+    monkeypatch.setattr(stage.Run, "measure_speed", lambda self: Speed(0.001, 0.001, 0.001, 0.001))
+    run_tiny(tiny_data, tmp_path / "first", **options)
+    assert unannounced == [] and marks.count("records") >= 6
+    as_first = marks[:]
+    marks.clear()
+    monkeypatch.setattr(stage.Run, "sampler", lambda self: None)  # as in the other processes
+    run_tiny(tiny_data, tmp_path / "other", **options)
+    assert marks == as_first

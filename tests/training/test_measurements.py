@@ -7,6 +7,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,19 @@ from run_helpers import TINY, fingerprint, run_tiny, tiny_request
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.data.token_file import open_dataset, unigram_nats
+from tiny_transformer.errors import UserError
+from tiny_transformer.evaluation.skills import chances, measure_skills
+from tiny_transformer.evaluation.stories import Reading, fresh_stories
+from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
+from tiny_transformer.stages import pretrain as pretraining
 from tiny_transformer.stages import run as pretrain
 from tiny_transformer.stages import samples as through_time
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.summary import finish
 from tiny_transformer.training import loop
-from tiny_transformer.training.plan import SAMPLE_POINTS, Pace, Speed, make_plan, plan_for_minutes
+from tiny_transformer.training.plan import SAMPLE_POINTS, Pace, make_plan, plan_for_minutes
+from tiny_transformer.training.speed import Speed
 from tiny_transformer.training.state import TrainState
 from tiny_transformer.training.update_stats import UpdateStats, part_name, peak_memory
 
@@ -130,6 +137,33 @@ def test_sampling_leaves_training_as_it_is(tiny_data: Path, tmp_path: Path) -> N
     assert [(s["step"], s["prompt"]) for s in samples[:4]] == [(1, "Once"), (1, "The"), (2, "Once"), (2, "The")]
     assert sorted({s["step"] for s in samples}) == [1, 2, 4, 8, 12]
     assert {json.dumps(s["settings"]) for s in samples} == {'{"temperature": 0.0}'}
+    growth = json.loads((tmp_path / "with/growth.json").read_text())
+    assert [(row["step"], row["num_tokens"]) for row in growth] == [(step, 128 * step) for step in (1, 2, 4, 8, 12)]
+    assert all(0 < chance <= 1 for row in growth for chance in row["chances"].values())
+    assert not (tmp_path / "without/growth.json").exists()
+
+
+def test_skills_that_cannot_be_read_end_no_run_and_say_why(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise UserError("the tokenizer does not give back a story")
+
+    monkeypatch.setattr(pretraining, "chances", broken)
+    assert run_tiny(tiny_data, tmp_path / "r", steps=2, sample_prompts=["Once"]).status == "finished"
+    rows = json.loads((tmp_path / "r/growth.json").read_text())
+    assert [row["problem"] for row in rows] == ["the tokenizer does not give back a story"] * 2
+
+
+def test_skills_are_the_chances_of_the_skill_report(tiny_data: Path) -> None:
+    tokenizer = open_dataset(tiny_data).tokenizer
+    model = build_model(load_run_config(TINY).model.model_copy(update={"vocab_size": 257}), seed=0).train()
+    reading = Reading(tokenizer, 32, predicts_first=True, hardware=Hardware(torch.device("cpu"), None))
+    told = fresh_stories(2)
+    found = chances(model, told, reading)
+    assert model.training
+    rows = measure_skills(model.eval(), told, reading).skills
+    assert found == {row.name: pytest.approx(math.exp(-row.lost / row.pieces)) for row in rows}
 
 
 def test_a_resumed_run_writes_the_same_texts(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +174,8 @@ def test_a_resumed_run_writes_the_same_texts(tiny_data: Path, tmp_path: Path, mo
         patch.setattr(pretrain, "train", lambda job, state, _: inner(job, state, lambda: state.step >= 5))
         run_tiny(tiny_data, parts, **options)
     run_tiny(tiny_data, parts, resume=True, **options)
-    assert (whole / "samples.json").read_bytes() == (parts / "samples.json").read_bytes()
+    for name in ("samples.json", "growth.json"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
 
 
 def test_the_last_samples_stand_beside_those_of_the_way(tiny_data: Path, tmp_path: Path) -> None:

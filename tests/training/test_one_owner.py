@@ -99,6 +99,29 @@ def test_overwrite_removes_the_old_run_after_the_first_save_and_leaves_other_fil
     assert not names_in(run) & {REPLACED, ".replacing", "step-00000004"}
 
 
+def test_figures_for_other_programs_and_rejected_checkpoints_are_replaced_and_put_back_too(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else TensorBoard would show the curves of two runs as one, and a rejected checkpoint count as the new run's."""
+    run = tmp_path / "r"
+    run_tiny(tiny_data, run, **SHORT)
+    theirs = ("tensorboard/events.1", "wandb/run-1/files/x", "step-00000001.bad/config.json")
+    for name in (*theirs, "mine/notes.txt", "step-1.bad"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+    before = contents(run)
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_tiny(tiny_data, run, overwrite=True, **{**SHORT, "seed": 5})
+    assert contents(run) == before
+    at_step(monkeypatch, 0, lambda: seen.extend(run / name for name in theirs if (run / name).exists()))
+    seen: list[Path] = []
+    run_tiny(tiny_data, run, overwrite=True, **{**SHORT, "seed": 5})
+    assert seen == [] and not [name for name in theirs if (run / name).exists()]
+    assert (run / "mine/notes.txt").exists() and (run / "step-1.bad").exists()  # the user's
+
+
 def killed_while_replacing(run: Path, at: int) -> None:
     """The process ends at one of the renames with which the old run is moved aside."""
     real, count = Path.rename, iter(range(100))

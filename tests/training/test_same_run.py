@@ -29,7 +29,6 @@ from tiny_transformer.stages.resume_check import DATA, TOKENIZER, check_changes,
 from tiny_transformer.stages.stage import Request
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.training import loop
-from tiny_transformer.training import plan as planning
 
 PRINTS = {DATA: "d", TOKENIZER: "t"}
 WINDOW = {"use_sliding_window": True, "sliding_window": 8}
@@ -158,7 +157,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     fake.__dict__.update(init=lambda **_: None, log=lambda *_, **__: None, finish=lambda: None)
     monkeypatch.setitem(sys.modules, "trackio", fake)
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(planning, "measure_seconds", lambda *_, **__: 0.01)
+    monkeypatch.setattr("tiny_transformer.stages.run.measure_seconds", lambda *_, **__: 0.01)
 
 
 @pytest.mark.parametrize("key", OTHER)
@@ -172,7 +171,7 @@ def test_a_changed_key_does_on_resume_what_the_schema_says(
     console = Console(file=screen, width=500)
     expected = class_of(key, request.config)
     if expected == "data":
-        with pytest.raises(UserError, match="holds other data than asked for") as caught:
+        with pytest.raises(UserError, match="holds different data from what was asked for") as caught:
             launch(request, console)
         assert f"({key.removeprefix('data.')}: " in caught.value.what
         return

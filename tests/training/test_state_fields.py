@@ -26,8 +26,8 @@ from tiny_transformer.stages import run as stage
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.storage import publish
 from tiny_transformer.training import loop, loss_scale
-from tiny_transformer.training import plan as planning
 from tiny_transformer.training import state as train_state
+from tiny_transformer.training.speed import Speed
 from tiny_transformer.training.state import TrainState
 
 Edit = Callable[[Any], Any]
@@ -114,7 +114,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same readings of the clock in every run, losses that first fall and then rise, and fp16 on the CPU."""
-    monkeypatch.setattr(stage.Run, "measure_speed", lambda run: planning.Speed(0.02, 0.02, 0.02, 0.02))
+    monkeypatch.setattr(stage.Run, "measure_speed", lambda run: Speed(0.02, 0.02, 0.02, 0.02))
     monkeypatch.setattr(stage.Run, "evaluate", lambda run: evaluation(1.0 + abs(run.state.step - 4)))
     choose = choose_hardware
     half = Hardware(torch.device("cpu"), torch.float16)

@@ -21,6 +21,7 @@ from tiny_transformer.cli import training, writing, using, looking, exchange  # 
 
 # isort: on
 from tiny_transformer.cli.frame import Verb, app
+from tiny_transformer.config.secrets import WHERE_THEY_GO, is_secret
 from tiny_transformer.errors import ExitCode, UserError, out_of_memory
 
 __all__ = ["app", "main", "run"]
@@ -79,7 +80,10 @@ def run(
         return ended.exit_code
     except TyperException as error:
         named = [word for word in arguments[:1] if verb is None and word in _verbs()]
-        typer.echo(f"error: {error.format_message()}\n  try: {' '.join([prog, *named])} --help", err=True)
+        what, remedy = error.format_message(), f"{' '.join([prog, *named])} --help"
+        if is_secret(name := getattr(error, "option_name", "")):
+            what, remedy = f"No such option: {name}", WHERE_THEY_GO
+        typer.echo(f"error: {what}\n  try: {remedy}", err=True)
         return ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
         return 130

@@ -1,4 +1,4 @@
-"""The verbs that exchange models with other programs: export, import."""
+"""The verbs that write models in other forms: export, import, quantize."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, app
+from tiny_transformer.cli.frame import SETTINGS, CheckpointArgument, CheckpointToo, app, one_checkpoint
+from tiny_transformer.errors import UserError
 
 
 @app.command(context_settings=SETTINGS)
 def export(
-    ckpt_dir: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[DIR]",
-            help="A checkpoint or run directory, or a run's name. Default: the newest best under runs/.",
-        ),
-    ] = None,
+    ckpt_dir: CheckpointArgument = None,
+    named: CheckpointToo = None,
     gguf: Annotated[
         str,
         typer.Option(
@@ -38,7 +34,7 @@ def export(
     """
     from tiny_transformer.interop.command import run_export
 
-    run_export(ckpt_dir, kind=gguf, out=out, overwrite=overwrite, console=Console())
+    run_export(one_checkpoint(ckpt_dir, named), kind=gguf, out=out, overwrite=overwrite, console=Console())
 
 
 @app.command("import", context_settings=SETTINGS)
@@ -55,6 +51,10 @@ def import_(
         typer.Option(help="For a llama2.c model its tokenizer.bin; for train.bin and val.bin a name such as gpt2."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of token files, which do not say: uint16 or uint32.")] = "uint16",
+    full_size: Annotated[
+        bool,
+        typer.Option("--full_size", help="Write the weights of a q8_0 or q4_0 file as float32, to go on training."),
+    ] = False,
 ) -> None:
     """Bring in a model or token files of another program: checked, in one piece, readable by every verb here.
 
@@ -62,4 +62,38 @@ def import_(
     """
     from tiny_transformer.interop.command import run_import
 
-    run_import(source, out_dir=out_dir, tokenizer=tokenizer, dtype=dtype, console=Console())
+    run_import(source, out_dir=out_dir, tokenizer=tokenizer, dtype=dtype, full_size=full_size, console=Console())
+
+
+@app.command(context_settings=SETTINGS)
+def quantize(
+    checkpoint: CheckpointArgument = None,
+    named: CheckpointToo = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="8 bits a weight: a quarter of the size, hardly any loss.")
+    ] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="4 bits a weight, embedding and head 8.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "--out_dir", metavar="DIR", help="Default: int8 or int4 in the run's directory."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data_dir", metavar="DIR", help="Prepared data. Default: what the run learnt from.")
+    ] = None,
+    max_batches: Annotated[
+        int | None,
+        typer.Option("--max_batches", min=1, help="Measure on so many batches of 16 sequences. Default: all."),
+    ] = None,
+) -> None:
+    """Write a model with weights of 8 or 4 bits, which every verb here opens, and compare it with what it was made of.
+
+    Linear layers get the bits you ask for; embedding and head get 8; norms, biases and routers keep theirs. Quantized
+    weights do not learn: go on training with the model they were made of. Other programs read `export --gguf q8_0`.
+    """
+    from tiny_transformer.quantization.command import QuantizeOptions, run_quantize
+
+    if int8 == int4:
+        raise UserError("quantize to how many bits?", where="command line", remedy="--int8 or --int4")
+    checkpoint = one_checkpoint(checkpoint, named)
+    options = QuantizeOptions("int8" if int8 else "int4", checkpoint, out, data_dir, max_batches)
+    run_quantize(options, Console(), Console(stderr=True))

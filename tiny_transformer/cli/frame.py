@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
+from collections.abc import Callable
+from dataclasses import fields
+from functools import update_wrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from tiny_transformer import __version__
+from tiny_transformer.config.secrets import WHERE_THEY_GO, is_secret
 from tiny_transformer.errors import UserError
 
+T = TypeVar("T")
 # --out-dir and --out_dir are the same option
 SETTINGS: dict[str, Any] = {
     "token_normalize_func": lambda name: name.replace("-", "_"),
@@ -57,6 +63,31 @@ class Verb(TyperCommand):
         return rest
 
 
+def takes(options: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Callable[..., None]]:
+    """A verb whose options are the fields of a dataclass: `verb(context, options)`.
+
+    Typer reads options off the parameters of a function; this gives it one with a parameter for each field.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    given = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(options)  # ty: ignore[invalid-argument-type]
+    ]
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+
+    def with_options(verb: Callable[[typer.Context, T], None]) -> Callable[..., None]:
+        def call(context: typer.Context, **words: Any) -> None:
+            verb(context, options(**words))
+
+        update_wrapper(call, verb)
+        call.__signature__ = inspect.Signature([context, *given])  # ty: ignore[missing-attribute]
+        return call
+
+    return with_options
+
+
 def expanded(path: Path | str) -> Path:
     """The path with `~` as the home directory; as it stands where there is no such user."""
     try:
@@ -87,7 +118,7 @@ def _checked(text: str, kind: type[int] | type[float], what: str) -> str:
     try:
         return str(kind(text))
     except ValueError:
-        raise typer.BadParameter(f"{text} is not {what}, and not null") from None
+        raise typer.BadParameter(f"{text} is neither {what} nor null") from None
 
 
 class _Verbs(TyperGroup):
@@ -108,7 +139,8 @@ app = typer.Typer(
 )
 
 OutDir = Annotated[
-    Path | None, typer.Option("--out_dir", metavar="DIR", help="Where the run goes. Default: runs/NAME of the config.")
+    Path | None,
+    typer.Option("--out_dir", metavar="DIR", help="Directory of the run. Default: runs/NAME, after the config."),
 ]
 CheckpointOption = Annotated[
     Path | None,
@@ -117,13 +149,33 @@ CheckpointOption = Annotated[
         "--ckpt",
         "--checkpoint",
         metavar="DIR",
-        help="A checkpoint or run directory, or a run's name. Default: the newest best (else last) under runs/.",
+        help="A checkpoint or run directory, or a run's name. Default: the newest best (or last) under runs/.",
     ),
 ]
 
 
+CheckpointArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[CKPT]",
+        help="A checkpoint or run directory, or a run's name; as --ckpt too. Default: the newest best (else last) "
+        "under runs/.",
+    ),
+]
+CheckpointToo = Annotated[
+    Path | None, typer.Option("--ckpt_dir", "--ckpt", "--checkpoint", metavar="DIR", hidden=True)
+]  # beside a `CheckpointArgument`
+
+
+def one_checkpoint(checkpoint: Path | None, named: Path | None) -> Path | None:
+    """The checkpoint that is meant, where it may stand alone or behind --ckpt."""
+    if checkpoint is not None and named is not None:
+        raise UserError(f"two checkpoints: {checkpoint} and {named}", where="command line", remedy="give one")
+    return named if checkpoint is None else checkpoint
+
+
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         typer.echo(f"tiny-transformer {__version__}")
         raise typer.Exit
@@ -132,15 +184,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def as_overrides(options: dict[str, Any]) -> list[str]:
     """Options of ours as `key=value`, those that were given; names and paths in quotes, so that 2024 stays a name."""
     written = {
-        key: str(value) if key.startswith("training.") else json.dumps(value if _is_number(value) else str(value))
+        key: str(value)
+        if key.startswith("training.")
+        else json.dumps(value if isinstance(value, (int, float)) else str(value))
         for key, value in options.items()
         if value is not None
     }
     return [f"{key}={value}" for key, value in written.items()]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
 
 
 def overrides_of(context: typer.Context, words: list[str] | None = None) -> list[str]:
@@ -166,9 +216,10 @@ def overrides_of(context: typer.Context, words: list[str] | None = None) -> list
         else:
             known = [name for option in context.command.params for name in option.opts]
             near = difflib.get_close_matches(word, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else "tiny-transformer train --help"
             raise UserError(
                 f"no such option or key: {word}",
                 where="command line",
-                remedy=f"did you mean {near[0]}?" if near else "tiny-transformer train --help",
+                remedy=WHERE_THEY_GO if is_secret(word) else remedy,
             )
     return overrides

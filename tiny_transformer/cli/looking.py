@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from tiny_transformer.cli.frame import SETTINGS, app
-from tiny_transformer.errors import ExitCode
-from tiny_transformer.models.find import find_run, find_runs
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.models.find import find_run, find_runs, newest_run
 
 
 @app.command(context_settings=SETTINGS)
@@ -23,7 +23,7 @@ def runs(
         ),
     ] = None,
 ) -> None:
-    """A table of runs: text, size, minutes, loss, state; of a run that is named, its checkpoints too."""
+    """List runs: text, size, minutes, loss, state; for a run that is named, its checkpoints too."""
     from tiny_transformer.reports.runs_table import list_runs, print_runs
 
     named = _noted(*find_runs(paths)) if paths else [Path("runs"), *sorted(Path().glob("runs_*"))]
@@ -32,7 +32,19 @@ def runs(
 
 @app.command(context_settings=SETTINGS)
 def inspect(
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of prepared data.")] = Path("data"),
+    target: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DIR", help="Prepared data (default: data/), or with --prompt a model: a run's name, a directory."
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Look at a model while it reads this text: guesses, attention, heads, blocks, on one page."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="With --prompt: the page. Default: inspect.html here.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train or val.")] = "train",
     index: Annotated[int, typer.Option(help="The first sequence shown, in the order of the file.")] = 0,
     count: Annotated[int, typer.Option(help="How many sequences.")] = 2,
@@ -43,10 +55,22 @@ def inspect(
         str, typer.Option(help="concat joins documents and cuts; documents packs whole ones, as a run would.")
     ] = "concat",
 ) -> None:
-    """Look at what a model reads: sequences of prepared data with the borders of tokens and documents."""
+    """Look at what a model reads, or with --prompt at a model while it reads.
+
+    Of prepared data: sequences with the borders of tokens and documents. Of a model: one HTML page that opens anywhere.
+    """
+    if prompt is not None:
+        from tiny_transformer.inspection.model_page import inspect_model
+
+        inspect_model(target, prompt, out, Console())
+        return
+    if out is not None:
+        raise UserError(
+            "--out is for --prompt", where="command line", remedy='add --prompt "some words", or leave it out'
+        )
     from tiny_transformer.inspection.tokens import InspectOptions, inspect_data
 
-    inspect_data(target, InspectOptions(split, index, count, seq_len, packing), Console())
+    inspect_data(target or Path("data"), InspectOptions(split, index, count, seq_len, packing), Console())
 
 
 @app.command(context_settings=SETTINGS)
@@ -54,7 +78,7 @@ def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's name or directory.")],
     step: Annotated[int, typer.Option("--step", help="Which update; the first is 1.")],
 ) -> None:
-    """Make one step of a run again and look at it: its batch, its loss, each block's gradient.
+    """Repeat one step of a run and show its batch, its loss and the gradient of each block.
 
     Starts from the newest checkpoint before the step and writes nothing. For a loss that is not a number, or one that
     jumped.
@@ -66,12 +90,17 @@ def replay(
 
 @app.command(context_settings=SETTINGS)
 def doctor(
-    run: Annotated[Path, typer.Argument(metavar="DIR", help="A run's name, or a run, checkpoint or data directory.")],
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]", help="A run's name, or a run, checkpoint or data directory. Default: the newest run."
+        ),
+    ] = None,
 ) -> None:
-    """Check every byte of a run: which checkpoints are whole, where last and best lead, what is left over."""
+    """Verify every byte of a run: which checkpoints are whole, where last and best lead, what is left over."""
     from tiny_transformer.storage.doctor import examine
 
-    report = examine(_one(run))
+    report = examine(newest_run() if run is None else _one(run))
     for line in report.lines():
         typer.echo(line)
     if not report.ok:
@@ -81,8 +110,11 @@ def doctor(
 @app.command(context_settings=SETTINGS)
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="A run's name or directory; several, or a glob, compare.")
-    ],
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]...", help="A run's name or directory; several, or a glob, compare. Default: the newest run."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -95,7 +127,7 @@ def report(
     Of several runs: one page with their loss curves together (by step, tokens or time), the settings that differ, and
     the final figures side by side.
     """
-    runs = _noted(*find_runs(runs))
+    runs = _noted(*find_runs(runs)) if runs else [newest_run()]
     if len(runs) == 1:
         from tiny_transformer.reports.report import write_report
 

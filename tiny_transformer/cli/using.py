@@ -8,18 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, app
+from tiny_transformer.cli.frame import SETTINGS, CheckpointArgument, CheckpointToo, app, one_checkpoint
+from tiny_transformer.errors import UserError
 
 
 @app.command(context_settings=SETTINGS)
 def evaluate(
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[CKPT]",
-            help="A checkpoint or run directory, or a run's name. Default: the newest best (else last) under runs/.",
-        ),
-    ] = None,
+    checkpoint: CheckpointArgument = None,
+    named: CheckpointToo = None,
     data_dir: Annotated[
         Path | None, typer.Option("--data_dir", metavar="DIR", help="Prepared data. Default: what the run learnt from.")
     ] = None,
@@ -33,6 +29,21 @@ def evaluate(
         bool, typer.Option("--skills", help="What is lost by skill and by place in the story (story corpus only).")
     ] = False,
     num_stories: Annotated[int, typer.Option("--num_stories", help="How many stories --skills reads.")] = 500,
+    task: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Answer the questions of a .jsonl file (HellaSwag, ARC, PIQA, OpenBookQA, WinoGrande, BLiMP, LAMBADA "
+            "and their forms) or a folder of them; may be given several times.",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="With --task: only so many of the first questions.")] = None,
+    stories: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Let the model write N stories and read them: is the hero kept, are sums right?"
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
@@ -40,7 +51,26 @@ def evaluate(
 
     A loss below the best possible is no success but a mistake somewhere, and is told as a warning.
     """
+    checkpoint = one_checkpoint(checkpoint, named)
+    if task or limit is not None:
+        from tiny_transformer.evaluation.task_command import run_tasks
+
+        given = {"--data_dir": data_dir, "--split": split, "--max_batches": max_batches, "--skills": skills or None}
+        refused = [name for name, value in given.items() if value is not None]
+        if refused or not task:
+            what = f"{refused[0]} is not for --task" if refused else "--limit is for --task"
+            raise UserError(what, where="command line", remedy="leave it out, or evaluate twice")
+        run_tasks(
+            checkpoint,
+            task,
+            limit=limit,
+            device=device,
+            as_json=as_json,
+            console=Console(),
+            notes=Console(stderr=True),
+        )
+        return
     from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
 
-    options = EvaluateOptions(checkpoint, data_dir, split, max_batches, skills, num_stories, device, as_json)
+    options = EvaluateOptions(checkpoint, data_dir, split, max_batches, skills, num_stories, stories, device, as_json)
     run_evaluate(options, Console(), Console(stderr=True))

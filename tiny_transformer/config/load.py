@@ -6,10 +6,8 @@ Everything wrong is found here, before any work starts, and told with file, line
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
@@ -19,20 +17,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, implied, translate
+from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, check_settings, implied, translate
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import CONFIGS, DataConfig, RunConfig, sections_of
-from tiny_transformer.config.secrets import HIDDEN, is_secret
+from tiny_transformer.config.secrets import HIDDEN, WHERE_THEY_GO, is_secret
 from tiny_transformer.config.shapes import SHAPES
 from tiny_transformer.config.strict import lookalike
-from tiny_transformer.config.text import MAX_CONFIG_BYTES, checked, parse_json, parse_toml, parse_yaml
+from tiny_transformer.config.text import MAX_CONFIG_BYTES, numbers, parse_yaml, read_config_file
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage.reading import read_regular
 
-MAX_NUMBER_LENGTH = 100
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
-# YAML 1.1 reads 1e-3 as text; in a config of numbers it is a number.
-_NUMBER = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 @dataclass(frozen=True)
@@ -69,6 +63,7 @@ def load_data_config(overrides: Iterable[str]) -> DataConfig:
 def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
     """Merge layers of assignments, later ones winning, and check the result."""
     schema = _schema(layers)
+    check_settings({_qualify(a): (a.value, a.origin) for layer in layers for a in layer})
     merged: dict[str, Assignment] = {}
     for layer in layers:
         merged.update(_resolve(layer, schema))
@@ -88,13 +83,6 @@ def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
         raise _explain(error, merged) from None
     if "model.model_type" not in merged:
         config.model.model_fields_set.discard("model_type")  # nobody asked for it
-    for key, assignment in merged.items():
-        section, _, leaf = key.rpartition(".")
-        value = getattr(getattr(config, section) if section else config, leaf, None)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(
-                f"{assignment.key} = {short(assignment.value)} is not a finite number", where=assignment.origin
-            )
     return config
 
 
@@ -118,8 +106,14 @@ def parse_override(text: str, origin: str = "command line") -> Assignment:
             where=origin,
             remedy="write SECTION.KEY=VALUE, for example training.steps=200",
         )
+    if not value.strip():
+        what = f"{key.strip().removeprefix('--')[:80]} has no value"
+        raise UserError(what, where=origin, remedy="null stands for none, '' for an empty text")
+    if len(value) > MAX_CONFIG_BYTES:
+        what = f"the value of {key.strip()[:80]} has {len(value):,} characters; at most {MAX_CONFIG_BYTES:,} are read"
+        raise UserError(what, where=origin)
     try:
-        parsed = _numbers(parse_yaml(value[:MAX_CONFIG_BYTES])[0])
+        parsed = numbers(parse_yaml(value)[0])
     except yaml.YAMLError:
         parsed = value
     except ValueError as error:
@@ -183,11 +177,7 @@ def is_switch(name: str) -> bool:
     """Whether such a key is true or false, and nothing else."""
     key = _key_called(name)
     section, _, leaf = ALIASES.get(key or "", (key or "",))[0].rpartition(".")
-    models = [
-        model for schema in CONFIGS.values() if section in sections_of(schema) for model in _models_of(section, schema)
-    ]
-    fields = [model.model_fields[leaf] for model in models if leaf in model.model_fields]
-    return key in SWITCHES or any(field.annotation is bool for field in fields)
+    return key in SWITCHES or any(field.annotation is bool for field in _fields_called(section, leaf))
 
 
 def _key_called(name: str) -> str | None:
@@ -208,8 +198,8 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignme
     if isinstance(source, Mapping):
         return _flatten(source, {}, "config")
     path = Path(source)
-    if path.suffix in SUFFIXES and path.is_file():
-        tree, line_of = _read_file(path)
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        tree, line_of = read_config_file(path)
         return _flatten(tree, line_of, str(path))
     if str(source) in PRESETS:
         return _flatten(PRESETS[str(source)], {}, f"preset {source}")
@@ -226,6 +216,13 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignme
             where=str(path),
             remedy=f"name it {' or '.join('*' + s for s in SUFFIXES)}",
         )
+    if path.exists():
+        raise UserError(
+            f"{path.name} is not a regular file",
+            where=str(path),
+            remedy="put a config of that name there",
+            exit_code=ExitCode.BAD_DATA,
+        )
     near = difflib.get_close_matches(
         str(source), [*PRESETS, *(str(p) for p in Path("configs").glob("*.*"))], n=1, cutoff=0.4
     )
@@ -236,97 +233,13 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignme
     )
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The file's tree and the line of each `section.key`."""
-    line_of: dict[str, int] = {}
-    try:
-        text = read_regular(path, MAX_CONFIG_BYTES).decode("utf-8")
-        node = None
-        if path.suffix == ".json":
-            tree = parse_json(text)
-            with suppress(yaml.YAMLError):  # JSON is YAML but for a few letters: only the lines would be missing
-                node = parse_yaml(text)[1]
-        elif path.suffix == ".toml":
-            tree = parse_toml(text)
-        else:
-            tree, node = parse_yaml(text)
-        tree = _numbers(tree)
-        _collect_lines(node, "", line_of)
-    except OSError as error:
-        raise UserError(f"cannot read the config: {error.strerror}", where=str(path), exit_code=ExitCode.IO) from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"the config is not UTF-8 text (byte {error.start})",
-            where=str(path),
-            remedy="save it as UTF-8",
-            exit_code=ExitCode.BAD_DATA,
-        ) from None
-    except UserError as error:
-        raise UserError(
-            f"cannot read the config: {error.what}", where=error.where, remedy=error.remedy, exit_code=error.exit_code
-        ) from None
-    except (ValueError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else getattr(error, "lineno", None)
-        reason = getattr(error, "problem", None) or getattr(error, "msg", None) or str(error)
-        where = f"{path}, line {line}" if line else str(path)
-        raise UserError(
-            f"the config is not valid {path.suffix[1:].upper()}: {reason}", where=where, exit_code=ExitCode.BAD_DATA
-        ) from None
-    if tree is None or not text.strip():
-        raise UserError(
-            "the config is empty",
-            where=str(path),
-            remedy="leave --config out for the defaults, or write a section, for example `training:`",
-            exit_code=ExitCode.BAD_DATA,
-        )
-    if not isinstance(tree, dict):
-        raise UserError(
-            "the config is not a table of keys and values",
-            where=str(path),
-            remedy="start with a section, for example `training:`",
-            exit_code=ExitCode.BAD_DATA,
-        )
-    return tree, line_of
-
-
-def _collect_lines(node: yaml.Node | None, prefix: str, line_of: dict[str, int]) -> None:
-    """Remember the line of each key; refuse a key that stands twice in one table (YAML would keep the last,
-    silently)."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key_node, value_node in node.value:
-        key = f"{prefix}{key_node.value}"
-        if key in line_of:
-            raise ValueError(
-                f"the key {key!r} stands there twice, in lines {line_of[key]} and {key_node.start_mark.line + 1}"
-            )
-        line_of[key] = key_node.start_mark.line + 1
-        _collect_lines(value_node, key + ".", line_of)
-
-
-def _numbers(value: Any) -> Any:
-    """Text like 3e-4 as the number it is meant to be, everywhere in a tree."""
-    if isinstance(value, dict):
-        return {k: _numbers(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    if not isinstance(value, str):
-        return value
-    if len(value) > MAX_NUMBER_LENGTH:
-        if not set(value) - set("0123456789.eE+-_"):
-            raise ValueError(f"a number of {len(value):,} characters")
-        return value
-    return checked(float(value)) if _NUMBER.fullmatch(value) else value
-
-
 # --- names
 # ---------------------------------------------------------------------------------------------------------------
 
 
 def _flatten(tree: Mapping[str, Any], line_of: Mapping[str, int], origin: str) -> list[Assignment]:
     assignments = []
-    sections = {*_section_names(), *(name.partition(".")[0] for name in (*ALIASES, *UNBUILT))}
+    sections = _written_sections()
 
     def add(key: str, value: Any) -> None:
         line = line_of.get(key)
@@ -348,6 +261,11 @@ def _section_names() -> list[str]:
     return list(dict.fromkeys(name for schema in CONFIGS.values() for name in sections_of(schema)))
 
 
+def _written_sections() -> set[str]:
+    """The sections of all stages, and those of other words for our keys."""
+    return {*_section_names(), *(name.partition(".")[0] for name in (*ALIASES, *UNBUILT))}
+
+
 def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dict[str, Assignment]:
     """One layer in our own words; two names of one key must agree."""
     resolved: dict[str, Assignment] = {}
@@ -355,6 +273,9 @@ def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dic
     for assignment in layer:
         for key, value in translate(_qualify(assignment), assignment.value, assignment.origin):
             other = resolved.get(key)
+            if other is not None and other.value != value and other.key == assignment.key:
+                what = f"{other.key} is given twice, as {short(other.value)} and {short(assignment.value)}"
+                raise UserError(what, where=assignment.origin, remedy="give it once")
             if other is not None and other.value != value:
                 both = f"{other.key} = {short(other.value)} and {assignment.key} = {short(assignment.value)}"
                 raise UserError(
@@ -370,6 +291,9 @@ def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dic
 
 def _qualify(assignment: Assignment) -> str:
     """The key with its section; a bare name is looked up among all sections."""
+    if assignment.key in _written_sections():
+        what = f"{assignment.key} is a section, and here it is a value: {short(assignment.value)}"
+        raise UserError(what, where=assignment.origin, remedy="write its keys below it, or SECTION.KEY=VALUE")
     names = [*valid_keys(), *ALIASES, *SWITCHES, *UNBUILT]
     if "." in assignment.key or assignment.key in valid_keys():
         return assignment.key
@@ -380,6 +304,9 @@ def _qualify(assignment: Assignment) -> str:
 
 
 def _unknown(assignment: Assignment) -> UserError:
+    if is_secret(assignment.key):
+        what = f"unknown key {assignment.key} = {HIDDEN}"
+        return UserError(what, where=assignment.origin, remedy=WHERE_THEY_GO)
     names = [*valid_keys(), *ALIASES]
     leaf = assignment.key.rpartition(".")[2]
     near = difflib.get_close_matches(assignment.key, names, n=1, cutoff=0.5)
@@ -388,9 +315,8 @@ def _unknown(assignment: Assignment) -> UserError:
         for n in names
         if n.rpartition(".")[2] in difflib.get_close_matches(leaf, [n.rpartition(".")[2] for n in names], n=1)
     ]
-    value = HIDDEN if is_secret(assignment.key) else repr(assignment.value)
     return UserError(
-        f"unknown key {assignment.key} = {value}",
+        f"unknown key {assignment.key} = {assignment.value!r}",
         where=assignment.origin,
         remedy=f"did you mean {near[0]}?" if near else "docs/CONFIG_REFERENCE.md lists every key",
     )

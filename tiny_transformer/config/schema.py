@@ -100,9 +100,9 @@ class TrainingConfig(Section):
     """Read the training text this many times; sets `max_tokens` to so many times its tokens, once they are known."""
 
     max_train_minutes: float | None = setting(None, "warn", gt=0)
-    """Fit the run to this wall-clock time. Speed is measured first and checked in the first third of the run; steps,
-    warm-up and decay follow from it, and from then on nothing depends on the clock. `train --minutes` sets this, and
-    chooses what else the config leaves open."""
+    """Fit the run to this wall-clock time. Speed is measured first and again and again on the way; steps, warm-up and
+    decay follow from it, and each correction is written into plan.json before it is used. `train --minutes` sets this,
+    and chooses what else the config leaves open."""
 
     micro_batch_size: int = setting(16, "warn", ge=1)
     """Sequences in one forward and backward pass. Changes memory and speed; with `grad_accum_steps` it makes the batch
@@ -180,6 +180,11 @@ class TrainingConfig(Section):
     """Keep only the input of each block and compute the rest again in the backward pass: a third more time for much
     less memory, the same gradients."""
 
+    attention: Literal["auto", "sdpa", "blocks"] = setting("auto", "warn")
+    """How attention finds its gradient on a CPU: `sdpa` by PyTorch's fused operator, `blocks` in blocks of queries, the
+    same up to rounding. `auto` times both at the run's shape when it starts, and keeps the faster one in config.yaml: a
+    resumed run stays with it. `deterministic` runs and other devices have `sdpa`."""
+
     compile: bool = setting(False, "warn")
     """Compile the model first (torch.compile; on a CPU this needs a C++ compiler and takes about 40 s)."""
 
@@ -190,12 +195,13 @@ class TrainingConfig(Section):
     """Decides initial weights, the order of examples and dropout."""
 
     eval_steps: int | None = setting(None, "warn", ge=1)
-    """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best`
-    checkpoint."""
+    """Evaluate on the validation split every this many steps, and at the end. Default: about eight times in a run of
+    known length. With `null` there is no evaluation, and no `best` checkpoint."""
 
     eval_tokens: int | None = setting(None, "warn", ge=1)
     """Evaluate on this many tokens from the beginning of the validation split, rounded up to a whole batch. Default:
-    all of it. Bits per byte then count as many bytes a token as the whole split has."""
+    all of it; where `eval_steps` has its default too, at most as many as eight steps train on. Bits per byte then count
+    as many bytes a token as the whole split has."""
 
     save_steps: int | None = setting(500, "allow", ge=1)
     """Save a checkpoint every this many steps. The end of the run is always saved."""
@@ -226,10 +232,19 @@ class TrainingConfig(Section):
     `ngram` (earlier text), `mtp` (the model's own MTP head), a checkpoint or run of a smaller model with the same
     tokenizer, or `auto`: `mtp` where there is such a head, else `ngram`. The texts are the same. Null: nobody."""
 
+    quantize: Literal["int8", "int4"] | None = setting(None, "allow")
+    """At the end of the run, also write its best checkpoint with weights of 8 or 4 bits, to `int8` or `int4` in the run
+    directory: what `tiny-transformer quantize` does."""
+
     @field_validator("loggers", mode="before")
     @classmethod
     def _names_with_commas(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _not_at_all(cls, value: Any) -> Any:
+        return None if value in (False, "", "none", "None", "null", "off", "no") else value
 
     @field_validator("sample_prompts", mode="before")
     @classmethod

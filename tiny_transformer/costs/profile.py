@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tiny_transformer.config.schema import DataConfig, RunConfig
 from tiny_transformer.config.shapes import DecoderConfig
-from tiny_transformer.data.meta import read_meta
-from tiny_transformer.errors import UserError
+from tiny_transformer.data.meta import Meta, read_meta
+from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf.tokenizer import name_refusal
 from tiny_transformer.interop.portability import portability
 from tiny_transformer.tokenizers.make import choose_vocab_size
@@ -111,7 +111,8 @@ def make_profile(config: RunConfig, name: str) -> Profile:
     moved = accumulation * step.moved_by_gradient + step.moved_by_update
     step_seconds = products / product_speed + moved / memory_speed
     tokens_per_step = batch * accumulation * seq_len
-    steps, length_source = _length(config, step_seconds)
+    meta = _prepared(config, name)
+    steps, length_source = _length(config, step_seconds, meta.train.num_tokens if meta else None)
     return Profile(
         name=name,
         model=_in_words(config.model),
@@ -150,8 +151,8 @@ def find_vocab_size(config: RunConfig, name: str) -> tuple[int, str]:
         return config.model.vocab_size, "model.vocab_size"
     data: DataConfig = config.data
     data_dir = _data_dir(config, name)
-    with suppress(UserError):  # not prepared yet
-        return read_meta(data_dir).vocab_size, f"the data in {data_dir}"
+    if (meta := _prepared(config, name)) is not None:
+        return meta.vocab_size, f"the data in {data_dir}"
     if data.vocab_size is not None:
         return data.vocab_size, "data.vocab_size"
     if data.tokenizer in PUBLISHED_VOCABULARIES:
@@ -164,6 +165,16 @@ def find_vocab_size(config: RunConfig, name: str) -> tuple[int, str]:
 def _data_dir(config: RunConfig, name: str) -> Path:
     """Where the prepared data are, or will be."""
     return config.data.data_dir or Path("data") / name
+
+
+def _prepared(config: RunConfig, name: str) -> Meta | None:
+    """What is known of the prepared data; None where there are none yet."""
+    try:
+        return read_meta(_data_dir(config, name))
+    except UserError as error:
+        if error.exit_code != ExitCode.USAGE:  # damaged, or of another version
+            raise
+        return None
 
 
 def measure_machine(hardware: Hardware) -> tuple[float, float, float]:
@@ -224,8 +235,11 @@ def unseen_products(config: DecoderConfig, seq_len: int) -> float | None:
     return per_pair * pairs / seq_len
 
 
-def _length(config: RunConfig, step_seconds: float) -> tuple[int, str]:
-    """Steps of the whole run, and which key asks for them: of several the one that ends first."""
+def _length(config: RunConfig, step_seconds: float, num_tokens: int | None) -> tuple[int, str]:
+    """Steps of the whole run, and which key asks for them: of several the one that ends first.
+
+    `num_tokens` is an epoch's; None as long as the data are not prepared.
+    """
     from tiny_transformer.training.plan import DEFAULT_STEPS
 
     training, choices = config.training, []
@@ -234,11 +248,18 @@ def _length(config: RunConfig, step_seconds: float) -> tuple[int, str]:
     if training.max_tokens is not None:
         steps = math.ceil(training.max_tokens / config.tokens_per_step)
         choices.append((steps, f"max_tokens {training.max_tokens:,}"))
+    if training.epochs is not None and num_tokens is not None:
+        steps = math.ceil(math.ceil(training.epochs * num_tokens) / config.tokens_per_step)
+        choices.append((steps, f"epochs {training.epochs:g}"))
     if training.max_train_minutes is not None:
         fitting = max(1, int(60 * training.max_train_minutes / step_seconds))
         choices.append((fitting, f"max_train_minutes {training.max_train_minutes:g}"))
     default = (DEFAULT_STEPS, f"steps {DEFAULT_STEPS:,}, the default")
-    return min(choices, key=lambda choice: choice[0], default=default)
+    steps, reason = min(choices, key=lambda choice: choice[0], default=default)
+    if training.epochs is not None and num_tokens is None:
+        reason = f"{reason.removesuffix(', the default')}; epochs {training.epochs:g} are counted once "
+        reason += "the data are prepared"
+    return steps, reason
 
 
 def _in_words(config: DecoderConfig) -> str:

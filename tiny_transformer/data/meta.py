@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import ExitCode, UserError, command_line
 
 META_FILE = "meta.json"
 FORMAT_VERSION = 1
@@ -26,6 +25,8 @@ MAX_META_BYTES = 64 * 2**20
 TOKEN_DTYPES = ("uint16", "uint32")
 MAX_COUNT = 2**53
 FLOOR_KEYS = {"nats_per_story", "nats_per_token", "bits_per_byte"}
+# Keys of the request that identify the source's text: today's, and that of older versions.
+SOURCE_IDENTITY, OLD_IDENTITY = "source_identity", "source_fingerprint"
 # Keys of the request that are read again, and what they may be.
 REQUEST_KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("source", "tokenizer", "text_field"), (str,)),
@@ -99,7 +100,8 @@ class Meta:
     def text_fingerprint(self) -> str:
         """A hash that is the same for the same validation text, whatever turned it into tokens: what makes the losses
         of two runs comparable."""
-        source = self.request.get("source_fingerprint") or self.val.sha256  # token files of others have no source
+        identities = (self.request.get(key) for key in (SOURCE_IDENTITY, OLD_IDENTITY))
+        source = next(filter(None, identities), self.val.sha256)  # token files of others have no source
         return hashlib.sha256(f"{source} {self.val.num_documents} {self.val.num_bytes}".encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
@@ -195,18 +197,19 @@ def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
 
 def not_prepared(data_dir: Path) -> UserError:
     """The error for a directory without meta.json, with the command that makes prepared data of what is there."""
-    here = shlex.quote(str(data_dir))
     if (data_dir / "train.bin").is_file():
+        imported = Path(f"{data_dir}-imported")
         return UserError(
             f"{data_dir} holds token files of another program: it has no {META_FILE}",
             where=str(data_dir),
-            remedy=f"take them in with their tokenizer: tiny-transformer import {here} "
-            f"--out_dir {shlex.quote(f'{data_dir}-imported')} --tokenizer gpt2",
+            remedy="take them in with their tokenizer: "
+            + command_line("tiny-transformer", "import", data_dir, "--out_dir", imported, "--tokenizer", "gpt2"),
         )
     return UserError(
         f"{data_dir} holds no prepared data: it has no {META_FILE}",
         where=str(data_dir),
-        remedy=f"make it with: tiny-transformer prepare --source YOUR_TEXT --out_dir {here}",
+        remedy="make it with: "
+        + command_line("tiny-transformer", "prepare", "--source", "YOUR_TEXT", "--out_dir", data_dir),
     )
 
 

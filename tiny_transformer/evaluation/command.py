@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import evaluation_batches
@@ -21,16 +19,25 @@ from tiny_transformer.data.meta import SplitMeta, read_meta
 from tiny_transformer.data.prepare.command import is_prepared
 from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset, TokenFile, open_dataset
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.evaluation.floor import FloorCheck, check_split
-from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split, perplexity_in_words
-from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport, measure_skills
+from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split, num_targets, scored_bytes
+from tiny_transformer.evaluation.skills import measure_skills
 from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_stories, split_stories
+from tiny_transformer.evaluation.tables import (
+    loss_json,
+    show_loss,
+    show_skills,
+    show_written,
+    skills_json,
+    written_json,
+)
+from tiny_transformer.evaluation.written import read_stories, write_stories
 from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
-from tiny_transformer.storage import atomic_write
-from tiny_transformer.storage.runs import SKILLS_FILE, holds_a_run, load_identity
+from tiny_transformer.storage import atomic_write, read_manifest
+from tiny_transformer.storage.runs import SKILLS_FILE, WRITTEN_FILE, holds_a_run, load_identity
 
 BATCH_SIZE = 16
 SPLITS = ("val", "train")
@@ -47,6 +54,7 @@ class EvaluateOptions:
         max_batches: score only so many batches of 16 sequences; None for the whole split.
         skills: tell the loss by skill and by place in the story instead of the split's loss.
         num_stories: how many stories for that.
+        stories: let the model write so many stories, and read them; None for none.
         device: `auto`, `cpu`, `cuda` or `mps`.
         as_json: print one JSON object instead of tables.
     """
@@ -57,6 +65,7 @@ class EvaluateOptions:
     max_batches: int | None = None
     skills: bool = False
     num_stories: int = 500
+    stories: int | None = None
     device: str = "auto"
     as_json: bool = False
 
@@ -76,59 +85,94 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
     """Measure a checkpoint; results go to `console`, what was chosen and warnings to `notes`.
 
     Raises:
-        UserError: no checkpoint, no data, data of another tokenizer, or `skills` on text that is not the story corpus.
+        UserError: no checkpoint, no data, data of another tokenizer, or `skills` or `stories` with a text that is not
+            the story corpus.
     """
-    if options.split not in (None, *SPLITS):
-        raise UserError(f"there is no split {options.split!r}", remedy=f"--split {' or '.join(SPLITS)}")
-    for name, value in (("max_batches", options.max_batches), ("num_stories", options.num_stories)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} = {value} is not possible", remedy=f"{name}: 1 or more")
+    _refuse_what_cannot_be(options)
     opened = open_checkpoint(options.checkpoint, device=options.device, dtype=torch.float32)
     data_dir = options.data_dir or _data_dir_of(opened.path, opened.run_config)
     dataset = open_dataset(data_dir)
     _refuse_other_tokenizer(opened, dataset, data_dir)
-    if options.skills and dataset.meta.source != STORIES:
+    asked = "--skills" if options.skills else "--stories"
+    if (options.skills or options.stories) and dataset.meta.source != STORIES:
         raise UserError(
-            f"--skills needs the story corpus, and {data_dir} holds {dataset.meta.source}",
+            f"{asked} needs the story corpus, and {data_dir} holds {dataset.meta.source}",
             where=str(data_dir),
-            remedy="only its grammar knows what each word should cost; leave out --skills for the loss",
+            remedy=f"only its grammar knows what each word should be; leave out {asked} for the loss",
         )
     subject = _load(opened, dataset, options.device)
     notes.print(f"[dim]{escape(f'{opened.sentence}; data in {data_dir}')}[/]", highlight=False, soft_wrap=True)
     facts = {"checkpoint": str(opened.path), "data_dir": str(data_dir), "device": subject.hardware.describe()}
     if options.skills:
-        report = measure_skills(subject.model, _stories(subject, options, notes), _reading(subject))
-        check: FloorCheck | None = report.check
-        if options.split is None:
-            _keep_for_the_report(opened.path, report, notes)
-        if options.as_json:
-            told = options.split or "fresh stories"
-            print(json.dumps({**facts, "stories": told, **_skills_json(report)}, indent=2))
-        else:
-            show_skills(report, console)
-    else:
-        split = options.split or SPLITS[0]
-        loss, check = _split_loss(subject, split, options.max_batches)
-        meta = _split_meta(dataset, split)
-        if options.as_json:
-            print(json.dumps({**facts, "split": split, **_loss_json(loss, meta, check)}, indent=2))
-        else:
-            show_loss(loss, meta, split, console)
-    if check is not None and check.rings and options.split != "train":  # a model may know what it was trained on
+        facts |= _tell_skills(subject, options, opened.path, console, notes)
+    if options.stories is not None:
+        facts |= _tell_written(opened, options.stories, options.as_json, console, notes)
+    if not options.skills and options.stories is None:
+        facts |= _tell_loss(subject, options, console, notes)
+    if options.as_json:
+        print(json.dumps(facts, indent=2))
+
+
+def _refuse_what_cannot_be(options: EvaluateOptions) -> None:
+    if options.split not in (None, *SPLITS):
+        raise UserError(f"there is no split {options.split!r}", remedy=f"--split {' or '.join(SPLITS)}")
+    for name in ("max_batches", "num_stories", "stories"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} = {value} is not possible", remedy=f"{name}: 1 or more")
+
+
+def _tell_skills(
+    subject: _Subject, options: EvaluateOptions, checkpoint: Path, console: Console, notes: Console
+) -> dict[str, Any]:
+    """What is lost by skill, shown or as JSON has it."""
+    report = measure_skills(subject.model, _stories(subject, options, notes), _reading(subject))
+    if options.split is None:
+        _keep_for_the_report(checkpoint, SKILLS_FILE, skills_json(report), notes)
+    if not options.as_json:
+        show_skills(report, console)
+    _warn(report.check, options, notes)
+    return {"stories": options.split or "fresh stories", **skills_json(report)}
+
+
+def _tell_written(
+    opened: OpenCheckpoint, count: int, as_json: bool, console: Console, notes: Console
+) -> dict[str, Any]:
+    """What the model writes, read by the grammar: shown or as JSON has it."""
+    figures = read_stories(write_stories(opened.model, opened.tokenizer, count, end_ids=opened.end_ids))
+    written = written_json(figures, count)
+    _keep_for_the_report(opened.path, WRITTEN_FILE, written, notes)
+    if not as_json:
+        show_written(figures, count, console)
+    return {"written": written}
+
+
+def _tell_loss(subject: _Subject, options: EvaluateOptions, console: Console, notes: Console) -> dict[str, Any]:
+    """The loss on a split, shown or as JSON has it."""
+    split = options.split or SPLITS[0]
+    loss, check = _split_loss(subject, split, options.max_batches)
+    meta = _split_meta(subject.dataset, split)
+    if not options.as_json:
+        show_loss(loss, meta, split, subject.packing, console)
+    _warn(check, options, notes)
+    return {"split": split, **loss_json(loss, meta, check)}
+
+
+def _warn(check: FloorCheck | None, options: EvaluateOptions, notes: Console) -> None:
+    """The alarm; a model may know by heart what it was trained on."""
+    if check is not None and check.rings and options.split != "train":
         notes.print(f"\n[bold yellow]warning[/]: {check.warning()}", highlight=False)
 
 
 def _split_loss(subject: _Subject, split: str, max_batches: int | None) -> tuple[SplitLoss, FloorCheck | None]:
-    """The loss on a split, or on its first batches (then the bytes are counted in proportion)."""
+    """The loss on a split, or on its first batches (then without a check: the floor is that of whole texts)."""
     tokens, meta = _tokens(subject.dataset, split), _split_meta(subject.dataset, split)
     batches: Any = evaluation_batches(tokens, seq_len=subject.seq_len, batch_size=BATCH_SIZE, packing=subject.packing)
     if max_batches is not None:
         batches = list(islice(batches, max_batches))
     loss = evaluate_split(subject.model, batches, num_bytes=meta.num_bytes, hardware=subject.hardware)
-    num_targets = meta.num_tokens - (1 if subject.packing == "concat" else meta.num_documents)
-    if loss.num_tokens < num_targets:
-        scored_bytes = max(1, round(meta.num_bytes * loss.num_tokens / meta.num_tokens))
-        return SplitLoss(loss.loss_sum, loss.num_tokens, scored_bytes), None
+    if loss.num_tokens < num_targets(meta, subject.packing):
+        return replace(loss, num_bytes=scored_bytes(meta, loss.num_tokens, subject.packing)), None
     return loss, check_split(loss.loss_sum, loss.num_tokens, meta, subject.model.config.known_vocab_size)
 
 
@@ -151,6 +195,21 @@ def _reading(subject: _Subject) -> Reading:
     tokenizer = subject.dataset.tokenizer
     has_first = subject.packing == "concat" or tokenizer.begin_id is not None
     return Reading(tokenizer, subject.seq_len, predicts_first=has_first, hardware=subject.hardware)
+
+
+def _keep_for_the_report(checkpoint: Path, name: str, figures: dict[str, Any], notes: Console) -> None:
+    """Leave the figures in the checkpoint's run, where the report finds them; a run that cannot be written to does
+    without."""
+    run_dir = checkpoint.resolve().parent
+    if not holds_a_run(run_dir):
+        return
+    with suppress(OSError, UserError):
+        kept = {"step": read_manifest(checkpoint).info.get("step"), **figures}
+        atomic_write(run_dir / name, json.dumps(kept, indent=2, allow_nan=True) + "\n")
+        here = Path.cwd().resolve()
+        shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
+        report_again = command_line("tiny-transformer", "report", shown)
+        notes.print(f"[dim]kept for the page: {escape(report_again)} says it in words[/]", soft_wrap=True)
 
 
 # --- what is evaluated
@@ -185,16 +244,17 @@ def _refuse_other_tokenizer(opened: OpenCheckpoint, dataset: Dataset, data_dir: 
         raise UserError(
             f"{data_dir} was prepared with another tokenizer ({theirs.name}) than the model's ({own.name})",
             where=str(data_dir),
-            remedy=f"prepare the text with the model's: tiny-transformer prepare --tokenizer {opened.path} ...",
+            remedy="prepare the text with the model's: "
+            + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),
         )
 
 
 def _load(opened: OpenCheckpoint, dataset: Dataset, device: str) -> _Subject:
     config, shape = opened.run_config, opened.config
     hardware = choose_hardware(device, config.training.precision if config else "fp32")
-    if (shape.vocab_size or 0) < dataset.tokenizer.vocab_size:
+    if shape.known_vocab_size < dataset.tokenizer.vocab_size:
         raise UserError(
-            f"the model knows {shape.vocab_size} ids and its tokenizer gives {dataset.tokenizer.vocab_size}",
+            f"the model knows {shape.known_vocab_size:,} ids and its tokenizer gives {dataset.tokenizer.vocab_size:,}",
             where=str(opened.path),
             remedy="take a checkpoint whose config.json and tokenizer.json belong together",
         )
@@ -208,100 +268,3 @@ def _tokens(dataset: Dataset, split: str) -> TokenFile:
 
 def _split_meta(dataset: Dataset, split: str) -> SplitMeta:
     return dataset.meta.val if split == "val" else dataset.meta.train
-
-
-# --- what is shown
-# -------------------------------------------------------------------------------------------------------
-
-
-def _keep_for_the_report(checkpoint: Path, report: SkillReport, notes: Console) -> None:
-    """Leave the figures in the checkpoint's run, where the report finds them; a run that cannot be written to does
-    without."""
-    run_dir = checkpoint.resolve().parent
-    if not holds_a_run(run_dir):
-        return
-    with suppress(OSError, UserError):
-        atomic_write(run_dir / SKILLS_FILE, json.dumps(_skills_json(report), indent=2, allow_nan=True) + "\n")
-        notes.print(
-            f"[dim]kept for the page: tiny-transformer report {escape(run_dir.name)} says it in words[/]",
-            soft_wrap=True,
-        )
-
-
-def show_loss(loss: SplitLoss, meta: SplitMeta, split: str, console: Console) -> None:
-    """The loss in its three units, beside the floor when the data has one."""
-    table = _table(f"{split} split", "", "nats per token", "bits per byte", "perplexity")
-    nats, bits = loss.nats_per_token, loss.bits_per_byte
-    table.add_row("this model", f"{nats:.4f}", f"{bits:.4f}", perplexity_in_words(nats))
-    if meta.floor:
-        best, best_bits = meta.floor["nats_per_token"], meta.floor["bits_per_byte"]
-        table.add_row("best possible", f"{best:.4f}", f"{best_bits:.4f}", perplexity_in_words(best))
-        table.add_row("still to learn", f"{nats - best:.4f}", f"{bits - best_bits:.4f}", "")
-    console.print(table)
-    part = "" if loss.num_tokens > meta.num_tokens // 2 else f" of {meta.num_tokens:,}"
-    console.print(f"{loss.num_tokens:,}{part} tokens, {loss.num_bytes:,} bytes of text", highlight=False)
-
-
-def show_skills(report: SkillReport, console: Console) -> None:
-    """What is lost by skill, the worst first, and by tenths of the story."""
-    check = report.check
-    table = _table("nats lost per story, by skill", "skill", "pieces", "best", "lost", "±", "share", "what it is")
-    for row in report.skills:
-        table.add_row(*_cells(row), MEANINGS[row.name])
-    error = check.standard_error
-    table.add_section()
-    table.add_row("all", "", f"{check.exact_per_text:.2f}", f"{check.lost_per_text:.2f}", _error(error), "100 %", "")
-    console.print(table)
-    console.print()
-    table = _table("nats lost per story, by place in the story", "part", "best", "lost", "±", "share", "")
-    largest = max((part.lost for part in report.parts), default=0.0)
-    for part in report.parts:
-        cells = _cells(part)
-        length = round(30 * part.lost / largest) if largest > 0 else 0
-        table.add_row(cells[0], *cells[2:], "#" * length)
-    console.print(table)
-    console.print(
-        f"\n{check.num_texts:,} stories; the model pays {check.nats_per_text:.2f} nats a story, the best possible is "
-        f"{check.exact_per_text:.2f}; ± is one standard error",
-        highlight=False,
-    )
-
-
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, heading in enumerate(headings):
-        is_text = i == 0 or heading in ("", "what it is")
-        table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading != "what it is")
-    return table
-
-
-def _cells(row: Loss) -> list[str]:
-    share = "" if math.isnan(row.share) else f"{100 * row.share:.0f} %"
-    return [row.name, f"{row.pieces:.1f}", f"{row.exact:.2f}", f"{row.lost:.2f}", _error(row.standard_error), share]
-
-
-def _error(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.2f}"
-
-
-def _loss_json(loss: SplitLoss, meta: SplitMeta, check: FloorCheck | None) -> dict[str, Any]:
-    return {
-        "num_tokens": loss.num_tokens,
-        "num_bytes": loss.num_bytes,
-        "loss_sum": loss.loss_sum,
-        "nats_per_token": loss.nats_per_token,
-        "perplexity": loss.perplexity,
-        "bits_per_byte": loss.bits_per_byte,
-        "floor": meta.floor,
-        "beats_the_floor": None if check is None else check.rings,
-    }
-
-
-def _skills_json(report: SkillReport) -> dict[str, Any]:
-    return {
-        **asdict(report.check),
-        "lost_per_text": report.check.lost_per_text,
-        "beats_the_floor": report.check.rings,
-        "skills": [{**asdict(row), "meaning": MEANINGS[row.name]} for row in report.skills],
-        "parts": [asdict(row) for row in report.parts],
-    }

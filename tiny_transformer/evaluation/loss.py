@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
+from tiny_transformer.data.meta import SplitMeta
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing
@@ -44,6 +45,17 @@ class SplitLoss:
     def bits_per_byte(self) -> float:
         """Bits needed per byte of text: comparable between tokenizers."""
         return self.loss_sum / math.log(2) / self.num_bytes
+
+
+def num_targets(meta: SplitMeta, packing: str) -> int:
+    """Targets of a whole split: every token but the first one, or, packed by documents, but the first of each."""
+    return meta.num_tokens - (1 if packing == "concat" else meta.num_documents)
+
+
+def scored_bytes(meta: SplitMeta, num_scored: int, packing: str) -> int:
+    """Bytes of text that the scored targets stand for: of a part, as many a target as the whole split has."""
+    targets = num_targets(meta, packing)
+    return meta.num_bytes if num_scored >= targets else max(1, math.ceil(meta.num_bytes * num_scored / targets))
 
 
 def perplexity_in_words(nats: float) -> str:

@@ -84,6 +84,22 @@ def measure_skills(model: CausalLM, told: Sequence[ToldStory], reading: Reading)
     return report([charge(story, cost) for story, cost in zip(told, costs, strict=True)])
 
 
+def chances(model: CausalLM, told: Sequence[ToldStory], reading: Reading) -> dict[str, float]:
+    """For each skill the chance that a model gives what is right beyond what it must leave open: exp of minus the nats
+    lost on a piece, 1 for what is known for certain. Its training mode is put back.
+
+    Raises:
+        UserError: see `story_costs`.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        rows = measure_skills(model, told, reading).skills
+    finally:
+        model.train(was_training)
+    return {row.name: min(1.0, math.exp(-max(0.0, row.lost / row.pieces))) for row in rows}
+
+
 def charge(story: ToldStory, costs: TokenCosts) -> list[Charge]:
     """What the model pays for each piece of a story, as the head of this module says.
 

@@ -10,7 +10,7 @@ from itertools import islice
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import TokenBatch, evaluation_batches
 from tiny_transformer.data.token_file import Dataset
-from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
+from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split, scored_bytes
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import Sharing
@@ -31,9 +31,7 @@ def validation_loss(
     hardware: Hardware,
     sharing: Sharing,
 ) -> SplitLoss:
-    """The loss over batches; a part of the split is taken to have as many bytes a token as all of it."""
+    """The loss over batches; see `scored_bytes` for a part of the split."""
     meta = dataset.meta.val
     loss = evaluate_split(model, batches, num_bytes=meta.num_bytes, hardware=hardware, sharing=sharing)
-    if config.training.eval_tokens is None:
-        return loss
-    return replace(loss, num_bytes=math.ceil(meta.num_bytes * min(1.0, loss.num_tokens / meta.num_tokens)))
+    return replace(loss, num_bytes=scored_bytes(meta, loss.num_tokens, config.data.packing))

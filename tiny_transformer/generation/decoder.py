@@ -5,14 +5,33 @@ It knows nothing of sampling, of prompts or of when a text ends: whatever writes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeGuard
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from tiny_transformer.layers.cache import ModelCache
 from tiny_transformer.models.contract import CausalLM
 
 PAD_DOCUMENT = -1
+
+
+class TokenStep(Protocol):
+    """Another way to read one token of one row, on the same cache; see `engines`."""
+
+    def takes(self, ids: Tensor | Sequence[Sequence[int]], cache: ModelCache) -> TypeGuard[Tensor]:
+        """Whether it can read these ids."""
+        ...
+
+    def __call__(self, ids: Tensor, cache: ModelCache) -> tuple[Tensor, Tensor]:
+        """Hidden state (1, 1, C) and logits (1, 1, V)."""
+        ...
+
+
+# model -> what makes a step for a decoder of it. `engines.choose_engine` puts models here; the others are called.
+TOKEN_STEPS: WeakKeyDictionary[CausalLM, Callable[[CausalLM], TokenStep]] = WeakKeyDictionary()
 
 
 class Decoder:
@@ -34,6 +53,7 @@ class Decoder:
         self._device = next(model.parameters()).device
         self.cache = model.make_cache(batch_size, max_len)
         self.hidden = torch.empty(0)
+        self._token_step = TOKEN_STEPS[model](model) if model in TOKEN_STEPS else None
 
     def feed(self, ids: Tensor | Sequence[Sequence[int]]) -> Tensor:
         """Read new tokens and return logits (B, T, V) after each of them.
@@ -56,6 +76,9 @@ class Decoder:
 
     @torch.inference_mode()
     def _read(self, ids: Tensor | Sequence[Sequence[int]], *, last_only: bool) -> Tensor:
+        if self._token_step is not None and self._token_step.takes(ids, self.cache):
+            self.hidden, logits = self._token_step(ids, self.cache)
+            return (logits[:, -1] if last_only else logits)[..., : self._num_tokens]
         doc_ids, last = None, None
         if not isinstance(ids, Tensor):
             ids, doc_ids, last = pad_right(ids, self._device)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.evaluation.verifiers import Verifier
+from tiny_transformer.generation.verifiers import Verifier
 
 FORMS = "majority, regex:PATTERN or verifier:FILE.py:function"
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")

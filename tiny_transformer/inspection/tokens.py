@@ -15,7 +15,7 @@ from tiny_transformer.data.packing import IGNORE_INDEX, BestFit, Concatenated, E
 from tiny_transformer.data.prepare.command import is_prepared
 from tiny_transformer.data.prepare.summary import print_summary
 from tiny_transformer.data.token_file import open_dataset
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.reports.formats import plain
 from tiny_transformer.reports.run_reader import is_run_directory
 from tiny_transformer.tokenizers import Tokenizer
@@ -95,12 +95,14 @@ def _refuse_other_things(path: Path) -> None:
     if is_run_directory(path):
         raise UserError(
             f"{path} is a run, not prepared data",
-            remedy=f"tiny-transformer runs {path} lists its checkpoints, generate --ckpt_dir {path} lets it write",
+            remedy=f"{command_line('tiny-transformer', 'runs', path)} lists its checkpoints, "
+            f"{command_line('tiny-transformer', 'generate', '--ckpt_dir', path)} lets it write",
         )
     if (path / "config.json").is_file():
         raise UserError(
             f"{path} is a model, not prepared data",
-            remedy=f"tiny-transformer generate --ckpt_dir {path} lets it write, evaluate {path} measures it",
+            remedy=f"{command_line('tiny-transformer', 'generate', '--ckpt_dir', path)} lets it write, "
+            f"{command_line('tiny-transformer', 'evaluate', path)} measures it",
         )
     inside = sorted(child for child in path.iterdir() if child.is_dir() and is_prepared(child))
     if inside:
@@ -108,7 +110,8 @@ def _refuse_other_things(path: Path) -> None:
         raise UserError(f"{path} is not prepared data: it has no {META_FILE}", remedy=f"but these are: {names}")
     raise UserError(
         f"{path} is not prepared data: it has no {META_FILE}",
-        remedy=f"make it with: tiny-transformer prepare --source YOUR_TEXT --out_dir {path}",
+        remedy="make it with: "
+        + command_line("tiny-transformer", "prepare", "--source", "YOUR_TEXT", "--out_dir", path),
     )
 
 

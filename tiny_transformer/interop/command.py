@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from tiny_transformer.errors import UserError
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.interop.detect import kind_of
 from tiny_transformer.models.find import find_checkpoint
+from tiny_transformer.storage.marks import is_mark, marked_checkpoint
+from tiny_transformer.storage.runs import CONFIG_FILE
 
 
 def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrite: bool, console: Console) -> Path:
@@ -34,13 +39,15 @@ def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrit
         lines.append(f"{len(written.kept_f16)} tensors stay f16: {kind} needs rows of a multiple of 32 weights")
     if written.has_second_head:
         lines.append("the MTP head (mtp.*) is left out: llama.cpp has no use for it")
-    lines.append(f'next: llama-cli -m {written.path} -no-cnv -p "Once upon a time"')
+    lines.append(f"next: llama-cli -m {shlex.quote(str(written.path))} -no-cnv -p {_prompt_for(directory)}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return written.path
 
 
-def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str, console: Console) -> None:
+def run_import(
+    source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str, full_size: bool = False, console: Console
+) -> None:
     """Read a model or token files of another program and write them as ours, all or nothing.
 
     Args:
@@ -48,12 +55,17 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         out_dir: a directory that does not exist yet.
         tokenizer: for token files a name or directory, for llama2.c the tokenizer's file; the others have their own.
         dtype: of token files.
+        full_size: of a GGUF file with quantized weights: write them as float32.
 
     Raises:
         UserError: not one of these, a pickle, or what the import itself refuses.
     """
-    kind = kind_of(source)
-    next_step = f'generate --ckpt_dir {out_dir} --prompt "Once upon a time"'
+    if is_mark(source):  # a link or a text file
+        source = marked_checkpoint(source.parent, source.name) or source
+    kind, note = kind_of(source), ""
+    if full_size and kind != "gguf":
+        raise UserError(f"{source} is no GGUF file, and nothing else is quantized", remedy="leave --full_size out")
+    next_step = f"{command_line('generate', '--ckpt_dir', out_dir, '--prompt')} {_prompt_for(source)}"
     if kind in ("hf", "gguf"):
         if tokenizer is not None:
             what = "a Hugging Face directory" if kind == "hf" else "a GGUF file"
@@ -65,7 +77,8 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         else:
             from tiny_transformer.interop.gguf.importing import import_gguf
 
-            import_gguf(source, out_dir)
+            if kinds := import_gguf(source, out_dir, full_size=full_size):
+                note = f"weights stay as they are ({' and '.join(kinds)}); --full_size makes float32 of them"
     elif tokenizer is None:
         remedy = "--tokenizer gpt2 (or a directory)" if kind == "token_bins" else "--tokenizer tokenizer.bin"
         raise UserError(f"{source} does not say which tokenizer it was made with", remedy=f"name it: {remedy}")
@@ -73,9 +86,22 @@ def run_import(source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str
         from tiny_transformer.interop.token_bins import import_token_bins
 
         import_token_bins(source, out_dir, tokenizer=tokenizer, dtype=dtype)
-        next_step = f"train --data_dir {out_dir} --minutes 10"
+        next_step = command_line("train", "--data_dir", out_dir, "--minutes", 10)
     else:
         from tiny_transformer.interop.llama2c import import_llama2c
 
         import_llama2c(source, tokenizer, out_dir)
+        # They all write stories.
+        next_step = command_line("generate", "--ckpt_dir", out_dir, "--prompt", "Once upon a time")
+    if note:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     console.print(f"wrote {out_dir}\nnext: tiny-transformer {next_step}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _prompt_for(checkpoint: Path) -> str:
+    """A prompt that fits what a model has read, as a shell takes it: what its run was sampled with, where that is
+    known."""
+    with suppress(UserError):
+        if prompts := load_run_config(checkpoint.absolute().parent / CONFIG_FILE).training.sample_prompts:
+            return shlex.quote(prompts[0])
+    return '"YOUR TEXT"'

@@ -6,13 +6,18 @@ They are never read here; the message says how to convert one outside, where it 
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Literal
 
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import ExitCode, UserError, command_line
+from tiny_transformer.storage.marks import STEP_NAME
 
 Kind = Literal["hf", "token_bins", "llama2c", "gguf"]
 
+TOKEN_FILES = ("train.bin", "val.bin", "validation.bin")
+_KINDS = "give a Hugging Face directory, a directory with train.bin and val.bin, a llama2.c .bin or a .gguf"
 _PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npz")
 # The first bytes: a zip archive (torch.save since 1.6), a pickle of protocol 2 and later.
 _PICKLED_MAGIC = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
@@ -39,7 +44,7 @@ def kind_of(source: Path) -> Kind:
             return "token_bins"
         raise _no_directory_of_ours(source)
     if not source.exists():
-        raise UserError(f"{source} does not exist", remedy="name a file or a directory")
+        raise _absent(source)
     if not source.is_file():
         raise _unknown(source, "not a regular file")
     try:
@@ -47,6 +52,8 @@ def kind_of(source: Path) -> Kind:
             head = file.read(4)
     except OSError as error:
         raise UserError(f"cannot read {source}: {error.strerror}", exit_code=ExitCode.IO) from None
+    if source.suffix.lower() == ".zip":
+        raise _unknown(source, "a zip archive", remedy="unpack it, and import what is in it")
     if head.startswith(_PICKLED_MAGIC) or source.suffix in _PICKLED_SUFFIXES:
         raise _pickled(source)
     if head == b"GGUF":
@@ -56,6 +63,10 @@ def kind_of(source: Path) -> Kind:
         raise UserError(f"{what} cannot be imported", where=str(source), remedy=remedy, exit_code=ExitCode.BAD_DATA)
     if source.suffix == ".safetensors":
         raise _unknown(source, "a file of weights without its config.json")
+    if source.name in TOKEN_FILES:
+        here = shlex.quote(str(source.parent))
+        remedy = f"tiny-transformer import {here} --tokenizer gpt2 --out_dir DIR"
+        raise UserError("token files are imported with their directory", where=str(source), remedy=remedy)
     if source.suffixes[-2:] == [".bin", ".xz"] or source.suffix == ".bin":
         return "llama2c"
     raise _unknown(source, "a file of a kind that is not known here")
@@ -70,20 +81,34 @@ def _no_directory_of_ours(source: Path) -> UserError:
     for name in ("config.json", "train.bin"):
         if name in names:
             return _unknown(source, f"a directory whose {name} is not a regular file")
+    checkpoints = [name for name in names if STEP_NAME.fullmatch(name)]
+    if checkpoints:
+        best = next((mark for mark in ("best", "last") if mark in names), checkpoints[-1])
+        remedy = f"name one: tiny-transformer import {shlex.quote(str(source / best))} --out_dir DIR"
+        return UserError("a run of several checkpoints cannot be imported as a whole", where=str(source), remedy=remedy)
     models = [name for name in names if name.endswith((".bin", ".bin.xz", ".gguf"))]
     if not models:
         return _unknown(source, "a directory with neither config.json nor train.bin")
     # The larger of a model and its tokenizer is the model.
     model = max(models, key=lambda name: (source / name).lstat().st_size)
     tokenizers = [name for name in models if name != model and not name.endswith(".gguf")]
-    remedy = f"tiny-transformer import {source / model}"
+    words: list[str | Path] = ["tiny-transformer", "import", source / model]
     if not model.endswith(".gguf"):
-        remedy += f" --tokenizer {source / tokenizers[0] if tokenizers else 'TOKENIZER.bin'}"
+        words += ["--tokenizer", source / tokenizers[0] if tokenizers else "TOKENIZER.bin"]
     return UserError(
         "a folder of model files cannot be imported as a whole",
         where=str(source),
-        remedy=f"name the file: {remedy} --out_dir DIR",
+        remedy=f"name the file: {command_line(*words)} --out_dir DIR",
     )
+
+
+def _absent(source: Path) -> UserError:
+    """What to do about a name that is no path; a model of the hub, or its address, is not fetched."""
+    at_hub = re.fullmatch(r"(?:(?:https?:/+)?huggingface\.co/|hf:/+)?([\w-][\w.-]*/([\w-][\w.-]*))/?", str(source))
+    remedy = "name a file or a directory"
+    if at_hub and not source.parent.is_dir() and source.suffix not in (".bin", ".gguf", ".xz", ".safetensors"):
+        remedy += f"; for a model of the hub: hf download {at_hub[1]} --local-dir {at_hub[2]}, then import {at_hub[2]}"
+    return UserError(f"{source} does not exist", remedy=remedy)
 
 
 def _adapter(source: Path) -> UserError:
@@ -106,10 +131,10 @@ def _pickled(path: Path) -> UserError:
     )
 
 
-def _unknown(path: Path, what: str) -> UserError:
+def _unknown(path: Path, what: str, *, remedy: str = _KINDS) -> UserError:
     return UserError(
         f"{what} cannot be imported",
         where=str(path),
-        remedy="give a Hugging Face directory, a directory with train.bin and val.bin, a llama2.c .bin or a .gguf",
+        remedy=remedy,
         exit_code=ExitCode.BAD_DATA,
     )

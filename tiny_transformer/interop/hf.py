@@ -7,7 +7,7 @@ not supported has been refused, and `tiny-transformer doctor` can later tell whe
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
@@ -45,6 +45,34 @@ def import_hf(source: Path | str, out_dir: Path | str) -> None:
     _check_tokenizer_is_there(source)
     tokenizer = opened.tokenizer
     model, dtypes = opened.model, stored_dtypes(source)  # in memory the widest of them all
+    beside = beside_the_weights(opened)
+    write_import(
+        model,
+        tokenizer,
+        out_dir,
+        source=source,
+        token_ids=beside.token_ids,
+        copied=beside.copied,
+        sampling=beside.sampling,
+        dtypes=dtypes,
+    )
+
+
+class Beside(NamedTuple):
+    """What a checkpoint says beside its weights and its tokenizer, in the terms of `write_import`."""
+
+    token_ids: dict[str, int | list[int]]
+    sampling: dict[str, Any]
+    copied: dict[str, bytes] | None
+
+
+def beside_the_weights(opened: OpenCheckpoint) -> Beside:
+    """Token ids, recommended sampling and chat template of a checkpoint, to be written with it once more.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    source = opened.path
     hf, _ = read_config(source)
     generation = source / GENERATION
     told = read_json(generation) if generation.exists() or generation.is_symlink() else {}
@@ -54,16 +82,8 @@ def import_hf(source: Path | str, out_dir: Path | str) -> None:
         token_ids["eos_token_id"] = ends[0] if len(ends) == 1 and not isinstance(hf.get("eos_token_id"), list) else ends
     template = source / CHAT_TEMPLATE
     is_there = template.exists() or template.is_symlink()
-    write_import(
-        model,
-        tokenizer,
-        out_dir,
-        source=source,
-        token_ids=token_ids,
-        copied={CHAT_TEMPLATE: read_small_file(template)} if is_there else None,  # as it came; none of ours runs it
-        sampling=_sampling(told),
-        dtypes=dtypes,
-    )
+    copied = {CHAT_TEMPLATE: read_small_file(template)} if is_there else None  # as it came; none of ours runs it
+    return Beside(token_ids, _sampling(told), copied)
 
 
 def _sampling(told: dict[str, Any]) -> dict[str, Any]:

@@ -45,8 +45,7 @@ def import_token_bins(
     files = open_token_files(source, made, dtype=dtype)
     try:
         for file in files:
-            if dtype == "uint16":
-                _check_width(file, made.vocab_size)
+            _check_width(file, made.vocab_size, bits=16 if dtype == "uint16" else 32)
         seq_len = min(512, *(len(file) - 1 for file in files)) if seq_len is None else seq_len
         for name, file in zip(("train", "val"), files, strict=True):
             if len(file) <= max(seq_len, 2):
@@ -83,23 +82,45 @@ def import_token_bins(
     return meta
 
 
-def _check_width(file: TokenFile, vocab_size: int) -> None:
-    """Refuse uint32 tokens read as uint16: every second number is then the upper half of an id, 0 as a rule.
+def _check_width(file: TokenFile, vocab_size: int, *, bits: int) -> None:
+    """Refuse wider tokens read as narrow ones: every second number is then the upper half of an id, 0 as a rule.
 
     No text gives that: it would need the first few words of the vocabulary in every second place.
+
+    Raises:
+        UserError: such a file, or an id outside the vocabulary.
     """
-    highest = (vocab_size - 1) >> 16
+    highest = (vocab_size - 1) >> bits
     if len(file) < 4 or len(file) % 2:
         return
+    is_64_bit = bits == 32 or len(file) % 4 == 0
     for start in range(0, len(file), READ_TOKENS):
-        if (file.read(start, min(start + READ_TOKENS, len(file)))[1::2] > highest).any():
+        tokens = _read(file, start)
+        if (tokens[1::2] > highest).any():
             return
+        is_64_bit = is_64_bit and (bits == 32 or not (tokens[2::4].any() or tokens[3::4].any()))
+    actual = 64 if is_64_bit else 32
+    convert = "write them as 32-bit numbers: numpy.fromfile(FILE, '<i8').astype('<u4').tofile(FILE)"
     raise UserError(
-        "every second token is 0 or next to it: these are 32-bit tokens read as 16-bit ones",
+        f"every second token is 0 or next to it: these are {actual}-bit tokens read as {bits}-bit ones",
         where=str(file.path),
-        remedy="import with --dtype uint32",
+        remedy="import with --dtype uint32" if actual == 32 else f"{convert}; then import with --dtype uint32",
         exit_code=ExitCode.BAD_DATA,
     )
+
+
+def _read(file: TokenFile, start: int) -> np.ndarray:
+    """The next stretch of tokens, once every id is one of the vocabulary."""
+    try:
+        return file.read(start, min(start + READ_TOKENS, len(file)))
+    except UserError as error:
+        if error.exit_code != ExitCode.BAD_DATA:
+            raise
+        remedy = "name the tokenizer that they were made with, and their width with --dtype; big-endian numbers, and "
+        remedy += "those of other types, have to be written as little-endian uint16 or uint32 first"
+        raise UserError(
+            error.what.removeprefix("damaged data: "), where=error.where, remedy=remedy, exit_code=error.exit_code
+        ) from None
 
 
 def _copy(file: TokenFile, name: str, tokenizer: Tokenizer, directory: Path) -> tuple[SplitMeta, np.ndarray]:
@@ -118,7 +139,7 @@ def _documents(file: TokenFile, end_id: int) -> Iterator[list[int]]:
     """Each document with its end token; the last one may have none, and a very long one comes in parts."""
     held: list[int] = []
     for start in range(0, len(file), READ_TOKENS):
-        tokens = file.read(start, min(start + READ_TOKENS, len(file)))
+        tokens = _read(file, start)
         ends = np.flatnonzero(tokens == end_id) + 1
         for part in np.split(tokens, ends):
             held += part.tolist()

@@ -46,8 +46,8 @@ def write_import(
             the model, or `out_dir` exists.
     """
     vocab_size = model.config.vocab_size or 0
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not torch.isfinite(tensor).all():
             raise _bad(
                 source,
                 f"tensor {name} has weights that are infinite or not numbers",

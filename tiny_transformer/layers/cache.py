@@ -128,6 +128,15 @@ class KeyValueCache(LayerCache):
                 stored.scatter_(2, self._slots[:, None, :, None].expand_as(new), new)
         return self._key[:, :, : self._num_keys], self._value[:, :, : self._num_keys]
 
+    @property
+    def memory(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All stored keys and values, (B, G, max_len + 1, D); the last slot is for padding."""
+        return self._key, self._value
+
+    def move_into(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Go on in other memory, which holds the same."""
+        self._key, self._value = key, value
+
     def select(self, rows: torch.Tensor) -> KeyValueCache:
         chosen = object.__new__(KeyValueCache)
         for name in ("_key", "_value"):
@@ -156,7 +165,7 @@ class ModelCache(Sequence[LayerCache]):
         device: of the cached tensors.
         fixed: read all `max_len` slots in every call, whatever they hold, and keep the lengths in a tensor: then no
             shape and no number outside tensors changes from call to call, and a compiled step is compiled once. Inside
-            compiled code nobody checks that the tokens fit: the caller must.
+            compiled code nobody checks that the tokens fit, and that padding stands behind them: the caller must.
     """
 
     def __init__(
@@ -191,6 +200,20 @@ class ModelCache(Sequence[LayerCache]):
         """Tokens that the longest row holds."""
         return max(self.lengths, default=0)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all rows are one document each, and nothing is `fixed`: a row's length then says everything."""
+        return self._doc_ids is None and self._filled is None
+
+    def gather_memory(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put the keys of all layers into one tensor and their values into another, (L, B, G, max_len + 1, D), and go
+        on in these. All layers must be `KeyValueCache`s of one shape."""
+        layers = [layer for layer in self._layers if isinstance(layer, KeyValueCache)]
+        keys, values = (torch.stack(parts) for parts in zip(*(layer.memory for layer in layers), strict=True))
+        for layer, key, value in zip(layers, keys, values, strict=True):
+            layer.move_into(key, value)
+        return keys, values
+
     def admit(self, input_ids: torch.Tensor, doc_ids: torch.Tensor | None) -> Place:
         """Check that new tokens fit, and note where they stand, before any layer reads them.
 
@@ -207,16 +230,13 @@ class ModelCache(Sequence[LayerCache]):
             raise ValueError(f"{batch_size} rows given to a cache made for {self.batch_size}")
         padding = None if doc_ids is None else doc_ids < 0
         if self._filled is not None:
+            if not torch.compiler.is_compiling():
+                self._lengths_after(T, padding)
             return self._admit_by_tensors(self._filled, T, doc_ids, padding, self.max_len)
         if padding is not None and not padding.any():
             padding = None
-        if padding is not None and (padding[:, :-1] > padding[:, 1:]).any():
-            raise ValueError("with a cache, padding stands behind the tokens of a row, not before them")
-        counts = [T] * batch_size if padding is None else (~padding).sum(dim=1).tolist()
-        before, after = self._lengths, [n + new for n, new in zip(self._lengths, counts, strict=True)]
+        before, after = self._lengths, self._lengths_after(T, padding)
         num_keys, start = max(after, default=T), max(before, default=0)
-        if num_keys > self.max_len:
-            raise ValueError(f"{num_keys} tokens do not fit into a cache made for {self.max_len}")
         self._lengths = after
         is_one_document = self._doc_ids is None and (doc_ids is None or not (doc_ids > 0).any())
         if padding is None and is_one_document and min(before, default=0) == start:
@@ -226,6 +246,21 @@ class ModelCache(Sequence[LayerCache]):
             return Place(positions, num_keys, None, None, None, None)
         filled = torch.tensor(before, device=self._device)
         return self._admit_by_tensors(filled, T, None if is_one_document else doc_ids, padding, num_keys)
+
+    def _lengths_after(self, T: int, padding: torch.Tensor | None) -> list[int]:
+        """What each row will hold after T more tokens, padding not counted. Nothing has been changed yet, so a cache
+        that refuses tokens stays as it was.
+
+        Raises:
+            ValueError: as in `admit`.
+        """
+        if padding is not None and (padding[:, :-1] & ~padding[:, 1:]).any():
+            raise ValueError("with a cache, padding stands behind the tokens of a row, not before them")
+        counts = [T] * self.batch_size if padding is None else (~padding).sum(dim=1).tolist()
+        after = [n + new for n, new in zip(self.lengths, counts, strict=True)]
+        if max(after, default=T) > self.max_len:
+            raise ValueError(f"{max(after, default=T)} tokens do not fit into a cache made for {self.max_len}")
+        return after
 
     def _admit_by_tensors(
         self,
@@ -243,8 +278,6 @@ class ModelCache(Sequence[LayerCache]):
             layer.expect(slots, num_keys)
         if self._filled is not None:
             self._filled += T if padding is None else (~padding).sum(dim=1)
-            if not torch.compiler.is_compiling() and self.length > self.max_len:
-                raise ValueError(f"{self.length} tokens do not fit into a cache made for {self.max_len}")
         return Place(
             positions,
             num_keys,
@@ -309,9 +342,9 @@ class ModelCache(Sequence[LayerCache]):
     def reset(self, rows: Sequence[int] | int) -> None:
         """Empty these rows, as if they had read nothing, now and at the snapshot: another text can begin there."""
         rows = [rows] if isinstance(rows, int) else rows
+        chosen = frozenset(range(self.batch_size)[row] for row in rows)
         for layer in self._layers:
             layer.reset(rows)
-        chosen = frozenset(range(self.batch_size)[row] for row in rows)
         self.lengths = [0 if row in chosen else n for row, n in enumerate(self.lengths)]
         if self._snapshot is not None:
             self._snapshot = [0 if row in chosen else n for row, n in enumerate(self._snapshot)]

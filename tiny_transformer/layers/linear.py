@@ -1,4 +1,5 @@
-"""Linear layers that stand in the place of `nn.Linear`: weights in 8 or 4 bits, or frozen with a low-rank addition.
+"""Layers that stand in the place of `nn.Linear` and `nn.Embedding`: weights in 8 or 4 bits, or frozen with a low-rank
+addition.
 
 Shapes: N outputs, K inputs, g weights of a group, M = ceil(K / g) groups of a row, r rank; ... any leading axes.
 
@@ -50,15 +51,14 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack((packed & 15, packed >> 4), dim=2).flatten(1).to(torch.int8) - 8
 
 
-class QuantizedLinear(nn.Module):
-    """y = W x + b with W in 8 or 4 bits. It does not learn: the integers are buffers, and so are the scales.
+class QuantizedWeight(nn.Module):
+    """A matrix W (N, K) in 8 or 4 bits. It does not learn: the integers are buffers, and so are the scales.
 
     Args:
-        in_features, out_features: K and N.
+        rows, columns: N and K.
         bits: of a weight.
         group_size: g, even with 4 bits; None: one group a row.
-        bias: whether there is one; in `dtype`.
-        dtype, device: of the bias; and where everything is. Nothing is set: see `of`.
+        device: where everything is. Nothing is set: see `set_to`.
 
     Attributes:
         quantized: (N, M g) int8, or (N, M g / 2) uint8 as `pack` makes it.
@@ -67,6 +67,55 @@ class QuantizedLinear(nn.Module):
 
     quantized: torch.Tensor
     scale: torch.Tensor
+
+    def __init__(
+        self, rows: int, columns: int, *, bits: Bits, group_size: int | None, device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        self.bits, self.group_size, self.columns = bits, group_size, columns
+        self.group_width = group_size or columns + columns % 2
+        if bits not in (8, 4) or self.group_width < 1 or (bits == 4 and self.group_width % 2):
+            raise ValueError(f"{bits} bits in groups of {group_size}: 8 or 4 bits, and with 4 an even group")
+        groups = math.ceil(columns / self.group_width)
+        width, kind, of_scale = groups * self.group_width, torch.int8, torch.float32
+        if bits == 4:
+            width, kind, of_scale = width // 2, torch.uint8, torch.float16
+        self.register_buffer("quantized", torch.empty(rows, width, dtype=kind, device=device))
+        self.register_buffer("scale", torch.empty(rows, groups, dtype=of_scale, device=device))
+
+    @torch.no_grad()
+    def set_to(self, integers: torch.Tensor, scale: torch.Tensor) -> None:
+        """Take integers (N, M g) and scales (N, M), as `quantize` gives them."""
+        self.quantized.copy_(integers if self.bits == 8 else pack(integers))
+        self.scale.copy_(scale)
+
+    def weight_in(self, dtype: torch.dtype, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """W (N, K) as other layers have it; or of some rows (...) alone, (..., K)."""
+        integers, scale = self.quantized, self.scale
+        if rows is not None:
+            integers, scale = integers[rows.flatten()], scale[rows.flatten()]
+        integers = integers if self.bits == 8 else unpack(integers)
+        groups = integers.unflatten(1, (-1, self.group_width)) * scale.float()[..., None]  # (N, M, g)
+        weight = groups.flatten(1)[:, : self.columns].to(dtype)
+        return weight if rows is None else weight.view(*rows.shape, self.columns)
+
+    def _apply(self, fn, recurse: bool = True):  # .to(dtype), .cuda() and the like
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if self.scale.dtype != scale.dtype:
+            self.scale = scale.to(self.scale.device)
+        return self
+
+
+class QuantizedLinear(QuantizedWeight):
+    """y = W x + b with W in 8 or 4 bits.
+
+    Args:
+        in_features, out_features: K and N.
+        bits, group_size, device: see `QuantizedWeight`.
+        bias: whether there is one; in `dtype`.
+        dtype: of the bias.
+    """
 
     def __init__(
         self,
@@ -79,17 +128,8 @@ class QuantizedLinear(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__()
-        self.in_features, self.out_features, self.bits, self.group_size = in_features, out_features, bits, group_size
-        self.group_width = group_size or in_features + in_features % 2
-        if bits not in (8, 4) or self.group_width < 1 or (bits == 4 and self.group_width % 2):
-            raise ValueError(f"{bits} bits in groups of {group_size}: 8 or 4 bits, and with 4 an even group")
-        groups = math.ceil(in_features / self.group_width)
-        width, kind, of_scale = groups * self.group_width, torch.int8, torch.float32
-        if bits == 4:
-            width, kind, of_scale = width // 2, torch.uint8, torch.float16
-        self.register_buffer("quantized", torch.empty(out_features, width, dtype=kind, device=device))
-        self.register_buffer("scale", torch.empty(out_features, groups, dtype=of_scale, device=device))
+        super().__init__(out_features, in_features, bits=bits, group_size=group_size, device=device)
+        self.in_features, self.out_features = in_features, out_features
         vector = torch.empty(out_features, dtype=dtype, device=device)
         self.bias = nn.Parameter(vector, requires_grad=False) if bias else None
 
@@ -112,32 +152,82 @@ class QuantizedLinear(nn.Module):
     def of(cls, linear: nn.Linear, *, bits: Bits, group_size: int | None) -> QuantizedLinear:
         """The layer that computes nearly what `linear` does; arguments of `like`."""
         layer = cls.like(linear, bits=bits, group_size=group_size)
-        integers, scale = quantize(linear.weight, bits=bits, group_size=layer.group_width)
-        layer.quantized.copy_(integers if bits == 8 else pack(integers))
-        layer.scale.copy_(scale)
+        layer.set_to(*quantize(linear.weight, bits=bits, group_size=layer.group_width))
         if layer.bias is not None:
             layer.bias.copy_(linear.bias)
         return layer
-
-    def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
-        """W (N, K) as other layers have it."""
-        integers = self.quantized if self.bits == 8 else unpack(self.quantized)
-        groups = integers.unflatten(1, (-1, self.group_width)) * self.scale.float()[..., None]  # (N, M, g)
-        return groups.flatten(1)[:, : self.in_features].to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., K) to (..., N)."""
         return functional.linear(x, self.weight_in(x.dtype), self.bias)
 
-    def _apply(self, fn, recurse: bool = True):  # .to(dtype), .cuda() and the like
-        scale = self.scale
-        super()._apply(fn, recurse)
-        if self.scale.dtype != scale.dtype:
-            self.scale = scale.to(self.scale.device)
-        return self
-
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, group_size={self.group_size}"
+
+
+class QuantizedEmbedding(QuantizedWeight):
+    """A table of words with its rows in 8 or 4 bits.
+
+    Args:
+        num_embeddings, embedding_dim: N words of K features.
+        bits, group_size, device: see `QuantizedWeight`.
+        dtype: of what it gives out; it follows `.to(dtype)`.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        bits: Bits,
+        group_size: int | None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, bits=bits, group_size=group_size, device=device)
+        self.num_embeddings, self.embedding_dim, self.dtype = num_embeddings, embedding_dim, dtype
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, table: nn.Embedding, *, bits: Bits, group_size: int | None) -> QuantizedEmbedding:
+        """The table that gives nearly what `table` does; arguments of `like`."""
+        layer = cls.like(table, bits=bits, group_size=group_size)
+        layer.set_to(*quantize(table.weight, bits=bits, group_size=layer.group_width))
+        return layer
+
+    @classmethod
+    def like(cls, table: nn.Embedding, *, bits: Bits, group_size: int | None) -> QuantizedEmbedding:
+        """An empty table for the place of `table`."""
+        weight = table.weight
+        return cls(*weight.shape, bits=bits, group_size=group_size, dtype=weight.dtype, device=weight.device)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """(...) int64 to (..., K)."""
+        return self.weight_in(self.dtype, ids)
+
+    def _apply(self, fn, recurse: bool = True):
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.scale.device)).dtype
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}, group_size={self.group_size}"
+
+
+class QuantizedHead(nn.Module):
+    """Logits from the rows of a `QuantizedEmbedding`: a tied head. It owns nothing, so nothing is saved twice."""
+
+    def __init__(self, embedding: QuantizedEmbedding) -> None:
+        super().__init__()
+        self._embedding = (embedding,)  # in a tuple: not a part of this module
+
+    @property
+    def embedding(self) -> QuantizedEmbedding:
+        """The table."""
+        return self._embedding[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., K) to (..., N)."""
+        return functional.linear(x, self.embedding.weight_in(x.dtype))
 
 
 def quantized_product_slowly(layer: QuantizedLinear, x: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,7 @@ class LateCastRMSNorm(RMSNorm):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., C) to (..., C), same dtype."""
-        return (self.weight * UnitRMS.apply(hidden.float(), self.eps)).to(hidden.dtype)
+        return (self.weight * UnitRMS.apply(at_least_float32(hidden), self.eps)).to(hidden.dtype)
 
 
 class ZeroCentredRMSNorm(nn.Module):

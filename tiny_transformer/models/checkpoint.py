@@ -122,7 +122,7 @@ def save_model(
             generate text stop at `eos_token_id`.
     """
     tensors = model.state_dict() if tensors is None else tensors
-    dtype = str(tensors[EMBEDDING].dtype).removeprefix("torch.")
+    dtype = str(tensors.get(EMBEDDING, model.model.norm.weight).dtype).removeprefix("torch.")
     config = write_swaps(model.config.to_hf(dtype=dtype, **token_ids), describe_swaps(model))
     write_into(directory, "config.json", _json(config))
     generation: dict[str, Any] = {name: token_ids[name] for name in TOKEN_IDS if token_ids.get(name) is not None}
@@ -187,13 +187,13 @@ class _Weights:
         if missing := expected.keys() - self._files.keys():
             raise _bad(self.directory, f"missing tensors: {_some(missing)}", _UNLIKE)
         surplus = self._files.keys() - expected.keys()
-        if model.config.tie_word_embeddings:
-            surplus -= {HEAD}
+        tied_head = {HEAD} if model.config.tie_word_embeddings and EMBEDDING in expected else set()
+        surplus -= tied_head
         surplus -= self._pass_over_angles(surplus, model.config)
         if surplus:
             what = f"tensors that {model.config.model_type} does not have: {_some(surplus)}"
             raise _bad(self.directory, what, _UNLIKE)
-        if HEAD in self._files:
+        if tied_head and HEAD in self._files:
             expected[HEAD] = expected[EMBEDDING]
         for name, shape in expected.items():
             header = self._files[name].get_slice(name)

@@ -13,6 +13,7 @@ from tiny_transformer.config.shapes import ModelConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.swaps import Record, read_swaps
 from tiny_transformer.storage.inside import check_inside
+from tiny_transformer.storage.reading import read_regular
 
 MAX_CONFIG_BYTES = 2**20
 MAX_GROUPS = 10_000  # an empty list is two bytes in the file and dozens in memory
@@ -77,11 +78,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any
     """
     check_inside(path)
     try:
-        if not path.is_file():
-            raise ValueError("not a regular file")
-        if path.stat().st_size > max_bytes:
-            raise ValueError(f"larger than {max_bytes:,} bytes")
-        raw = path.read_bytes()
+        raw = read_regular(path, max_bytes)
         if raw.count(b"[") + raw.count(b"{") > MAX_GROUPS:
             raise ValueError(f"more than {MAX_GROUPS:,} lists and objects")
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
@@ -104,14 +101,15 @@ def read_small_file(path: Path) -> bytes:
         UserError: a link that leads outside, no regular file, or an oversized one.
     """
     check_inside(path)
-    if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
+    try:
+        return read_regular(path, MAX_CONFIG_BYTES)
+    except OSError as error:
         raise UserError(
-            f"{path.name} is not a file of at most {MAX_CONFIG_BYTES:,} bytes",
+            f"cannot read {path.name}: {error.strerror}",
             where=str(path),
             remedy="fetch it again, or remove it: the model opens without",
             exit_code=ExitCode.BAD_DATA,
-        )
-    return path.read_bytes()
+        ) from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

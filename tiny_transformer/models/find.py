@@ -8,21 +8,22 @@ imported.
 from __future__ import annotations
 
 import difflib
-import re
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunDirectory, verify
-from tiny_transformer.storage.marks import is_mark, marked_checkpoint
-from tiny_transformer.storage.runs import STATE_DIRECTORY
+from tiny_transformer.storage.lock import owner_of
+from tiny_transformer.storage.marks import STEP_NAME, is_mark, marked_checkpoint
+from tiny_transformer.storage.runs import NOT_FINITE_FILE, STATE_DIRECTORY
+from tiny_transformer.storage.temporary import LEFTOVER_PREFIX
 
 RUNS_DIR = Path("runs")
 LINKS = ("best", "last")  # what a run is asked for, in this order
 CONFIG, MANIFEST = "config.json", "manifest.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-# Directories that only a training run makes; without a manifest they are half-written.
-_OURS = re.compile(r"step-\d{8,}|\.tmp-.*")
 
 
 def find_runs(names: Sequence[Path | str], runs_dir: Path = RUNS_DIR) -> tuple[list[Path], list[str]]:
@@ -46,11 +47,24 @@ def find_runs(names: Sequence[Path | str], runs_dir: Path = RUNS_DIR) -> tuple[l
         elif _exists(run):
             found.append(run)
         else:
-            matches = _glob(Path(), name) or _glob(runs_dir, name)
+            here, among_runs = _glob(Path(), name), _glob(runs_dir, name)
+            matches = _of_runs(here) or _of_runs(among_runs) or here or among_runs
             if not matches:
                 raise _unknown(name, runs_dir)
             found += matches
     return list(dict.fromkeys(found)), notes
+
+
+def newest_run(runs_dir: Path = RUNS_DIR) -> Path:
+    """The run that was written to last.
+
+    Raises:
+        UserError: there is none.
+    """
+    runs = [path for path in _of_runs(sorted(runs_dir.glob("*"))) if _is_run(path)]
+    if not runs:
+        raise UserError(f"there is no run in {runs_dir}", remedy="name one; tiny-transformer train makes one")
+    return max(runs, key=lambda run: max(entry.lstat().st_mtime_ns for entry in run.iterdir()))
 
 
 def find_run(name: Path | str, runs_dir: Path = RUNS_DIR) -> tuple[Path, str]:
@@ -76,6 +90,16 @@ def _glob(root: Path, pattern: Path) -> list[Path]:
         return []
     root, pattern = (Path(pattern.anchor), pattern.relative_to(pattern.anchor)) if pattern.anchor else (root, pattern)
     return sorted(path for path in root.glob(str(pattern)) if path.is_dir())
+
+
+def _of_runs(paths: list[Path]) -> list[Path]:
+    """Those that are runs or checkpoints: a pattern is not meant for other directories that happen to fit it."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            if path.is_dir() and (_is_run(path) or any((path / name).is_file() for name in (CONFIG, MANIFEST))):
+                found.append(path)
+    return found
 
 
 def _unknown(name: Path, runs_dir: Path) -> UserError:
@@ -135,8 +159,20 @@ def _of_run(run: Path) -> tuple[Path, str]:
     # A run killed after its first save and before the link was made.
     if newest := RunDirectory(run).newest_whole()[0]:
         return newest.path, f"using {newest.path}"
-    what = f"the run {run} has no whole checkpoint"
-    raise UserError(what, remedy="let it train until its first save, or use another run", exit_code=ExitCode.BAD_DATA)
+    raise _nothing_saved(run)
+
+
+def _nothing_saved(run: Path) -> UserError:
+    """What to say of a run without a whole checkpoint, and what can be done about it."""
+    what, remedy = f"the run {run} has no whole checkpoint", "train it again (--overwrite), or use another run"
+    if (run / NOT_FINITE_FILE).is_file():
+        what = f"the run {run} diverged before its first checkpoint"
+        remedy = "train it again with a lower learning_rate (--overwrite), or use another run"
+    elif owner_of(run):
+        what, remedy = f"the run {run} has not saved yet", "let it train until its first save, or use another run"
+    elif RunDirectory(run).checkpoints():
+        remedy = f"tiny-transformer doctor {shlex.quote(str(run))} says what is damaged; use another run"
+    return UserError(what, remedy=remedy, exit_code=ExitCode.BAD_DATA)
 
 
 def _linked(link: Path) -> tuple[Path, str]:
@@ -155,7 +191,7 @@ def _check(directory: Path) -> None:
             verify(directory, without=STATE_DIRECTORY)  # what only --resume reads
         elif not directory.is_dir():
             raise UserError("the link leads to a checkpoint that is not there")
-        elif _OURS.fullmatch(directory.name):
+        elif _is_ours(directory.name):
             raise UserError(f"half-written checkpoint: no {MANIFEST}")
         elif not any((directory / name).is_file() for name in WEIGHTS):
             raise UserError(f"half-written checkpoint: {CONFIG} but no {WEIGHTS[0]}")
@@ -168,7 +204,12 @@ def _check(directory: Path) -> None:
 
 def _is_run(path: Path) -> bool:
     names = [entry.name for entry in path.iterdir()]
-    return CONFIG not in names and any(name in (*LINKS, "log.jsonl") or _OURS.fullmatch(name) for name in names)
+    return CONFIG not in names and any(name in (*LINKS, "log.jsonl") or _is_ours(name) for name in names)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether only a training run makes a directory of that name; without a manifest it is half-written."""
+    return STEP_NAME.fullmatch(name) is not None or name.startswith(LEFTOVER_PREFIX)
 
 
 def _find_newest(runs_dir: Path, name: str) -> Path | None:

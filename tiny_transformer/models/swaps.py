@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tiny_transformer.models.contract import CausalLM
 
 MODEL_TYPE = "tiny_transformer_swapped"
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 INT4_GROUP = 32
 MAX_RECORDS, MAX_NAMES, MAX_NAME = 100, 1000, 200
 Record = dict[str, Any]
@@ -44,12 +45,27 @@ def quantize_layers(model: CausalLM, kind: str, *, group_size: int | None = None
         model: of ordinary layers.
         kind: `int8` or `int4`.
         group_size: weights that share a scale. None: with int8 a whole row, with int4 32.
+
+    Raises:
+        UserError: another kind, or a group size that it cannot have.
     """
+    if kind not in ("int8", "int4"):
+        raise UserError(f"no quantization is called {short(kind)}", remedy="int8 or int4")
     names = [
         name for name in _linear_names(model) if not any(fnmatchcase(name, pattern) for pattern in model.KEEP_BITS)
     ]
     group_size = INT4_GROUP if kind == "int4" and group_size is None else group_size
-    _swap(model, {"kind": kind, "group_size": group_size}, names, filled=True)
+    _swap(model, _possible({"kind": kind, "group_size": group_size}), names, filled=True)
+    return names
+
+
+def quantize_words(model: CausalLM, kind: str = "int8", *, group_size: int | None = None) -> list[str]:
+    """Swap the embedding and the head, in place, for tables of integers; the names of those that were ordinary.
+
+    A tied head stays tied: it reads the embedding's integers. Arguments as in `quantize_layers`.
+    """
+    names = [EMBEDDING] if model.config.tie_word_embeddings else [EMBEDDING, HEAD]
+    _swap(model, _possible({"kind": kind, "group_size": group_size}), names, filled=True)
     return names
 
 
@@ -71,10 +87,11 @@ def add_lora(
         generator: draws the first half of each addition; None: seed 0.
 
     Raises:
-        UserError: a pattern that no layer has.
+        UserError: a pattern that no layer has, or a number that is not possible.
     """
     import torch
 
+    record = _possible({"kind": "lora", "rank": rank, "alpha": alpha, "dropout": dropout})
     known, names = _linear_names(model), []
     for pattern in patterns:
         found = [name for name in known if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
@@ -83,7 +100,7 @@ def add_lora(
             raise UserError(f"no linear layer is named {pattern}", remedy=f"a name's end, such as {', '.join(ends)}")
         names += found
     names = list(dict.fromkeys(names))
-    _swap(model, {"kind": "lora", "rank": rank, "alpha": alpha, "dropout": dropout}, names, filled=True)
+    _swap(model, record, names, filled=True)
     generator = generator or torch.Generator().manual_seed(0)
     for name in names:
         model.get_submodule(name).start(generator)  # ty: ignore[not-callable]
@@ -94,10 +111,18 @@ def restore_layers(model: CausalLM) -> None:
     """Make all swapped layers ordinary ones again, in place: integers become weights, additions are added."""
     from torch import nn
 
-    from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear
+    from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
 
-    dtype = model.model.embed_tokens.weight.dtype
+    dtype = model.model.norm.weight.dtype
     for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedEmbedding):
+            table = nn.Embedding(module.num_embeddings, module.embedding_dim, device="meta")
+            table.weight = nn.Parameter(module.weight_in(dtype))
+            model.set_submodule(name, table)
+        if isinstance(module, QuantizedHead):  # comes after its table
+            head = nn.Linear(module.embedding.embedding_dim, module.embedding.num_embeddings, False, device="meta")
+            head.weight = model.get_submodule(EMBEDDING).weight  # ty: ignore[invalid-assignment]
+            model.set_submodule(name, head)
         if isinstance(module, QuantizedLinear):
             weight = module.weight_in(dtype)
             linear = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
@@ -129,23 +154,30 @@ def _swap(model: CausalLM, record: Mapping[str, Any], names: Iterable[str], *, f
     """Swap layers by name; `filled`: they compute what the old ones did."""
     from torch import nn
 
-    from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear
+    from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
 
     for name in names:
         old = model.get_submodule(name)
         if record["kind"] == "lora" and isinstance(old, (nn.Linear, QuantizedLinear)):
-            weight = model.model.embed_tokens.weight
+            weight = model.model.norm.weight
             numbers = {key: record[key] for key in ("rank", "alpha", "dropout")}
             new: nn.Module = LoRALinear(old, dtype=weight.dtype, device=weight.device, **numbers)
         elif record["kind"] != "lora" and isinstance(old, nn.Linear):
-            make = QuantizedLinear.of if filled else QuantizedLinear.like
-            new = make(old, bits=8 if record["kind"] == "int8" else 4, group_size=record["group_size"])
+            new = (QuantizedLinear.of if filled else QuantizedLinear.like)(old, **_form(record))
+        elif record["kind"] != "lora" and isinstance(old, nn.Embedding):
+            new = (QuantizedEmbedding.of if filled else QuantizedEmbedding.like)(old, **_form(record))
         else:
             raise UserError(
                 f"{name} cannot be swapped for {record['kind']}: it is a {type(old).__name__} already",
                 remedy="quantize first, then add, each once",
             )
         model.set_submodule(name, new.train(old.training))
+        if isinstance(new, QuantizedEmbedding) and model.config.tie_word_embeddings:
+            model.set_submodule(HEAD, QuantizedHead(new).train(old.training))
+
+
+def _form(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"bits": 8 if record["kind"] == "int8" else 4, "group_size": record["group_size"]}
 
 
 # --- in config.json
@@ -153,11 +185,11 @@ def _swap(model: CausalLM, record: Mapping[str, Any], names: Iterable[str], *, f
 
 def describe_swaps(model: CausalLM) -> list[Record]:
     """What `apply_swaps` needs to make the same layers: one record for each kind and its numbers. Empty: none."""
-    from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear
+    from tiny_transformer.layers.linear import LoRALinear, QuantizedWeight
 
     swapped: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, QuantizedLinear):
+        if isinstance(module, QuantizedWeight):
             record: Record = {"kind": f"int{module.bits}", "group_size": module.group_size}
         elif isinstance(module, LoRALinear):
             numbers = {"rank": module.rank, "alpha": module.alpha, "dropout": module.dropout.p}
@@ -165,7 +197,7 @@ def describe_swaps(model: CausalLM) -> list[Record]:
         else:
             continue
         swapped.setdefault(tuple(record.items()), []).append(name.removesuffix(".base"))
-    everything, records = _linear_names(model), []
+    everything, records = [*_linear_names(model), EMBEDDING], []
     for numbers, names in swapped.items():
         records.append({**dict(numbers), "names": _shorten(names, everything)})
     return sorted(records, key=lambda record: record["kind"] == "lora")  # an addition comes on top
@@ -177,8 +209,9 @@ def apply_swaps(model: CausalLM, records: Iterable[Record]) -> None:
     Raises:
         UserError: a name that the model's linear layers do not have.
     """
-    known = _linear_names(model)
+    linear = _linear_names(model)
     for record in records:
+        known = linear if record["kind"] == "lora" else [*linear, EMBEDDING]
         patterns = frozenset(record["names"])
         if unknown := patterns - {form for name in known for form in (name, _general(name))}:
             raise _bad(f"no linear layer of this model is named {short(min(unknown))}")
@@ -219,14 +252,30 @@ def read_swaps(config: dict[str, Any], where: str) -> tuple[dict[str, Any], list
         names = record.get("names")
         if record.keys() != {"kind", "names", *_NUMBERS[kind]} or not isinstance(names, list):
             raise _bad(f"swaps of kind {kind} need names and {', '.join(_NUMBERS[kind])}, and nothing else", where)
-        for key, (types, low, high) in _NUMBERS[kind].items():
-            value = record[key]
-            is_odd = kind == "int4" and isinstance(value, int) and value % 2 == 1
-            if type(value) not in types or is_odd or (value is not None and not low <= value <= high):
-                raise _bad(f"{key} {short(value)} is not possible in swaps of kind {kind}", where)
+        if impossible := _impossible(record):
+            raise _bad(impossible[0], where)
         if len(names) > MAX_NAMES or not all(isinstance(n, str) and 0 < len(n) <= MAX_NAME for n in names):
             raise _bad(f"names {short(names)} are not at most {MAX_NAMES:,} names of layers", where)
     return {"model_type": config.get("base_model_type"), **hf}, records
+
+
+def _impossible(record: Record) -> tuple[str, str] | None:
+    """Which number of a record of a known kind it cannot have, and which it can, in words; None: all are possible."""
+    kind = record["kind"]
+    for key, (types, low, high) in _NUMBERS[kind].items():
+        value = record[key]
+        is_odd = kind == "int4" and isinstance(value, int) and value % 2 == 1
+        if type(value) not in types or is_odd or (value is not None and not low <= value <= high):
+            even = ", even" if kind == "int4" else ""
+            return f"{key} {short(value)} is not possible in swaps of kind {kind}", f"{key}: {low:g} to {high:g}{even}"
+    return None
+
+
+def _possible(record: Record) -> Record:
+    """The record; a number that it cannot have is refused before any layer is swapped."""
+    if impossible := _impossible(record):
+        raise UserError(impossible[0], remedy=impossible[1])
+    return record
 
 
 def _shorten(names: list[str], everything: list[str]) -> list[str]:

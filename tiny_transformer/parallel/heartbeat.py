@@ -8,7 +8,8 @@ fewest marks; when it has added none for `lost_seconds`, *and* for ten times as 
 is lost too. A step that is slow but goes on is therefore never mistaken for one that hangs, and whoever only waits for
 others is never blamed, for it has more marks than they.
 
-Some work takes long without a mark: compiling the first step, saving, reading data. It is announced (an activity other
+Some work takes long without a mark: compiling the first step, saving, reading data; samples and log, which the first
+process alone writes, and while the disk is full waits to write. It is announced, by all, (an activity other
 than `step` and `evaluation`); then marks are not asked for, and `PATIENCE` times as long a silence is allowed, for
 writing a large file can keep Python's threads from running. A process that dies meanwhile is still found soon: its
 connections break, and whoever notices asks for a closer look.

@@ -11,14 +11,13 @@ A figure says what is drawn; colours are named by role and come from report.css,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tiny_transformer.reports.formats import NOTHING, count, figure
-from tiny_transformer.reports.run_reader import number, section
+from tiny_transformer.reports.run_reader import next_token_key, number, section
 
 MAX_COLUMNS = 160  # of a heat map: each is some pixels wide
 MAX_PARTS = 100  # rows of it
@@ -140,7 +139,7 @@ def loss_levels(floor: float | None) -> list[dict[str, Any]]:
 
 
 def _loss_chart(log: list[dict[str, Any]], floor: float | None) -> Chart | None:
-    training, validation = column(log, "loss"), column(log, "val_loss")
+    training, validation = column(log, next_token_key(log)), column(log, "val_loss")
     if not len(training[0]) and not len(validation[0]):
         return None
     series = _noisy(log, training, "training")
@@ -199,15 +198,13 @@ def is_flat(values: np.ndarray, share: float = FLAT) -> bool:
 
 def _heat_chart(log: list[dict[str, Any]], key: str, title: str, note: str) -> Chart | None:
     """A row a part of the model, a column a stretch of steps, and a figure as a colour on a logarithmic scale."""
-    rows = [(number(row, "step"), section(row, key)) for row in log if section(row, key)]
-    parts = [str(part) for part in (rows[-1][1] if rows else {})][:MAX_PARTS]
-    if not parts or len(rows) < 2:
+    at, names, table = by_part(log, key)
+    parts = names[:MAX_PARTS]
+    if not parts or len(at) < 2:
         return None
-    stretches = np.array_split(np.arange(len(rows)), min(MAX_COLUMNS, len(rows)))
-    columns, steps = [], []
-    for stretch in stretches:
-        steps.append(number({"step": rows[stretch[-1]][0]}, "step") or 0.0)
-        columns.append([_mean_log10([number(rows[i][1], part) for i in stretch]) for part in parts])
+    stretches = np.array_split(np.arange(len(at)), min(MAX_COLUMNS, len(at)))
+    steps = [float(at[stretch[-1]]) for stretch in stretches]
+    columns = [[_mean_log10(table[stretch, place]) for place in range(len(parts))] for stretch in stretches]
     return Chart(
         key.replace("_", "-"),
         title,
@@ -221,13 +218,23 @@ def _heat_chart(log: list[dict[str, Any]], key: str, title: str, note: str) -> C
     )
 
 
-def _mean_log10(values: list[float | None]) -> float | None:
+def by_part(log: list[dict[str, Any]], key: str) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """A figure that is logged by part of the model: steps (N,), the names of P parts, and their figures (N, P); NaN
+    where a row lacks one."""
+    rows = [(number(row, "step"), section(row, key)) for row in log if section(row, key)]
+    names = [str(name) for name in (rows[-1][1] if rows else {})]
+    found = [[number(figures, name) for name in names] for _, figures in rows]
+    table = np.array(found, dtype=float).reshape(len(rows), len(names))  # None becomes NaN
+    return np.array([step for step, _ in rows], dtype=float), names, table
+
+
+def _mean_log10(values: np.ndarray) -> float | None:
     """The mean of the logarithms of those above zero, to two digits; `ZERO` where all are zero, None without any."""
-    known = [value for value in values if value is not None]
-    logs = [math.log10(value) for value in known if value > 0]
-    if not known:
+    known = values[~np.isnan(values)]
+    if not len(known):
         return None
-    return round(sum(logs) / len(logs), 2) if logs else ZERO
+    above = known[known > 0]
+    return round(float(np.log10(above).mean()), 2) if len(above) else ZERO
 
 
 def _noisy(log: list[dict[str, Any]], curve: tuple[np.ndarray, np.ndarray], name: str) -> list[dict[str, Any]]:

@@ -1,14 +1,12 @@
 """Several runs on one page: their loss curves together, what differs in their settings, and where each came out.
 
-Only what is comparable is compared: nats per token between runs with the same validation text and tokenizer, bits per
-byte between those with the same text, and nothing between different texts.
+Only what is comparable is compared: see `comparable`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,14 @@ import numpy as np
 
 from tiny_transformer.errors import UserError
 from tiny_transformer.reports.charts import Chart, close_up, column, line, loss_levels, smoothed
+from tiny_transformer.reports.comparable import Entry, entries_of, same_text, share_a_tokenizer, unlike, verdict
 from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
 from tiny_transformer.reports.diagnosis.evidence import Finding
 from tiny_transformer.reports.formats import NOTHING, count, duration, large, loss, setting, shorten, signed, size
-from tiny_transformer.reports.outcome import Outcome, outcome_of
+from tiny_transformer.reports.outcome import Outcome
 from tiny_transformer.reports.page import MAX_KEY_CHARS, chart_section, esc
 from tiny_transformer.reports.report import guarded, whole_page
-from tiny_transformer.reports.run_reader import RunFiles, number, read_run, section
+from tiny_transformer.reports.run_reader import RunFiles, next_token_key, number, read_run, section
 from tiny_transformer.storage import atomic_write
 
 DEFAULT_OUT = Path("compare.html")
@@ -59,95 +58,6 @@ def comparison_html(runs: list[RunFiles]) -> str:
     return whole_page(f"{len(runs)} runs · tiny-transformer", parts)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One of the runs: `place` decides its colour, `name` is its own on this page."""
-
-    place: int
-    name: str
-    run: RunFiles
-    outcome: Outcome
-
-    @property
-    def info(self) -> dict[str, Any]:
-        return self.run.newest.info if self.run.newest else {}
-
-    @property
-    def source(self) -> str:
-        """What the text is called."""
-        told = section(self.info, "data").get("source") or section(self.run.config, "data").get("source")
-        return shorten(str(told or "a text that is not named"), MAX_KEY_CHARS)
-
-    def text(self, *, by_hash: bool) -> str:
-        """The same for runs that are judged by the same validation text: its hash, or, for runs from before there was
-        one, what it is called and how many documents it has."""
-        data = section(self.info, "data")
-        return str(data.get("val_text")) if by_hash else f"{self.source} {data.get('val_documents')}"
-
-    @property
-    def tokenizer(self) -> str:
-        """The same for runs whose losses per token mean the same."""
-        told = section(self.info, "tokenizer")
-        return str(told.get("fingerprint") or told.get("name"))
-
-
-def entries_of(runs: list[RunFiles]) -> list[Entry]:
-    """The runs in the order in which they were named."""
-    return [
-        Entry(place, name, run, outcome_of(run))
-        for place, (run, name) in enumerate(zip(runs, unique_names(runs), strict=True))
-    ]
-
-
-def same_text(entries: list[Entry]) -> list[list[Entry]]:
-    """The runs by validation text: only those of one group can be compared."""
-    by_hash = all(section(entry.info, "data").get("val_text") for entry in entries)
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.text(by_hash=by_hash), []).append(entry)
-    return list(groups.values())
-
-
-def share_a_tokenizer(group: list[Entry]) -> bool:
-    """Whether nats per token of these runs can be compared; bits per byte can across tokenizers."""
-    return len({entry.tokenizer for entry in group}) == 1
-
-
-def verdict(groups: list[list[Entry]]) -> list[str]:
-    """Which run came out best, in a sentence for each text; without a common text, that there is no such thing."""
-    if len(groups) == 1:
-        return [_best(groups[0])]
-    told = ["Trained on different texts: no ranking. A text can be easier to predict than another for any model."]
-    return told + [
-        f"On {group[0].source}: {_best(group)[0].lower()}{_best(group)[1:]}" for group in groups if len(group) > 1
-    ]
-
-
-def _best(group: list[Entry]) -> str:
-    by_token = share_a_tokenizer(group)
-    unit = "nats per token" if by_token else "bits per byte"
-    scored = [
-        (value, entry.name)
-        for entry in group
-        if (value := entry.outcome.val_loss if by_token else entry.outcome.val_bits_per_byte) is not None
-    ]
-    if not scored:
-        return "None of them was evaluated on held-out text."
-    value, name = min(scored)
-    missing = len(group) - len(scored)
-    rest = f" ({missing} of them {'was' if missing == 1 else 'were'} never evaluated)" if missing else ""
-    return f"Best on held-out text: {name}, with {loss(value)} {unit}{rest}."
-
-
-def unique_names(runs: list[RunFiles]) -> list[str]:
-    """The runs' names, shortened, numbered where two are the same."""
-    names: list[str] = []
-    for run in runs:
-        name = shorten(run.name, 40)
-        names.append(name if name not in names else f"{name} ({len(names) + 1})")
-    return names
-
-
 def overlay(group: list[Entry], num_groups: int = 1) -> Chart | None:
     """The curves of runs on one text: smoothed training loss and, as dots, validation loss; where they do not share a
     tokenizer, validation alone, in bits per byte. A text of which there is a single run has no chart here."""
@@ -158,7 +68,7 @@ def overlay(group: list[Entry], num_groups: int = 1) -> Chart | None:
     for entry in group:
         of_run: dict[str, Any] = {"role": f"run-{entry.place}", "group": entry.place, "legend": entry.name}
         log = entry.run.log
-        steps, losses = column(log, "loss")
+        steps, losses = column(log, next_token_key(log))
         if by_token and len(steps):
             series.append(line(log, entry.name, curve=(steps, smoothed(losses)), **of_run))
             first.append(float(losses[0]))
@@ -239,19 +149,17 @@ def _figures_section(entries: list[Entry], groups: list[list[Entry]]) -> str:
 
 
 def _tokenizer_name(entry: Entry) -> str:
-    return setting(section(entry.info, "tokenizer").get("name") or NOTHING)
+    return setting(section(entry.told, "tokenizer").get("name") or NOTHING)
 
 
 def _cautions(entries: list[Entry], groups: list[list[Entry]]) -> list[str]:
     """What of the table must not be compared."""
     told = []
-    if len(groups) > 1:
+    if sum(bool(group[0].told) for group in groups) > 1:
         told.append("These runs are judged by different texts: compare losses of the same text only.")
     if not share_a_tokenizer(entries):
         told.append("These runs do not share a tokenizer: compare bits per byte, not nats per token.")
-    parts = {setting(section(entry.run.config, "training").get("eval_tokens")) for entry in entries}
-    if len(parts) > 1:
-        told.append("They were evaluated on parts of the text of different length (training.eval_tokens).")
+    told += [words for group in groups if group[0].told for words in unlike(group)]
     return told
 
 

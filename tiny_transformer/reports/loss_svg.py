@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tiny_transformer.reports.charts import close_up, column, smoothed, thinned
+from tiny_transformer.reports.run_reader import next_token_key
 
 WIDTH, HEIGHT = 720, 360
 LEFT, RIGHT, TOP, BOTTOM = 56, 704, 46, 316  # the plotting area
@@ -48,7 +49,7 @@ def loss_svg(log: list[dict[str, Any]], floor: float | None) -> str:
 
     Numbers only: no text of a run gets into it. Empty when the log holds fewer than two losses.
     """
-    steps, losses = column(log, "loss")
+    steps, losses = column(log, next_token_key(log))
     val_steps, val_losses = column(log, "val_loss")
     if len(steps) < 2:
         return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiny_transformer.reports.formats import count, duration, loss
-from tiny_transformer.reports.run_reader import RunFiles, number, section, state_of
+from tiny_transformer.reports.run_reader import RunFiles, next_token_key, number, section, state_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def outcome_of(run: RunFiles) -> Outcome:
     )
     evaluations = [row for row in (*run.log, info) if number(row, "val_loss") is not None]
     best = min(evaluations, key=lambda row: number(row, "val_loss") or 0.0, default={})
-    losses = [row for row in run.log if number(row, "loss") is not None]
+    losses = [value for row in run.log if (value := number(row, next_token_key(run.log))) is not None]
     return Outcome(
         state=state_of(run.path, run.checkpoints),
         step=number(newest, "step"),
@@ -98,7 +98,7 @@ def outcome_of(run: RunFiles) -> Outcome:
         num_tokens=number(newest, "num_tokens"),
         elapsed_seconds=number(newest, "elapsed_seconds"),
         num_parameters=number(info, "num_parameters"),
-        train_loss=number(losses[-1], "loss") if losses else number(info, "train_loss"),
+        train_loss=losses[-1] if losses else number(info, "train_loss"),
         val_step=number(best, "step"),
         val_loss=number(best, "val_loss"),
         val_bits_per_byte=number(best, "val_bits_per_byte"),

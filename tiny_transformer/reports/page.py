@@ -261,7 +261,7 @@ def files_section(run: RunFiles) -> str:
         command = f"tiny-transformer generate --ckpt {checkpoint} --prompt {prompt}"
         hint = f"<h3>let it write</h3><pre>{esc(command)}</pre>"
     problems = "".join(f"<li>{esc(problem)}</li>" for problem in run.problems)
-    problems = f"<h3>not readable</h3><ul>{problems}</ul>" if problems else ""
+    problems = f"<h3>what is missing</h3><ul>{problems}</ul>" if problems else ""
     return f"""<section><h2>Files</h2><p class="note">In <code>{esc(run.path)}</code>, beside this page.</p>
 <table class="rows files"><tbody>{rows}</tbody></table>{problems}{hint}</section>"""
 

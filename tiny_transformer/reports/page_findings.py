@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from tiny_transformer.evaluation.skills import MEANINGS
 from tiny_transformer.reports.diagnosis.diagnose import HEALTHY, TOO_SHORT
 from tiny_transformer.reports.diagnosis.evidence import MIN_ROWS, Finding
-from tiny_transformer.reports.formats import duration
+from tiny_transformer.reports.formats import count, duration, shorten
 from tiny_transformer.reports.page import esc
-from tiny_transformer.reports.run_reader import number
+from tiny_transformer.reports.run_reader import number, objects, section
 
 KNOWN = 0.1  # nats lost on a choice: a tenth more surprise than it must cost
 MOST_LACKING = 4  # told in words
+MOST_POINTS, MOST_SKILLS = 8, 20  # columns and rows of a table
+MAX_WORDS = 100  # characters of a name or meaning
 # What each kind of `seconds` is called, in the order of the bar.
 KINDS = {
     "forward_backward": "forward and backward",
@@ -35,12 +38,65 @@ def diagnosis_section(findings: list[Finding], num_rows: int) -> str:
     return f'<section class="diagnosis"><h2>Diagnosis</h2><ul>{items}</ul></section>'
 
 
-def knowledge_section(skills: dict[str, Any]) -> str:
-    """What a model of the story corpus knows and what it does not know yet, from `evaluate --skills`: a skill is known
-    where a choice costs little more than it must."""
+def knowledge_section(skills: dict[str, Any], written: dict[str, Any], growth: list[dict[str, Any]]) -> str:
+    """What a model of the story corpus knows and what it does not know yet: in words, by what is right where it writes,
+    and how each skill grew through the run."""
+    parts = [_right_where_it_writes(written), _known_by_loss(skills), _growth(growth)]
+    body = "".join(parts)
+    return f'<section id="knowledge"><h2>What it knows</h2>{body}</section>' if body else ""
+
+
+def _right_where_it_writes(written: dict[str, Any]) -> str:
+    """The figures of stories that the model wrote, read by the grammar."""
+    rows = ""
+    for row in objects(written.get("figures")):
+        right, places, whole, stories = (number(row, key) for key in ("right", "places", "right_stories", "stories"))
+        if not places or not stories or right is None or whole is None:
+            continue
+        cells = (f"{right / places:.0%}", f"of {count(places)}", f"{whole / stories:.0%}", str(row.get("meaning", "")))
+        head = f'<th scope="row">{esc(shorten(str(row.get("name", "")), MAX_WORDS))}</th>'
+        rows += f"<tr>{head}{''.join(f'<td>{esc(shorten(cell, MAX_WORDS))}</td>' for cell in cells)}</tr>"
+    if not rows:
+        return ""
+    words = shorten(str(written.get("in_words", "")), 4 * MAX_WORDS)
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("", "right", "", "stories all right", "what it is"))
+    step = number(written, "step")
+    at_step = "" if step is None else f", at step {count(step)}"
+    note = f"{count(number(written, 'num_stories'))} stories that it wrote{at_step}, read by the grammar of the corpus."
+    return (
+        f'<p>{esc(words)}</p><table class="rows written"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+        f'<p class="note">{esc(note)}</p>'
+    )
+
+
+def _growth(growth: list[dict[str, Any]]) -> str:
+    """The chance of what is right, by skill and step, the least known at the end first."""
+    points = [(number(row, "step"), section(row, "chances")) for row in growth]
+    points = [(step, chances) for step, chances in points if step is not None and chances][-MOST_POINTS:]
+    problem = next((str(row["problem"]) for row in reversed(growth) if "problem" in row), "")
+    if not points:
+        return f'<p class="note">How it grew is not known: {esc(shorten(problem, MAX_WORDS))}</p>' if problem else ""
+    last = points[-1][1]
+    names = sorted((name for name in last if number(last, name) is not None), key=lambda name: number(last, name) or 0)
+    heads = "".join(f'<th scope="col">step {esc(count(step))}</th>' for step, _ in points)
+    rows = ""
+    for name in names[:MOST_SKILLS]:
+        values = (number(chances, name) for _, chances in points)
+        cells = "".join(f"<td>{'' if value is None else f'{value:.0%}'}</td>" for value in values)
+        meaning = shorten(MEANINGS.get(name, name), MAX_WORDS)
+        rows += f'<tr><th scope="row">{esc(shorten(name, MAX_WORDS))}</th>{cells}<td>{esc(meaning)}</td></tr>'
+    return (
+        f'<h3>As it grew</h3><table class="rows growth"><thead><tr><th></th>{heads}<th></th></tr></thead>'
+        f'<tbody>{rows}</tbody></table><p class="note">The chance that the model gave to what was right in fresh '
+        "stories, on average, where 100% is all that can be known.</p>"
+    )
+
+
+def _known_by_loss(skills: dict[str, Any]) -> str:
+    """What costs hardly more than it must, and what costs most, from `evaluate --skills`."""
     known: list[str] = []
     lacking: list[tuple[float, str]] = []
-    for row in skills.get("skills") or ():
+    for row in objects(skills.get("skills")):
         name, meaning = str(row.get("name", "")), str(row.get("meaning", ""))
         lost, pieces, share = (number(row, key) for key in ("lost", "pieces", "share"))
         if lost is None or not pieces:
@@ -56,7 +112,10 @@ def knowledge_section(skills: dict[str, Any]) -> str:
         worst = [words for _, words in sorted(lacking, reverse=True)]
         more = f"; and {len(worst) - MOST_LACKING} things that cost less" if len(worst) > MOST_LACKING else ""
         parts.append(f"<p>It does not know yet: {esc('; '.join(worst[:MOST_LACKING]))}{more}.</p>")
-    return f'<section id="knowledge"><h2>What it knows</h2>{"".join(parts)}</section>'
+    step = number(skills, "step")
+    if step is not None:
+        parts.append(f'<p class="note">Measured on fresh stories, at step {count(step)}.</p>')
+    return "".join(parts)
 
 
 def time_section(seconds: dict[str, float], elapsed_seconds: float | None) -> str:

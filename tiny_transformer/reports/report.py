@@ -18,7 +18,7 @@ from tiny_transformer.reports.charts import charts
 from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
 from tiny_transformer.reports.diagnosis.evidence import time_spent
 from tiny_transformer.reports.loss_svg import loss_svg
-from tiny_transformer.reports.outcome import outcome_of
+from tiny_transformer.reports.outcome import Outcome, outcome_of
 from tiny_transformer.reports.page_findings import diagnosis_section, knowledge_section, time_section
 from tiny_transformer.reports.run_reader import RunFiles, read_run
 from tiny_transformer.storage import atomic_write
@@ -37,24 +37,24 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """
     run = read_run(Path(run_dir))
     path = out or Path(run_dir) / REPORT_NAME
+    outcome = outcome_of(run)
+    picture = ""
     try:
-        picture = loss_svg(run.log, outcome_of(run).floor)
-    except Exception:  # the page tells the numbers
-        picture = ""
-    atomic_write(path, report_html(run, picture))
-    if picture:
-        atomic_write(Path(run_dir) / PICTURE_NAME, picture)
+        if picture := loss_svg(run.log, outcome.floor):
+            atomic_write(Path(run_dir) / PICTURE_NAME, picture)  # before the page, which leads to it
+    except Exception as error:  # the page tells the numbers
+        run.problems.append(f"{PICTURE_NAME} could not be made: {in_words(error)}")
+    atomic_write(path, report_html(run, outcome, picture))
     return path
 
 
-def report_html(run: RunFiles, picture: str = "") -> str:
+def report_html(run: RunFiles, outcome: Outcome, picture: str = "") -> str:
     """The whole page; `picture` is for readers without scripts."""
-    outcome = outcome_of(run)
     sections = {
         "Heading": lambda: page.heading(run, outcome),
         "Diagnosis": lambda: diagnosis_section(diagnose_run(run), len(run.log)),
         "Figures": lambda: page.key_figures(outcome, run.log),
-        "Knowledge": lambda: knowledge_section(run.skills),
+        "Knowledge": lambda: knowledge_section(run.skills, run.written, run.growth),
         "Charts": lambda: page.chart_section(charts(run.log, outcome.floor), picture),
         "Where the time went": lambda: time_section(time_spent(run.log), outcome.elapsed_seconds),
         "Samples": lambda: page.samples_section(run.samples),
@@ -76,9 +76,16 @@ def guarded(title: str, make: Callable[[], str]) -> str:
         return f'<section><h2>{page.esc(title)}</h2><p class="note">{page.esc(words)}</p></section>'
 
 
-def whole_page(title: str, sections: list[str]) -> str:
-    """The sections inside a page that forbids every request and every script but its own."""
-    script = _resource("report.js")
+def whole_page(title: str, sections: list[str], *, script: str | None = None, style: str = "") -> str:
+    """The sections inside a page that forbids every request and every script but its own.
+
+    Args:
+        title: of the page.
+        sections: HTML, quoted where it must be.
+        script: the page's one script; None: what draws the reports' charts.
+        style: rules added to the reports' own.
+    """
+    script = _resource("report.js") if script is None else script
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
         f"script-src {_hash_source(script)}; base-uri 'none'; form-action 'none'"
@@ -93,7 +100,7 @@ def whole_page(title: str, sections: list[str]) -> str:
 <meta name="referrer" content="no-referrer">
 <link rel="icon" href="data:,">
 <title>{page.esc(title)}</title>
-<style>{_resource("report.css")}</style>
+<style>{_resource("report.css")}{style}</style>
 </head>
 <body>
 <main>

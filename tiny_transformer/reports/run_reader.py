@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,14 +17,11 @@ from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import read_manifest
-from tiny_transformer.storage.lock import owner_of
-from tiny_transformer.storage.marks import marked_checkpoint
+from tiny_transformer.storage.lock import is_this_process, owner_of
+from tiny_transformer.storage.marks import STEP_NAME, marked_checkpoint
 from tiny_transformer.storage.reading import MAX_LOG_BYTES, open_regular, read_regular
-from tiny_transformer.storage.runs import NOT_FINITE_FILE, SKILLS_FILE
+from tiny_transformer.storage.runs import GROWTH_FILE, NOT_FINITE_FILE, SKILLS_FILE, WRITTEN_FILE
 from tiny_transformer.storage.step_log import log_problem
-
-_STEP = re.compile(r"step-(\d{8,18})")
-MAX_JSON_BYTES = 16 << 20  # far above any run_info.json, samples.json or config.yaml
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,8 @@ class RunFiles:
     samples: list[dict[str, Any]]
     problems: list[str] = field(default_factory=list)
     skills: dict[str, Any] = field(default_factory=dict)  # what `evaluate --skills` found
+    written: dict[str, Any] = field(default_factory=dict)  # what is right in the stories it wrote
+    growth: list[dict[str, Any]] = field(default_factory=list)  # how each skill grew
     not_finite: dict[str, Any] = field(default_factory=dict)  # where its numbers stopped being numbers
 
     @property
@@ -63,7 +61,12 @@ class RunFiles:
     @property
     def newest(self) -> StepDirectory | None:
         """The newest whole checkpoint."""
-        return next((c for c in reversed(self.checkpoints) if c.problem is None), None)
+        return newest_whole(self.checkpoints)
+
+
+def newest_whole(checkpoints: list[StepDirectory]) -> StepDirectory | None:
+    """Of checkpoints by step the last that counts."""
+    return next((c for c in reversed(checkpoints) if c.problem is None), None)
 
 
 def state_of(run_dir: Path, checkpoints: list[StepDirectory]) -> str:
@@ -71,15 +74,14 @@ def state_of(run_dir: Path, checkpoints: list[StepDirectory]) -> str:
 
     "diverged": its numbers stopped being numbers. "not whole": there are checkpoints and none of them counts.
     """
-    newest = next((c for c in reversed(checkpoints) if c.problem is None), None)
+    newest = newest_whole(checkpoints)
     status = newest.info.get("status") if newest else None
-    owner = owner_of(run_dir)
-    # A training process that has saved its last checkpoint still owns the run while it writes the report.
-    is_ours = owner is not None and owner.get("pid") == os.getpid()
-    done_by_us = is_ours and status in ("finished", "stopped", "stopped_early")
-    if owner is not None and not done_by_us:
+    owner, is_diverged = owner_of(run_dir), (run_dir / NOT_FINITE_FILE).is_file()
+    has_ended = is_diverged or status in ("finished", "stopped", "stopped_early")
+    # A training process still owns the run that it has ended while it writes the report.
+    if owner is not None and not (has_ended and is_this_process(owner)):
         return "running"
-    if (run_dir / NOT_FINITE_FILE).is_file():
+    if is_diverged:
         return "diverged"
     if newest is None:
         return "not whole" if checkpoints else "stopped"
@@ -107,13 +109,15 @@ def read_run(path: Path) -> RunFiles:
     problems: list[str] = []
     config, comments = _read_config(path / "config.yaml", problems)
     samples = _read_parsed(path / "samples.json", json.loads, problems)
-    if not isinstance(samples, list):
-        samples = []
+    if samples is not None and not isinstance(samples, list):
+        problems.append("samples.json holds no list of samples")
     checkpoints = read_checkpoints(path)
-    log = _read_log(path / "log.jsonl", problems)
-    newest = next((c for c in reversed(checkpoints) if c.problem is None), None)
-    if newest is not None and not problems and (problem := log_problem(path / "log.jsonl", newest.info.get("log"))):
-        problems.append(problem)
+    of_the_log: list[str] = []
+    log = _read_log(path / "log.jsonl", of_the_log)
+    newest = newest_whole(checkpoints)
+    if newest is not None and not of_the_log and (problem := log_problem(path / "log.jsonl", newest.info.get("log"))):
+        of_the_log.append(problem)
+    problems += of_the_log
     return RunFiles(
         path=path,
         config=config,
@@ -121,8 +125,10 @@ def read_run(path: Path) -> RunFiles:
         log=log,
         checkpoints=checkpoints,
         skills=_object(_read_parsed(path / SKILLS_FILE, json.loads, problems)),
+        written=_object(_read_parsed(path / WRITTEN_FILE, json.loads, problems)),
+        growth=objects(_read_parsed(path / GROWTH_FILE, json.loads, problems)),
         not_finite=_object(_read_parsed(path / NOT_FINITE_FILE, json.loads, problems)),
-        samples=[s for s in samples if isinstance(s, dict)],
+        samples=objects(samples),
         problems=problems,
     )
 
@@ -147,6 +153,12 @@ def number(row: dict[str, Any], key: str) -> float | None:
         return None
 
 
+def next_token_key(log: list[dict[str, Any]]) -> str:
+    """What the training loss of next tokens alone, which a validation loss is to stand beside, is called in a log:
+    `loss` is what is minimised, and more for a model with experts or an MTP head."""
+    return "next_token_loss" if any(number(row, "next_token_loss") is not None for row in log) else "loss"
+
+
 def section(row: dict[str, Any], key: str) -> dict[str, Any]:
     """An object inside a JSON object, empty when it is missing or something else."""
     return _object(row.get(key))
@@ -156,6 +168,11 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects in a JSON list, none where it is something else."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
 def _step_directories(run_dir: Path) -> list[tuple[int, Path]]:
     """(step, directory), by step."""
     try:
@@ -163,7 +180,7 @@ def _step_directories(run_dir: Path) -> list[tuple[int, Path]]:
             names = [entry.name for entry in entries if entry.is_dir()]
     except OSError:
         return []
-    return sorted((int(match[1]), run_dir / name) for name in names if (match := _STEP.fullmatch(name)))
+    return sorted((int(match[1]), run_dir / name) for name in names if (match := STEP_NAME.fullmatch(name)))
 
 
 def _link_target(link: Path) -> str | None:
@@ -225,7 +242,7 @@ def _timestamp(text: Any) -> float | None:
 def _read_parsed(path: Path, parse: Callable[[str], Any], problems: list[str]) -> Any:
     """A small file put through `parse`, or None when there is none; a file that cannot be parsed is a problem."""
     try:
-        return parse(read_regular(path, MAX_JSON_BYTES).decode("utf-8"))
+        return parse(read_regular(path).decode("utf-8"))
     except FileNotFoundError:
         return None
     except UserError as error:

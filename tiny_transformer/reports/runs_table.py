@@ -6,24 +6,26 @@ sizes of its files, never by the directory being there; `tiny-transformer doctor
 
 from __future__ import annotations
 
-import shlex
 import time
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tiny_transformer.errors import command_line
 from tiny_transformer.reports.formats import NOTHING, ago, count, loss, plain, size
+from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.run_reader import (
-    MAX_JSON_BYTES,
+    RunFiles,
     StepDirectory,
     is_run_directory,
+    newest_whole,
     number,
     read_checkpoints,
+    read_run,
     section,
     state_of,
 )
-from tiny_transformer.storage.runs import CONFIG_FILE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,10 +55,27 @@ class RunSummary:
         """When the newest checkpoint was saved, in seconds since the epoch; 0 without one."""
         return max((c.saved_at or 0.0 for c in self.checkpoints), default=0.0)
 
-    @property
+    @cached_property
     def info(self) -> dict[str, Any]:
-        """run_info.json of the newest whole checkpoint."""
-        return next((c.info for c in reversed(self.checkpoints) if c.problem is None), {})
+        """run_info.json of the newest whole checkpoint; what its log tells of a run that has none, or that diverged
+        after it."""
+        newest = newest_whole(self.checkpoints)
+        saved = newest.info if newest else {}
+        if saved and self.state != "diverged":
+            return saved
+        outcome = outcome_of(self._files)
+        told = {
+            "step": outcome.step,
+            "elapsed_seconds": outcome.elapsed_seconds,
+            "train_loss": outcome.train_loss,
+            "val_loss": outcome.val_loss,
+            "val_bits_per_byte": outcome.val_bits_per_byte,
+        }
+        return saved | {key: value for key, value in told.items() if value is not None}
+
+    @cached_property
+    def _files(self) -> RunFiles:
+        return read_run(self.path)
 
     @property
     def is_unevaluated(self) -> bool:
@@ -68,9 +87,7 @@ class RunSummary:
         """What the text is called, without folder and suffix: in the newest checkpoint, else in the settings."""
         told = section(self.info, "data").get("source")
         if told is None:
-            with suppress(OSError, ValueError), (self.path / CONFIG_FILE).open(encoding="utf-8") as file:
-                lines = file.read(MAX_JSON_BYTES).splitlines()
-                told = next((line.removeprefix("  source: ") for line in lines if line.startswith("  source: ")), None)
+            told = section(self._files.config, "data").get("source")
         return NOTHING if told is None else Path(str(told)).stem or str(told)
 
 
@@ -193,4 +210,4 @@ def _row(checkpoint: StepDirectory, now: float) -> list[str]:
 
 
 def _hint(run: RunSummary) -> str:
-    return plain(f"to see what is not whole: tiny-transformer doctor {shlex.quote(str(run.path))}")
+    return plain(f"to see what is not whole: {command_line('tiny-transformer', 'doctor', run.path)}")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from rich.console import Console
 
 from tiny_transformer.config.load import SUFFIXES, config_name, keys_of, load_run_config
 from tiny_transformer.config.presets import PRESETS
-from tiny_transformer.errors import UserError
-
-if TYPE_CHECKING:
-    from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.schema import RunConfig, sections_of
+from tiny_transformer.data.prepare.request import KEYS
+from tiny_transformer.errors import UserError, command_line
+from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run, newest_run, nothing_to_resume
 
 LENGTHS = ("steps", "max_tokens", "epochs")
 
@@ -51,39 +51,24 @@ def run_training(
     Raises:
         UserError: a wrong config (before torch is even imported), or anything that stands in the way of the run.
     """
-    _refuse_contradictions(overrides, resume=resume, overwrite=overwrite, go_on=go_on)
-    if go_on and (run_dir := _interrupted(config, overrides, console)):
-        config, overrides, minutes, resume = None, [f"out_dir={run_dir}"], None, True
-    if minutes is not None:
-        overrides = [*overrides, f"training.max_train_minutes={minutes}"]
     with one_voice():
-        source, ours = config, keys_of(overrides)
-        if resume and (config is None or minutes is not None):
-            source = _own_config(load_run_config(None, overrides).out_dir) or config
-        checked = _load(source, overrides, console)
-        text = _text_name(checked, ours)
+        _refuse_contradictions(overrides, resume=resume, overwrite=overwrite, go_on=go_on)
+        if go_on and (run_dir := _interrupted(config, overrides, console)):
+            config, overrides, minutes, resume = None, [f"out_dir={json.dumps(str(run_dir))}"], None, True
+        if minutes is not None:
+            overrides = [*overrides, f"training.max_train_minutes={minutes}"]
+        takes_own = resume and (config is None or minutes is not None)
+        wish = (_wish_of_run if takes_own else _wish)(config, overrides, console)
 
     from tiny_transformer.hardware import keep_freed_memory
     from tiny_transformer.parallel.stop import steady_output
-    from tiny_transformer.stages.launch import choose_run_dir, launch
+    from tiny_transformer.stages.launch import launch
     from tiny_transformer.stages.stage import Request
     from tiny_transformer.stages.summary import finish
 
     keep_freed_memory()
-    request = Request(
-        checked,
-        name=text if config is None else config_name(config),
-        data_name=text if config is None or "data.source" in ours else config_name(config),
-        asked=_asked(checked, ours, from_file=source is not None and source == config),
-        resume=resume,
-        overwrite=overwrite,
-        chooses=minutes is not None,
-        explain=explain,
-    )
-    if resume and config is None and checked.out_dir is None:
-        run_dir = choose_run_dir(request)
-        own = _load(_own_config(run_dir), overrides, console)
-        request = replace(request, config=own.model_copy(update={"out_dir": run_dir}))
+    chooses = minutes is not None
+    request = Request(*wish, resume=resume, overwrite=overwrite, chooses=chooses, explain=explain)
     with steady_output(console):
         outcome = launch(request, console)
         if outcome.is_first:
@@ -91,20 +76,81 @@ def run_training(
     return outcome.status
 
 
+class _Wish(NamedTuple):
+    """What config and command line ask for; the first fields of `stage.Request`."""
+
+    config: RunConfig
+    name: str
+    data_name: str
+    asked: frozenset[str]
+
+
+def _wish(config: str | None, overrides: Sequence[str], console: Console) -> _Wish:
+    """What is asked for in so many words."""
+    checked, ours = _load(config, overrides, console), keys_of(overrides)
+    text = _text_name(checked, ours)
+    name = text if config is None else config_name(config)
+    return _Wish(checked, name, text if "data.source" in ours else name, _asked(checked, ours, config))
+
+
+def _wish_of_run(config: str | None, overrides: Sequence[str], console: Console) -> _Wish:
+    """What is asked for of a run that is to be resumed with its own config, which has what `--minutes` chose; a given
+    config names the run, and must agree with it.
+
+    Raises:
+        UserError: there is no such run, or the given config says something else than its own.
+    """
+    given, ours = load_run_config(config, overrides), keys_of(overrides)
+    name = _text_name(given, ours) if config is None else config_name(config)
+    base = Path("runs") / name
+    run_dir = given.out_dir or newest_run(base) or base
+    saved = run_dir / CONFIG_FILE
+    if not saved.exists():
+        raise nothing_to_resume(run_dir)
+    own = _load(str(saved), overrides, console)
+    asked = _asked(own, ours, None)
+    if config is not None:
+        file = load_run_config(config)
+        _refuse_other_settings(file, own, ours, config, run_dir)
+        told = {key: getattr(file.data, key) for key in file.data.model_fields_set & set(KEYS) - asked}
+        own, asked = own.model_copy(update={"data": own.data.model_copy(update=told)}), asked | told.keys()
+    return _Wish(own.model_copy(update={"out_dir": run_dir}), name, name, asked)
+
+
+def _refuse_other_settings(file: RunConfig, own: RunConfig, ours: set[str], config: str, run_dir: Path) -> None:
+    """A run that goes on with its own config would leave out what the given one says; how long to train, the command
+    line says, and the data is compared with what was prepared."""
+    left_out = {"data.data_dir", "model.vocab_size", *(f"data.{key}" for key in KEYS), *ours}
+    left_out |= {f"training.{name}" for name in (*LENGTHS, "max_train_minutes")}
+    for section in sections_of(type(file)):
+        wanted, there = getattr(file, section), getattr(own, section, None)
+        for key in sorted(wanted.model_fields_set):
+            wish, value = getattr(wanted, key), getattr(there, key, None)
+            if f"{section}.{key}" not in left_out and wish is not None and wish != value:
+                raise UserError(
+                    f"{section}.{key} is {wish!r} in {config} and {value!r} in the run that is to be resumed",
+                    where=str(run_dir / CONFIG_FILE),
+                    remedy="resume with the run's own settings (--out_dir instead of --config), or start a new run in "
+                    "another --out_dir",
+                )
+
+
 def _refuse_contradictions(overrides: Sequence[str], *, resume: bool, overwrite: bool, go_on: bool) -> None:
     if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other", where="command line", remedy="give one of them")
+        raise UserError(
+            "--resume and --overwrite cannot be combined", where="command line", remedy="give only one of them"
+        )
     if go_on and (resume or overwrite):
         raise UserError(
-            "--continue decides by itself between resuming and a new run",
+            "--continue already decides whether to resume a run or to start a new one",
             where="command line",
             remedy="leave out --resume and --overwrite",
         )
     if resume and "init_from" in keys_of(overrides):
         raise UserError(
-            "--resume and --init_from exclude each other",
+            "--resume and --init_from cannot be combined",
             where="command line",
-            remedy="a resumed run goes on from its own checkpoint: leave out --init_from",
+            remedy="a resumed run continues from its own checkpoint: leave out --init_from",
         )
 
 
@@ -117,8 +163,9 @@ def meaning_of(word: str) -> str:
     path = Path(word).expanduser()
     if word in PRESETS or (path.suffix in SUFFIXES and _is_config(path)):
         return "config"
-    if (path / "config.yaml").is_file():
-        raise UserError(f"{word} is a run", where="command line", remedy=f"to go on with it: --resume --out_dir {word}")
+    if (path / CONFIG_FILE).is_file():
+        go_on = command_line("tiny-transformer", "train", "--resume", "--out_dir", path)
+        raise UserError(f"{word} is a run", where="command line", remedy=f"to continue it: {go_on}")
     return "data.data_dir" if (path / "meta.json").is_file() else "data.source"
 
 
@@ -142,7 +189,7 @@ def _load(source: str | None, overrides: Sequence[str], console: Console) -> Run
     others = (name for name in (*LENGTHS, "max_train_minutes") if f"training.{name}" not in ours)
     weaker = [name for name in others if asked and value(name) is not None]
     for name in weaker:
-        sentence = f"{asked[0]} {value(asked[0]):,} as asked for here, not {name} {value(name):,} of the config"
+        sentence = f"{asked[0]} {value(asked[0]):,} as given here overrides {name} {value(name):,} of the config"
         if _is_first():
             console.print(sentence, highlight=False)
     return load_run_config(source, [*overrides, *(f"training.{name}=null" for name in weaker)]) if weaker else config
@@ -159,11 +206,11 @@ def _text_name(config: RunConfig, ours: set[str]) -> str:
     return name_of(data.source)
 
 
-def _asked(config: RunConfig, ours: set[str], *, from_file: bool) -> frozenset[str]:
+def _asked(config: RunConfig, ours: set[str], file: str | None) -> frozenset[str]:
     """The keys of `data` that prepared data must agree with: those of the command line, and those of the config file
     unless the command line names another directory than it."""
     here = {key.removeprefix("data.") for key in ours if key.startswith("data.")}
-    if from_file and "data_dir" not in here:
+    if file is not None and "data_dir" not in here:
         here |= config.data.model_fields_set
     return frozenset(here)
 
@@ -185,38 +232,21 @@ def _interrupted(config: str | None, overrides: Sequence[str], console: Console)
 
     asked = load_run_config(config, overrides).out_dir
     if config is None and asked is None:
-        raise UserError("--continue must know which run", where="command line", remedy="name its --config or --out_dir")
-    base = asked or Path("runs") / config_name(config)
-    found = list_runs(base, *([] if asked else base.parent.glob(f"{base.name}-[0-9]*")))
-    newest = max(found, key=lambda run: _begun(run.path), default=None)
-    if newest is not None and newest.state in ("stopped", "running"):
-        new = "a new run instead: --out_dir another"
-        console.print(
-            f"{newest.path} was interrupted: going on with it as it was planned ({new})", highlight=False, markup=False
+        raise UserError(
+            "--continue needs to know which run", where="command line", remedy="give its --config or --out_dir"
         )
-        return newest.path
-    if newest is not None and asked is None:
-        words = f"{newest.path} is {newest.state} and stays as it is: this is a new run beside it"
+    path = asked or newest_run(Path("runs") / config_name(config))
+    newest = list_runs(path)[0] if path is not None and holds_a_run(path) else None
+    words = ""
+    if newest is not None and newest.state in ("stopped", "running"):
+        words = f"{path} was interrupted: resuming it as planned (for a new run instead, give another --out_dir)"
+    elif newest is not None and asked is None:
+        words = f"{path} is {newest.state} and is left as it is: starting a new run beside it"
+    if words and _is_first():
         console.print(words, highlight=False, markup=False)
-    return None
-
-
-def _begun(run_dir: Path) -> float:
-    """When a run was last begun or taken up."""
-    saved = run_dir / "config.yaml"
-    return saved.stat().st_mtime if saved.exists() else 0.0
+    return path if "interrupted" in words else None
 
 
 def _is_first() -> bool:
     """Whether this is the process of this machine that speaks."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def _own_config(out_dir: Path | None) -> str | None:
-    """The config saved with the run that is to be resumed."""
-    if out_dir is None:
-        return None
-    saved = out_dir / "config.yaml"
-    if not saved.exists():
-        raise UserError(f"there is nothing to resume in {out_dir}", remedy="tiny-transformer runs lists the runs")
-    return str(saved)

@@ -11,8 +11,9 @@ from rich.console import Console
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import DataConfig, RunConfig
 from tiny_transformer.config.shapes import ModelConfig
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.models import load_config
+from tiny_transformer.models.config_file import read_config
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.stages.stage import Request, Stage
 from tiny_transformer.storage.runs import CONFIG_FILE
@@ -38,15 +39,17 @@ def take_over(request: Request, run_dir: Path, console: Console) -> Request:
         raise UserError(
             f"{checkpoint} belongs to the run that --overwrite would replace",
             where="init_from",
-            remedy="another --out_dir",
+            remedy="choose another --out_dir",
         )
     shape = load_config(checkpoint)
+    if config.stage == "pretrain":
+        _refuse_quantized(checkpoint)
     _refuse_another_shape(config, shape, checkpoint)
     _refuse_another_tokenizer(config.data, checkpoint)
     data = _data_for(config.data, shape, checkpoint)
     console.print(
         f"starting from {checkpoint}: weights, shape ({shape.model_type}, {shape.num_hidden_layers} layers of "
-        f"{shape.hidden_size}) and tokenizer are taken over; optimizer, schedule and step count start anew",
+        f"{shape.hidden_size}) and tokenizer are taken from it; optimizer, schedule and step count start afresh",
         markup=False,
         highlight=False,
     )
@@ -67,9 +70,9 @@ def check_tokenizer(request: Request, stage: Stage) -> None:
     own, shape = load_tokenizer(checkpoint), stage.config.model
     if own.fingerprint != stage.tokenizer.fingerprint:
         raise UserError(
-            f"the data was prepared with another tokenizer ({stage.tokenizer.name}) than that of {checkpoint}",
+            f"the data was prepared with a different tokenizer ({stage.tokenizer.name}) from that of {checkpoint}",
             where=str(stage.config.data.data_dir),
-            remedy=f"leave out --tokenizer, or prepare the text with --tokenizer {checkpoint}",
+            remedy=f"leave out --tokenizer, or prepare the text with {command_line('--tokenizer', checkpoint)}",
         )
     if shape.known_vocab_size < own.vocab_size:
         raise UserError(
@@ -79,13 +82,24 @@ def check_tokenizer(request: Request, stage: Stage) -> None:
         )
 
 
+def _refuse_quantized(checkpoint: Path) -> None:
+    """Integers do not learn."""
+    kinds = sorted({record["kind"] for record in read_config(checkpoint)[1]} & {"int8", "int4"})
+    if kinds:
+        raise UserError(
+            f"the weights in {checkpoint} are rounded to {' and '.join(kinds)}, and integers do not learn",
+            where="init_from",
+            remedy="start from the checkpoint it was quantized from",
+        )
+
+
 def _refuse_another_shape(config: RunConfig, shape: ModelConfig, checkpoint: Path) -> None:
     """The shape is the checkpoint's; a key that says otherwise was a wish that cannot come true."""
     for key in sorted(config.model.model_fields_set):
         wish, there = getattr(config.model, key), getattr(shape, key, None)
         if wish is not None and there != wish:
             raise UserError(
-                f"model.{key} = {wish!r}, and the model in {checkpoint} has {there!r}",
+                f"model.{key} = {wish!r}, but the model in {checkpoint} has {there!r}",
                 where="init_from",
                 remedy=f"leave out model.{key} (or the preset or file that sets it): the shape is the checkpoint's",
             )
@@ -96,7 +110,7 @@ def _refuse_another_tokenizer(data: DataConfig, checkpoint: Path) -> None:
     own = load_tokenizer(checkpoint).name
     if "tokenizer" in data.model_fields_set and data.tokenizer in MADE_HERE and data.tokenizer != own:
         raise UserError(
-            f"data.tokenizer = {data.tokenizer!r}, and the model in {checkpoint} reads the ids of its own ({own})",
+            f"data.tokenizer = {data.tokenizer!r}, but the model in {checkpoint} has a tokenizer of its own ({own})",
             where="init_from",
             remedy="leave out --tokenizer (or the preset or file that sets it)",
         )

@@ -12,6 +12,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.parallel.processes import Processes, fellow_processes
 from tiny_transformer.parallel.sharing import check_shares, repeatable_arithmetic
+from tiny_transformer.stages.attention import settle_attention
 from tiny_transformer.stages.first_weights import check_tokenizer, take_over
 from tiny_transformer.stages.preflight import check_memory
 from tiny_transformer.stages.run import Run
@@ -19,7 +20,7 @@ from tiny_transformer.stages.stage import Request, RunResult, stage_class
 from tiny_transformer.stages.summary import tell_not_finite
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.replaced import claimed
-from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run
+from tiny_transformer.storage.runs import already_a_run, holds_a_run, newest_run, nothing_to_resume
 from tiny_transformer.training.loggers import check_installed
 from tiny_transformer.training.nonfinite import NotFiniteError
 
@@ -34,12 +35,7 @@ def launch(request: Request, console: Console) -> RunResult:
     with ExitStack() as stack:
         stack.enter_context(repeatable_arithmetic(request.config.training))
         processes = stack.enter_context(fellow_processes(request.config.training))
-        try:
-            return _launch(request, processes, console if processes.is_first else Console(quiet=True))
-        except NotFiniteError as error:
-            if processes.is_first:
-                tell_not_finite(error, console)
-            raise
+        return _launch(request, processes, console if processes.is_first else Console(quiet=True))
 
 
 def _launch(request: Request, processes: Processes, console: Console) -> RunResult:
@@ -56,6 +52,7 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
     stage = stage_class(request.config.stage).open(request, run_dir, hardware, processes, console)
     check_tokenizer(request, stage)
     begun = time.monotonic()
+    stage.config = settle_attention(stage.config, run_dir, hardware, processes, console, resume=request.resume)
     if processes.world_size == 1:
         check_memory(stage.config, hardware, console)
     directory = RunDirectory(run_dir)
@@ -65,7 +62,12 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
             stack.enter_context(claimed(directory, resume=request.resume, overwrite=request.overwrite))
         run = Run(request, stage, directory, hardware, console, processes)
         run.state.elapsed_seconds = stage.spent_seconds + time.monotonic() - begun
-        return run.execute(stack)
+        try:
+            return run.execute(stack)
+        except NotFiniteError as error:
+            if processes.is_first:  # while the lock is held: nobody else has begun here yet
+                tell_not_finite(error, console)
+            raise
 
 
 def choose_run_dir(request: Request) -> Path:
@@ -78,27 +80,18 @@ def choose_run_dir(request: Request) -> Path:
     asked = request.config.out_dir
     base = asked or Path("runs") / request.name
     if base.exists() and not base.is_dir():
-        raise UserError(f"{base} is a file, and a run is a directory", where=str(base), remedy="another --out_dir")
-    if request.resume:
-        candidates = [base] if asked else [p for p in (base, *base.parent.glob(f"{base.name}-*")) if holds_a_run(p)]
-        newest = max(
-            candidates,
-            key=lambda path: (path / CONFIG_FILE).stat().st_mtime if holds_a_run(path) else 0.0,
-            default=base,
+        raise UserError(
+            f"{base} is a file, but a run needs a directory", where=str(base), remedy="choose another --out_dir"
         )
+    if request.resume:
+        newest = asked or newest_run(base) or base
         if not holds_a_run(newest):
-            raise UserError(
-                f"there is nothing to resume in {newest}",
-                remedy="start it without --resume, or name the run with --out_dir (tiny-transformer runs lists them)",
-            )
+            raise nothing_to_resume(newest)
         return newest
     if not holds_a_run(base) or request.overwrite:
         return base
     if asked:
-        raise UserError(
-            f"{base} already holds a run",
-            remedy="--resume continues it, --overwrite replaces it, another --out_dir leaves it alone",
-        )
+        raise already_a_run(base)
     number = 2
     while holds_a_run(base.with_name(f"{base.name}-{number}")):
         number += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,26 +14,38 @@ from rich.text import Text
 from torch import Tensor
 
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.data.batches import Batches, TokenBatch
+from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset, unigram_nats
+from tiny_transformer.evaluation.skills import chances
+from tiny_transformer.evaluation.stories import Reading, fresh_stories
 from tiny_transformer.evaluation.validation import validation_batches, validation_loss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing
+from tiny_transformer.stages.final_losses import show_losses
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
-from tiny_transformer.stages.summary import show_losses
-from tiny_transformer.stages.training_data import as_read, fit_vocabulary, open_training_data, settle_data_dir
-from tiny_transformer.training.checkpoint_writer import last_parts
+from tiny_transformer.stages.summary import show_written_stories
+from tiny_transformer.stages.training_data import (
+    as_read,
+    fit_vocabulary,
+    open_training_data,
+    settle_data_dir,
+    with_evaluations,
+)
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
 
+LESSONS = 4  # steps whose tokens a look at the skills may read
+MOST_STORIES = 16  # that it reads
 SHOWN_CHARACTERS = 60  # of a row that `replay` shows
 
 
-class Pretraining(Stage):
+class Pretraining(Stage[TokenBatch]):
     """Learn to predict the next token of a text.
 
     Args:
@@ -51,11 +64,12 @@ class Pretraining(Stage):
         dataset = open_training_data(config, console) if processes.is_first else None
         processes.barrier()  # the data is there now
         dataset = dataset or open_training_data(config, console)
-        config = as_read(config, dataset)
+        config = fit_vocabulary(as_read(config, dataset), dataset, console)
         begun = time.monotonic()
         if request.chooses and not request.resume:
-            config = take_choice(config, dataset, hardware, processes, console, explain=request.explain)
-        stage = cls(fit_vocabulary(config, dataset, console), dataset)
+            trial = partial(cls, dataset=dataset)
+            config = take_choice(config, dataset.meta, trial, hardware, processes, console, explain=request.explain)
+        stage = cls(with_evaluations(config, dataset.meta), dataset)
         stage.spent_seconds = time.monotonic() - begun
         return stage
 
@@ -128,6 +142,22 @@ class Pretraining(Stage):
     def show_figures(self, result: RunResult, console: Console) -> None:
         """Validation loss, the floor, and the distance between them."""
         show_losses(result, self.config, self.dataset, console)
+
+    def chances(self, model: CausalLM, hardware: Hardware) -> dict[str, float]:
+        """How far each skill is that fresh stories take, if the text is the story corpus."""
+        meta, config = self.dataset.meta, self.config
+        if meta.source != STORIES:
+            return {}
+        length = meta.train.num_tokens / max(1, meta.train.num_documents)
+        count = min(MOST_STORIES, max(2, int(LESSONS * config.tokens_per_step / length)))
+        has_first = config.data.packing == "concat" or self.tokenizer.begin_id is not None
+        reading = Reading(self.tokenizer, config.data.seq_len, predicts_first=has_first, hardware=hardware)
+        return chances(model, fresh_stories(count), reading)
+
+    def show_knowledge(self, result: RunResult, console: Console) -> None:
+        """What a model of the story corpus gets right where it writes."""
+        if self.dataset.meta.source == STORIES:
+            show_written_stories(result, console)
 
     def show_batch(self, micro_batches: Sequence[TokenBatch]) -> Table:
         """Each row: its number in the epoch and how its text begins."""

@@ -24,7 +24,7 @@ from tiny_transformer.stages.resume_check import check_data
 from tiny_transformer.stages.run import Run
 from tiny_transformer.stages.stage import Request, stage_class
 from tiny_transformer.storage import RunDirectory, read_log
-from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run, load_identity
+from tiny_transformer.storage.runs import CONFIG_FILE, LOG_FILE, holds_a_run, load_identity
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.gradient import Gradient
 from tiny_transformer.training.loop import Job, find_gradient, train
@@ -42,7 +42,7 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
         UserError: there is no such run or step, or what it was trained on is gone or has changed.
     """
     if not holds_a_run(run_dir):
-        raise UserError("this is not a training run", where=str(run_dir), remedy="tiny-transformer runs lists them")
+        raise UserError("this is not a training run", where=str(run_dir), remedy="tiny-transformer runs lists the runs")
     directory = RunDirectory(run_dir)
     config = _settings_of_step(directory, step)
     plan = planning.read_plan(run_dir)
@@ -95,13 +95,13 @@ def _settings_of_step(run: RunDirectory, step: int) -> RunConfig:
 
 def _compare_with_log(run_dir: Path, step: int, loss: float, learning_rate: float, console: Console) -> None:
     """Say so when the log tells another story of this step: it was made with settings that no checkpoint holds."""
-    told = next((row for row in read_log(run_dir / "log.jsonl") if row.get("step") == step), {})
+    told = next((row for row in read_log(run_dir / LOG_FILE) if row.get("step") == step), {})
     for name, found in (("loss", loss), ("learning_rate", learning_rate)):
         logged = told.get(name)
         if isinstance(logged, float) and not math.isclose(found, logged, rel_tol=SAME):
             console.print(
-                f"[bold red]not the same step[/]: its {name} was {logged:.6g} in the log and is {found:.6g} now. It "
-                "was made with other settings, on another machine, or along another plan",
+                f"[bold red]not the same step[/]: its {name} was {logged:.6g} in the log and is {found:.6g} now: it "
+                "was made with other settings, on another machine, or under another plan",
                 highlight=False,
             )
 

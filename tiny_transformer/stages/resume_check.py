@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from tiny_transformer.config.schema import OnResume, RunConfig, on_resume, sections_of
+from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.storage.runs import load_identity
-from tiny_transformer.training.checkpoint_writer import last_parts
+from tiny_transformer.storage.runs import readable_states
 
 BATCH = "training.micro_batch_size x grad_accum_steps"
 DATA = "the data (hash of train.bin)"
@@ -55,10 +55,14 @@ def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any
             raise UserError(
                 f"cannot resume: {key} was {_short(before)} and is now {_short(after)}",
                 where=str(where),
-                remedy="resume with the run's own config (leave out --config), or start anew with another --out_dir",
+                remedy="resume with the run's own config (leave out --config), or start a new run in another --out_dir",
             )
     for key, (before, after) in changed.items():
-        also = "; from here on this is no longer the run that was started" if class_of(key, now) == "warn" else ""
+        also = (
+            "; from here on this is a different run from the one that was started"
+            if class_of(key, now) == "warn"
+            else ""
+        )
         text = f"changed: {key} was {_short(before)} and is now {_short(after)}{also}"
         console.print(text, highlight=False, markup=False)
 
@@ -69,14 +73,13 @@ def check_data(run: RunDirectory, fingerprints: dict[str, str]) -> None:
     Raises:
         UserError: a difference, with both values.
     """
-    newest = next(reversed(run.checkpoints()), None)
-    saved = load_identity(newest.path) if newest else fingerprints
+    saved = next((state["identity"] for state in readable_states(run.path)), fingerprints)
     for key, now in fingerprints.items():
         if saved.get(key) != now:
             raise UserError(
                 f"this is not what the run was trained on: {key} was {_short(saved.get(key))} and is now {_short(now)}",
                 where=str(run.path),
-                remedy="put the data back, or write where it is now as data.data_dir into the run's config.yaml",
+                remedy="restore the data, or set data.data_dir in the run's config.yaml to where it is now",
             )
 
 

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from tiny_transformer.config.secrets import last_parts, without_secrets
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.text import encode_prompt
 from tiny_transformer.hardware import Hardware
@@ -33,15 +34,13 @@ from tiny_transformer.stages.samples import Sampler, distinct_prompts
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import announce
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
-from tiny_transformer.storage.runs import NOT_FINITE_FILE, load_identity
+from tiny_transformer.storage.runs import LOG_FILE, NOT_FINITE_FILE, load_identity
 from tiny_transformer.storage.temporary import LEFTOVER_PREFIX
 from tiny_transformer.training import plan as planning
 from tiny_transformer.training.checkpoint_writer import (
     CheckpointWriter,
     environment,
-    last_parts,
     restore_links,
-    without_secrets,
     write_config,
 )
 from tiny_transformer.training.contract import Evaluation
@@ -49,11 +48,12 @@ from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.loggers import Loggers
 from tiny_transformer.training.loop import Job, Progress, Save, train
 from tiny_transformer.training.loss_scale import first_loss_scale
-from tiny_transformer.training.modifiers import checkpoint_gradients
+from tiny_transformer.training.modifiers import checkpoint_gradients, use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.patience import Patience, at_once
 from tiny_transformer.training.progress import TrainingProgress
 from tiny_transformer.training.resuming import note_on_log, take_up
+from tiny_transformer.training.speed import Speed, measure_seconds
 from tiny_transformer.training.state import TrainState, load_state
 
 TIMED_SAVE = LEFTOVER_PREFIX + "timed-save"  # what a killed start leaves of it, the next one removes
@@ -91,6 +91,8 @@ class Run:
         model = self.stage.build_model("cpu" if is_sharded else device)  # sharding moves it, block by block
         if training.gradient_checkpointing:
             checkpoint_gradients(model)
+        if training.attention == "blocks":
+            use_blocked_attention(model)
         sharing = share(cast(nn.Module, model), self.processes, training, self.hardware)
         return model, sharing, Optimizers(model, training, self.hardware.update_dtype)
 
@@ -123,11 +125,11 @@ class Run:
         path = take_up(self.directory, found, self.processes, self._load_from, say)
         if path is None:
             where = "from the beginning" if self.config.init_from is None else f"from {self.config.init_from} again"
-            say(f"there is no checkpoint to go on from: starting {where}")
+            say(f"there is no checkpoint to resume from: starting {where}")
             self.stage.load_first_weights(self.model)
             return
-        if problem := note_on_log(path, self.directory.path / "log.jsonl"):
-            say(f"{problem}: the history before step {self.state.step:,} is not as it was; the weights are")
+        if problem := note_on_log(path, self.directory.path / LOG_FILE):
+            say(f"{problem}: the log before step {self.state.step:,} is not as it was; the weights are")
         say(f"resuming from step {self.state.step:,} ({path})")
 
     def _load_from(self, path: Path) -> None:
@@ -174,7 +176,8 @@ class Run:
             return None
         if not prompts:
             return None
-        return Sampler(self.model, self.stage.tokenizer, prompts, self.directory.path, self.patient)
+        chances = partial(self.stage.chances, self.model, self.hardware)
+        return Sampler(self.model, self.stage.tokenizer, prompts, self.directory.path, chances, self.patient)
 
     def compiled(self, model: CausalLM) -> CausalLM:
         """The same weights, for training; evaluation and generation go on with the plain model."""
@@ -190,9 +193,8 @@ class Run:
         names, tell = self.config.training.loggers, self.console.print
         loggers = Loggers(names, path, settings, self.state.step, tell=tell)
         stack.callback(loggers.close)
-        log = StepLog(path / "log.jsonl")
+        log = StepLog(path / LOG_FILE, after=self.state.step)
         stack.callback(log.close)
-        log.truncate_after(self.state.step)
         write_config(path, self.config, self.request.command)
         (path / NOT_FINITE_FILE).unlink(missing_ok=True)
 
@@ -223,14 +225,15 @@ class Run:
         path, is_first = self.directory.path / planning.FILE, self.processes.is_first
 
         def write(plan: planning.Plan) -> None:
+            self.processes.mark("records")  # as in the loop
             if is_first:
                 self.patient(lambda: atomic_write(path, plan.to_json(), makes_parents=False))
 
-        is_counted = training.steps is not None or training.max_tokens is not None
-        most = planning.plan_for_counts(training, tokens).total_steps if is_counted else math.inf
-        return planning.Pace(plan, training, speed, write, self.processes.broadcast, most_steps=most)
+        counted = planning.counted_plan(training, tokens)
+        most_steps = math.inf if counted is None else counted.total_steps
+        return planning.Pace(plan, training, speed, write, self.processes.broadcast, most_steps=most_steps)
 
-    def measure_speed(self) -> planning.Speed:
+    def measure_speed(self) -> Speed:
         """Time what the run will do, on a second model, so that its own does not learn from it; every process takes
         part, and the first one's clock counts."""
         training, agree = self.config.training, self.processes.broadcast
@@ -249,7 +252,7 @@ class Run:
                 if self.processes.is_first:
                     stack.callback(shutil.rmtree, directory.path, ignore_errors=True)
                     stack.enter_context(directory.lock())
-                    log = StepLog(directory.path / "log.jsonl")
+                    log = StepLog(directory.path / LOG_FILE)
                     stack.callback(log.close)
                 facts = {"steps_per_epoch": self.batches.steps_per_epoch}
                 writer = CheckpointWriter(
@@ -258,9 +261,9 @@ class Run:
                 writer(TrainState(step=1), "running", is_best=False)
 
         budget = 60 * (training.max_train_minutes or 0.0)
-        step_seconds = planning.measure_seconds(step, agree, at_least_seconds=min(2.0, 0.01 * budget))
-        save_seconds = planning.measure_seconds(save, agree, at_least_seconds=0.0, warm_up=0, least=1)
-        return planning.Speed(step_seconds, self._evaluation_seconds(), save_seconds, self._sampling_seconds())
+        step_seconds = measure_seconds(step, agree, at_least_seconds=min(2.0, 0.01 * budget))
+        save_seconds = measure_seconds(save, agree, at_least_seconds=0.0, warm_up=0, least=1)
+        return Speed(step_seconds, self._evaluation_seconds(), save_seconds, self._sampling_seconds())
 
     def _evaluation_seconds(self) -> float:
         if self.config.training.eval_steps is None:
@@ -271,12 +274,12 @@ class Run:
         def evaluate() -> None:
             self.stage.evaluate(self.model, few, self.hardware, self.sharing)
 
-        seconds = planning.measure_seconds(evaluate, self.processes.broadcast, at_least_seconds=0.5, warm_up=1)
+        seconds = measure_seconds(evaluate, self.processes.broadcast, at_least_seconds=0.5, warm_up=1)
         return seconds * -(-len(batches) // world_size) / -(-len(few) // world_size)
 
     def _sampling_seconds(self) -> float:
         sampler = self.sampler()
-        seconds = planning.measure_seconds(sampler.texts, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
+        seconds = measure_seconds(sampler.rehearse, at_least_seconds=0.1, warm_up=1) if sampler else 0.0
         return self.processes.broadcast(seconds)
 
     def _writer(self, pace: planning.Pace, log: StepLog | None) -> CheckpointWriter:

@@ -1,7 +1,8 @@
 """The same prompts continued again and again while a model learns, so that one can watch it learn.
 
 Greedy and short: no random number is drawn, so training does not notice, and a resumed run writes the same texts. They
-stand in samples.json beside those of the end of the run, which are longer and drawn at random.
+stand in samples.json beside those of the end of the run, which are longer and drawn at random. Where the stage can tell
+how far each skill is, that is read at the same points.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tiny_transformer.generation.text import complete
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.storage import atomic_write
 from tiny_transformer.storage.reading import read_regular
+from tiny_transformer.storage.runs import GROWTH_FILE
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.patience import at_once
 from tiny_transformer.training.state import TrainState
@@ -36,6 +38,7 @@ class Sampler:
         tokenizer: its own.
         prompts: those of the config, without repetitions.
         run_dir: where samples.json is.
+        chances: how far each skill is, or nothing where that cannot be told; kept in growth.json.
         patiently: does work that writes, and waits while the disk is full.
     """
 
@@ -43,6 +46,7 @@ class Sampler:
     tokenizer: Tokenizer
     prompts: tuple[str, ...]
     run_dir: Path
+    chances: Callable[[], dict[str, float]] = dict
     patiently: Callable[[Callable[[], None]], None] = at_once
 
     def texts(self) -> list[str]:
@@ -64,9 +68,38 @@ class Sampler:
             new = [{"prompt": prompt, "text": "", "problem": in_words(error), **shared} for prompt in self.prompts]
         try:
             self.patiently(lambda: keep_samples(self.run_dir, [*samples_before(self.run_dir, state.step), *new]))
+            self._keep_growth(state)
         except (OSError, UserError) as error:  # a disk that takes no text now may take the next checkpoint
             if isinstance(error, UserError) and error.exit_code is ExitCode.STOPPED:
                 raise
+
+    def rehearse(self) -> None:
+        """All that takes time, without keeping anything."""
+        self.texts()
+        self._growth()
+
+    def _growth(self) -> dict[str, Any]:
+        """How far each skill is; where that fails why, since no figure is worth a run."""
+        try:
+            chances = self.chances()
+        except Exception as error:
+            return {"problem": in_words(error)}
+        return {"chances": chances} if chances else {}
+
+    def _keep_growth(self, state: TrainState) -> None:
+        if growth := self._growth():
+            rows = [row for row in _growth_of(self.run_dir) if row["step"] < state.step]
+            rows.append({"step": state.step, "num_tokens": state.num_tokens, **growth})
+            text = json.dumps(rows, indent=2) + "\n"
+            self.patiently(lambda: atomic_write(self.run_dir / GROWTH_FILE, text, makes_parents=False))
+
+
+def _growth_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of growth.json; none when there is no such file or it is damaged."""
+    try:
+        return [row for row in json.loads(read_regular(run_dir / GROWTH_FILE)) if row["step"] >= 0]
+    except (OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def distinct_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:

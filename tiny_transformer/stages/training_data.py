@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.data.meta import META_FILE, not_prepared, read_meta
+from tiny_transformer.data.meta import META_FILE, Meta, not_prepared, read_meta
 from tiny_transformer.data.openings import openings
 from tiny_transformer.data.prepare.command import is_prepared, prepare_with_progress
 from tiny_transformer.data.prepare.request import differences, prepare_command, recorded
@@ -24,10 +24,11 @@ from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.stages.resume_check import DATA
 from tiny_transformer.stages.stage import Request
-from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.reading import read_regular
-from tiny_transformer.storage.runs import CONFIG_FILE, load_identity
+from tiny_transformer.storage.runs import CONFIG_FILE, readable_states
+from tiny_transformer.training.plan import counted_plan, plan_for_counts
 
+EVALUATIONS, EVALUATED_STEPS = 8, 8
 _STARTED_IN = re.compile(r"# started in (.+); relative paths are meant from there")  # see `write_config`
 
 
@@ -67,7 +68,7 @@ def _free_data_dir(request: Request, console: Console) -> Path:
         data_dir = first.with_name(f"{first.name}-{number}")
     if reason:
         verb = "reading" if is_prepared(data_dir) else "using"
-        console.print(f"{verb} {data_dir}: {first} holds other data ({reason})", markup=False, highlight=False)
+        console.print(f"{verb} {data_dir}: {first} holds different data ({reason})", markup=False, highlight=False)
     return data_dir
 
 
@@ -82,9 +83,9 @@ def _data_of_run(request: Request, run_dir: Path) -> Path:
     prepared = [place for place in places if is_prepared(place)]
     if not prepared:
         raise UserError(
-            f"the data of this run, {asked}, is not here",
+            f"the data of this run, {asked}, is missing",
             where=str(run_dir),
-            remedy="say where it is now: --resume --data_dir DIR; if it is gone, prepare it again exactly as it was",
+            remedy="say where it is now: --resume --data_dir DIR; if it is gone, prepare it again exactly as before",
         )
     trained_on = _fingerprint_of_run(run_dir)
     return next((place for place in prepared if _fingerprint(place) == trained_on), prepared[0])
@@ -106,10 +107,7 @@ def _fingerprint(data_dir: Path) -> str | None:
 
 
 def _fingerprint_of_run(run_dir: Path) -> str | None:
-    for checkpoint in reversed(RunDirectory(run_dir).checkpoints()):
-        with suppress(UserError):
-            return load_identity(checkpoint.path).get(DATA)
-    return None
+    return next((state["identity"].get(DATA) for state in readable_states(run_dir)), None)
 
 
 def _compare(request: Request, data_dir: Path, console: Console) -> None:
@@ -117,18 +115,18 @@ def _compare(request: Request, data_dir: Path, console: Console) -> None:
     data, meta = request.config.data, read_meta(data_dir)
     asked = data.model_fields_set if request.asked is None else request.asked
     if found := differences(data, meta, asked):
-        resumed = "leave that out: a run goes on with the data that it has learnt from"
+        resumed = "leave that out: a resumed run continues on the data it was trained on"
         kept = {key: value for key, value in recorded(meta).items() if key not in asked}
         command = prepare_command(data.model_copy(update=kept), data_dir)
         raise UserError(
-            f"{data_dir} holds other data than asked for ({'; '.join(found)})",
+            f"{data_dir} holds different data from what was asked for ({'; '.join(found)})",
             where=str(data_dir / META_FILE),
             remedy=resumed if request.resume else f"{command}; or another --data_dir",
         )
     others = data.model_fields_set - asked
     if not request.resume and (found := differences(data, meta, others)):
         console.print(
-            f"{data_dir} is read as it is, not as the config would make it ({'; '.join(found)})",
+            f"{data_dir} is used as it is, though the config describes different data ({'; '.join(found)})",
             markup=False,
             highlight=False,
         )
@@ -155,6 +153,20 @@ def as_read(config: RunConfig, dataset: Dataset) -> RunConfig:
         training = training.model_copy(update={"sample_prompts": openings(dataset) or training.sample_prompts})
     data = config.data.model_copy(update=recorded(meta))
     return config.model_copy(update={"data": data, "training": training})
+
+
+def with_evaluations(config: RunConfig, meta: Meta) -> RunConfig:
+    """The config of a run of known length that evaluates about eight times, where nobody has said how often, each time
+    on no more text than eight steps train on."""
+    training, counted = config.training, counted_plan(config.training, config.tokens_per_step)
+    if counted is None and training.max_train_minutes is None:
+        counted = plan_for_counts(training, config.tokens_per_step)
+    if "eval_steps" in training.model_fields_set or counted is None or meta.val.num_tokens < 2:
+        return config
+    told: dict[str, int] = {"eval_steps": math.ceil(counted.total_steps / EVALUATIONS)}
+    if training.eval_tokens is None and meta.val.num_tokens > EVALUATED_STEPS * config.tokens_per_step:
+        told["eval_tokens"] = EVALUATED_STEPS * config.tokens_per_step
+    return config.model_copy(update={"training": training.model_copy(update=told)})
 
 
 def fit_vocabulary(config: RunConfig, dataset: Dataset, console: Console) -> RunConfig:

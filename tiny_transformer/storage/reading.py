@@ -36,7 +36,7 @@ def open_regular(path: Path | str, max_bytes: int | None = None) -> BinaryIO:
         if not stat.S_ISREG(status.st_mode):
             raise _unusable(path, "is not a regular file")
         if max_bytes is not None and status.st_size > max_bytes:
-            raise _unusable(path, f"has {status.st_size:,} bytes; at most {max_bytes:,} are read")
+            raise _unusable(path, f"has {status.st_size:,} bytes; at most {max_bytes:,} bytes are read")
         return os.fdopen(fd, "rb")
     except BaseException:
         os.close(fd)

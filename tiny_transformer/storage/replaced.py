@@ -13,15 +13,26 @@ from pathlib import Path
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.marks import MARKS, STEP_NAME
-from tiny_transformer.storage.runs import NOT_FINITE_FILE, SKILLS_FILE, RunDirectory, holds_a_run
+from tiny_transformer.storage.runs import (
+    BAD,
+    CONFIG_FILE,
+    GROWTH_FILE,
+    LOG_FILE,
+    NOT_FINITE_FILE,
+    SKILLS_FILE,
+    WRITTEN_FILE,
+    RunDirectory,
+    already_a_run,
+    holds_a_run,
+)
 from tiny_transformer.storage.temporary import exists, remove_tree
 
 REPLACED = ".replaced"
 _UNFINISHED = ".replacing"  # while files are being moved there, or back
 # What a run writes besides checkpoints and marks. Anything else in its directory is the user's, and stays.
 RUN_FILES = (
-    *("config.yaml", "plan.json", "log.jsonl", "samples.json", "report.html", "loss.svg"),
-    *(SKILLS_FILE, NOT_FINITE_FILE),
+    *(CONFIG_FILE, "plan.json", LOG_FILE, "samples.json", "report.html", "loss.svg"),
+    *(SKILLS_FILE, WRITTEN_FILE, GROWTH_FILE, NOT_FINITE_FILE, "tensorboard", "wandb"),
 )
 
 
@@ -46,10 +57,7 @@ def claimed(run: RunDirectory, *, resume: bool, overwrite: bool) -> Generator[No
         yield
         return
     if not overwrite:
-        raise UserError(
-            f"{run.path} already holds a run",
-            remedy="--resume continues it, --overwrite replaces it, another --out_dir leaves it alone",
-        )
+        raise already_a_run(run.path)
     _set_aside(run)
     try:
         yield
@@ -71,6 +79,11 @@ def _set_aside(run: RunDirectory) -> None:
         (run.path / _UNFINISHED).rename(run.path / REPLACED)
 
 
+def waits_to_be_put_back(run_dir: Path) -> bool:
+    """Whether a new run has taken the place of another and has saved nothing yet."""
+    return exists(run_dir / REPLACED) and not RunDirectory(run_dir).checkpoints()
+
+
 def drop_replaced(run: RunDirectory) -> None:
     """Removes what the new run replaced, once that has a checkpoint; without one nothing happens."""
     if exists(run.path / REPLACED) and run.checkpoints():
@@ -81,7 +94,7 @@ def drop_replaced(run: RunDirectory) -> None:
 def put_back(run: RunDirectory) -> None:
     """Removes what a new run wrote that never saved, and puts the run back that it replaced, if one waits."""
     with refusals("put the old run back", run.path):
-        if exists(run.path / REPLACED) and not run.checkpoints():
+        if waits_to_be_put_back(run.path):
             for path in _files_of_run(run.path):
                 remove_tree(path)
             (run.path / REPLACED).rename(run.path / _UNFINISHED)
@@ -103,9 +116,9 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _files_of_run(directory: Path) -> list[Path]:
-    """Marks first, so that they never lead nowhere; then checkpoints; the config, which says that a run is here,
-    last."""
+    """Marks first, so that they never lead nowhere; then checkpoints, rejected ones too; the config, which says that a
+    run is here, last."""
     names = sorted(path.name for path in directory.iterdir())
-    steps = [name for name in names if STEP_NAME.fullmatch(name)]
+    steps = [name for name in names if STEP_NAME.fullmatch(name.removesuffix(BAD))]
     ordered = [*MARKS, *steps, *reversed(RUN_FILES)]
     return [directory / name for name in ordered if name in names]

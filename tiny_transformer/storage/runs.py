@@ -5,9 +5,11 @@ Nothing is remembered between calls: what stands on the disk is asked each time.
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Generator
-from contextlib import contextmanager
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,12 @@ from tiny_transformer.storage.marks import MARKS, STEP_NAME, read_mark, write_ma
 from tiny_transformer.storage.reading import read_regular
 from tiny_transformer.storage.temporary import LEFTOVER_PREFIX, exists, leftover_path, remove_tree
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, LOG_FILE = "config.yaml", "log.jsonl"
 NOT_FINITE_FILE = "not_finite.json"  # where a run ended whose numbers stopped being numbers; gone once it is resumed
 SKILLS_FILE = "skills.json"  # what `evaluate --skills` found, for the report
+BAD = ".bad"  # suffix of a checkpoint that is whole and could not be loaded
+GROWTH_FILE = "growth.json"  # how each skill grew through the run
+WRITTEN_FILE = "written.json"  # what was right in the stories that the model wrote
 STATE_DIRECTORY, STATE_FILE = "trainer_state", "state.json"  # in a checkpoint, beside the weights
 STATE_FORMAT = 1
 
@@ -69,17 +74,23 @@ class RunDirectory:
 
     def newest_whole(self, before: int | None = None) -> tuple[Checkpoint | None, list[UserError]]:
         """The newest checkpoint (of a step below `before`) of which every byte is as saved, and what is wrong with each
-        newer one."""
+        newer one; where there is none, also which were rejected earlier.
+
+        Raises UserError: IO, one cannot be read: whether it is whole is not known, and an older one is no answer.
+        """
         damaged = []
         for step in reversed([step for step in self._steps() if before is None or step < before]):
             try:
                 return Checkpoint(step, self.step_path(step), verify(self.step_path(step), self._fs)), damaged
             except UserError as error:
+                if error.exit_code is not ExitCode.BAD_DATA:
+                    raise
                 damaged.append(error)
-        return None, damaged
+        rejected = [step for step in self._steps(BAD) if before is None or step < before]
+        return None, damaged + [self._was_rejected(step) for step in reversed(rejected)]
 
     @contextmanager
-    def publish_step(self, step: int, info: dict[str, Any] | None = None) -> Generator[Staging]:
+    def publish_step(self, step: int) -> Generator[Staging]:
         """`publish` for the checkpoint of a step; a damaged checkpoint of that step is replaced, a whole one never."""
         self.check_ours()
         path = self.step_path(step)
@@ -89,7 +100,7 @@ class RunDirectory:
                 verify(path, self._fs)
             except UserError as error:
                 damaged = error.exit_code is ExitCode.BAD_DATA
-        with publish(path, info={"step": step, **(info or {})}, replace=damaged, fs=self._fs) as staging:
+        with publish(path, info={"step": step}, replace=damaged, fs=self._fs) as staging:
             yield staging
 
     def point(self, name: str, step: int) -> None:
@@ -109,7 +120,7 @@ class RunDirectory:
         if target is None:
             return None
         if not (match := STEP_NAME.fullmatch(target)):
-            where, remedy = str(self.path / name), "remove it; --resume makes it anew"
+            where, remedy = str(self.path / name), "remove it; --resume creates it again"
             what = f"{name} leads to {target!r}, which is not a checkpoint of this run"
             raise UserError(what, where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)
         return Checkpoint(int(match[1]), self.path / target, read_manifest(self.path / target, self._fs))
@@ -119,8 +130,8 @@ class RunDirectory:
         self.check_ours()
         path = self.step_path(step)
         with refusals("set aside", path):
-            remove_tree(path.with_name(path.name + ".bad"), self._fs)
-            self._fs.rename(path, path.with_name(path.name + ".bad"))
+            remove_tree(path.with_name(path.name + BAD), self._fs)
+            self._fs.rename(path, path.with_name(path.name + BAD))
             self._fs.fsync_dir(self.path)
 
     def prune(self, keep: int) -> list[int]:
@@ -163,11 +174,21 @@ class RunDirectory:
             raise RuntimeError(f"writing to {self.path} without its lock: use `with run.lock():`")
         self._lock.check_place()
 
-    def _steps(self) -> list[int]:
+    def _steps(self, suffix: str = "") -> list[int]:
         with refusals("read", self.path):
             if not exists(self.path, self._fs):
                 return []
-            return sorted(int(match[1]) for name in self._fs.names(self.path) if (match := STEP_NAME.fullmatch(name)))
+            names = [name.removesuffix(suffix) for name in self._fs.names(self.path) if name.endswith(suffix)]
+            return sorted(int(match[1]) for name in names if (match := STEP_NAME.fullmatch(name)))
+
+    def _was_rejected(self, step: int) -> UserError:
+        path = self.step_path(step)
+        return UserError(
+            f"the checkpoint of step {step:,} could not be loaded earlier, and was set aside as {path.name}{BAD}",
+            where=str(self.path),
+            remedy=f"rename it to {path.name} and see the error again, or start afresh with --overwrite",
+            exit_code=ExitCode.BAD_DATA,
+        )
 
     def _target(self, name: str) -> str | None:
         with refusals("read", self.path / name):
@@ -179,12 +200,55 @@ def holds_a_run(run_dir: Path) -> bool:
     return exists(run_dir / CONFIG_FILE) or any(run_dir.glob("step-*"))
 
 
+def runs_named(base: Path) -> list[Path]:
+    """The runs that go by the name of `base`: itself and those that were put beside it, `NAME-2`, `NAME-3`, ..."""
+    number = re.compile(re.escape(base.name) + r"-([2-9]|[1-9][0-9]{1,8})")
+    beside = [path for path in base.parent.glob(f"{glob.escape(base.name)}-*") if number.fullmatch(path.name)]
+    return [path for path in (base, *sorted(beside)) if holds_a_run(path)]
+
+
+def newest_run(base: Path) -> Path | None:
+    """Of the runs that go by a name the one that was last begun or taken up; None when there is none."""
+    return max(runs_named(base), key=_begun, default=None)
+
+
+def _begun(run_dir: Path) -> float:
+    """When a run was last begun or taken up, in seconds since the epoch."""
+    try:
+        return (run_dir / CONFIG_FILE).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def already_a_run(path: Path) -> UserError:
+    """A new run is to go where one is."""
+    return UserError(
+        f"{path} already holds a run",
+        remedy="--resume continues it, --overwrite replaces it, another --out_dir leaves it alone",
+    )
+
+
+def nothing_to_resume(path: Path) -> UserError:
+    """A run is to be resumed where none is."""
+    return UserError(
+        f"there is nothing to resume in {path}",
+        remedy="start it without --resume, or name the run with --out_dir (tiny-transformer runs lists them)",
+    )
+
+
 def load_identity(checkpoint: Path) -> dict[str, Any]:
     """What the run that wrote this checkpoint was: its settings, data and tokenizer, see `resume_check`.
 
     Raises UserError: BAD_DATA, there is none.
     """
     return read_state(checkpoint)["identity"]
+
+
+def readable_states(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """What `read_state` gives for each committed checkpoint, newest first; those that it refuses are left out."""
+    for checkpoint in reversed(RunDirectory(run_dir).checkpoints()):
+        with suppress(UserError):
+            yield read_state(checkpoint.path)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

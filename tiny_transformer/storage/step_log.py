@@ -43,15 +43,27 @@ class LogMark:
 
 
 class StepLog:
-    """Appends records to a log. A number that is not finite is written as null, since JSON has no word for it."""
+    """Appends records to a log. A number that is not finite is written as null, since JSON has no word for it.
 
-    def __init__(self, path: Path | str) -> None:
+    Args:
+        path: the file, which is made if missing.
+        after: the step of a run that is resumed: the records of all later ones, which it is about to do again, are
+            dropped for good.
+    """
+
+    def __init__(self, path: Path | str, after: int | None = None) -> None:
         self.path = Path(path)
-        kept = _records(self.path)
+        kept = [(record, end) for record, end in _records(self.path) if after is None or record["step"] <= after]
         with refusals("write", self.path):
             make_directories(self.path.parent)
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
-        self._cut(kept)
+        try:
+            self._cut(kept)
+            if after is not None:
+                self.sync()
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds one line; `record["step"]` must be larger than the last one's."""
@@ -65,11 +77,6 @@ class StepLog:
                 done += os.pwrite(self._fd, line[done:], self._end + done)
         self._last_step, self._end = step, self._end + len(line)
         self._hash.update(line)
-
-    def truncate_after(self, step: int) -> None:
-        """Drops the records of all later steps: what a resumed run is about to do again."""
-        self._cut([(record, end) for record, end in _records(self.path) if record["step"] <= step])
-        self.sync()
 
     def sync(self) -> LogMark:
         """Brings the log to the disk, and reads back what was added since the last time.
@@ -171,7 +178,7 @@ def _records(path: Path) -> list[tuple[dict[str, Any], int]]:
 
 
 def _bad_line(path: Path, number: int, what: str) -> UserError:
-    remedy = "move the log aside to go on without its history"
+    remedy = "move the log aside to continue without its history"
     return UserError(f"line {number} {what}", where=f"{path}:{number}", remedy=remedy, exit_code=ExitCode.BAD_DATA)
 
 

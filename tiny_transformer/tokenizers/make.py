@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def make_tokenizer(
             f"vocab_size {vocab_size} does not apply to {name}, which is trained already",
             remedy="leave vocab_size out, or use --tokenizer bpe",
         )
-    path = Path(directory or name).expanduser()
+    path = Path(os.path.expanduser(directory or name))  # noqa: PTH111 - Path's own raises where there is no such user
     if path.exists():
         return load_tokenizer(path)
     if not directory and (name in PUBLISHED or _looks_like_hub_id(name)):

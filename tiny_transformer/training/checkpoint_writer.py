@@ -12,7 +12,6 @@ import platform
 import shlex
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from tiny_transformer import __version__
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.config.secrets import HIDDEN, is_secret
+from tiny_transformer.config.secrets import without_secrets
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import Sharing
 from tiny_transformer.storage import RunDirectory, Staging, StepLog, atomic_write
@@ -141,42 +140,3 @@ def write_config(run_dir: Path, config: RunConfig, command: list[str]) -> None:
         header += f"# started in {home}; relative paths are meant from there\n"
     body = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     atomic_write(run_dir / CONFIG_FILE, header + body, makes_parents=False)
-
-
-def without_secrets(command: list[str]) -> list[str]:
-    """A command line as it may be shown to others: without the values of options that look like secrets, and without
-    the names of directories that are nobody else's business.
-
-    An absolute path below the current directory becomes relative, one below the home directory begins with `~`, of any
-    other the last two parts are kept.
-    """
-    shown, hides_next = [], False
-    for word in command:
-        option, equals, value = word.partition("=")
-        if hides_next and not word.startswith("--"):
-            shown.append(HIDDEN)
-        elif equals and is_secret(option):
-            shown.append(f"{option}={HIDDEN}")
-        else:
-            shown.append(f"{option}={shown_path(value)}" if equals else shown_path(word))
-        hides_next = word.startswith("-") and not equals and is_secret(option)
-    return shown
-
-
-def shown_path(text: str) -> str:
-    """A path as it may be shown to others, see `without_secrets`; any other text as it is."""
-    path = Path(text)
-    if not path.is_absolute():
-        return text
-    with suppress(OSError, RuntimeError):  # no current directory, no home
-        if path.is_relative_to(Path.cwd()):
-            return str(path.relative_to(Path.cwd()))
-        if path.is_relative_to(Path.home()):
-            return str("~" / path.relative_to(Path.home()))
-    return last_parts(text)
-
-
-def last_parts(text: str) -> str:
-    """The last two parts of an absolute path, which are the same from wherever one looks; any other text as it is."""
-    path = Path(text)
-    return str(Path("...", *path.parts[-2:])) if path.is_absolute() else text

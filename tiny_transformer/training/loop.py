@@ -121,7 +121,10 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         state.metrics = {**state.metrics, "loss": gradient.loss}
         evaluation = _evaluate(job, state) if job.evaluate is not None and evaluates else None
         is_best = evaluation is not None and state.best_step == state.step
-        if job.sample is not None and job.pace.samples_at(state.step):
+        samples = job.pace.samples_at(state.step)
+        if samples or is_logged:  # by the first process alone, which may take long or wait for a disk: all say so
+            job.sharing.processes.mark("records")
+        if job.sample is not None and samples:
             with state.timed("samples"):
                 job.sample(state)
         state.elapsed_seconds = elapsed_before + time.monotonic() - started

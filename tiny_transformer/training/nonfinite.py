@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import ExitCode, UserError, command_line
 from tiny_transformer.models.contract import CausalLM, trainable
 from tiny_transformer.parallel.sharing import local
 from tiny_transformer.training.optimizers import Optimizers
@@ -28,9 +28,14 @@ class NotFiniteError(UserError):
         step: the update at which it was noticed, counted from 1.
         figure: what is not finite, and what it is: "loss is nan".
         run_dir: of the run.
+        ways_out: the part of the remedy that needs no checkpoint of the run.
     """
 
-    def __init__(self, step: int, figure: str, run_dir: Path, what: str, where: str, remedy: str) -> None:
+    ways_out = "try a lower learning rate, or precision=fp32"
+
+    def __init__(self, step: int, figure: str, run_dir: Path, what: str, where: str) -> None:
+        again = command_line("tiny-transformer", "replay", run_dir, "--step", step)
+        remedy = f"{self.ways_out}; {again} repeats the step"
         super().__init__(what, where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)
         self.step, self.figure, self.run_dir = step, figure, run_dir
 
@@ -94,6 +99,4 @@ def not_finite(step: int, what: str, culprit: str | None, examples: Sequence[int
         run_dir,
         what=f"{what} at step {step}; the step was not saved{first}",
         where=f"the batch of step {step}, examples {shown}" if examples else f"the evaluation after step {step}",
-        remedy=f"a lower learning rate, or precision=fp32; tiny-transformer replay {run_dir} --step {step} shows the "
-        "step again",
     )

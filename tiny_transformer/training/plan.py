@@ -1,9 +1,9 @@
 """How many steps a run takes: as asked, or as many as fit a number of tokens or a wall-clock budget.
 
 A budget of minutes becomes a number of steps by timing real steps on a second model before the first update. It is
-corrected from the run's own speed while the first third goes by; from then on nothing depends on the clock. Warm-up and
-decay fit the plan. Each revision is written into the run directory before it is used, with the step it begins at, so
-that a resumed run follows the same plan from whichever checkpoint it starts.
+corrected from the run's own speed again and again, more often towards the end; after the last correction nothing
+depends on the clock. Warm-up and decay fit the plan. Each revision is written into the run directory before it is used,
+with the step it begins at, so that a resumed run follows the same plan from whichever checkpoint it starts.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,16 +20,18 @@ from typing import Any, NamedTuple
 
 from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.reading import read_regular
-from tiny_transformer.storage.runs import read_state
+from tiny_transformer.storage.runs import readable_states
 from tiny_transformer.training.schedules import Schedule
+from tiny_transformer.training.speed import Speed, Stopwatch
 from tiny_transformer.training.state import MAX_COUNT, TrainState
 
 FILE = "plan.json"
 HASH = "sha256"  # the key of the plan's hash over itself
 DEFAULT_STEPS = 1000
-REVISIONS = (0.03, 0.1, 0.3)  # progress at which a budget's number of steps is fitted anew; fixed after the last
+# Progress, or share of the minutes gone, at which a budget's number of steps is fitted anew; fixed after the last. They
+# come closer together, so that what changes after one of them can move the end by little: what is left by then.
+REVISIONS = (0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.68, 0.75, 0.8, 0.84, 0.87, 0.9, 0.92, 0.94, 0.96, 0.98)
 WSD_DECAY_FRACTION = 0.2
 # Progress at which the sample prompts are continued (see `samples`): close together at first, where a text changes
 # most (noise, then words, then sentences), and at the end.
@@ -135,24 +137,10 @@ def plan_for_counts(config: TrainingConfig, tokens_per_step: int) -> Plan:
     return make_plan(config, steps, reason)
 
 
-@dataclass(frozen=True)
-class Speed:
-    """How long things take, in seconds: an update, an evaluation (0 without one), a save, a round of samples."""
-
-    step: float
-    evaluation: float
-    save: float
-    sampling: float = 0.0
-
-    def steps_in(self, seconds: float, config: TrainingConfig, num_samplings: int = 0) -> int:
-        """How many updates fit, with their evaluations and saves, the last ones of both, and so many rounds of
-        samples."""
-        evaluations = 1 / config.eval_steps if config.eval_steps else 0.0
-        saves = 1 / config.save_steps if config.save_steps else 0.0
-        if config.eval_steps and config.save_steps:  # one save for both where they coincide
-            saves -= 1 / math.lcm(config.eval_steps, config.save_steps)
-        per_step = self.step + evaluations * (self.evaluation + self.save) + saves * self.save
-        return max(1, int((seconds - self.evaluation - self.save - num_samplings * self.sampling) / per_step))
+def counted_plan(config: TrainingConfig, tokens_per_step: int) -> Plan | None:
+    """The plan of a run of which `steps` or `max_tokens` are asked for; None when neither is."""
+    is_counted = config.steps is not None or config.max_tokens is not None
+    return plan_for_counts(config, tokens_per_step) if is_counted else None
 
 
 def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainState, speed: Speed) -> Plan:
@@ -161,10 +149,10 @@ def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainS
     The minutes are those of the whole run: `state` tells how many are used up. How many rounds of samples are left to a
     run that has begun is known with its first correction; until then it counts none.
     """
-    counted = plan_for_counts(config, tokens_per_step) if config.steps or config.max_tokens else None
+    counted = counted_plan(config, tokens_per_step)
     minutes = config.max_train_minutes or 0.0
     left = len(SAMPLE_POINTS) if state.step == 0 else 0
-    steps = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, config, left)
+    steps = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, config, left, state.step)
     if counted is not None and counted.total_steps <= steps:
         return counted
     return make_plan(config, steps, f"{steps:,} steps of {speed.step:.2g} s fit {minutes:g} minutes", is_fixed=False)
@@ -192,9 +180,8 @@ class Pace:
         *,
         most_steps: float = math.inf,
     ) -> None:
-        self._config, self._estimate, self._write, self._agree = config, estimate, write, agree
-        self._most_steps = most_steps
-        self._started: tuple[int, float] | None = None  # the step and seconds from which the speed is taken
+        self._config, self._write, self._agree, self._most_steps = config, write, agree, most_steps
+        self._stopwatch = None if estimate is None else Stopwatch(estimate)
         self._adopt(plan)
 
     @property
@@ -222,46 +209,33 @@ class Pace:
 
     def revise(self, state: TrainState) -> bool:
         """Fit the number of steps to the speed so far, if it is time to; true when the plan changed."""
-        if self._plan.is_fixed or self._estimate is None:
+        if self._plan.is_fixed or self._stopwatch is None:
             return False
-        if self._started is None:
-            if state.seconds.get("steps", 0.0) > 0.0:  # the first step is slower than the others
-                self._started = (state.step, _busy(state))
-            return False
-        steps = state.step - self._started[0]
-        if steps < 3 or self._plan.progress(state.step) < self._next_revision:
-            return False
-        speed = Speed(
-            (_busy(state) - self._started[1]) / steps,
-            state.mean_seconds("evaluations") or self._estimate.evaluation,
-            state.mean_seconds("saves") or self._estimate.save,
-            state.mean_seconds("samples") or self._estimate.sampling,
-        )
-        num_samplings = sum(point > self._plan.progress(state.step) for point in SAMPLE_POINTS)
         minutes = self._config.max_train_minutes or 0.0
-        left = speed.steps_in(60 * minutes - state.elapsed_seconds, self._config, num_samplings)
+        done = max(self._plan.progress(state.step), state.elapsed_seconds / (60 * minutes))
+        if not self._stopwatch.is_ready(state) or not self._agree(done >= self._next_revision):
+            return False
+        speed = self._stopwatch.read(state)
+        num_samplings = sum(point > self._plan.progress(state.step) for point in SAMPLE_POINTS)
+        left = speed.steps_in(60 * minutes - state.elapsed_seconds, self._config, num_samplings, state.step)
         total = self._agree(state.step + left)
         reason = f"{total:,} steps of {speed.step:.2g} s fit {minutes:g} minutes"
         if total > self._most_steps:
             total, reason = max(int(self._most_steps), state.step + 1), f"{self._most_steps:,} steps as asked"
         is_fixed = self._next_revision == REVISIONS[-1]
-        self._adopt(self._plan.ending_at(total, seen_from=state.step, reason=reason, is_fixed=is_fixed))
-        self._started = (state.step, _busy(state))  # what changed before now says nothing about the rest
+        self._adopt(self._plan.ending_at(total, seen_from=state.step, reason=reason, is_fixed=is_fixed), done)
         return True
 
-    def _adopt(self, plan: Plan) -> None:
+    def _adopt(self, plan: Plan, done: float = 0.0) -> None:
         self._write(plan)
         self._plan = plan
-        self._next_revision = next((at for at in REVISIONS if at > plan.segments[-1].progress), REVISIONS[-1])
-
-
-def _busy(state: TrainState) -> float:
-    """Seconds that go with every step: the updates themselves, and writing about them."""
-    return state.seconds["steps"] + state.seconds.get("logging", 0.0)
+        done = max(done, plan.segments[-1].progress)
+        self._next_revision = next((at for at in REVISIONS if at > done), REVISIONS[-1])
 
 
 def read_plan(run_dir: Path) -> Plan | None:
-    """The plan a run was started with: plan.json, else what the newest checkpoint says; None when it has none yet.
+    """The plan a run was started with: plan.json, else what the newest checkpoint says that can; None when it has none
+    yet.
 
     Raises:
         UserError: BAD_DATA, it is not what was written.
@@ -270,9 +244,10 @@ def read_plan(run_dir: Path) -> Plan | None:
     try:
         return parse_plan(json.loads(read_regular(path)))
     except FileNotFoundError:
-        newest = next(reversed(RunDirectory(run_dir).checkpoints()), None)
-        told = read_state(newest.path).get("plan") if newest else None
-        return None if told is None else parse_plan(told)
+        for state in readable_states(run_dir):
+            with suppress(ValueError, TypeError, KeyError, AttributeError):
+                return parse_plan(state["plan"])
+        return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, UserError) as error:
         raise UserError(
             f"the plan is damaged: {error.what if isinstance(error, UserError) else error}",
@@ -334,22 +309,3 @@ def _is_in(value: Any, least: int, most: int) -> bool:
 
 def _hash(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def measure_seconds(
-    work: Callable[[], Any],
-    agree: Callable[[Any], Any] = lambda answer: answer,
-    *,
-    at_least_seconds: float = 2.0,
-    warm_up: int = 2,
-    least: int = 3,
-) -> float:
-    """The median time of `work`, repeated `least` times or more, after a warm-up; `agree` as in `Pace`."""
-    for _ in range(warm_up):
-        work()
-    times: list[float] = []
-    while agree(len(times) < least or (sum(times) < at_least_seconds and len(times) < 50)):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return agree(sorted(times)[len(times) // 2])

@@ -34,17 +34,24 @@ def take_up(
         The one that was loaded; None when there is none at all.
 
     Raises:
-        UserError: what `load` raises for another reason, or that none of the checkpoints can be loaded.
+        UserError: what `load` raises for another reason; or there are checkpoints and none can be loaded: a run that
+            has learnt something never silently begins again.
     """
     checkpoint, damaged = found
     refused: UserError | None = None
     while True:
         for problem in damaged:
             say(f"skipping a damaged checkpoint: {problem.what} ({problem.where})")
+            refused = refused or problem
         name = processes.broadcast(None if checkpoint is None else str(checkpoint.path))
         if name is None:
             if refused is not None:
-                raise refused
+                raise UserError(
+                    f"no checkpoint of this run can be loaded; the newest: {refused.what}",
+                    where=refused.where,
+                    remedy="put a sound copy of a checkpoint back, or start afresh with --overwrite",
+                    exit_code=ExitCode.BAD_DATA,
+                )
             return None
         error = None
         try:
@@ -52,11 +59,10 @@ def take_up(
         except UserError as problem:
             if problem.exit_code is not ExitCode.BAD_DATA:
                 raise
-            error = refused = problem
+            error = problem
         if not processes.any(error is not None):
             return Path(name)
-        refused = refused or UserError(f"another process cannot load {name}", exit_code=ExitCode.BAD_DATA)
-        damaged = [refused]
+        damaged = [error or UserError(f"another process cannot load {name}", exit_code=ExitCode.BAD_DATA)]
         if checkpoint is not None:
             if run.lock().held:
                 run.reject(checkpoint.step)

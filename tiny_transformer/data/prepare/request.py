@@ -1,7 +1,8 @@
 """What data was asked for: written into meta.json when it is prepared, compared when somebody asks again.
 
 Two requests for text in files are the same when the files hold the same, wherever they stand and whatever they are
-called. Keys that an older meta.json lacks are not compared.
+called. What is not known of prepared data (of imported token files, where documents and their split come from) agrees
+with the defaults and with nothing else.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from tiny_transformer.config.schema import DataConfig
-from tiny_transformer.data.meta import Meta
+from tiny_transformer.data.meta import OLD_IDENTITY, SOURCE_IDENTITY, Meta
 from tiny_transformer.data.prepare import hub
+from tiny_transformer.data.prepare.files import path_of
 from tiny_transformer.data.prepare.sources import STORIES, Source, source_of
 from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, make_tokenizer
 
 # Keys of the section `data` that decide the tokens, in the order in which they are told.
 KEYS = ("source", "tokenizer", "vocab_size", "max_bytes", "val_fraction", "text_field")
-IDENTITY = "source_identity"
 
 
 def request_of(data: DataConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def request_of(data: DataConfig, source: Source, tokenizer: Tokenizer | None) ->
     request = {
         **data.model_dump(mode="json", include={*KEYS, "seq_len"}),
         "source": source.name,
-        IDENTITY: hashlib.sha256(source.fingerprint.encode()).hexdigest(),
+        SOURCE_IDENTITY: hashlib.sha256(source.fingerprint.encode()).hexdigest(),
     }
     return request if tokenizer is None else {**request, "tokenizer_fingerprint": tokenizer.fingerprint}
 
@@ -48,9 +49,15 @@ def is_trained_here(tokenizer: str) -> bool:
 def changed_keys(asked: dict[str, Any], there: dict[str, Any]) -> list[str]:
     """The keys in which two requests differ; the name of the source counts only where its text is another."""
     keys = {key for key in asked.keys() | there.keys() if asked.get(key) != there.get(key)}
-    if IDENTITY not in keys:
+    if SOURCE_IDENTITY not in keys:
         keys.discard("source")
-    names = {IDENTITY: "the text of the source", "source_fingerprint": "an older version of this program made it"}
+    if "tokenizer" in keys:
+        keys.discard("tokenizer_fingerprint")
+    names = {
+        SOURCE_IDENTITY: "the text of the source",
+        OLD_IDENTITY: "an older version of this program made it",
+        "tokenizer_fingerprint": "the content of the tokenizer",
+    }
     return sorted({names.get(key, key) for key in keys})
 
 
@@ -59,11 +66,12 @@ def differences(data: DataConfig, meta: Meta, keys: Collection[str] = KEYS) -> l
 
     Reads the files of a local source, to see whether they still hold what was prepared; nothing is fetched.
     """
-    found = []
+    found, known, defaults = [], recorded(meta), DataConfig()
     for key in (key for key in KEYS if key in keys):
-        there, asked = recorded(meta).get(key), getattr(data, key)
+        there, asked = known.get(key, getattr(defaults, key)), getattr(data, key)
         is_same = there == asked or (key == "vocab_size" and asked == meta.vocab_size)
-        reason = None if is_same else f"{_shown(there)}, not {_shown(asked)}"
+        is_there = _shown(there) if key in known else "not known"
+        reason = None if is_same else f"{is_there}, not {_shown(asked)}"
         if key == "source":
             reason = _other_source(data, meta)
         elif key == "tokenizer" and _is_the_tokenizer(data.tokenizer, meta):
@@ -76,7 +84,7 @@ def differences(data: DataConfig, meta: Meta, keys: Collection[str] = KEYS) -> l
 def recorded(meta: Meta) -> dict[str, Any]:
     """The values of `KEYS` that prepared data was made with; of imported data only what is known."""
     request = {"source": meta.source, "tokenizer": meta.tokenizer, **meta.request}
-    if IDENTITY not in request and request.get("val_fraction") == 0.02:
+    if SOURCE_IDENTITY not in request and request.get("val_fraction") == 0.02:
         request["val_fraction"] = None  # the default of the version that made it
     return {key: request[key] for key in KEYS if key in request}
 
@@ -93,7 +101,7 @@ def prepare_command(data: DataConfig, out_dir: Path) -> str:
 
 def _other_source(data: DataConfig, meta: Meta) -> str | None:
     identity = _identity(data)
-    known = meta.request.get(IDENTITY)
+    known = meta.request.get(SOURCE_IDENTITY)
     if identity is not None and known is not None:
         if identity == known:
             return None
@@ -106,15 +114,15 @@ def _other_source(data: DataConfig, meta: Meta) -> str | None:
 
 def _identity(data: DataConfig) -> str | None:
     """What identifies the text that the source gives now; None where that is not known without a network or a file."""
-    is_there = Path(data.source).expanduser().exists()
+    is_there = path_of(data.source).exists()
     if data.source != STORIES and (data.source in hub.KNOWN_SETS or not is_there):
         return None
-    return request_of(data, source_of(data), None)[IDENTITY]
+    return request_of(data, source_of(data), None)[SOURCE_IDENTITY]
 
 
 def _is_the_tokenizer(name: str, meta: Meta) -> bool:
     there = meta.request.get("tokenizer", meta.tokenizer)
-    if is_trained_here(name) or not Path(name).expanduser().exists():
+    if is_trained_here(name) or not path_of(name).exists():
         return name.replace("auto", "bpe") == there.replace("auto", "bpe")
     return make_tokenizer(name).fingerprint == meta.tokenizer_fingerprint
 

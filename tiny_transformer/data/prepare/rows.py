@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def json_texts(path: Path, text_field: str) -> Iterator[str]:
     """The elements of one array, or values one after another."""
     with open_text(path) as lines:
         for line, row in _Values(lines, path):
-            yield row if isinstance(row, str) else _text_of(row, text_field, path, line)
+            yield _encodable(row, path, line) if isinstance(row, str) else _text_of(row, text_field, path, line)
 
 
 class _Values:
@@ -119,32 +120,71 @@ class _Values:
 
 def csv_texts(path: Path, text_field: str, kind: str) -> Iterator[str]:
     """One column of a table with a header; a .csv may have its columns apart by commas, semicolons, tabs or bars."""
-    csv.field_size_limit(2**31 - 1)
-    with open_text(path, whole_lines=True) as lines:
-        header = next(lines, "")
-        for delimiter in _DELIMITERS[kind]:
-            names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
-            if text_field in names:
-                break
-        else:
-            delimiter = max(_DELIMITERS[kind], key=header.count)
-            names = [name.strip()[:40] for name in next(csv.reader([header], delimiter=delimiter))]
-            raise _no_field(text_field, f"{path}, line 1", "columns named in the first line", names)
-        column, reader = names.index(text_field), csv.reader(lines, delimiter=delimiter, strict=True)
+    csv.field_size_limit(_MAX_VALUE_CHARS)
+    with open_text(path, whole_lines=True, newline="") as lines:
+        names, delimiter, held = _header(lines, text_field, path, kind)
+        reader = csv.reader(chain(held, lines), delimiter=delimiter, strict=True)
+        _first_row(reader)
+        column = _column(text_field, names, path)
         while (row := _next_row(reader, path)) is not None:
             if row and len(row) != len(names):
-                what = f"a row has {len(row)} fields, and the first line names {len(names)} columns"
-                raise bad(what, path, line=reader.line_num + 1)
+                columns = f"{len(names)} column{'s' * (len(names) != 1)}"
+                what = f"a row has {len(row)} fields, and the first line names {columns}"
+                raise bad(what, path, line=reader.line_num)
             if row:
                 yield row[column]
+
+
+def _header(lines: Iterator[str], text_field: str, path: Path, kind: str) -> tuple[list[str], str, list[str]]:
+    """The names of the columns, the delimiter that makes the field one of them, and the lines read to find it."""
+    held: list[str] = []
+    tried: list[tuple[list[str], int]] = []
+    problem = csv.Error()
+    for delimiter in _DELIMITERS[kind]:
+        reader = csv.reader(chain(list(held), _noted(lines, held)), delimiter=delimiter, strict=True)
+        try:
+            names = [name.strip() for name in _first_row(reader)]
+        except csv.Error as error:  # quotation marks that are none with this delimiter
+            problem = error if not str(problem) else problem
+            continue
+        if text_field in names:
+            return names, delimiter, held
+        tried.append((names, reader.line_num))
+    if not tried:
+        raise _no_table(problem, path, len(held))
+    names, line = max(tried, key=lambda found: len(found[0]))
+    raise _no_field(
+        text_field, f"{path}, line {line}", "columns named in the first line", [name[:40] for name in names]
+    )
+
+
+def _first_row(reader: Any) -> list[str]:
+    """The first line that is not blank; [] where there is none."""
+    return next(filter(None, reader), [])
+
+
+def _noted(lines: Iterator[str], held: list[str]) -> Iterator[str]:
+    for line in lines:
+        held.append(line)
+        yield line
+
+
+def _column(text_field: str, names: list[str], path: Path) -> int:
+    if (count := names.count(text_field)) > 1:
+        raise bad(f"{count} columns are called {text_field!r}", path, line=1, remedy="give each column its own name")
+    return names.index(text_field)
 
 
 def _next_row(reader: Any, path: Path) -> list[str] | None:
     try:
         return next(reader, None)
     except csv.Error as error:
-        remedy = "a field that begins with a quotation mark ends with one, and inside it they are doubled"
-        raise bad(f"not {path.suffix} ({error})", path, line=reader.line_num + 1, remedy=remedy) from None
+        raise _no_table(error, path, reader.line_num) from None
+
+
+def _no_table(error: csv.Error, path: Path, line: int) -> UserError:
+    remedy = "a field that begins with a quotation mark ends with one, and inside it they are doubled"
+    return bad(f"not {path.suffix} ({error})", path, line=line, remedy=remedy)
 
 
 def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
@@ -163,6 +203,7 @@ def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
             names = file.schema_arrow.names
             if text_field not in names:
                 raise _no_field(text_field, str(path), "columns here", names)
+            _column(text_field, names, path)
             row = 0
             for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
                 for text in batch.column(0).to_pylist():
@@ -175,10 +216,13 @@ def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
 
 def _text_of(row: Any, text_field: str, path: Path, line: int) -> str:
     text = row.get(text_field) if isinstance(row, dict) else None
+    if text is None and isinstance(row, dict) and text_field in row:
+        return ""  # null: a row without a text, left out like an empty one
     if not isinstance(text, str):
         fields = row if isinstance(row, dict) else {}
         inner = [name for name, value in fields.items() if isinstance(value, list) and value and value != [None]]
-        if inner and not any(isinstance(value, str) for value in fields.values()):
+        is_whole = ".json" in map(str.lower, path.suffixes)  # one object may be all of such a file, and no row
+        if is_whole and inner and not any(isinstance(value, str) for value in fields.values()):
             raise bad(
                 f"no text in the field {text_field!r}: one object, whose rows may be the list in {inner[0]!r}",
                 path,
@@ -187,6 +231,10 @@ def _text_of(row: Any, text_field: str, path: Path, line: int) -> str:
             )
         names = [name for name, value in fields.items() if isinstance(value, str)]
         raise _no_field(text_field, f"{path}, line {line}", "fields that hold text here", names)
+    return _encodable(text, path, line)
+
+
+def _encodable(text: str, path: Path, line: int) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -6,6 +6,8 @@ file, a folder or a glob pattern; `files` says how each kind of file becomes doc
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import NamedTuple
 
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare import files, hub
+from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.errors import UserError
 
 STORIES = "stories"
@@ -107,9 +110,10 @@ def open_source(
         return _stories(max_bytes or STORIES_DEFAULT_BYTES, seed)
     if name in hub.KNOWN_SETS:
         return _from_hub(name, replace(hub.KNOWN_SETS[name], text_field=text_field), max_bytes)
-    if not Path(name).expanduser().exists() and files.looks_like_hub_id(name):
+    if not files.path_of(name).exists() and looks_like_hub_id(name):
         return _from_hub(name, hub.HubSet(name, text_field=text_field), max_bytes)
-    found, note = files.find_files(name)
+    _refuse_a_slip(name)
+    found, note = find_files(name)
     if all(map(files.is_running_text, found)):
         _refuse_field(name, text_field)
     num_bytes = sum(path.stat().st_size for path in found)
@@ -123,12 +127,19 @@ def open_source(
     return Source(
         name=name,
         licence=UNKNOWN_LICENCE,
-        fingerprint=files.identity_of(found, Path(name).expanduser()),
+        fingerprint=files.identity_of(found, files.path_of(name)),
         max_bytes=max_bytes,
         total_bytes=min(num_bytes, max_bytes or num_bytes) if all(map(files.is_plain_text, found)) else max_bytes,
         start=start,
         note=note,
     )
+
+
+def _refuse_a_slip(name: str) -> None:
+    """Refuse what is no path and nearly one of the names."""
+    near = difflib.get_close_matches(name.strip("/").lower(), (STORIES, *hub.KNOWN_SETS), n=1, cutoff=0.7)
+    if near and not any(sign in name for sign in "*?[{") and not os.path.lexists(files.path_of(name)):
+        raise UserError(f"no such file, folder or data set: {name}", remedy=f"did you mean --source {near[0]}?")
 
 
 def _refuse_field(name: str, text_field: str) -> None:

@@ -91,6 +91,8 @@ def html_lines(path: Path) -> Iterator[str]:
         for line in lines:
             parser.feed(line)
             yield from parser.finished_lines()
+        if parser.rawdata.startswith("<!--"):  # what is left to be read
+            raise bad("a comment is never closed, and hides what follows", path)
         parser.close()
     if parser.hidden:
         raise bad(f"a <{parser.hidden}> is never closed, and hides what follows", path)
@@ -106,30 +108,35 @@ class _Page(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden: str | None = None
+        self._hidden: list[str] = []  # tags that are open and hide what is in them, the outermost first
         self._is_pre = False
         self._was_blank = True
         self._text = ""
 
+    @property
+    def hidden(self) -> str | None:
+        """The tag that hides what comes next."""
+        return self._hidden[0] if self._hidden else None
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self.hidden is None and tag in self.HIDDEN:
-            self.hidden = tag
+        if tag in self.HIDDEN:
+            self._hidden.append(tag)
         self._is_pre = self._is_pre or tag == "pre"
         self._break(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag == self.hidden:
-            self.hidden = None
+        if self._hidden and tag == self._hidden[-1]:
+            self._hidden.pop()
         self._is_pre = self._is_pre and tag != "pre"
         self._break(tag)
         if tag in ("td", "th"):
             self._text += " "
 
     def handle_data(self, data: str) -> None:
-        if self.hidden is None and not self._is_pre:
+        if not self._hidden and not self._is_pre:
             data = re.sub(r"\s+", " ", data)
             self._text += data if self._text[-1:].strip() else data.lstrip(" ")
-        elif self.hidden is None:
+        elif not self._hidden:
             self._text += data
 
     def finished_lines(self, *, last: bool = False) -> Iterator[str]:

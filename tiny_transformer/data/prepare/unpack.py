@@ -59,7 +59,9 @@ class Unpacked(io.RawIOBase):
     def _unpack_more(self) -> bool:
         self._packed = self._packed or self._file.read(_CHUNK_BYTES)
         if self._stream is None and self._num_streams and self._suffix in PADDED:
-            self._packed = self._packed.lstrip(b"\0") or self._file.read(_CHUNK_BYTES).lstrip(b"\0")
+            while self._packed and not self._packed.strip(b"\0"):
+                self._packed = self._file.read(_CHUNK_BYTES)
+            self._packed = self._packed.lstrip(b"\0")
         if not self._packed:
             if self._stream is not None:
                 raise DamagedArchiveError("it was cut short: its end is missing")
@@ -103,15 +105,17 @@ def is_packed(path: Path) -> bool:
 
 
 @contextmanager
-def open_text(path: Path, *, whole_lines: bool = False) -> Generator[Iterator[str]]:
+def open_text(path: Path, *, whole_lines: bool = False, newline: str = "\n") -> Generator[Iterator[str]]:
     """The lines of a text file, each with its line break; very long ones in parts unless `whole_lines`.
+
+    With `newline` empty a line may end with a carriage return too, alone or before a line feed.
 
     Raises:
         UserError: the file cannot be read, is damaged, or is not UTF-8 (naming the byte).
     """
     limit = -1 if whole_lines else _LINE_CHARS
     try:
-        with _open_bytes(path) as data, io.TextIOWrapper(data, encoding="utf-8-sig", newline="\n") as text:
+        with _open_bytes(path) as data, io.TextIOWrapper(data, encoding="utf-8-sig", newline=newline) as text:
             yield _checked_lines(text, limit, path)
     except UnicodeDecodeError:
         raise _invalid_utf8(path) from None
@@ -141,11 +145,34 @@ def _open_bytes(path: Path) -> BinaryIO:
 def _checked_lines(text: io.TextIOWrapper, limit: int, path: Path) -> Iterator[str]:
     while line := text.readline(limit):
         if "\0" in line:
-            raise bad("not a text file: it has a zero byte", path, remedy=_REMEDY_BINARY)
+            raise bad("not a text file: it has a zero byte", path, remedy=_remedy(path, is_binary=True))
         yield line
 
 
-_REMEDY_BINARY = "leave it out, or save its text as UTF-8"
+# How other kinds of files begin -> what makes text of them.
+_PACKED_BEGINNINGS = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
+_OTHER_BEGINNINGS = {
+    b"PK\x03\x04": "by its first bytes it is a zip archive, as .docx and .xlsx are: unpack it, or save its text",
+    b"%PDF": "by its first bytes it is a PDF; make text of it first: pdftotext FILE FILE.txt",
+    b"\xff\xfe\0\0": "make UTF-8 of it: iconv -f utf-32 -t utf-8",
+    b"\0\0\xfe\xff": "make UTF-8 of it: iconv -f utf-32 -t utf-8",
+    b"\xff\xfe": "make UTF-8 of it: iconv -f utf-16 -t utf-8",
+    b"\xfe\xff": "make UTF-8 of it: iconv -f utf-16 -t utf-8",
+}
+
+
+def _remedy(path: Path, *, is_binary: bool) -> str:
+    """What to do with a file that is no text, by its first bytes."""
+    with _open_bytes(path) as data:
+        head = data.read(8)
+    for beginning, suffix in _PACKED_BEGINNINGS.items():
+        if head.startswith(beginning):
+            again = f"by its first bytes it is packed again ({suffix}): unpack it first"
+            return again if is_packed(path) else f"by its first bytes it is packed: give its name the end {suffix}"
+    for beginning, remedy in _OTHER_BEGINNINGS.items():
+        if head.startswith(beginning):
+            return remedy
+    return "leave it out, or save its text as UTF-8" + ("" if is_binary else " (for Latin-1: iconv -f latin1 -t utf-8)")
 
 
 def _invalid_utf8(path: Path) -> UserError:
@@ -167,6 +194,6 @@ def _invalid_utf8(path: Path) -> UserError:
     return UserError(
         "not a text file: invalid UTF-8" + (" (it holds binary data, or UTF-16)" if is_binary else ""),
         where=f"{path}, {packed}byte {offset:,}",
-        remedy=_REMEDY_BINARY + ("" if is_binary else " (for Latin-1: iconv -f latin1 -t utf-8)"),
+        remedy=_remedy(path, is_binary=is_binary),
         exit_code=ExitCode.BAD_DATA,
     )

@@ -4,8 +4,9 @@
 grammar is known, so is the best loss any language model can reach on it: `entropy()` nats per story.
 
 Read `template` for the language the plots are written in, then one of `plots/`; `words/` holds the word lists.
-`sampler` writes stories, `parser` reads them, `analysis` proves that the numbers are exact. To add a plot, write
-yours beside the others and name it in `plots/__init__.py`; the tests tell what it breaks.
+`sampler` writes stories, `parser` reads them, `proofreader` reads what is nearly one, `analysis` proves that the
+numbers are exact. To add a plot, write yours beside the others and name it in `plots/__init__.py`; the tests tell what
+it breaks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from . import analysis
 from .parser import SKILLS, Choice, Parser
 from .plots import RULES
+from .proofreader import Proof, Proofreader
 from .sampler import Sampler
 from .template import Node, Reader
 from .words import LISTS
@@ -28,11 +30,13 @@ __all__ = [
     "LICENCE",
     "SKILLS",
     "Choice",
+    "Proof",
     "Score",
     "Story",
     "documents",
     "entropy",
     "log_probability",
+    "proofread",
     "score",
     "story",
     "tree",
@@ -91,6 +95,11 @@ def log_probability(text: str) -> float:
     return score(text).log_probability
 
 
+def proofread(text: str) -> Proof:
+    """How any text reads: its sentences, and each word that should have been another; see `proofreader`."""
+    return _proofreader().read(text)
+
+
 @cache
 def entropy() -> float:
     """The expected -log p of a story in nats, exactly: the best loss per story that any model can reach."""
@@ -111,3 +120,8 @@ def _sampler() -> Sampler:
 @cache
 def _parser() -> Parser:
     return Parser(tree())
+
+
+@cache
+def _proofreader() -> Proofreader:
+    return Proofreader(tree())

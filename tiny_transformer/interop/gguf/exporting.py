@@ -10,6 +10,7 @@ need is in `gguf_next`.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Generator
@@ -25,10 +26,10 @@ from tiny_transformer.config.shapes import DecoderConfig, Qwen3NextConfig
 from tiny_transformer.config.shapes.decoder import GgufForm
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf.hybrid import Tensors, add_next_keys, next_tensors
+from tiny_transformer.interop.gguf.rope import ROPE_NUMBERS, rope_factors
 from tiny_transformer.interop.gguf.tokenizer import NO_BEGIN_TOKEN, GgufTokenizer, gguf_tokenizer
 from tiny_transformer.interop.portability import NOT_KNOWN, refusal
 from tiny_transformer.interop.row_order import interleaved, is_rotated
-from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models import load_config, load_model
 from tiny_transformer.models.config_file import end_token_ids, read_config, read_json
 from tiny_transformer.models.swaps import restore_layers
@@ -186,10 +187,14 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: GgufTokenizer) -> None:
 
 
 def _add_rope_scaling(writer: GGUFWriter, scaling: dict[str, Any] | None) -> None:
-    """The keys of `linear` and `yarn`; `llama3` is a tensor, see `_rope_factors`."""
+    """The keys of `linear` and `yarn`; `llama3` is a tensor, see `rope_factors`, and a key of our own tells its
+    numbers."""
     import gguf
 
-    if scaling is None or scaling["rope_type"] == "llama3":
+    if scaling is None:
+        return
+    if scaling["rope_type"] == "llama3":
+        writer.add_string(ROPE_NUMBERS, json.dumps(scaling))
         return
     writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["rope_type"]))
     writer.add_rope_scaling_factor(scaling["factor"])
@@ -199,15 +204,6 @@ def _add_rope_scaling(writer: GGUFWriter, scaling: dict[str, Any] | None) -> Non
         writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
     if "beta_slow" in scaling:
         writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
-
-
-def _rope_factors(config: DecoderConfig) -> torch.Tensor | None:
-    """What llama.cpp divides each pair's frequency by, (D/2,), where rope_type is `llama3`."""
-    scaling = config.rope_numbers()
-    if scaling is None or scaling["rope_type"] != "llama3":
-        return None
-    plain, _ = rope_frequencies(config.head_dim, config.rope_theta)
-    return plain / rope_frequencies(config.head_dim, config.rope_theta, scaling)[0]
 
 
 def _add_special_tokens(writer: GGUFWriter, tokenizer: GgufTokenizer, checkpoint: Path) -> None:
@@ -250,7 +246,7 @@ def _write_tensors(
         config.num_hidden_layers,
     )
     entries = []
-    if (factors := _rope_factors(config)) is not None:
+    if (factors := rope_factors(config)) is not None:
         entries.append(("rope_freqs.weight", factors, gguf.GGMLQuantizationType.F32))
     for name, tensor in _as_llama_cpp_has_them(config, form, iter(tensors)):
         if name == "lm_head.weight" and config.tie_word_embeddings and not form.copies_tied_head:
@@ -314,7 +310,8 @@ def _whole_file(path: Path) -> Generator[Path]:
             temporary = stack.enter_context(in_the_making(path, Path.touch))
         try:
             with refusals("write", path):
-                yield temporary
+                with _with_its_reason(temporary):
+                    yield temporary
                 REAL.fsync(temporary)
                 REAL.rename(temporary, path)
                 REAL.fsync_dir(path.parent)
@@ -322,3 +319,16 @@ def _whole_file(path: Path) -> Generator[Path]:
             with suppress(OSError):
                 REAL.unlink(temporary)
             raise
+
+
+@contextmanager
+def _with_its_reason(path: Path) -> Generator[None]:
+    """Turns an OSError without a number, as numpy raises for a write that was cut short, into the one that the system
+    gives when more is appended."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            with path.open("ab", buffering=0) as file:
+                file.write(bytes(1 << 20))
+        raise

@@ -96,18 +96,32 @@ def read_gguf_tensor(path: Path, tensor: GgufTensor) -> np.ndarray:
         case "BF16":
             weights = (np.frombuffer(raw, "<u2").astype("=u4") << 16).view("=f4")
         case _:
-            weights = _dequantized(raw, tensor.type)
+            integers, scales = _blocks(raw, tensor.type)
+            weights = integers * scales.astype("=f4")
     return weights.reshape(tensor.shape)
 
 
-def _dequantized(raw: bytes, kind: str) -> np.ndarray:
-    """Blocks of 32 weights: a float16 scale, then 32 signed bytes (Q8_0) or 16 bytes of two numbers 0 to 15 (Q4_0)."""
+def read_gguf_blocks(path: Path, tensor: GgufTensor) -> tuple[np.ndarray, np.ndarray]:
+    """The integers (..., K) int8 of a Q8_0 or Q4_0 tensor, -128 to 127 or -8 to 7, and the scale of each 32 of them,
+    (..., K / 32) float16."""
+    with path.open("rb") as file:
+        file.seek(tensor.start)
+        integers, scales = _blocks(file.read(tensor.num_bytes), tensor.type)
+    return integers.reshape(tensor.shape), scales.reshape(*tensor.shape[:-1], -1)
+
+
+def _blocks(raw: bytes, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of 32 weights: a float16 scale, then 32 signed bytes (Q8_0) or 16 bytes of two numbers 0 to 15 (Q4_0).
+
+    Returns:
+        Integers (blocks, 32) int8 and scales (blocks, 1) float16.
+    """
     blocks = np.frombuffer(raw, "u1").reshape(-1, 34 if kind == "Q8_0" else 18)
-    scales = blocks[:, :2].copy().view("<f2").astype("=f4")  # (blocks, 1)
+    scales = blocks[:, :2].copy().view("<f2").astype("=f2")
     if kind == "Q8_0":
-        return blocks[:, 2:].view("i1") * scales
+        return blocks[:, 2:].view("i1"), scales
     pairs = blocks[:, 2:]  # the low halves are the first sixteen weights
-    return (np.concatenate((pairs & 15, pairs >> 4), axis=1).astype("=f4") - 8) * scales
+    return np.concatenate((pairs & 15, pairs >> 4), axis=1).astype("i1") - np.int8(8), scales
 
 
 def _decoded(raw: bytes, start: int) -> str:

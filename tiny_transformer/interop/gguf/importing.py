@@ -1,11 +1,13 @@
-"""Import of GGUF files: models of the architectures that a shape names (`gguf_imports`), with a byte-level BPE.
+"""Import of GGUF files: models of the architectures that a shape names (`gguf_imports`), with their tokenizer.
 
-f32 files give back every weight to the bit; f16 and quantized ones give what their blocks hold, in float32. The header
-is judged by `gguf_file` before anything is allocated, and every key of the architecture must be one that is known here.
+f32 files give back every weight to the bit; f16 ones give what they hold, in float32; the integers and scales of q8_0
+and q4_0 are kept as they are (`layers.linear`). The header is judged by `file` before anything is allocated, and every
+key of the architecture must be one that is known here.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,13 @@ from pydantic import ValidationError
 from tiny_transformer.config.shapes import SHAPES, DecoderConfig
 from tiny_transformer.config.shapes.decoder import GgufForm
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.interop.gguf.file import GgufTensor, read_gguf_header, read_gguf_tensor
+from tiny_transformer.interop.gguf.file import GgufTensor, read_gguf_blocks, read_gguf_header, read_gguf_tensor
+from tiny_transformer.interop.gguf.rope import ROPE_FACTORS, ROPE_NUMBERS, numbers_of_factors
 from tiny_transformer.interop.gguf.tokenizer import CHAT_TEMPLATE, NO_BEGIN_TOKEN, TOKENIZER_LISTS, tokenizer_from_gguf
 from tiny_transformer.interop.row_order import half_split, is_rotated
 from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models import empty_model
+from tiny_transformer.models.swaps import apply_swaps, describe_swaps
 
 if TYPE_CHECKING:
     from tiny_transformer.models.contract import CausalLM
@@ -57,15 +61,18 @@ _TENSORS = {
     **{f"self_attn.{part}_norm": f"attn_{part}_norm" for part in "qk"},
     **{f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
 }
+_KINDS = {"Q8_0": "int8", "Q4_0": "int4"}  # tensor types that are kept as they are -> ours
+BLOCK = 32  # weights that share a scale
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 
-def import_gguf(source: Path | str, out_dir: Path | str) -> None:
-    """Write a GGUF file's model and tokenizer as a checkpoint in float32, all or nothing.
+def import_gguf(source: Path | str, out_dir: Path | str, *, full_size: bool = False) -> list[str]:
+    """Write a GGUF file's model and tokenizer as a checkpoint, all or nothing; the kinds of its quantized layers.
 
     Args:
         source: a file of an architecture that is read here, tensors f32, f16, bf16, q8_0 or q4_0.
         out_dir: a directory that does not exist yet.
+        full_size: write q8_0 and q4_0 as float32 weights, which can be trained, and which other programs open.
 
     Raises:
         UserError: a file that is not what it should be, an architecture, key, tensor or tokenizer that is not known
@@ -78,7 +85,7 @@ def import_gguf(source: Path | str, out_dir: Path | str) -> None:
     tokenizer = tokenizer_from_gguf(keys, source)
     if config.tie_word_embeddings:
         tensors.pop(_HEAD, None)
-    model = _read_model(config, form, tensors, source)
+    model = _read_model(config, form, tensors, source, full_size=full_size)
     special = {name: keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom", "padding")}
     ends = [special[name] for name in ("eos", "eot", "eom") if special[name] is not None]
     ids: dict[str, Any] = {"bos_token_id": special["bos"]}
@@ -97,6 +104,7 @@ def import_gguf(source: Path | str, out_dir: Path | str) -> None:
         copied={"chat_template.jinja": template.encode()} if template else None,
         sampling={"pad_token_id": special["padding"]} if special["padding"] is not None else None,
     )
+    return sorted({record["kind"] for record in describe_swaps(model)})
 
 
 def _architectures() -> dict[str, tuple[type[DecoderConfig], GgufForm]]:
@@ -121,8 +129,6 @@ def _config(
         if name.startswith(f"{architecture}.")
     }
     scaling = _rope_scaling(own, source)
-    if "rope_freqs.weight" in tensors:
-        raise _bad(source, "its RoPE is scaled by factors (rope_freqs.weight) that do not say how they were made")
     if missing := _SHAPE.keys() - _OPTIONAL - own.keys():
         raise _bad(source, f"it lacks the key {architecture}.{min(missing)}")
     if unknown := own.keys() - _SHAPE.keys() - _REPEATED.keys():
@@ -148,6 +154,8 @@ def _config(
         raise _bad(
             source, f"its keys describe no model: {name} {problem['msg'].removeprefix('Value error, ')}"
         ) from None
+    if ROPE_FACTORS in tensors:
+        config = _with_factors(config, form, keys, tensors, source)
     for theirs, ours in _REPEATED.items():
         if own.get(theirs, getattr(config, ours)) != getattr(config, ours):
             raise _bad(source, f"{architecture}.{theirs} is not the {ours} {getattr(config, ours)} of the rest")
@@ -174,13 +182,33 @@ def _rope_scaling(own: dict[str, Any], source: Path) -> dict[str, Any] | None:
     return {"rope_type": kind, **found}
 
 
+def _with_factors(
+    config: DecoderConfig, form: GgufForm, keys: dict[str, Any], tensors: dict[str, GgufTensor], source: Path
+) -> DecoderConfig:
+    """The shape with the scaled RoPE that a tensor of factors stands for, which is taken out of `tensors`."""
+    tensor = tensors.pop(ROPE_FACTORS)
+    if config.rope_scaling is not None or form.name != "llama":
+        raise _bad(
+            source, f"its RoPE is scaled by factors ({ROPE_FACTORS}), and that is not computed here beside the rest"
+        )
+    if math.prod(tensor.shape) != config.head_dim // 2:
+        raise _bad(source, f"tensor {ROPE_FACTORS} has shape {list(tensor.shape)}, not a factor for each pair")
+    factors = torch.from_numpy(read_gguf_tensor(source, tensor)).flatten()
+    numbers = numbers_of_factors(factors, keys.get(ROPE_NUMBERS), head_dim=config.head_dim, theta=config.rope_theta)
+    if numbers is None:
+        raise _bad(source, f"its RoPE is scaled by factors ({ROPE_FACTORS}) that no numbers known here give")
+    return type(config).model_validate({**config.model_dump(), "rope_scaling": numbers})
+
+
 def _decimal(value: Any) -> Any:
     """A float32 of the file as the decimal number that was meant: 1e-6 and not 9.99999997e-07."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 @torch.no_grad()
-def _read_model(config: DecoderConfig, form: GgufForm, tensors: dict[str, GgufTensor], source: Path) -> CausalLM:
+def _read_model(
+    config: DecoderConfig, form: GgufForm, tensors: dict[str, GgufTensor], source: Path, *, full_size: bool
+) -> CausalLM:
     """The model, once every tensor is there in its shape and no other is."""
     parameters = empty_model(config, device="meta").named_parameters()
     expected = {_gguf_name(name, form): tuple(parameter.shape) for name, parameter in parameters}
@@ -193,11 +221,35 @@ def _read_model(config: DecoderConfig, form: GgufForm, tensors: dict[str, GgufTe
         if tensors[name].shape != shape:
             raise _bad(source, f"tensor {name} has shape {list(tensors[name].shape)}, its keys ask for {list(shape)}")
     model = empty_model(config)
+    if not full_size:
+        _keep_blocks(model, form, tensors, source)
     for name, parameter in model.named_parameters():
         weight = torch.from_numpy(read_gguf_tensor(source, tensors[_gguf_name(name, form)]))
         turned = form.is_interleaved and is_rotated(name)
         parameter.copy_(half_split(weight, config.head_dim) if turned else weight)
     return model
+
+
+def _keep_blocks(model: CausalLM, form: GgufForm, tensors: dict[str, GgufTensor], source: Path) -> None:
+    """Swap the layers whose matrices are quantized in the file, and give them its integers and scales."""
+    kinds = {
+        name: _KINDS.get(tensors[_gguf_name(name, form)].type) for name, p in model.named_parameters() if p.ndim == 2
+    }
+    layers = {name.removesuffix(".weight"): kind for name, kind in kinds.items() if kind is not None}
+    apply_swaps(
+        model,
+        [
+            {"kind": kind, "group_size": BLOCK, "names": names}
+            for kind in _KINDS.values()
+            if (names := [name for name, its in layers.items() if its == kind])
+        ],
+    )
+    for name in layers:
+        tensor = tensors[_gguf_name(f"{name}.weight", form)]
+        integers, scale = map(torch.from_numpy, read_gguf_blocks(source, tensor))
+        if form.is_interleaved and is_rotated(f"{name}."):
+            integers, scale = (half_split(part, model.config.head_dim) for part in (integers, scale))
+        model.get_submodule(name).set_to(integers, scale)  # ty: ignore[not-callable]
 
 
 def _gguf_name(name: str, form: GgufForm) -> str:

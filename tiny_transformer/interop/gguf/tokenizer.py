@@ -1,5 +1,5 @@
-"""A tokenizer as the keys of a GGUF file, in llama.cpp's terms: SentencePiece-style pieces (`gguf/pieces.py`), or
-byte-level BPE with a known split expression, which comes back too.
+"""A tokenizer as the keys of a GGUF file, in llama.cpp's terms, and back: SentencePiece-style pieces
+(`gguf/pieces.py`), or byte-level BPE with a known split expression.
 
 llama.cpp's own converter recognises tokenizers by a hash of some test text and refuses every one that was trained at
 home. The loader asks only for a known name of the split expression, and our names are true: the expressions are equal.
@@ -11,11 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiny_transformer.data.prepare.files import path_of
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf.pieces import (
     BYTE,
+    CONTROL,
+    NORMAL,
     SPACE,
     UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    content_of_pieces,
     is_sentencepiece,
     piece_scores,
     spaces,
@@ -47,10 +53,8 @@ _DIGITS_FIRST = {
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
 # llama.cpp wants at least one merge. In a vocabulary of single bytes neither side of this one ever comes about.
 _MERGE_THAT_NEVER_APPLIES = "ĀĀ ĀĀ"
-# Token types of the format.
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 CHAT_TEMPLATE = "tokenizer.chat_template"
-TOKENIZER_LISTS = frozenset(f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges"))
+TOKENIZER_LISTS = frozenset(f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges", "scores"))
 NO_BEGIN_TOKEN = "tiny_transformer.config_without_bos_token_id"  # a key of our own, which other readers pass over
 
 
@@ -144,7 +148,7 @@ def name_refusal(name: str, data_dir: Path) -> str | None:
         UserError: a damaged tokenizer file.
     """
     _, _, directory = name.partition(":")
-    path = data_dir if has_tokenizer(data_dir) else Path(directory or name).expanduser()
+    path = data_dir if has_tokenizer(data_dir) else path_of(directory or name)
     if path.exists():
         reason = _why_not(load_tokenizer(path).content)
     elif name in {"bpe", "auto", "byte", *PUBLISHED}:
@@ -164,39 +168,69 @@ def tokenizer_from_gguf(keys: dict[str, Any], where: Path) -> Tokenizer:
         where: the file, for messages.
 
     Raises:
-        UserError: not a byte-level BPE with a split expression that is known here, or keys that do not fit together.
+        UserError: neither pieces with scores nor a byte-level BPE with a split expression that is known here, or keys
+            that do not fit together.
     """
     kind, pre = (keys.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    if kind != "gpt2" or not isinstance(pre, str) or pre not in _PRE_NAMES:
-        what = f"its tokenizer is {str(kind)[:40]!r} with the split expression {str(pre)[:40]!r}"
-        raise _not_read(where, f"{what}; read is 'gpt2' (byte-level BPE) with one of {', '.join(_PRE_NAMES)}")
-    tokens, types, merges = (
-        _entries(keys, name, kind, where) for name, kind in (("tokens", str), ("token_type", int), ("merges", str))
-    )
-    if not len(tokens) == len(types) == len(set(tokens)) or set(types) - {NORMAL, CONTROL, USER_DEFINED, UNUSED}:
+    tokens, types = _entries(keys, "tokens", str, where), _entries(keys, "token_type", int, where)
+    if not len(tokens) == len(types) == len(set(tokens)):
         raise _not_read(where, "its tokens and token_type do not fit together, or two tokens are spelled alike")
+    if keys.get("tokenizer.ggml.add_eos_token") is True:
+        raise _not_read(where, "its tokenizer ends each text with a token, as those of models that do not write do")
+    if kind == "llama" and pre in (None, "default"):
+        content = _pieces(keys, tokens, types, where)
+    elif kind == "gpt2" and pre in _PRE_NAMES:
+        content = _byte_level(keys, tokens, types, where)
+    else:
+        what = f"its tokenizer is {str(kind)[:40]!r} with the split expression {str(pre)[:40]!r}"
+        known = f"'llama' (pieces with scores), and 'gpt2' (byte-level BPE) with one of {', '.join(_PRE_NAMES)}"
+        raise _not_read(where, f"{what}; read are {known}")
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] = [
+        {"id": i, "content": token, **flags, "special": kind != USER_DEFINED}
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED)
+    ]
+    begin, end = (_token(tokens, keys.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos"))
+    if keys.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre == "llama-bpe"):
+        if begin is None:
+            raise _not_read(where, "a token is to begin each text, but its bos_token_id names none")
+        content["post_processor"] = _begins_with(begin, tokens.index(begin))
+    check_content(content, where)
+    return Tokenizer(content, name=where.name, config={} if end is None else {"eos_token": end})
+
+
+def _byte_level(keys: dict[str, Any], tokens: list[str], types: list[int], where: Path) -> dict[str, Any]:
+    """The content of a byte-level BPE."""
+    if set(types) - {NORMAL, CONTROL, USER_DEFINED, UNUSED}:
+        raise _not_read(where, "its tokens and token_type do not fit together: bytes are ordinary tokens there")
+    merges = _entries(keys, "merges", str, where)
     pairs = [] if merges == [_MERGE_THAT_NEVER_APPLIES] else [merge.split(" ") for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise _not_read(where, "one of its merges is not two tokens with one space between")
+    pre = keys["tokenizer.ggml.pre"]
     pattern, whole_words = _PRE_NAMES[pre]
     vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind == NORMAL}
     content = byte_level_content(vocab, pairs, pattern=pattern if pairs else None)
     if pre == "smollm" and pairs:
         content["pre_tokenizer"] = _DIGITS_FIRST
     content["model"]["ignore_merges"] = whole_words and bool(pairs)
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    content["added_tokens"] = [
-        {"id": i, "content": token, **flags, "special": kind == CONTROL}
-        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (CONTROL, USER_DEFINED)
-    ]
-    begin, end = (_token(tokens, keys.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos"))
-    if keys.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
-        if begin is None:
-            raise _not_read(where, "a token is to begin each text, but its bos_token_id names none")
-        content["post_processor"] = _begins_with(begin, tokens.index(begin))
-    check_content(content, where)
-    return Tokenizer(content, name=where.name, config={} if end is None else {"eos_token": end})
+    return content
+
+
+def _pieces(keys: dict[str, Any], tokens: list[str], types: list[int], where: Path) -> dict[str, Any]:
+    """The content of SentencePiece-style pieces."""
+    scores = _entries(keys, "scores", float, where)
+    if len(scores) != len(tokens) or not set(types) <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
+        raise _not_read(where, "its tokens, token_type and scores do not fit together")
+    rewrites = ("precompiled_charsmap", "remove_extra_whitespaces")
+    if altered := [name for name in rewrites if keys.get(f"tokenizer.ggml.{name}")]:
+        raise _not_read(where, f"its tokenizer rewrites texts ({altered[0]}), which is not done here")
+    adds_space = keys.get("tokenizer.ggml.add_space_prefix", True)
+    try:
+        return content_of_pieces(tokens, types, scores, adds_space=adds_space is not False)
+    except ValueError as error:
+        raise _not_read(where, f"its tokenizer has no form here: {error}") from None
 
 
 def _entries(keys: dict[str, Any], name: str, kind: type, where: Path) -> list[Any]:

@@ -36,6 +36,8 @@ def make_norm(config: LlamaConfig) -> nn.Module:
 class LlamaAttention(nn.Module):
     """Multi-head, grouped-query or multi-query attention with RoPE."""
 
+    attend = staticmethod(attend)  # a training run may put `attend_in_blocks` in its place
+
     def __init__(self, config: LlamaConfig, *, dropout: float) -> None:
         super().__init__()
         C, D, bias = config.hidden_size, config.head_dim, config.attention_bias or config.qkv_bias
@@ -64,7 +66,7 @@ class LlamaAttention(nn.Module):
         if cache is not None:
             key, value = cache.append(key=key, value=value)  # (B, G, S, D)
         dropout = self.dropout.p if self.training else 0.0
-        mixed = attend(query=query, key=key, value=value, mask=mask, dropout=dropout)  # (B, H, T, D)
+        mixed = self.attend(query=query, key=key, value=value, mask=mask, dropout=dropout)  # (B, H, T, D)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -197,7 +199,7 @@ class LlamaForCausalLM(nn.Module):
 
         `fixed` gives every call the same shapes: see `ModelCache`.
         """
-        weight, config = self.model.embed_tokens.weight, self.config
+        weight, config = next(self.parameters()), self.config
         sizes: dict[str, Any] = {"batch_size": batch_size, "max_len": max_len, "device": weight.device}
         heads: Any = {"num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_dim}
         layers = [KeyValueCache(dtype=weight.dtype, **sizes, **heads) for _ in range(config.num_hidden_layers)]

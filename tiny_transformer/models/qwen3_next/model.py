@@ -46,6 +46,8 @@ class Context(NamedTuple):
 class Qwen3NextAttention(nn.Module):
     """Grouped-query attention; heads normalised, a part of each turned by RoPE, the result gated channel by channel."""
 
+    attend = staticmethod(attend)  # a training run may put `attend_in_blocks` in its place
+
     def __init__(self, config: Qwen3NextConfig, *, dropout: float) -> None:
         super().__init__()
         C, H, G, D = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -68,7 +70,7 @@ class Qwen3NextAttention(nn.Module):
         if cache is not None:
             key, value = cache.append(key=key, value=value)  # (B, G, S, D)
         dropout = self.dropout.p if self.training else 0.0
-        mixed = attend(query=query, key=key, value=value, mask=context.mask, dropout=dropout)  # (B, H, T, D)
+        mixed = self.attend(query=query, key=key, value=value, mask=context.mask, dropout=dropout)  # (B, H, T, D)
         return self.o_proj((mixed.transpose(1, 2) * gate.sigmoid()).reshape(B, T, -1))
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -347,7 +349,7 @@ class Qwen3NextForCausalLM(nn.Module):
         cache: ModelCache | None,
     ) -> Context:
         place, config = find_place(input_ids, positions, doc_ids, cache), self.config
-        dtype = self.model.embed_tokens.weight.dtype
+        dtype = next(self.parameters()).dtype
         theta, head_dim = config.rope_theta, config.rotary_dim
         cos, sin = rope_cos_sin(place.positions, head_dim=head_dim, theta=theta, dtype=dtype, scaling=self.rope_scaling)
         mask = attention_mask(
@@ -379,7 +381,7 @@ class Qwen3NextForCausalLM(nn.Module):
         return self._cache_for(self.mtp.layers, batch_size, max_len, False)
 
     def _cache_for(self, blocks: Any, batch_size: int, max_len: int, fixed: bool) -> ModelCache:
-        weight, config = self.model.embed_tokens.weight, self.config
+        weight, config = next(self.parameters()), self.config
         sizes: dict[str, Any] = {"batch_size": batch_size, "max_len": max_len, "device": weight.device}
         heads: Any = {"num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_dim}
         layers = [

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tiny_transformer.reports.charts import column, smoothed
-from tiny_transformer.reports.run_reader import number, section
+from tiny_transformer.reports.charts import by_part, column, smoothed
+from tiny_transformer.reports.run_reader import next_token_key, number, section
 
 MIN_ROWS = 10  # fewer logged steps can show that something is wrong, not that nothing is
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values, (N,) float64 each
@@ -65,8 +65,7 @@ class Evidence:
     @cached_property
     def loss(self) -> Curve:
         """Of next tokens alone, where a model is trained on more."""
-        steps, values = self.curve("next_token_loss")
-        return (steps, values) if len(steps) else self.curve("loss")
+        return self.curve(next_token_key(self.log))
 
     @cached_property
     def smooth_loss(self) -> Curve:
@@ -119,10 +118,9 @@ class Evidence:
 
     def by_part(self, key: str, *, blocks_only: bool = False) -> tuple[np.ndarray, list[str], np.ndarray]:
         """Steps (N,), the names of P parts, and their figures (N, P); NaN where a row lacks one."""
-        rows = [(number(row, "step"), section(row, key)) for row in self.log if section(row, key)]
-        names = [str(name) for name in (rows[-1][1] if rows else {}) if not blocks_only or "layers." in str(name)]
-        table = [[_or_nan(number(figures, name)) for name in names] for _, figures in rows]
-        return np.array([step for step, _ in rows], dtype=float), names, np.array(table).reshape(len(rows), len(names))
+        steps, names, table = by_part(self.log, key)
+        kept = [place for place, name in enumerate(names) if not blocks_only or "layers." in name]
+        return steps, [names[place] for place in kept], table[:, kept]
 
     @cached_property
     def largest_update(self) -> float:
@@ -161,7 +159,3 @@ def time_spent(log: list[dict[str, Any]]) -> dict[str, float]:
     """Where the time went up to the last row, in seconds by kind."""
     last = section(log[-1], "seconds") if log else {}
     return {str(kind): spent for kind in last if (spent := number(last, kind)) is not None and spent >= 0}
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value

@@ -52,7 +52,7 @@ def diverged(e: Evidence) -> Finding | None:
     return Finding(
         "diverged",
         f"{words} Nothing was wrong in the steps that were logged before.",
-        f"Look at that step: tiny-transformer replay RUN --step {count(step)} names the first bad tensor and the texts "
+        f"Look at that step: tiny-transformer replay RUN --step {step:.0f} names the first bad tensor and the texts "
         "of its batch. Then try precision=fp32, or a lower learning rate.",
     )
 

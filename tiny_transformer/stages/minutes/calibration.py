@@ -10,20 +10,20 @@ from rich.console import Console
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.config.shapes import SHAPES
+from tiny_transformer.config.shapes import SHAPES, ModelConfig
 from tiny_transformer.costs.accounting import count_parameters
-from tiny_transformer.data.batches import Batches
-from tiny_transformer.data.token_file import Dataset
+from tiny_transformer.data.meta import Meta
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.models import build_model
 from tiny_transformer.parallel.processes import Processes
+from tiny_transformer.stages.attention import uses_blocks
 from tiny_transformer.stages.minutes import autopilot, words
 from tiny_transformer.stages.minutes.autopilot import Candidate, Choice, Corpus, SpeedModel
+from tiny_transformer.stages.stage import Stage
 from tiny_transformer.training.gradient import compute_gradient
-from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.modifiers import checkpoint_gradients, use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
-from tiny_transformer.training.plan import measure_seconds
+from tiny_transformer.training.speed import measure_seconds
 
 SHAPE_KEYS = {
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -36,7 +36,8 @@ GROWTH = 6  # a model is timed before one of more than so many times its arithme
 
 def take_choice(
     config: RunConfig,
-    dataset: Dataset,
+    meta: Meta,
+    trial: Callable[[RunConfig], Stage],
     hardware: Hardware,
     processes: Processes,
     console: Console,
@@ -47,18 +48,27 @@ def take_choice(
 
     Whoever sets one key of the model's shape keeps the whole shape; then only batch, rates and length are chosen.
 
+    Args:
+        config: the size of its vocabulary is that of the data.
+        meta: of the data.
+        trial: the stage of a config, on this data; what its steps take is timed.
+        hardware: this machine's.
+        processes: of this run.
+        console: where the choice is told.
+        explain: tell the reasons too.
+
     Raises:
         UserError: a kind of model whose shape is not chosen here, or a run shared by several processes.
     """
     if processes.world_size > 1:
         raise UserError(
-            f"--minutes chooses for one process, and here are {processes.world_size}",
+            f"--minutes works with one process, but {processes.world_size} were started",
             where="command line",
-            remedy="choose with one process, then share its config.yaml, with --max_train_minutes",
+            remedy="choose with one process, then train its config.yaml with all of them, with --max_train_minutes",
         )
     assert config.training.max_train_minutes is not None  # the caller's promise
     with console.status("timing a few models"):
-        choice, corpus, at_minutes = _measure_and_choose(config, dataset, hardware)
+        choice, corpus, at_minutes = _measure_and_choose(config, meta, trial, hardware)
     chosen = autopilot.settings(
         choice, corpus, on_cpu=hardware.device.type == "cpu", optimizer=_said(config, "training", "optimizer", "muon")
     )
@@ -84,19 +94,18 @@ def overlay(config: RunConfig, chosen: dict[str, dict[str, Any]]) -> RunConfig:
 
 
 def _measure_and_choose(
-    config: RunConfig, dataset: Dataset, hardware: Hardware
+    config: RunConfig, meta: Meta, trial: Callable[[RunConfig], Stage], hardware: Hardware
 ) -> tuple[Choice, Corpus, Callable[[float], Choice]]:
     """Time models, from the demo's size towards the chosen one, until that one has been timed itself. Also gives the
     choice for any other number of minutes, as far as those timings tell."""
-    meta, training = dataset.meta, config.training
+    training, vocab_size = config.training, config.model.known_vocab_size
     seconds = 60 * (training.max_train_minutes or 0.0)
-    vocab_size = max(dataset.tokenizer.vocab_size, config.model.vocab_size or 0)
     corpus = Corpus(meta.train.num_tokens, meta.val.num_tokens, meta.train.num_documents, vocab_size)
     seq_len = _said(config, "data", "seq_len", corpus.seq_len)
     rows = None
     if {"micro_batch_size", "grad_accum_steps"} & training.model_fields_set:
         rows = training.micro_batch_size * training.grad_accum_steps
-    candidates = _candidates(config, vocab_size, seq_len)
+    candidates = _candidates(config.model, seq_len)
     started = time.monotonic()
     first = FIRST_PROBES if seconds > 30 else FIRST_PROBES[:2]
     if len(candidates) == 1:
@@ -105,7 +114,7 @@ def _measure_and_choose(
     timings: list[tuple[Candidate, int, float]] = []
     while True:
         for probe, probe_rows in probes:
-            took = _step_seconds(_trial(config, probe, probe_rows, seq_len), dataset, hardware, seconds)
+            took = _step_seconds(trial(_trial_config(config, probe, probe_rows, seq_len)), hardware, seconds)
             timings.append((probe, probe_rows * seq_len, took))
         left = max(0.5 * seconds, seconds - (time.monotonic() - started))
         most = GROWTH * max(candidate.token_operations for candidate, _, _ in timings)
@@ -118,9 +127,8 @@ def _measure_and_choose(
     return choice, corpus, lambda m: autopilot.choose(60 * m, corpus, speed, candidates, seq_len, rows)
 
 
-def _candidates(config: RunConfig, vocab_size: int, seq_len: int) -> list[Candidate]:
-    model = config.model.model_copy(update={"vocab_size": vocab_size})
-    if SHAPE_KEYS & config.model.model_fields_set:
+def _candidates(model: ModelConfig, seq_len: int) -> list[Candidate]:
+    if SHAPE_KEYS & model.model_fields_set:
         parts, active = count_parameters(model)
         attention = 6.0 * model.num_hidden_layers * model.num_attention_heads * model.head_dim * seq_len
         shape = {"num_hidden_layers": model.num_hidden_layers}
@@ -133,34 +141,28 @@ def _candidates(config: RunConfig, vocab_size: int, seq_len: int) -> list[Candid
             remedy="give its size in a config (hidden_size, num_hidden_layers and so on), such as "
             "configs/qwen3_next_demo.json",
         )
-    return autopilot.ladder(vocab_size, seq_len)
+    return autopilot.ladder(model.known_vocab_size, seq_len)
 
 
-def _trial(config: RunConfig, candidate: Candidate, rows: int, seq_len: int) -> RunConfig:
+def _trial_config(config: RunConfig, candidate: Candidate, rows: int, seq_len: int) -> RunConfig:
     """The config with a candidate in it, to be timed."""
     model = {**candidate.model, "max_position_embeddings": max(autopilot.LONGEST, seq_len)}
     training = {"optimizer": "muon", "micro_batch_size": rows, "grad_accum_steps": 1}
     return overlay(config, {"model": model, "data": {"seq_len": seq_len}, "training": training})
 
 
-def _step_seconds(config: RunConfig, dataset: Dataset, hardware: Hardware, budget: float) -> float:
-    """The median time of an update of a fresh model; few repetitions where time is short."""
-    model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or dataset.tokenizer.vocab_size})
-    fresh = build_model(model, seed=0, device=str(hardware.device))
-    optimizers = Optimizers(fresh, config.training, hardware.update_dtype)
-    size = config.training.micro_batch_size
-    batches = Batches(
-        dataset.train,
-        seq_len=config.data.seq_len,
-        global_batch_size=size,
-        seed=config.training.seed,
-        packing=config.data.packing,
-    )
-
-    micro_batches = list(batches.micro_batches(0, size))
+def _step_seconds(stage: Stage, hardware: Hardware, budget: float) -> float:
+    """The median time of an update as this stage makes it, on a fresh model; few repetitions where time is short."""
+    training, model = stage.config.training, stage.build_model(str(hardware.device))
+    if training.gradient_checkpointing:
+        checkpoint_gradients(model)
+    if uses_blocks(stage.config, hardware):
+        use_blocked_attention(model)
+    optimizers = Optimizers(model, training, hardware.update_dtype)
+    micro_batches = list(stage.batches(rank=0, world_size=1).micro_batches(0, training.micro_batch_size))
 
     def one_step() -> None:
-        compute_gradient(fresh, micro_batches, 0, config.training, hardware, language_modelling_loss)
+        compute_gradient(model, micro_batches, 0, training, hardware, stage.loss)
         optimizers.step(0.0)
 
     return measure_seconds(one_step, at_least_seconds=min(1.0, 0.005 * budget), warm_up=1)

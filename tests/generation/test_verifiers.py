@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.evaluation.verifiers import Verifier
+from tiny_transformer.generation.verifiers import Verifier
 
 FILE = """
 import os, subprocess, sys, time

@@ -1,0 +1,231 @@
+"""Who computes the next token: the model as it is written, or its compiled step (`kernels`, extra `fast`).
+
+`choose_engine` decides, and says what was chosen and why. The plain engine is the one to read, reads every prompt, and
+is the fallback: whatever the compiled step does not cover is refused here, before it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from tiny_transformer.errors import UserError
+from tiny_transformer.generation.decoder import TOKEN_STEPS
+from tiny_transformer.layers.cache import ModelCache
+from tiny_transformer.layers.linear import QuantizedHead, QuantizedLinear, QuantizedWeight
+from tiny_transformer.layers.norm import RMSNorm
+from tiny_transformer.layers.rope import rope_cos_sin
+from tiny_transformer.models.contract import CausalLM
+
+if TYPE_CHECKING:
+    from tiny_transformer.generation.kernels import Matrix, Weights
+
+ENGINES = ("auto", "plain", "fast")
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+_EVERYTHING = 2**62  # the window of a layer that sees everything
+
+
+def choose_engine(model: CausalLM, wanted: str = "auto") -> str:
+    """Choose how `Decoder` computes single tokens with this model, and say what was chosen.
+
+    Args:
+        model: in evaluation mode. Where the compiled step is taken, its matrices become views of one tensor a kind.
+        wanted: `plain`; `fast`, the compiled step; `auto`: the compiled step where it can be had.
+
+    Raises:
+        UserError: `fast` where it cannot be had, with the reason; or an unknown name.
+    """
+    if wanted not in ENGINES:
+        raise UserError(f"there is no engine {wanted!r}", remedy=f"one of {', '.join(ENGINES)}")
+    TOKEN_STEPS.pop(model, None)
+    if wanted == "plain":
+        return "plain engine"
+    reason = why_not_fast(model)
+    if reason is None:
+        weights = gathered(model)
+        TOKEN_STEPS[model] = lambda model: FastStep(model, weights)
+        return f"compiled step, {_weights_in_words(model)}, {torch.get_num_threads()} threads"
+    if wanted == "fast":
+        raise UserError(f"no compiled step: {reason}", remedy="take the plain engine, which computes everything")
+    return f"plain engine: {reason}"
+
+
+def why_not_fast(model: CausalLM) -> str | None:
+    """Why a model has no compiled step, or None."""
+    if find_spec("numba") is None:
+        return "numba is not installed (pip install 'tiny-transformer[fast]')"
+    weight = next(model.parameters())
+    if weight.device.type != "cpu":
+        return f"the model is on {weight.device.type}"
+    if weight.dtype not in DTYPES:
+        return f"it computes in {' and '.join(DTYPES.values())}, and the model in {weight.dtype}"
+    if model.config.model_type not in ("llama", "qwen3", "olmo2"):
+        return f"{model.config.model_type} has layers that it does not compute"
+    if not isinstance(model.model.norm, RMSNorm):
+        return "it computes no LayerNorm"
+    for names in (*MATRICES.values(), ("lm_head",)):
+        kinds = {_kind(module) for layer in _modules(model, names) for module in layer}
+        if len(kinds) > 1 or None in kinds:
+            return f"{' and '.join(names)} are not all of one kind that it knows"
+    return None
+
+
+# --- weights as the compiled step reads them
+
+MATRICES = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "out": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
+
+def gathered(model: CausalLM) -> Weights:
+    """All weights of a model by kind; the model's own become views of them, so that nothing is stored twice."""
+    from tiny_transformer.generation.kernels import Weights
+
+    config, layers, is_olmo = model.config, list(model.model.layers), model.config.model_type == "olmo2"
+    attention = [layer.self_attn for layer in layers]
+    kinds = getattr(config, "layer_types", [None] * len(layers))
+    limited = [getattr(config, "sliding_window", None) if kind != "full_attention" else None for kind in kinds]
+    return Weights(
+        **{name: _stacked(_modules(model, names)) for name, names in MATRICES.items()},
+        head=_stacked(_modules(model, ("lm_head",))),
+        before_attention=_norms([None if is_olmo else layer.input_layernorm for layer in layers]),
+        after_attention=_norms([layer.post_attention_layernorm if is_olmo else None for layer in layers]),
+        before_mlp=_norms([None if is_olmo else layer.post_attention_layernorm for layer in layers]),
+        after_mlp=_norms([layer.post_feedforward_layernorm if is_olmo else None for layer in layers]),
+        query=_norms([getattr(one, "q_norm", None) for one in attention]),
+        key=_norms([getattr(one, "k_norm", None) for one in attention]),
+        last=_norms([model.model.norm]),
+        windows=torch.tensor([_EVERYTHING if one is None else one for one in limited]).numpy(),
+        eps=config.rms_norm_eps,
+    )
+
+
+def _modules(model: CausalLM, names: Sequence[str]) -> list[list[nn.Module]]:
+    """For each layer the modules of these names; the head alone for `lm_head`."""
+    if names == ("lm_head",):
+        return [[model.lm_head.embedding if isinstance(model.lm_head, QuantizedHead) else model.lm_head]]
+    return [[layer.get_submodule(name) for name in names] for layer in model.model.layers]
+
+
+def _kind(module: nn.Module) -> tuple[Any, ...] | None:
+    """What must be equal among layers that stand in one tensor; None: not known to the compiled step."""
+    if type(module) is nn.Linear:
+        return (module.weight.dtype, module.bias is not None) if module.weight.dtype in DTYPES else None
+    if isinstance(module, QuantizedWeight) and not (module.bits == 4 and module.columns % 2):
+        return module.bits, module.group_width, getattr(module, "bias", None) is not None
+    return None
+
+
+@torch.no_grad()
+def _stacked(layers: list[list[nn.Module]]) -> Matrix:
+    """One matrix for each layer, the rows of its modules below each other."""
+    from tiny_transformer.generation.kernels import Matrix
+
+    first = layers[0][0]
+    is_quantized = isinstance(first, QuantizedWeight)
+    name = "quantized" if is_quantized else "weight"
+    parts = [[getattr(module, name).detach() for module in modules] for modules in layers]
+    if len(layers) == len(layers[0]) == 1:  # the head, which may be tied: it stays where it is
+        data = parts[0][0][None].contiguous()
+    else:
+        data = torch.stack([torch.cat(some) for some in parts])
+        for modules, matrix in zip(layers, data, strict=True):
+            pieces = matrix.split([len(getattr(module, name)) for module in modules])
+            for module, piece in zip(modules, pieces, strict=True):
+                if isinstance(module, QuantizedWeight):
+                    module.quantized = piece
+                else:
+                    module.weight.data = piece
+    scale, group = torch.empty(len(layers), 0, 0), 0
+    if isinstance(first, QuantizedWeight):
+        scale = torch.stack([torch.cat([module.scale.float() for module in some]) for some in layers])  # ty: ignore
+        group = first.group_width
+    bias = torch.empty(len(layers), 0)
+    if getattr(first, "bias", None) is not None:
+        bias = torch.stack([torch.cat([module.bias.float() for module in some]) for some in layers])  # ty: ignore
+    data = data.view(torch.uint16) if data.dtype == torch.bfloat16 else data
+    return Matrix(data.numpy(), scale.numpy(), group, bias.numpy())
+
+
+def _norms(modules: Sequence[nn.Module | None]) -> Any:
+    """The weights of a norm in all layers, (L, size) float32."""
+    weights = [torch.empty(0) if module is None else module.weight.detach().float() for module in modules]  # ty: ignore
+    return torch.stack(weights).numpy()
+
+
+def _weights_in_words(model: CausalLM) -> str:
+    module = model.model.layers[0].mlp.down_proj
+    return f"int{module.bits}" if isinstance(module, QuantizedLinear) else DTYPES[module.weight.dtype]
+
+
+# --- the compiled step as `Decoder` calls it
+
+
+class FastStep:
+    """One new token of one row: what the model's backbone and head compute, on the same cache.
+
+    Args:
+        model: `weights` are its.
+        weights: from `gathered`.
+    """
+
+    def __init__(self, model: CausalLM, weights: Weights) -> None:
+        from tiny_transformer.generation import kernels
+
+        self._compiled, self._model, self._weights = kernels.step, model, weights
+        self._cache: ModelCache | None = None
+        self._set_threads()
+
+    def takes(self, ids: Tensor | Sequence[Sequence[int]], cache: ModelCache) -> TypeGuard[Tensor]:
+        """Whether these ids (B, T) are one token of one row, and the row is one document."""
+        return isinstance(ids, Tensor) and ids.shape == (1, 1) and cache.is_plain
+
+    def __call__(self, ids: Tensor, cache: ModelCache) -> tuple[Tensor, Tensor]:
+        """Read one more token, as `Decoder.feed` does: hidden state (1, 1, C) and logits (1, 1, V), both float32."""
+        if cache is not self._cache:
+            self._adopt(cache)
+        position = cache.lengths[0]
+        cache.admit(ids, None)
+        hidden = self._model.model.embed_tokens(ids)[0, 0].float().clone()  # (C,)
+        logits = torch.empty(self._weights.head.data.shape[1])
+        cos, sin, keys, values = self._arrays
+        self._compiled(
+            self._weights, hidden.numpy(), cos[position], sin[position], keys, values, position, logits.numpy()
+        )
+        return hidden.view(1, 1, -1), logits.view(1, 1, -1)
+
+    def _adopt(self, cache: ModelCache) -> None:
+        """Put the keys of all layers into one tensor, and the values; the cache goes on in them."""
+        config, slots = self._model.config, torch.arange(cache.max_len)[None]
+        cos, sin = rope_cos_sin(
+            slots,
+            head_dim=config.rotary_dim,
+            theta=config.rope_theta,
+            dtype=torch.float32,
+            scaling=config.rope_numbers(),
+        )
+        memory = (_bits(part) for part in cache.gather_memory())
+        self._arrays = (cos[0, :, 0].numpy(), sin[0, :, 0].numpy(), *memory)
+        self._cache = cache
+
+    def _set_threads(self) -> None:
+        import numba
+
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # ty: ignore[missing-attribute]
+        torch.set_num_threads(
+            threads
+        )  # Numba, when it begins, tells OpenMP another number, and OpenMP is PyTorch's too
+
+
+def _bits(memory: Tensor) -> Any:
+    """(L, 1, G, S, D) as the compiled step reads it, (L, G, S, D)."""
+    memory = memory.view(torch.uint16) if memory.dtype == torch.bfloat16 else memory
+    return memory[:, 0].numpy()

@@ -1,0 +1,291 @@
+"""One token through a whole dense decoder, as one function that Numba compiles: no operator calls, no Python between.
+
+Shapes: L layers, C hidden_size, H query heads, G key/value heads, D head_dim, F intermediate_size, V vocab_size, S
+slots of the cache, n tokens in it; N outputs and K inputs of a matrix, M groups of a row.
+
+At one token every matrix meets one vector, so a step takes as long as reading the weights does. `F.linear` reads them
+at a fifth to a third of what the memory gives; a loop over a row, compiled, at most of it. Rows are shared out to
+threads, each row is summed by one of them: the result does not depend on their number. Activations are float32
+throughout; weights are float32, bfloat16 (as its upper 16 bits of a float32), or integers with scales as
+`layers.linear` stores them.
+
+`engines.choose_engine` decides who uses this. What it computes is `models/*/model.py` with one new token; the tests
+compare them. Compiled code is kept beside this file or in the user's cache directory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import float32, int32, njit, prange, types, uint16, uint32
+from numba.extending import intrinsic, overload
+
+PARALLEL: dict[str, Any] = {"parallel": True, "fastmath": True, "cache": True, "nogil": True, "error_model": "numpy"}
+SERIAL: dict[str, Any] = {**PARALLEL, "parallel": False}
+
+
+class Matrix(NamedTuple):
+    """The same matrix of all layers.
+
+    Attributes:
+        data: (L, N, K) float32, or uint16 for bfloat16, or int8; or (L, N, K / 2) uint8, two integers a byte.
+        scale: (L, N, M) float32 for integers; else empty.
+        group: weights that share a scale.
+        bias: (L, N) float32, or (L, 0).
+    """
+
+    data: np.ndarray
+    scale: np.ndarray
+    group: int
+    bias: np.ndarray
+
+
+class Weights(NamedTuple):
+    """A dense decoder. Norms (L, size) are float32; (L, 0) where there is none.
+
+    Attributes:
+        head: what makes logits, L = 1.
+        qkv, out, gate_up, down: (H + 2 G) D x C, C x H D, 2 F x C, C x F.
+        before_attention, before_mlp: norms of what a branch reads.
+        after_attention, after_mlp: norms of what a branch gives.
+        query, key: norms of each head (D), or of all heads together (H D and G D).
+        last: (1, C) the final norm.
+    """
+
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
+    head: Matrix
+    before_attention: np.ndarray
+    after_attention: np.ndarray
+    before_mlp: np.ndarray
+    after_mlp: np.ndarray
+    query: np.ndarray
+    key: np.ndarray
+    last: np.ndarray
+    windows: np.ndarray  # (L,) how many tokens a query sees; all: a number larger than any text
+    eps: float
+
+
+# --- a row of a matrix times a vector
+
+
+def _bitcast(source: Any, target: Any) -> Any:
+    """A compiled function that reads the 32 bits of one type as another's."""
+
+    def typed(context: Any, bits: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], context.get_value_type(target))
+
+        return target(source), generate
+
+    return intrinsic(typed)
+
+
+from_bits = _bitcast(types.uint32, types.float32)
+to_bits = _bitcast(types.float32, types.uint32)
+
+
+def dot(matrix: Matrix, layer: int, row: int, x: np.ndarray) -> float:
+    """The product of a row with a vector (K,) that `arranged` has arranged; compiled for each kind of weight below."""
+    raise NotImplementedError
+
+
+def arranged(matrix: Matrix, x: np.ndarray) -> np.ndarray:
+    """The vector (K,) as `dot` reads it: where a byte holds two integers, all first ones, then all second ones."""
+    raise NotImplementedError
+
+
+@overload(dot)
+def _dot(matrix, layer, row, x):
+    return {"float32": _dot_float32, "uint16": _dot_bfloat16, "int8": _dot_int8, "uint8": _dot_int4}[_kind(matrix)]
+
+
+@overload(arranged)
+def _arranged(matrix, x):
+    if _kind(matrix) == "uint8":
+        return lambda matrix, x: np.concatenate((x[0::2], x[1::2]))
+    return lambda matrix, x: x
+
+
+def _kind(matrix: Any) -> str:
+    return str(matrix.types[0].dtype)
+
+
+def _dot_float32(matrix, layer, row, x):
+    weights, total = matrix.data[layer, row], float32(0)
+    for k in range(x.shape[0]):
+        total += weights[k] * x[k]
+    return total
+
+
+def _dot_bfloat16(matrix, layer, row, x):
+    weights, total = matrix.data[layer, row], float32(0)
+    for k in range(x.shape[0]):
+        total += from_bits(uint32(weights[k]) << uint32(16)) * x[k]
+    return total
+
+
+def _dot_int8(matrix, layer, row, x):
+    weights, total, size = matrix.data[layer, row], float32(0), matrix.group
+    for m in range(matrix.scale.shape[2]):
+        values, inputs = weights[m * size : (m + 1) * size], x[m * size : (m + 1) * size]
+        part = float32(0)
+        for k in range(inputs.shape[0]):  # from 0 on: an index that might be negative is not vectorised
+            part += float32(values[k]) * inputs[k]
+        total += part * matrix.scale[layer, row, m]
+    return total
+
+
+def _dot_int4(matrix, layer, row, x):
+    weights, total, size, half = matrix.data[layer, row], float32(0), matrix.group // 2, x.shape[0] // 2
+    for m in range(matrix.scale.shape[2]):
+        first, end = m * size, min((m + 1) * size, half)
+        pairs, low, high = weights[first:end], x[first:end], x[half + first : half + end]
+        part = float32(0)
+        for k in range(low.shape[0]):
+            pair = int32(pairs[k])
+            part += float32((pair & 15) - 8) * low[k] + float32((pair >> 4) - 8) * high[k]
+        total += part * matrix.scale[layer, row, m]
+    return total
+
+
+@njit(**PARALLEL)
+def product(matrix, layer, x, out):
+    """Matrix times vector: x (K,) to out (N,)."""
+    x, biased = arranged(matrix, x), matrix.bias.shape[1] > 0
+    for n in prange(out.shape[0]):
+        out[n] = dot(matrix, layer, n, x)
+        if biased:
+            out[n] += matrix.bias[layer, n]
+
+
+@njit(**PARALLEL)
+def gated_product(matrix, layer, x, out):
+    """silu(gate x) * (up x), (F,): the first F rows are the gate's, the others the up projection's."""
+    x, size = arranged(matrix, x), out.shape[0]
+    for n in prange(size):
+        gate = dot(matrix, layer, n, x)
+        out[n] = gate / (float32(1) + math.exp(-gate)) * dot(matrix, layer, size + n, x)
+
+
+# --- the rest of a layer
+
+
+@njit(**SERIAL)
+def normed(x, weight, eps):
+    """RMSNorm of a vector (C,); the vector itself where there is no weight."""
+    if weight.shape[0] == 0:
+        return x
+    squares = float32(0)
+    for value in x:
+        squares += value * value
+    return x * (float32(1) / math.sqrt(squares / float32(x.shape[0]) + float32(eps))) * weight
+
+
+@njit(**SERIAL)
+def turn_heads(heads, weight, cos, sin, eps):
+    """Norm and RoPE of queries or keys (heads, D), in place; cos and sin (D/2,) of the token's position."""
+    half = heads.shape[1] // 2
+    if weight.shape[0] > heads.shape[1]:
+        heads[:] = normed(heads.copy().reshape(-1), weight, eps).reshape(heads.shape)
+    for h in range(heads.shape[0]):
+        if weight.shape[0] == heads.shape[1]:
+            heads[h] = normed(heads[h], weight, eps)
+        for j in range(half):
+            first, second = heads[h, j], heads[h, half + j]
+            heads[h, j] = first * cos[j] - second * sin[j]
+            heads[h, half + j] = second * cos[j] + first * sin[j]
+
+
+def wide(value: Any) -> float:
+    """A number of the cache, float32 or the bits of a bfloat16, as float32."""
+    raise NotImplementedError
+
+
+def narrow(value: float, like: Any) -> Any:
+    """A float32 as the cache stores it; bfloat16 is rounded to nearest, to even between two."""
+    raise NotImplementedError
+
+
+@overload(wide)
+def _wide(value):
+    if value == types.uint16:
+        return lambda value: from_bits(uint32(value) << uint32(16))
+    return lambda value: value
+
+
+@overload(narrow)
+def _narrow(value, like):
+    if like.dtype == types.uint16:
+
+        def rounded(value, like):
+            bits = to_bits(value)
+            return uint16((bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16))
+
+        return rounded
+    return lambda value, like: value
+
+
+@njit(**PARALLEL)
+def attend(query, keys, values, first, n, scores, out):
+    """softmax(query keys^T / sqrt(D)) values, (H, D), over the slots `first` to `n` of (G, S, D); scores is room."""
+    heads, size = query.shape
+    scale = float32(1 / math.sqrt(size))
+    for h in prange(heads):
+        g = h // (heads // keys.shape[0])
+        largest, total = float32(-np.inf), float32(0)
+        for s in range(first, n):
+            score = float32(0)
+            for d in range(size):
+                score += query[h, d] * wide(keys[g, s, d])
+            scores[h, s] = score * scale
+            largest = max(largest, scores[h, s])
+        out[h] = 0
+        for s in range(first, n):
+            weight = math.exp(scores[h, s] - largest)
+            total += weight
+            for d in range(size):
+                out[h, d] += weight * wide(values[g, s, d])
+        out[h] /= total
+
+
+@njit(**SERIAL)
+def store(new, stored, position):
+    """Write new keys or values (G, D) into their slot of (G, S, D)."""
+    for g in range(new.shape[0]):
+        for d in range(new.shape[1]):
+            stored[g, position, d] = narrow(new[g, d], stored)
+
+
+# --- the step
+
+
+@njit(**SERIAL)
+def step(weights, x, cos, sin, keys, values, position, logits):
+    """The decoder on one new token: x (C,) its embedding, changed into the hidden state after the final norm; keys and
+    values (L, G, S, D) get one slot more, `position`; logits (V,) are written."""
+    layers, groups, slots, size = keys.shape
+    eps, heads = weights.eps, weights.qkv.data.shape[1] // size - 2 * groups
+    qkv = np.empty((heads + 2 * groups, size), np.float32)
+    mixed, scores = np.empty((heads, size), np.float32), np.empty((heads, slots), np.float32)
+    inner, branch = np.empty(weights.gate_up.data.shape[1] // 2, np.float32), np.empty_like(x)
+    query, key, value = qkv[:heads], qkv[heads : heads + groups], qkv[heads + groups :]
+    for layer in range(layers):
+        product(weights.qkv, layer, normed(x, weights.before_attention[layer], eps), qkv.reshape(-1))
+        turn_heads(query, weights.query[layer], cos, sin, eps)
+        turn_heads(key, weights.key[layer], cos, sin, eps)
+        store(key, keys[layer], position)
+        store(value, values[layer], position)
+        first = max(0, position + 1 - weights.windows[layer])
+        attend(query, keys[layer], values[layer], first, position + 1, scores, mixed)
+        product(weights.out, layer, mixed.reshape(-1), branch)
+        x += normed(branch, weights.after_attention[layer], eps)
+        gated_product(weights.gate_up, layer, normed(x, weights.before_mlp[layer], eps), inner)
+        product(weights.down, layer, inner, branch)
+        x += normed(branch, weights.after_mlp[layer], eps)
+    x[:] = normed(x, weights.last[0], eps)
+    product(weights.head, 0, x, logits)
