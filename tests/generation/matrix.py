@@ -23,6 +23,7 @@ from exact_delta_rule import exact_chunk_rule, replacements
 from tiny_transformer.config.shapes import LlamaConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.generation.decoder import Decoder
 from tiny_transformer.generation.drafters import MtpDrafter, NgramDrafter
+from tiny_transformer.generation.engines import choose_engine
 from tiny_transformer.generation.rows import continue_ids
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.speculative import Speculation, SpeculativeGeneration
@@ -182,6 +183,15 @@ def compiled(model: CausalLM) -> Tensor:
     return torch.cat(logits)
 
 
+def fast(model: CausalLM) -> Tensor:
+    """Prefill as it is, each further token by the compiled step of `generation/kernels.py`."""
+    choose_engine(model, "fast")
+    decoder = Decoder(model, 1, len(TEXT))
+    logits = [decoder.feed(torch.tensor([TEXT[:6]]))[0]]
+    logits += [decoder.feed(torch.tensor([[token]]))[0] for token in TEXT[6:]]
+    return torch.cat([part.float() for part in logits])
+
+
 def quantized(model: CausalLM, kind: str) -> Tensor:
     quantize_layers(model, kind)
     return cached(model)
@@ -236,6 +246,7 @@ WAYS: dict[str, Callable[[CausalLM], Tensor]] = {
     "packed": packed,
     "sliding window": window,
     "compiled": compiled,
+    "fast kernels": fast,
     "int8": lambda model: quantized(model, "int8"),
     "int4": lambda model: quantized(model, "int4"),
     "speculative": speculative,
@@ -245,7 +256,7 @@ CELLS = [
     for way in WAYS
     for family in FAMILIES
     for dtype in DTYPES
-    if way != "sliding window" or family in WINDOWED
+    if (way != "sliding window" or family in WINDOWED) and (way != "fast kernels" or family != "qwen3_next")
 ]
 
 
@@ -301,6 +312,7 @@ family, every parameter off its initial value, 24 tokens; measured on {date} wit
 - *Sliding window*: five tokens, in all layers of the Llama and two of three of the Qwen3, cached. The others have none.
 - *Compiled*: each token after the sixth by one step through `torch.compile(backend="aot_eager")` over a cache of fixed
   shape: what is captured is checked here, inductor's kernels are not.
+- *Fast kernels*: each token after the sixth by the step that Numba compiles; it computes the dense families.
 - *int8*, *int4*: swapped linear layers, cached; the reference has the same weights written out.
 - *Speculative*: read together with guesses, most of them wrong and taken back; greedy texts with drafters equal those
   without, and the MTP head with its cache says what it says over the whole text.

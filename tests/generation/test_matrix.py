@@ -24,6 +24,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_cell_is_within_its_bound(way):
+    if way == "fast kernels":
+        pytest.importorskip("numba")
     torch.compiler.reset()
     found = {cell: difference(*cell) for cell in CELLS if cell[0] == way}
     assert found
@@ -110,11 +112,11 @@ BUGS = {
 def test_a_planted_bug_turns_its_cells_red_and_leaves_the_others(bug, monkeypatch):
     """In fp32. A bug of the hybrid leaves the other families alone, one of a window all ways without one."""
     torch.compiler.reset()
-    cells = [cell for cell in CELLS if cell[2] == "fp32" and cell[0] != "compiled"]
+    cells = [cell for cell in CELLS if cell[2] == "fp32" and cell[0] not in ("compiled", "fast kernels")]
     for cell in cells:
         expected_of(*cell)  # before the bug
     bug(monkeypatch)
     red = {cell[:2] for cell in cells if difference(*cell) > bound(*cell[1:])}
-    assert set(BUGS[bug]) - {("compiled", "qwen3_next")} <= red
+    assert set(BUGS[bug]) & {cell[:2] for cell in cells} <= red
     if bug in (window_off_by_one, leaking_state, stale_mtp_cache, state_is_not_taken_back):
         assert red == set(BUGS[bug])
