@@ -44,17 +44,23 @@ class Machine:
     Args:
         step_seconds: of an update, by the second at which it begins.
         save_seconds: of each checkpoint.
+        slower: by how much everything takes longer, by the second at which it begins.
     """
 
-    def __init__(self, step_seconds: Callable[[float], float], save_seconds: float) -> None:
+    def __init__(
+        self,
+        step_seconds: Callable[[float], float],
+        save_seconds: float,
+        slower: Callable[[float], float] = lambda now: 1.0,
+    ) -> None:
         self.now, self.factors, self.plans = 0.0, [], []
-        self._step_seconds, self._save_seconds = step_seconds, save_seconds
+        self._step_seconds, self._save_seconds, self._slower = step_seconds, save_seconds, slower
 
     def monotonic(self) -> float:
         return self.now
 
     def pass_by(self, seconds: float) -> None:
-        self.now += seconds
+        self.now += seconds * self._slower(self.now)
 
     def update(self, job: Job, state: TrainState, update_stats: Any) -> tuple[Gradient, float]:
         noise = 1 + 0.3 * math.sin(1.7 * state.step) * math.sin(0.13 * state.step)
@@ -113,6 +119,36 @@ def test_a_run_ends_within_three_percent_of_its_minutes(name: str, monkeypatch: 
     assert machine.factors[-1] == pytest.approx(0.0, abs=1e-12)  # the rate is fully decayed
     assert max(machine.factors) == 1.0
     assert machine.plans[-1].is_fixed
+
+
+@pytest.mark.parametrize("factor", [0.4, 0.5, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.35, 0.5, 0.62, 0.74, 0.81, 0.849])
+def test_whenever_the_machine_changes_its_speed_the_run_ends_on_time(
+    factor: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps, evaluations, saves and samples take `factor` times as long from some time before 85 % of them on."""
+    change = share * 60 * MINUTES
+    machine = Machine(lambda now: 0.1, 2.0, slower=lambda now: 1.0 if now < change else factor)
+    state = machine.run(monkeypatch)
+    assert machine.now == pytest.approx(60 * MINUTES, rel=0.03)
+    assert machine.factors[-1] == pytest.approx(0.0, abs=1e-12)
+    assert machine.plans[-1].is_fixed or state.step == machine.plans[-1].total_steps
+
+
+@pytest.mark.parametrize("factor", [6.0, 10.0])
+def test_a_machine_that_nearly_stands_still_is_noticed_by_the_clock(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its steps the run would not look at the clock before its minutes are over."""
+    machine = Machine(lambda now: 0.1, 0.2, slower=lambda now: 1.0 if now < 0.42 * 60 * MINUTES else factor)
+    machine.run(monkeypatch, CONFIG.model_copy(update={"eval_steps": 5000, "save_steps": None}))
+    assert machine.now == pytest.approx(60 * MINUTES, rel=0.03)
+
+
+def test_a_machine_that_others_use_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(lambda now: 0.1, 2.0, slower=lambda now: 2.5 if (now // 35) % 3 == 1 and now < 510 else 1.0)
+    machine.run(monkeypatch)
+    assert machine.now == pytest.approx(60 * MINUTES, rel=0.03)
 
 
 def test_the_count_that_was_asked_for_is_never_passed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,9 +100,9 @@ class TrainingConfig(Section):
     """Read the training text this many times; sets `max_tokens` to so many times its tokens, once they are known."""
 
     max_train_minutes: float | None = setting(None, "warn", gt=0)
-    """Fit the run to this wall-clock time. Speed is measured first and checked in the first third of the run; steps,
-    warm-up and decay follow from it, and from then on nothing depends on the clock. `train --minutes` sets this, and
-    chooses what else the config leaves open."""
+    """Fit the run to this wall-clock time. Speed is measured first and again and again on the way; steps, warm-up and
+    decay follow from it, and each correction is written into plan.json before it is used. `train --minutes` sets this,
+    and chooses what else the config leaves open."""
 
     micro_batch_size: int = setting(16, "warn", ge=1)
     """Sequences in one forward and backward pass. Changes memory and speed; with `grad_accum_steps` it makes the batch
@@ -179,6 +179,11 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = setting(False, "allow")
     """Keep only the input of each block and compute the rest again in the backward pass: a third more time for much
     less memory, the same gradients."""
+
+    attention: Literal["auto", "sdpa", "blocks"] = setting("auto", "warn")
+    """How attention finds its gradient on a CPU: `sdpa` by PyTorch's fused operator, `blocks` in blocks of queries, the
+    same up to rounding. `auto` times both at the run's shape when it starts, and keeps the faster one in config.yaml: a
+    resumed run stays with it. `deterministic` runs and other devices have `sdpa`."""
 
     compile: bool = setting(False, "warn")
     """Compile the model first (torch.compile; on a CPU this needs a C++ compiler and takes about 40 s)."""

@@ -1,9 +1,9 @@
 """How many steps a run takes: as asked, or as many as fit a number of tokens or a wall-clock budget.
 
 A budget of minutes becomes a number of steps by timing real steps on a second model before the first update. It is
-corrected from the run's own speed while the first third goes by; from then on nothing depends on the clock. Warm-up and
-decay fit the plan. Each revision is written into the run directory before it is used, with the step it begins at, so
-that a resumed run follows the same plan from whichever checkpoint it starts.
+corrected from the run's own speed again and again, more often towards the end; after the last correction nothing
+depends on the clock. Warm-up and decay fit the plan. Each revision is written into the run directory before it is used,
+with the step it begins at, so that a resumed run follows the same plan from whichever checkpoint it starts.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.reading import read_regular
 from tiny_transformer.storage.runs import readable_states
 from tiny_transformer.training.schedules import Schedule
-from tiny_transformer.training.speed import Speed
+from tiny_transformer.training.speed import Speed, Stopwatch
 from tiny_transformer.training.state import MAX_COUNT, TrainState
 
 FILE = "plan.json"
 HASH = "sha256"  # the key of the plan's hash over itself
 DEFAULT_STEPS = 1000
-REVISIONS = (0.03, 0.1, 0.3)  # progress at which a budget's number of steps is fitted anew; fixed after the last
+# Progress, or share of the minutes gone, at which a budget's number of steps is fitted anew; fixed after the last. They
+# come closer together, so that what changes after one of them can move the end by little: what is left by then.
+REVISIONS = (0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.68, 0.75, 0.8, 0.84, 0.87, 0.9, 0.92, 0.94, 0.96, 0.98)
 WSD_DECAY_FRACTION = 0.2
 # Progress at which the sample prompts are continued (see `samples`): close together at first, where a text changes
 # most (noise, then words, then sentences), and at the end.
@@ -150,7 +152,7 @@ def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainS
     counted = counted_plan(config, tokens_per_step)
     minutes = config.max_train_minutes or 0.0
     left = len(SAMPLE_POINTS) if state.step == 0 else 0
-    steps = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, config, left)
+    steps = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, config, left, state.step)
     if counted is not None and counted.total_steps <= steps:
         return counted
     return make_plan(config, steps, f"{steps:,} steps of {speed.step:.2g} s fit {minutes:g} minutes", is_fixed=False)
@@ -178,9 +180,8 @@ class Pace:
         *,
         most_steps: float = math.inf,
     ) -> None:
-        self._config, self._estimate, self._write, self._agree = config, estimate, write, agree
-        self._most_steps = most_steps
-        self._started: tuple[int, float] | None = None  # the step and seconds from which the speed is taken
+        self._config, self._write, self._agree, self._most_steps = config, write, agree, most_steps
+        self._stopwatch = None if estimate is None else Stopwatch(estimate)
         self._adopt(plan)
 
     @property
@@ -208,42 +209,28 @@ class Pace:
 
     def revise(self, state: TrainState) -> bool:
         """Fit the number of steps to the speed so far, if it is time to; true when the plan changed."""
-        if self._plan.is_fixed or self._estimate is None:
+        if self._plan.is_fixed or self._stopwatch is None:
             return False
-        if self._started is None:
-            if state.seconds.get("steps", 0.0) > 0.0:  # the first step is slower than the others
-                self._started = (state.step, _busy(state))
-            return False
-        steps = state.step - self._started[0]
-        if steps < 3 or self._plan.progress(state.step) < self._next_revision:
-            return False
-        speed = Speed(
-            (_busy(state) - self._started[1]) / steps,
-            state.mean_seconds("evaluations") or self._estimate.evaluation,
-            state.mean_seconds("saves") or self._estimate.save,
-            state.mean_seconds("samples") or self._estimate.sampling,
-        )
-        num_samplings = sum(point > self._plan.progress(state.step) for point in SAMPLE_POINTS)
         minutes = self._config.max_train_minutes or 0.0
-        left = speed.steps_in(60 * minutes - state.elapsed_seconds, self._config, num_samplings)
+        done = max(self._plan.progress(state.step), state.elapsed_seconds / (60 * minutes))
+        if not self._stopwatch.is_ready(state) or not self._agree(done >= self._next_revision):
+            return False
+        speed = self._stopwatch.read(state)
+        num_samplings = sum(point > self._plan.progress(state.step) for point in SAMPLE_POINTS)
+        left = speed.steps_in(60 * minutes - state.elapsed_seconds, self._config, num_samplings, state.step)
         total = self._agree(state.step + left)
         reason = f"{total:,} steps of {speed.step:.2g} s fit {minutes:g} minutes"
         if total > self._most_steps:
             total, reason = max(int(self._most_steps), state.step + 1), f"{self._most_steps:,} steps as asked"
         is_fixed = self._next_revision == REVISIONS[-1]
-        self._adopt(self._plan.ending_at(total, seen_from=state.step, reason=reason, is_fixed=is_fixed))
-        self._started = (state.step, _busy(state))  # what changed before now says nothing about the rest
+        self._adopt(self._plan.ending_at(total, seen_from=state.step, reason=reason, is_fixed=is_fixed), done)
         return True
 
-    def _adopt(self, plan: Plan) -> None:
+    def _adopt(self, plan: Plan, done: float = 0.0) -> None:
         self._write(plan)
         self._plan = plan
-        self._next_revision = next((at for at in REVISIONS if at > plan.segments[-1].progress), REVISIONS[-1])
-
-
-def _busy(state: TrainState) -> float:
-    """Seconds that go with every step: the updates themselves, and writing about them."""
-    return state.seconds["steps"] + state.seconds.get("logging", 0.0)
+        done = max(done, plan.segments[-1].progress)
+        self._next_revision = next((at for at in REVISIONS if at > done), REVISIONS[-1])
 
 
 def read_plan(run_dir: Path) -> Plan | None:

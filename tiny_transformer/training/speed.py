@@ -1,4 +1,4 @@
-"""How long the parts of a run take, as measured, and how many updates fit a time."""
+"""How long the parts of a run take, measured as it goes on, and how many steps fit a time at that speed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tiny_transformer.config.schema import TrainingConfig
+from tiny_transformer.training.state import TrainState
+
+FEWEST_STEPS = 3  # that a speed is taken from
 
 
 @dataclass(frozen=True)
@@ -20,15 +23,77 @@ class Speed:
     save: float
     sampling: float = 0.0
 
-    def steps_in(self, seconds: float, config: TrainingConfig, num_samplings: int = 0) -> int:
-        """How many updates fit, with their evaluations and saves, the last ones of both, and so many rounds of
-        samples."""
-        evaluations = 1 / config.eval_steps if config.eval_steps else 0.0
-        saves = 1 / config.save_steps if config.save_steps else 0.0
-        if config.eval_steps and config.save_steps:  # one save for both where they coincide
-            saves -= 1 / math.lcm(config.eval_steps, config.save_steps)
-        per_step = self.step + evaluations * (self.evaluation + self.save) + saves * self.save
-        return max(1, int((seconds - self.evaluation - self.save - num_samplings * self.sampling) / per_step))
+    def steps_in(self, seconds: float, config: TrainingConfig, num_samplings: int = 0, done: int = 0) -> int:
+        """How many updates after `done` come nearest to a time, with their evaluations and saves, the last ones of
+        both, and so many rounds of samples. (A step more can cost an evaluation more.)"""
+        seconds -= num_samplings * self.sampling
+        fits, too_many = 1, 2 + int(max(0.0, seconds) / max(self.step, 1e-9))
+        while too_many - fits > 1:
+            steps = (fits + too_many) // 2
+            if self._seconds_of(done, done + steps, config) <= seconds:
+                fits = steps
+            else:
+                too_many = steps
+        left = seconds - self._seconds_of(done, done + fits, config)
+        return fits + (self._seconds_of(done, done + fits + 1, config) - seconds < left)
+
+    def _seconds_of(self, done: int, total: int, config: TrainingConfig) -> float:
+        """From after step `done` to the end after step `total`. An evaluation is followed by a save; whatever falls on
+        one step is saved once."""
+
+        def between(interval: int | None) -> int:
+            return total // interval - done // interval if interval else 0
+
+        every, saved = config.eval_steps, config.save_steps
+        evaluations = between(every) + bool(every and total % every)
+        saves = between(saved) - (between(math.lcm(every, saved)) if every and saved else 0) + evaluations
+        if saved and total % saved == 0:
+            saves -= bool(every and total % every)  # the last step is one of both
+        elif not every:
+            saves += 1
+        return (total - done) * self.step + evaluations * self.evaluation + saves * self.save
+
+
+class Stopwatch:
+    """The speed of a run since the last look at it, from the seconds that its state counts.
+
+    What has not happened since then takes as long as it did, times the factor by which steps have become slower; a save
+    waits for the disk and stays as it was.
+
+    Args:
+        estimate: for whatever this run has not timed yet.
+    """
+
+    def __init__(self, estimate: Speed) -> None:
+        self._step, self._busy = -1, 0.0
+        self._counted: dict[str, tuple[int, float]] = {}
+        # How long each took, and a step at that time.
+        self._took = {
+            "evaluations": (estimate.evaluation, estimate.step),
+            "saves": (estimate.save, estimate.step),
+            "samples": (estimate.sampling, estimate.step),
+        }
+
+    def is_ready(self, state: TrainState) -> bool:
+        """Whether there are steps enough to tell. The first one of a start does not count: it is slower."""
+        if self._step < 0 and _busy(state) > 0.0:
+            self._start(state)
+        return 0 <= self._step <= state.step - FEWEST_STEPS
+
+    def read(self, state: TrainState) -> Speed:
+        """The speed since the last reading; the next one begins here, for what was before says nothing about it."""
+        step = (_busy(state) - self._busy) / (state.step - self._step)
+        for kind, (count, seconds) in self._counted.items():
+            more = state.counts.get(kind, 0) - count
+            if more > 0:
+                self._took[kind] = ((state.seconds[kind] - seconds) / more, step)
+        self._start(state)
+        took = {kind: seconds * step / then if then > 0.0 else seconds for kind, (seconds, then) in self._took.items()}
+        return Speed(step, took["evaluations"], self._took["saves"][0], took["samples"])
+
+    def _start(self, state: TrainState) -> None:
+        self._step, self._busy = state.step, _busy(state)
+        self._counted = {kind: (state.counts.get(kind, 0), state.seconds.get(kind, 0.0)) for kind in self._took}
 
 
 def measure_seconds(
@@ -48,3 +113,8 @@ def measure_seconds(
         work()
         times.append(time.perf_counter() - started)
     return agree(sorted(times)[len(times) // 2])
+
+
+def _busy(state: TrainState) -> float:
+    """Seconds that go with every step: the updates themselves, and writing about them."""
+    return state.seconds.get("steps", 0.0) + state.seconds.get("logging", 0.0)

@@ -79,10 +79,6 @@ class TrainState:
         yield
         self.spend(kind, time.monotonic() - begun)
 
-    def mean_seconds(self, kind: str) -> float | None:
-        """How long one of them takes; None before the first."""
-        return self.seconds[kind] / self.counts[kind] if kind in self.seconds else None
-
 
 def save_state(
     staging: Staging,
