@@ -145,7 +145,7 @@ def generated(model: Any, ids: torch.Tensor) -> Callable[[], None]:
     fixed = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS, "pad_token_id": 0, "do_sample": False}
 
     def run() -> None:
-        cache.crop(CONTEXT - 1)
+        cache.crop(CONTEXT - 1 - cache.get_seq_length())
         model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **fixed)
 
     return run

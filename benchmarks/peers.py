@@ -50,6 +50,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(hidden=64, layers=2, heads=2, kv_heads=1, feed_forward=192, vocab=512, seq_len=64, batch=4),
     "a": Shape(hidden=256, layers=6, heads=8, kv_heads=4, feed_forward=768, vocab=4096, seq_len=256, batch=16),
+    "demo": Shape(hidden=128, layers=2, heads=4, kv_heads=2, feed_forward=384, vocab=2048, seq_len=512, batch=4),
     "124M": Shape(hidden=768, layers=12, heads=12, kv_heads=12, feed_forward=2048, vocab=50304, seq_len=1024, batch=16),
     "283M": Shape(hidden=640, layers=18, heads=4, kv_heads=1, feed_forward=2048, vocab=151646, seq_len=512, batch=16),
     "b": Shape(hidden=512, layers=8, heads=8, kv_heads=8, feed_forward=1536, vocab=16384, seq_len=512, batch=4),

@@ -230,6 +230,7 @@ def our_steps(
     from tiny_transformer.data.prepare.command import prepare
     from tiny_transformer.hardware import choose_hardware, keep_freed_memory
     from tiny_transformer.parallel.processes import ALONE
+    from tiny_transformer.stages.attention import settle_attention
     from tiny_transformer.stages.pretrain import Pretraining
     from tiny_transformer.stages.run import Run
     from tiny_transformer.stages.stage import Request
@@ -259,6 +260,8 @@ def our_steps(
     request = Request(config, "benchmark", command=["benchmark"])
     console = Console(file=io.StringIO())
     stage = Pretraining.open(request, scratch / "run", hardware, ALONE, console)
+    stage.config = settle_attention(stage.config, scratch / "run", hardware, ALONE, console, resume=False)
+    facts["attention"] = stage.config.training.attention
     run = Run(request, stage, RunDirectory(scratch / "run"), hardware, console)
     pace = Pace(plan_for_counts(config.training, shape.tokens), config.training, None, lambda plan: None)
     watch = Watch()

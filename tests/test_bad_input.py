@@ -170,7 +170,7 @@ USED = [
             ("model.hidden_size was 32 and is now 64",)),
     Mistake("a resume with another seed", nothing, "train --config r.yaml --resume --seed 5", ExitCode.USAGE,
             ("training.seed was 0 and is now 5",)),
-    Mistake("resume and overwrite", nothing, "train --config r.yaml --resume --overwrite", ExitCode.USAGE, ("exclude",)),
+    Mistake("resume and overwrite", nothing, "train --config r.yaml --resume --overwrite", ExitCode.USAGE, ("cannot be combined",)),
     Mistake("truncated weights", damage("runs/r/step-00000002/model.safetensors", lambda raw: raw[:-1]),
             "generate --ckpt_dir runs/r", ExitCode.BAD_DATA, ("model.safetensors",)),
     Mistake("a flipped bit in the weights",

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,11 @@ def test_every_verb_that_takes_a_run_takes_its_name(
     verbs = (
         ["generate", "--ckpt"],
         ["evaluate"],
+        ["evaluate", "--ckpt"],
         ["export"],
+        ["export", "--ckpt_dir"],
+        ["quantize", "--int8"],
+        ["quantize", "--int8", "--checkpoint"],
         ["doctor"],
         ["report"],
         ["replay", "--step", "1"],
@@ -120,11 +125,34 @@ def test_every_verb_that_takes_a_run_takes_its_name(
     for words in verbs:
         assert main_run([*words, "dmo"]) == ExitCode.USAGE, words
         assert capsys.readouterr().err == "error: dmo does not exist\n  try: did you mean demo?\n", words
-    assert main_run(["doctor", "demo"]) == ExitCode.OK
-    assert "step-00000003" in capsys.readouterr().out
+    assert main_run(["evaluate", "demo", "--ckpt", "other"]) == ExitCode.USAGE
+    assert "two checkpoints: demo and other" in capsys.readouterr().err
+    for words in (["doctor", "demo"], ["doctor"]):  # without a name the newest
+        assert main_run(words) == ExitCode.OK
+        assert capsys.readouterr().out.startswith("runs/demo: everything is whole\n  step-00000003")
+    assert main_run(["report"]) == ExitCode.OK
+    assert capsys.readouterr().out == "runs/demo/report.html\n"
     (tmp_path / "demo").mkdir()
     main_run(["doctor", "demo"])
     assert capsys.readouterr().err.startswith("note: demo is a path here; the run of that name is runs/demo\n")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_a_config_that_is_no_file_is_told_as_what_it_is(
+    make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (run := RunDirectory(tmp_path / "runs" / "demo")).lock(), run.publish_step(3) as staging:
+        staging.write("config.json", b"{}")
+        staging.write("model.safetensors", b"")
+    make(tmp_path / "runs/demo/config.yaml")
+    assert main_run(["doctor", "demo"]) == ExitCode.BAD_DATA
+    assert "config.yaml is not a regular file" in capsys.readouterr().out
+    for command in ("train --resume --out_dir runs/demo", "evaluate demo"):
+        assert main_run(command.split()) in (ExitCode.BAD_DATA, ExitCode.USAGE)
+        told = capsys.readouterr().err
+        assert "runs/demo/config.yaml" in told and ("is not a regular file" in told or "a directory where" in told)
+        assert "there is no config" not in told
 
 
 @pytest.mark.slow

@@ -87,9 +87,9 @@ def test_what_cannot_be_meant_together_is_refused(
     Path("other.txt").write_text("A hen.")
     Path("run").mkdir()
     Path("run/config.yaml").touch()
-    assert "other.txt and my.txt cannot both be read" in said(["train", "my.txt", "other.txt"], capsys)
-    assert "cannot both be read" in said(["train", "my.txt", "--source", "other.txt"], capsys)
-    assert "cannot both be read" in said(["train", "tiny", "--config", "small"], capsys)
+    assert "other.txt and my.txt are both given" in said(["train", "my.txt", "other.txt"], capsys)
+    assert "are both given" in said(["train", "my.txt", "--source", "other.txt"], capsys)
+    assert "are both given" in said(["train", "tiny", "--config", "small"], capsys)
     assert "--resume --out_dir run" in said(["train", "run"], capsys)
     assert "two sources" in said(["prepare", "my.txt", "--source", "stories"], capsys)
     assert "two prompts" in said(["generate", "A", "--prompt", "B"], capsys)
@@ -152,7 +152,7 @@ def test_a_length_of_the_command_line_is_stronger_than_that_of_a_file(
     training = asked[-1].config.training
     assert getattr(training, flag[2:]) == float(value)
     assert training.max_train_minutes is None and training.steps in (None, 20)
-    assert "not max_train_minutes 4.0 of the config" in told
+    assert "overrides max_train_minutes 4.0 of the config" in told
     both = said(["train", "r.yaml", flag, value, "--max_train_minutes", "3"], capsys, ExitCode.OK)
     assert asked[-1].config.training.max_train_minutes == 3  # both were asked for: whichever ends first
     assert "max_train_minutes" not in both
@@ -219,7 +219,7 @@ def test_continue_goes_on_with_numbered_runs_only(asked: list[Any], capsys: pyte
     for begun, name in enumerate(("r # 1", "r # 1-2", "r # 1-2024-attempt")):
         saved_run(f"runs/{name}", "training: {steps: 9}", begun + 1000)
     told = said(["train", "--config", "r # 1.yaml", "--continue"], capsys, ExitCode.OK)
-    assert told.startswith("runs/r # 1-2 was interrupted: going on with it")
+    assert told.startswith("runs/r # 1-2 was interrupted: resuming it")
     assert asked[-1].config.out_dir == Path("runs/r # 1-2") and asked[-1].resume
 
 

@@ -248,3 +248,55 @@ def test_an_empty_config_says_how_to_write_one(tmp_path: Path, name: str) -> Non
 def test_a_value_out_of_range_says_where_the_ranges_stand() -> None:
     error = refused({"training": {"steps": 0}})
     assert error.remedy == "docs/CONFIG_REFERENCE.md tells the type and range of every key"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "steps: 7\n"),
+        ("a.toml", "[training]\nsteps = 7\n"),
+        ("a.json", '{"steps": 7}'),
+        ("A.YAML", "steps: 7\n"),
+    ],
+)
+def test_a_config_with_a_byte_order_mark_or_a_large_suffix_is_read(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_run_config(tmp_path / name).training.steps == 7
+
+
+@pytest.mark.parametrize("value", ["5", "qwen3", "[{steps: 5}]", "true"])
+@pytest.mark.parametrize("section", ["training", "model", "data", "advanced", "hardware"])
+def test_a_section_that_is_a_value_is_told_as_that(tmp_path: Path, section: str, value: str) -> None:
+    error = refused(write(tmp_path / "a.yaml", f"seed: 3\n{section}: {value}\n"))
+    assert (
+        f"{section} is a section, and here it is a value" in error.what and error.where == f"{tmp_path}/a.yaml, line 2"
+    )
+    assert "keys" in (error.remedy or "")
+    assert "is a section" in refused(None, f"{section}={value}").what
+
+
+@pytest.mark.parametrize("override", ["steps=", "training.steps= ", "--steps=", "data.source="])
+def test_a_key_without_a_value_on_the_command_line_is_refused(override: str) -> None:
+    error = refused(None, override)
+    assert "has no value" in error.what and "null" in (error.remedy or "") and error.where == "command line"
+
+
+def test_one_key_given_twice_is_told_as_that() -> None:
+    assert refused(None, "training.steps=5", "training.steps=6").what == "training.steps is given twice, as 5 and 6"
+    assert "two names of training.steps" in refused(None, "training.steps=5", "max_iters=6").what
+    assert load_run_config(None, ["training.steps=5", "training.steps=5"]).training.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.json", "// c\n{}", "no comments"),
+        ("a.json", '{"steps": 5,}', "no comma before a closing bracket"),
+        ("a.toml", "steps: 5\n", "key = value"),
+        ("a.yaml", "\tsteps: 5\n", "spaces"),
+    ],
+)
+def test_a_config_that_cannot_be_parsed_is_answered_with_its_grammar(
+    tmp_path: Path, name: str, text: str, words: str
+) -> None:
+    assert words in (refused(write(tmp_path / name, text)).remedy or "")

@@ -404,3 +404,15 @@ def test_a_checkpoint_stands_for_its_runs_config(
         told = capsys.readouterr().out
         assert "vocabulary of 300" in told and told.startswith("mine: qwen3")
     assert run(["profile", "mine/best"]) == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("words", [["tiny", "--config", "small"], ["tiny", "small"], ["--steps", "5", "tiny", "small"]])
+def test_several_configs_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["profile", *words]) == ExitCode.USAGE
+    assert "several configs are named: tiny, small" in capsys.readouterr().err
+
+
+def test_a_config_may_stand_behind_its_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["profile", "--steps", "5", "tiny", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["length_source"]) == ("tiny", "steps 5")

@@ -12,7 +12,10 @@ import pytest
 
 from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.data.prepare.sources import open_source
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.commit import publish
+
+from .conftest import prepared
 
 PACK = {".gz": gzip.compress, ".bz2": bz2.compress}
 
@@ -202,3 +205,33 @@ def test_a_tokenizer_of_a_user_that_is_not_there_is_refused(tmp_path: Path) -> N
 
     with pytest.raises(UserError):
         make_tokenizer("~nobody-of-that-name/tokenizer")
+
+
+def test_what_this_program_wrote_beside_a_text_is_not_read_as_text(tmp_path: Path) -> None:
+    story = "\n<|endoftext|>\n".join(f"Tale {i} of a hen." for i in range(300))
+    (tmp_path / "a.txt").write_text(story)
+    before = open_source(tmp_path).fingerprint
+    options = {"tokenizer": "byte", "seq_len": 8}
+    meta = prepared(tmp_path, tmp_path / "data", **options)  # inside the folder that is read
+    assert prepared(tmp_path, tmp_path, **options).train == meta.train  # and the folder itself
+    assert prepared(tmp_path, tmp_path, **options).request == meta.request  # nothing to do
+    with publish(tmp_path / "runs/r/step-00000002") as staging:
+        staging.write("config.json", "{}")
+    for name in ("log.jsonl", "plan.json", "samples.json", "report.html", "config.yaml"):
+        (tmp_path / "runs/r" / name).write_text('{"loss": 3}\n')
+    source = open_source(tmp_path)
+    assert (source.fingerprint, len(list(source.documents()))) == (before, 300)
+    count = len(list(tmp_path.rglob("*"))) - len(list(tmp_path.rglob("*/"))) - 3  # a text and two locks
+    assert source.note.startswith(f"reading 1 .txt; skipped {count}: {count} files of this program")
+    (tmp_path / "data/config.yaml").write_text("a: 1")
+    (tmp_path / "data/log.jsonl").write_text('{"text": "A log of one\'s own."}\n')
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/manifest.json").write_text('[{"text": "A manifest of one\'s own."}]')
+    assert {"A log of one's own.", "A manifest of one's own."} < set(open_source(tmp_path).documents())
+
+
+def test_a_file_where_data_are_to_go_is_told(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.txt", "b"])
+    with pytest.raises(UserError, match="b is a file") as caught:
+        prepared(tmp_path / "a.txt", tmp_path / "b", tokenizer="byte", seq_len=8)
+    assert caught.value.exit_code == ExitCode.IO

@@ -218,6 +218,13 @@ def test_a_template_that_does_not_end_is_refused(tmp_path: Path, page: str) -> N
     assert "<template> is never closed" in refused(tmp_path / "a.html").what
 
 
+def test_a_comment_that_does_not_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text("<!-- not this --><p>one</p>\n<!-- a <p>two</p>\n<p>three</p>\n")
+    assert "a comment is never closed" in refused(tmp_path / "a.html").what
+    (tmp_path / "a.html").write_text("<p>a < b, and <!- this</p>")
+    assert read(tmp_path / "a.html") != []
+
+
 # --- packed files
 
 

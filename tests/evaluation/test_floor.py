@@ -134,7 +134,7 @@ def test_attention_that_sees_the_future_rings(many: Dataset, monkeypatch: pytest
         del mask, dropout
         return functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
 
-    monkeypatch.setattr(qwen3, "attend", attend)
+    monkeypatch.setattr(qwen3.Qwen3Attention, "attend", staticmethod(attend))
     model = train_small(many.train, many.meta.vocab_size, steps=300)
     assert split_check(model, many).rings
     assert measure_skills(model, MANY.told(seed=9, count=100), reading(seq_len=SEQ_LEN)).check.rings

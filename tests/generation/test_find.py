@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.models.find import find_checkpoint, find_run, find_runs
+from tiny_transformer.models.find import find_checkpoint, find_run, find_runs, newest_run
 from tiny_transformer.storage import RunDirectory, RunLock
 
 
@@ -267,3 +267,29 @@ def test_globs_name_several_runs_each_once_in_order(home):
         "demo* means 2 directories, and one is needed",
         "one of runs/demo, runs/demo-long",
     )
+
+
+def test_a_pattern_means_runs_before_other_directories_that_fit_it(home):
+    for name in ("data", "demo-notes"):
+        (home / name).mkdir()
+    (home / "runs" / "notes").mkdir()
+    runs = [Path("runs/demo"), Path("runs/demo-long")]
+    assert find_runs(["*"]) == (runs, [])
+    assert find_runs(["demo*"]) == (runs, [])
+    assert find_runs(["runs/*"]) == (runs, [])
+    assert find_runs(["d?ta"]) == ([Path("data")], [])  # prepared data, for doctor and inspect
+    make_run(home / "demo-here", steps=(300,), best=300)
+    assert find_runs(["demo*"]) == ([Path("demo-here")], [])
+
+
+def test_the_newest_run_is_the_one_that_was_written_to_last(home):
+    (home / "runs" / "later").mkdir()
+    for run in ("demo", "demo-long"):
+        for entry in (home / "runs" / run).iterdir():
+            set_age(entry, 500)
+    set_age(home / "runs/demo/last", 100)
+    assert newest_run() == Path("runs/demo")
+    set_age(home / "runs/demo-long/step-00000100", 50)
+    assert newest_run() == Path("runs/demo-long")
+    with pytest.raises(UserError, match="there is no run in nowhere"):
+        newest_run(Path("nowhere"))

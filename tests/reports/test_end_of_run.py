@@ -147,7 +147,7 @@ def test_a_diverged_run_that_saved_nothing_leaves_the_run_that_it_was_to_replace
         run(data_dir, tmp_path / "r", overwrite=True, screen=screen, learning_rate=1e30, steps=60)
     assert contents() == before
     assert list_runs(tmp_path / "r")[0].state == "finished"
-    assert "nothing was saved before the run diverged: the run that was there is back" in screen.getvalue()
+    assert "nothing was saved before the run diverged, so the previous run is put back" in screen.getvalue()
     assert "replay" not in (caught.value.remedy or "")  # that would replay the old run
 
 
@@ -177,7 +177,7 @@ def test_an_early_end_is_announced_with_the_best_loss(
     )
     status, shown = run(data_dir, tmp_path / "r", eval_steps=2, early_stopping_patience=2)
     assert status == "stopped_early"
-    assert "stopped early at step 8: 2 evaluations in a row brought no lower validation loss" in shown
+    assert "stopped early at step 8: no lower validation loss in 2 evaluations in a row" in shown
     assert "validation; best at step 4, the last is 2.600" in shown
     assert " ".join(next(line for line in shown.splitlines() if "this model" in line).split()).startswith(
         "this model 2.500 0.902 12.182"

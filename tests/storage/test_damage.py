@@ -278,6 +278,36 @@ def test_doctor_reports_links_that_lead_nowhere(tmp_path):
     assert "last is neither a link nor a file with the name of a checkpoint" in problems
 
 
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", ["config.yaml", "plan.json", "samples.json"])
+def test_doctor_sees_that_a_file_beside_the_checkpoints_is_no_file(tmp_path, name, odd):
+    new_run(tmp_path / "run")
+    ODD[odd](tmp_path / "run" / name)
+    report = examine(tmp_path / "run")
+    assert not report.ok
+    (problem,) = report.problems
+    assert problem.startswith(f"{name} ") and any(
+        words in problem for words in ("is not a regular file", "cannot be read", "is too large", "is empty")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("config.yaml", b"", "config.yaml is empty"),
+        ("config.yaml", b"\xff\xfe", "config.yaml is not UTF-8 text"),
+        ("plan.json", b'{"segments": [', "plan.json is not JSON"),
+        ("samples.json", b"\n", "samples.json is empty"),
+        ("skills.json", b'{"lost": NaN}', None),
+        ("config.yaml", b"training: {}\n", None),
+    ],
+)
+def test_doctor_reads_the_files_beside_the_checkpoints(tmp_path, name, content, problem):
+    new_run(tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(content)
+    assert examine(tmp_path / "run").problems == ([problem] if problem else [])
+
+
 def test_doctor_examines_a_data_directory(tmp_path):
     with publish(tmp_path / "data") as staging:
         staging.write("train.bin", bytes(100))

@@ -94,7 +94,7 @@ def test_other_settings_get_a_directory_of_their_own_and_a_sentence(
     train("--source", "my.txt", *SMALL)
     for verb in ("using", "reading"):  # and the second time the one that was made then
         said = train("--source", "my.txt", *SMALL[2:], *(change if "--tokenizer" in change else SMALL[:2] + change))
-        assert f"{verb} data/my-2: data/my holds other data" in said
+        assert f"{verb} data/my-2: data/my holds different data" in said
         assert reason in said
         assert train.config.data.data_dir == Path("data/my-2")
 
@@ -182,7 +182,7 @@ def test_a_file_that_names_data_and_directory_is_held_to_both(home: Path, train:
     assert "source: my.txt, not stories" in train("--config", "r.yaml", code=ExitCode.USAGE)
     Path("other.yaml").write_text("data: {data_dir: data/y, source: stories, seq_len: 16}\n")
     said = train("--config", "other.yaml", "--data_dir", "data/x")  # the command line is stronger, and says so
-    assert "data/x is read as it is" in said and "source: my.txt, not stories" in said
+    assert "data/x is used as it is" in said and "source: my.txt, not stories" in said
     assert train.config.data.source == "my.txt"
 
 
@@ -254,7 +254,7 @@ def test_a_resumed_run_keeps_its_data_and_never_makes_new(home: Path, capsys: py
     assert "val_fraction: the default, not 0.3" in capsys.readouterr().err
     Path("data").rename("elsewhere")
     assert run(["train", "--resume", "--out_dir", "runs/my", "--steps", "4"]) == ExitCode.USAGE
-    assert "the data of this run, data/my, is not here" in capsys.readouterr().err
+    assert "the data of this run, data/my, is missing" in capsys.readouterr().err
     assert not Path("data").exists()
     assert run(["train", "--resume", "--out_dir", "runs/my", "--steps", "4", "--data_dir", "elsewhere/my"]) == 0
 

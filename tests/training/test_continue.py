@@ -56,7 +56,7 @@ def test_a_finished_run_stays_as_it_is_and_the_new_one_stands_beside_it(config: 
     assert "runs/small" not in demo(config).partition("\n")[0]  # nothing to tell about the first
     kept = {path: path.read_bytes() for path in Path("runs/small").rglob("*") if path.is_file()}
     said = demo(config, "training.steps=6")
-    assert said.startswith("runs/small is finished and stays as it is: this is a new run beside it")
+    assert said.startswith("runs/small is finished and is left as it is: starting a new run beside it")
     assert states() == {"small": "finished", "small-2": "finished"}
     assert {path: path.read_bytes() for path in Path("runs/small").rglob("*") if path.is_file()} == kept
     demo(config, "training.steps=6")
@@ -69,7 +69,7 @@ def test_an_interrupted_run_goes_on_as_it_was_planned(config: Path) -> None:
     interrupt(Path("runs/small"), after=8)
     assert states() == {"small": "stopped"}
     said = demo(config, "training.steps=6")  # another length: not of the run that was begun
-    assert said.startswith("runs/small was interrupted: going on with it as it was planned")
+    assert said.startswith("runs/small was interrupted: resuming it as planned")
     assert "resuming from step 8" in said
     assert states() == {"small": "finished"}
     assert [json.loads(line)["loss"] for line in Path("runs/small/log.jsonl").read_text().splitlines()] == [
@@ -110,7 +110,7 @@ def test_a_run_that_is_named_goes_on_or_is_left_to_its_owner(config: Path) -> No
 
 
 def test_continue_must_know_which_run() -> None:
-    with pytest.raises(UserError, match="--continue must know which run"):
+    with pytest.raises(UserError, match="--continue needs to know which run"):
         run_training(None, [], resume=False, overwrite=False, minutes=1.0, go_on=True, console=Console(quiet=True))
 
 

@@ -86,7 +86,7 @@ def test_a_disk_that_is_full_at_any_write_only_delays_a_run(
         disk.count, disk.full_from, disk.tries, disk.refused = 0, at, 3, []
         run = tmp_path / str(at)
         said = train(tiny_data, run)
-        assert said.count("the disk is full (") == said.count("there is room again") >= 1, at
+        assert said.count("the disk is full (") == said.count("there is space again") >= 1, at
         assert fingerprint(run) == fingerprint(tmp_path / "whole"), at
         assert log_without_clock(run) == log_without_clock(tmp_path / "whole")
         assert (run / "samples.json").read_bytes() == (tmp_path / "whole/samples.json").read_bytes()

@@ -52,7 +52,7 @@ def test_the_first_step_starts_from_the_checkpoint_and_nothing_else_is_taken_ove
 ) -> None:
     last = log_without_clock(base)[-1]
     result, told = onward(tiny_data, tmp_path / "r", base / "last", training={"dropout": 0.0})
-    assert "weights, shape (qwen3, 2 layers of 32) and tokenizer are taken over" in told
+    assert "weights, shape (qwen3, 2 layers of 32) and tokenizer are taken from it" in told
     first = log_without_clock(tmp_path / "r")[0]
     assert (first["step"], result.state.step) == (1, 12)
     assert abs(first["loss"] - last["loss"]) < 0.3 < log_without_clock(base)[0]["loss"] - first["loss"]
@@ -89,13 +89,13 @@ def test_it_resumes_bit_for_bit_even_when_the_checkpoint_is_gone(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"hidden_size": 64}}, r"model\.hidden_size = 64, and the model in .* has 32"),
-        ({"model": {"model_type": "llama"}}, r"model\.model_type = 'llama', and the model in .* has 'qwen3'"),
+        ({"model": {"hidden_size": 64}}, r"model\.hidden_size = 64, but the model in .* has 32"),
+        ({"model": {"model_type": "llama"}}, r"model\.model_type = 'llama', but the model in .* has 'qwen3'"),
         (
             {"model": {"model_type": "llama", "hidden_size": 32}},
-            r"model\.model_type = 'llama', and the model in .* has 'q",
+            r"model\.model_type = 'llama', but the model in .* has 'q",
         ),
-        ({"data": {"tokenizer": "char"}}, r"data\.tokenizer = 'char', and the model in .* reads the ids of its own"),
+        ({"data": {"tokenizer": "char"}}, r"data\.tokenizer = 'char', but the model in .* has a tokenizer of its own"),
         ({"data": {"seq_len": 2000}}, r"data\.seq_len 2000 is longer than the context of the model"),
     ],
 )
@@ -123,10 +123,10 @@ def test_on_the_command_line_with_a_text_of_ones_own(
     words = ["--source", "my.txt", "--init_from", str(base), "--steps", "4", "--eval_steps", "2", "--device", "cpu"]
     assert run(["train", *words]) == 0
     told = capsys.readouterr().out
-    assert "tokenizer are taken over" in told and "training" in told
+    assert "tokenizer are taken from it" in told and "training" in told
     assert load_run_config("runs/my/config.yaml").data.tokenizer == str((base / "best").resolve())
     assert run(["train", "--resume", "--out_dir", "runs/my", "--init_from", str(base)]) == 2
-    assert "--resume and --init_from exclude each other" in capsys.readouterr().err
+    assert "--resume and --init_from cannot be combined" in capsys.readouterr().err
 
 
 def test_an_explicit_model_type_is_never_overruled(
@@ -136,7 +136,7 @@ def test_an_explicit_model_type_is_never_overruled(
     llama = tmp_path / "llama"
     monkeypatch.setitem(TINY, "model", TINY["model"] | {"model_type": "llama"})
     run_tiny(tiny_data, llama, steps=2)
-    with pytest.raises(UserError, match=r"model\.model_type = 'qwen3', and the model in .* has 'llama'"):
+    with pytest.raises(UserError, match=r"model\.model_type = 'qwen3', but the model in .* has 'llama'"):
         onward(tiny_data, tmp_path / "r", llama / "last", model={"model_type": "qwen3", "hidden_size": 32})
     result, _ = onward(tiny_data, tmp_path / "s", llama / "last", model={"hidden_size": 32, "vocab_size": None})
     assert result.stage.config.model.model_type == "llama"
@@ -164,5 +164,5 @@ def test_a_start_that_is_gone_is_told_where_no_checkpoint_is_left(base: Path, ti
     for path in [*(tmp_path / "r").glob("step-*"), start]:
         shutil.rmtree(path)
     config = load_run_config(tmp_path / "r/config.yaml")
-    with pytest.raises(UserError, match="start, which this run starts from, is not there any more"):
+    with pytest.raises(UserError, match="start, which this run starts from, no longer exists"):
         launch(Request(config, "r", resume=True, command=["test"]), Console(file=io.StringIO()))

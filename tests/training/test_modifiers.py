@@ -195,7 +195,9 @@ def test_a_logger_that_fails_ends_no_run_and_is_told_once(
     request = tiny_request(tiny_data, tmp_path / "r", steps=4, loggers=["trackio"])
     assert launch(request, Console(file=screen, width=200)).status == "finished"
     assert told == [1, 2]
-    assert "a logger failed at step 2 and gets no more figures: ConnectionError: no route to host" in screen.getvalue()
+    assert (
+        "a logger failed at step 2 and receives no more figures: ConnectionError: no route to host" in screen.getvalue()
+    )
     assert "a logger could not be closed: ConnectionError: still none" in screen.getvalue()
 
 

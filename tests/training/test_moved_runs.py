@@ -140,10 +140,10 @@ def test_data_that_is_nowhere_is_named_with_the_way_out(homes: tuple[Path, Path]
             patch.setattr("typer.echo", lambda text, err=False, screen=screen: screen.write(str(text)))
             arguments = ["train", *source, "--resume", "--out_dir", "../A/runs/x", "--steps", "12"]
             assert command_line(arguments) == ExitCode.USAGE
-        assert "the data of this run, dat, is not here" in screen.getvalue()
+        assert "the data of this run, dat, is missing" in screen.getvalue()
         assert "--resume --data_dir DIR" in screen.getvalue()
     assert list(other.iterdir()) == []
-    with pytest.raises(UserError, match="is not here"):
+    with pytest.raises(UserError, match="is missing"):
         replay(Path("../A/runs/x"), 3, Console(file=io.StringIO()))
     arguments = ["train", "--resume", "--out_dir", "../A/runs/x", "--data_dir", "../A/moved", "--steps", "12"]
     assert command_line(arguments) == ExitCode.OK

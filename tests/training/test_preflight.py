@@ -80,7 +80,7 @@ def test_a_disk_that_is_too_full_is_told_before_the_first_step(
     save = tree_bytes((tmp_path / "whole/last").resolve())
     needed = 1.05 * (4 * save + preflight.REPORT_BYTES)  # two that stay, the best, one in the making
     with_free(monkeypatch, int(needed - 0.1 * save))
-    with pytest.raises(UserError, match=r"the run needs 6\.\d MB on the disk") as caught:
+    with pytest.raises(UserError, match=r"the run needs 6\.\d MB of disk space") as caught:
         run_tiny(tiny_data, tmp_path / "r")
     assert caught.value.exit_code == ExitCode.IO
     assert "--keep_checkpoints 1, or another --out_dir" in (caught.value.remedy or "")

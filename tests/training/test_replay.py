@@ -28,5 +28,5 @@ def test_a_step_from_before_a_changed_resumption(tiny_data: Path, tmp_path: Path
         shutil.rmtree(run / f"step-{step:08d}" if (run / f"step-{step:08d}").exists() else run / f"step-{step}")
     screen = io.StringIO()
     replay(run, 6, Console(file=screen, width=300))
-    assert "there is no checkpoint to go on from: starting from the beginning" in screen.getvalue()
+    assert "there is no checkpoint to resume from: starting from the beginning" in screen.getvalue()
     assert "not the same step: its learning_rate was 0.001 in the log and is 0.05 now" in screen.getvalue()

@@ -171,7 +171,7 @@ def test_a_changed_key_does_on_resume_what_the_schema_says(
     console = Console(file=screen, width=500)
     expected = class_of(key, request.config)
     if expected == "data":
-        with pytest.raises(UserError, match="holds other data than asked for") as caught:
+        with pytest.raises(UserError, match="holds different data from what was asked for") as caught:
             launch(request, console)
         assert f"({key.removeprefix('data.')}: " in caught.value.what
         return

@@ -178,7 +178,7 @@ def test_a_resumed_run_follows_the_plan_of_the_first_one() -> None:
 def test_what_of_the_rates_a_run_does_not_follow_is_said() -> None:
     short = TrainingConfig(steps=5, warmup_steps=10, muon_learning_rate=0.1)
     said = rate_in_words(plan_for_counts(short, 64), short)
-    assert "2 steps warm-up (half the run: not the 10 asked for)" in said
-    assert "muon_learning_rate says nothing without optimizer=muon" in said
+    assert "2 steps warm-up (half the run, instead of the 10 asked for)" in said
+    assert "muon_learning_rate has no effect without optimizer=muon" in said
     usual = TrainingConfig(steps=100, warmup_steps=10, optimizer="muon", muon_learning_rate=0.1)
     assert rate_in_words(plan_for_counts(usual, 64), usual) == "muon, 10 steps warm-up, cosine decay"

@@ -8,19 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, app
+from tiny_transformer.cli.frame import SETTINGS, CheckpointArgument, CheckpointToo, app, one_checkpoint
 from tiny_transformer.errors import UserError
 
 
 @app.command(context_settings=SETTINGS)
 def export(
-    ckpt_dir: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[DIR]",
-            help="A checkpoint or run directory, or a run's name. Default: the newest best under runs/.",
-        ),
-    ] = None,
+    ckpt_dir: CheckpointArgument = None,
+    named: CheckpointToo = None,
     gguf: Annotated[
         str,
         typer.Option(
@@ -39,7 +34,7 @@ def export(
     """
     from tiny_transformer.interop.command import run_export
 
-    run_export(ckpt_dir, kind=gguf, out=out, overwrite=overwrite, console=Console())
+    run_export(one_checkpoint(ckpt_dir, named), kind=gguf, out=out, overwrite=overwrite, console=Console())
 
 
 @app.command("import", context_settings=SETTINGS)
@@ -72,13 +67,8 @@ def import_(
 
 @app.command(context_settings=SETTINGS)
 def quantize(
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[CKPT]",
-            help="A checkpoint or run directory, or a run's name. Default: the newest best (else last) under runs/.",
-        ),
-    ] = None,
+    checkpoint: CheckpointArgument = None,
+    named: CheckpointToo = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="8 bits a weight: a quarter of the size, hardly any loss.")
     ] = False,
@@ -104,5 +94,6 @@ def quantize(
 
     if int8 == int4:
         raise UserError("quantize to how many bits?", where="command line", remedy="--int8 or --int4")
+    checkpoint = one_checkpoint(checkpoint, named)
     options = QuantizeOptions("int8" if int8 else "int4", checkpoint, out, data_dir, max_batches)
     run_quantize(options, Console(), Console(stderr=True))

@@ -118,7 +118,7 @@ def _checked(text: str, kind: type[int] | type[float], what: str) -> str:
     try:
         return str(kind(text))
     except ValueError:
-        raise typer.BadParameter(f"{text} is not {what}, and not null") from None
+        raise typer.BadParameter(f"{text} is neither {what} nor null") from None
 
 
 class _Verbs(TyperGroup):
@@ -139,7 +139,8 @@ app = typer.Typer(
 )
 
 OutDir = Annotated[
-    Path | None, typer.Option("--out_dir", metavar="DIR", help="Where the run goes. Default: runs/NAME of the config.")
+    Path | None,
+    typer.Option("--out_dir", metavar="DIR", help="Directory of the run. Default: runs/NAME, after the config."),
 ]
 CheckpointOption = Annotated[
     Path | None,
@@ -148,13 +149,33 @@ CheckpointOption = Annotated[
         "--ckpt",
         "--checkpoint",
         metavar="DIR",
-        help="A checkpoint or run directory, or a run's name. Default: the newest best (else last) under runs/.",
+        help="A checkpoint or run directory, or a run's name. Default: the newest best (or last) under runs/.",
     ),
 ]
 
 
+CheckpointArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[CKPT]",
+        help="A checkpoint or run directory, or a run's name; as --ckpt too. Default: the newest best (else last) "
+        "under runs/.",
+    ),
+]
+CheckpointToo = Annotated[
+    Path | None, typer.Option("--ckpt_dir", "--ckpt", "--checkpoint", metavar="DIR", hidden=True)
+]  # beside a `CheckpointArgument`
+
+
+def one_checkpoint(checkpoint: Path | None, named: Path | None) -> Path | None:
+    """The checkpoint that is meant, where it may stand alone or behind --ckpt."""
+    if checkpoint is not None and named is not None:
+        raise UserError(f"two checkpoints: {checkpoint} and {named}", where="command line", remedy="give one")
+    return named if checkpoint is None else checkpoint
+
+
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         typer.echo(f"tiny-transformer {__version__}")
         raise typer.Exit

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tiny_transformer.cli.frame import SETTINGS, app
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.models.find import find_run, find_runs
+from tiny_transformer.models.find import find_run, find_runs, newest_run
 
 
 @app.command(context_settings=SETTINGS)
@@ -23,7 +23,7 @@ def runs(
         ),
     ] = None,
 ) -> None:
-    """A table of runs: text, size, minutes, loss, state; of a run that is named, its checkpoints too."""
+    """List runs: text, size, minutes, loss, state; for a run that is named, its checkpoints too."""
     from tiny_transformer.reports.runs_table import list_runs, print_runs
 
     named = _noted(*find_runs(paths)) if paths else [Path("runs"), *sorted(Path().glob("runs_*"))]
@@ -78,7 +78,7 @@ def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's name or directory.")],
     step: Annotated[int, typer.Option("--step", help="Which update; the first is 1.")],
 ) -> None:
-    """Make one step of a run again and look at it: its batch, its loss, each block's gradient.
+    """Repeat one step of a run and show its batch, its loss and the gradient of each block.
 
     Starts from the newest checkpoint before the step and writes nothing. For a loss that is not a number, or one that
     jumped.
@@ -90,12 +90,17 @@ def replay(
 
 @app.command(context_settings=SETTINGS)
 def doctor(
-    run: Annotated[Path, typer.Argument(metavar="DIR", help="A run's name, or a run, checkpoint or data directory.")],
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]", help="A run's name, or a run, checkpoint or data directory. Default: the newest run."
+        ),
+    ] = None,
 ) -> None:
-    """Check every byte of a run: which checkpoints are whole, where last and best lead, what is left over."""
+    """Verify every byte of a run: which checkpoints are whole, where last and best lead, what is left over."""
     from tiny_transformer.storage.doctor import examine
 
-    report = examine(_one(run))
+    report = examine(newest_run() if run is None else _one(run))
     for line in report.lines():
         typer.echo(line)
     if not report.ok:
@@ -105,8 +110,11 @@ def doctor(
 @app.command(context_settings=SETTINGS)
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="A run's name or directory; several, or a glob, compare.")
-    ],
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]...", help="A run's name or directory; several, or a glob, compare. Default: the newest run."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -119,7 +127,7 @@ def report(
     Of several runs: one page with their loss curves together (by step, tokens or time), the settings that differ, and
     the final figures side by side.
     """
-    runs = _noted(*find_runs(runs))
+    runs = _noted(*find_runs(runs)) if runs else [newest_run()]
     if len(runs) == 1:
         from tiny_transformer.reports.report import write_report
 

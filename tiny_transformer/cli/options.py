@@ -20,7 +20,7 @@ SOURCE_HELP = (
 class PrepareOptions:
     """Of `prepare`."""
 
-    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The source, as a plain word.")] = None
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The source, without --source.")] = None
     source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "stories"
     out_dir: Annotated[
         Path, typer.Option("--out_dir", metavar="DIR", help="Where train.bin, val.bin and meta.json go.")
@@ -34,19 +34,23 @@ class PrepareOptions:
     ] = None
     vocab_size: Annotated[
         int | None,
-        typer.Option("--vocab_size", help="Words of a bpe trained here. Default: chosen from the amount of text."),
+        typer.Option(
+            "--vocab_size", help="Vocabulary size of a bpe trained here. Default: chosen by the amount of text."
+        ),
     ] = None
     seq_len: Annotated[
         int | None,
         typer.Option(
             "--seq_len",
-            help="Tokens in a training sequence; noted in meta.json, a run may choose another. Default: 256.",
+            help="Tokens per training sequence; recorded in meta.json, and a run may use another. Default: 256.",
         ),
     ] = None
     max_bytes: Annotated[int | None, typer.Option("--max_bytes", help="Stop after this many bytes of text.")] = None
     val_fraction: Annotated[
         float | None,
-        typer.Option("--val_fraction", help="Share kept for validation. Default: 0.02, and up to 0.1 of a short text."),
+        typer.Option(
+            "--val_fraction", help="Share held out for validation. Default: 0.02, up to 0.1 for a short text."
+        ),
     ] = None
     text_field: Annotated[
         str | None,
@@ -55,7 +59,7 @@ class PrepareOptions:
             help="The field with the text in .jsonl, .json, .csv, .tsv, .parquet and hub rows. Default: text.",
         ),
     ] = None
-    workers: Annotated[int | None, typer.Option(help="Threads that encode. Default: one per core.")] = None
+    workers: Annotated[int | None, typer.Option(help="Number of encoding threads. Default: one per core.")] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other prepared data in out_dir.")] = False
 
 
@@ -73,30 +77,30 @@ class TrainOptions:
         ),
     ] = None
     source: Annotated[
-        str | None, typer.Option(help="Text to prepare where data_dir holds none yet; a name or path, as in prepare.")
+        str | None, typer.Option(help="Text to prepare if data_dir holds none yet; a name or path, as in prepare.")
     ] = None
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            "--data_dir", metavar="DIR", help="Prepared token files. Default: data/NAME, prepared when missing."
+            "--data_dir", metavar="DIR", help="Prepared token files. Default: data/NAME, prepared if missing."
         ),
     ] = None
     out_dir: OutDir = None
     minutes: Annotated[
         float | None,
         typer.Option(
-            help="Choose model, batch, rates and length for this many minutes on this machine and this data; what "
-            "--config or another option sets stays as it is set. A resumed run keeps its choice."
+            help="Choose model, batch size, learning rates and length to make the most of this many minutes on this "
+            "machine and this data; what --config or another option sets is kept. A resumed run keeps its choice."
         ),
     ] = None
     steps: Annotated[
         str | None,
         typer.Option(
-            parser=whole_or_null, metavar="N", help="Updates of the weights; stronger than the minutes of a config."
+            parser=whole_or_null, metavar="N", help="Number of weight updates; overrides the minutes of a config."
         ),
     ] = None
     epochs: Annotated[
-        str | None, typer.Option(parser=number_or_null, metavar="N", help="How often the training text is read.")
+        str | None, typer.Option(parser=number_or_null, metavar="N", help="Number of passes over the training text.")
     ] = None
     max_train_minutes: Annotated[
         str | None,
@@ -113,7 +117,7 @@ class TrainOptions:
             "--eval_steps",
             parser=whole_or_null,
             metavar="N",
-            help="Evaluate every so many steps and keep the best checkpoint.",
+            help="Evaluate every N steps and keep the best checkpoint. Default: about eight times a run.",
         ),
     ] = None
     save_steps: Annotated[
@@ -122,7 +126,7 @@ class TrainOptions:
             "--save_steps",
             parser=whole_or_null,
             metavar="N",
-            help="Save a checkpoint every so many steps.",
+            help="Save a checkpoint every N steps.",
         ),
     ] = None
     early_stopping_patience: Annotated[
@@ -131,14 +135,16 @@ class TrainOptions:
             "--early_stopping_patience",
             parser=whole_or_null,
             metavar="N",
-            help="Stop after so many evaluations without gain.",
+            help="Stop after N evaluations in a row without improvement.",
         ),
     ] = None
-    bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bf16 where the device has it in hardware.")] = False
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Compute matrix products in bf16 if the hardware supports it.")
+    ] = False
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Continue the run in out_dir (or the newest of this config) exactly where it stood."
+            "--resume", help="Continue the run in out_dir (or the newest of this config) exactly where it stopped."
         ),
     ] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in out_dir.")] = False
@@ -146,7 +152,7 @@ class TrainOptions:
         bool,
         typer.Option(
             "--continue",
-            help="Resume the newest run of this config if it was interrupted, else make a new one beside it.",
+            help="Resume the newest run of this config if it was interrupted; otherwise start a new one beside it.",
         ),
     ] = False
     explain: Annotated[bool, typer.Option("--explain", help="Show the arithmetic behind what --minutes chooses.")] = (

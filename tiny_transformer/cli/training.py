@@ -21,7 +21,7 @@ def prepare(context: typer.Context, options: PrepareOptions) -> None:
     """
     if options.text is not None and is_given(context, "source"):
         both = f"two sources: {options.source} and {options.text}"
-        raise UserError(both, where="command line", remedy="give one of them")
+        raise UserError(both, where="command line", remedy="give only one of them")
     from tiny_transformer.config.load import load_data_config
     from tiny_transformer.data.prepare.command import prepare_with_progress
 
@@ -41,9 +41,9 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 
     If you would rather not choose, name a text and a time: train my.txt --minutes 10.
 
-    Any other key of the config can be set too: --learning_rate 3e-4, --model.hidden_size 128, training.seed=7, and
-    alone where it is true or false: --compile, --deterministic (the same bits on 1, 2, 4, ... processes; slower).
-    docs/CONFIG_REFERENCE.md lists them. Ctrl+C saves and leaves; --resume continues bit for bit.
+    Any other key of the config can be set too: --learning_rate 3e-4, --model.hidden_size 128, training.seed=7. A key
+    that is true or false needs no value: --compile, --deterministic (the same bits on 1, 2, 4, ... processes; slower).
+    docs/CONFIG_REFERENCE.md lists them. Ctrl+C saves and exits; --resume continues bit for bit.
     """
     from tiny_transformer.stages.command import one_voice, run_training
 
@@ -67,7 +67,7 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 def _refuse_contradictions(options: TrainOptions) -> None:
     if options.minutes is not None and options.max_train_minutes is not None:
         raise UserError(
-            "--minutes and --max_train_minutes exclude each other", where="command line", remedy="give one of them"
+            "--minutes and --max_train_minutes cannot be combined", where="command line", remedy="give only one of them"
         )
     if options.explain and options.minutes is None:
         raise UserError(
@@ -96,7 +96,7 @@ def _config_and_overrides(context: typer.Context, options: TrainOptions) -> tupl
         key = meaning_of(word)
         taken = config if key == "config" else flags[key]
         if taken is not None:
-            raise UserError(f"{word} and {taken} cannot both be read", where="command line", remedy="give one")
+            raise UserError(f"{word} and {taken} are both given", where="command line", remedy="give only one")
         if key == "config":
             config = word
         else:
@@ -127,4 +127,9 @@ def profile(
         config = None
     from tiny_transformer.costs.command import run_profile
 
-    run_profile(config or named, overrides_of(context), as_json=as_json, console=Console())
+    words: list[str] = []
+    overrides = overrides_of(context, words)
+    configs = [name for name in (config, named, *words) if name is not None]
+    if len(configs) > 1:
+        raise UserError(f"several configs are named: {', '.join(configs)}", remedy="name one")
+    run_profile(configs[0] if configs else None, overrides, as_json=as_json, console=Console())

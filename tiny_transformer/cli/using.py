@@ -8,19 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, app
+from tiny_transformer.cli.frame import SETTINGS, CheckpointArgument, CheckpointToo, app, one_checkpoint
 from tiny_transformer.errors import UserError
 
 
 @app.command(context_settings=SETTINGS)
 def evaluate(
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[CKPT]",
-            help="A checkpoint or run directory, or a run's name. Default: the newest best (else last) under runs/.",
-        ),
-    ] = None,
+    checkpoint: CheckpointArgument = None,
+    named: CheckpointToo = None,
     data_dir: Annotated[
         Path | None, typer.Option("--data_dir", metavar="DIR", help="Prepared data. Default: what the run learnt from.")
     ] = None,
@@ -56,6 +51,7 @@ def evaluate(
 
     A loss below the best possible is no success but a mistake somewhere, and is told as a warning.
     """
+    checkpoint = one_checkpoint(checkpoint, named)
     if task or limit is not None:
         from tiny_transformer.evaluation.task_command import run_tasks
 

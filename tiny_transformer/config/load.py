@@ -24,7 +24,7 @@ from tiny_transformer.config.secrets import HIDDEN, WHERE_THEY_GO, is_secret
 from tiny_transformer.config.shapes import SHAPES
 from tiny_transformer.config.strict import lookalike
 from tiny_transformer.config.text import MAX_CONFIG_BYTES, numbers, parse_yaml, read_config_file
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import ExitCode, UserError
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 
@@ -106,6 +106,9 @@ def parse_override(text: str, origin: str = "command line") -> Assignment:
             where=origin,
             remedy="write SECTION.KEY=VALUE, for example training.steps=200",
         )
+    if not value.strip():
+        what = f"{key.strip().removeprefix('--')[:80]} has no value"
+        raise UserError(what, where=origin, remedy="null stands for none, '' for an empty text")
     if len(value) > MAX_CONFIG_BYTES:
         what = f"the value of {key.strip()[:80]} has {len(value):,} characters; at most {MAX_CONFIG_BYTES:,} are read"
         raise UserError(what, where=origin)
@@ -195,7 +198,7 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignme
     if isinstance(source, Mapping):
         return _flatten(source, {}, "config")
     path = Path(source)
-    if path.suffix in SUFFIXES and path.is_file():
+    if path.suffix.lower() in SUFFIXES and path.is_file():
         tree, line_of = read_config_file(path)
         return _flatten(tree, line_of, str(path))
     if str(source) in PRESETS:
@@ -213,6 +216,13 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignme
             where=str(path),
             remedy=f"name it {' or '.join('*' + s for s in SUFFIXES)}",
         )
+    if path.exists():
+        raise UserError(
+            f"{path.name} is not a regular file",
+            where=str(path),
+            remedy="put a config of that name there",
+            exit_code=ExitCode.BAD_DATA,
+        )
     near = difflib.get_close_matches(
         str(source), [*PRESETS, *(str(p) for p in Path("configs").glob("*.*"))], n=1, cutoff=0.4
     )
@@ -229,7 +239,7 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignme
 
 def _flatten(tree: Mapping[str, Any], line_of: Mapping[str, int], origin: str) -> list[Assignment]:
     assignments = []
-    sections = {*_section_names(), *(name.partition(".")[0] for name in (*ALIASES, *UNBUILT))}
+    sections = _written_sections()
 
     def add(key: str, value: Any) -> None:
         line = line_of.get(key)
@@ -251,6 +261,11 @@ def _section_names() -> list[str]:
     return list(dict.fromkeys(name for schema in CONFIGS.values() for name in sections_of(schema)))
 
 
+def _written_sections() -> set[str]:
+    """The sections of all stages, and those of other words for our keys."""
+    return {*_section_names(), *(name.partition(".")[0] for name in (*ALIASES, *UNBUILT))}
+
+
 def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dict[str, Assignment]:
     """One layer in our own words; two names of one key must agree."""
     resolved: dict[str, Assignment] = {}
@@ -258,6 +273,9 @@ def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dic
     for assignment in layer:
         for key, value in translate(_qualify(assignment), assignment.value, assignment.origin):
             other = resolved.get(key)
+            if other is not None and other.value != value and other.key == assignment.key:
+                what = f"{other.key} is given twice, as {short(other.value)} and {short(assignment.value)}"
+                raise UserError(what, where=assignment.origin, remedy="give it once")
             if other is not None and other.value != value:
                 both = f"{other.key} = {short(other.value)} and {assignment.key} = {short(assignment.value)}"
                 raise UserError(
@@ -273,6 +291,9 @@ def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dic
 
 def _qualify(assignment: Assignment) -> str:
     """The key with its section; a bare name is looked up among all sections."""
+    if assignment.key in _written_sections():
+        what = f"{assignment.key} is a section, and here it is a value: {short(assignment.value)}"
+        raise UserError(what, where=assignment.origin, remedy="write its keys below it, or SECTION.KEY=VALUE")
     names = [*valid_keys(), *ALIASES, *SWITCHES, *UNBUILT]
     if "." in assignment.key or assignment.key in valid_keys():
         return assignment.key

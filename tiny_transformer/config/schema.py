@@ -180,6 +180,11 @@ class TrainingConfig(Section):
     """Keep only the input of each block and compute the rest again in the backward pass: a third more time for much
     less memory, the same gradients."""
 
+    attention: Literal["auto", "sdpa", "blocks"] = setting("auto", "warn")
+    """How attention finds its gradient on a CPU: `sdpa` by PyTorch's fused operator, `blocks` in blocks of queries, the
+    same up to rounding. `auto` times both at the run's shape when it starts, and keeps the faster one in config.yaml: a
+    resumed run stays with it. `deterministic` runs and other devices have `sdpa`."""
+
     compile: bool = setting(False, "warn")
     """Compile the model first (torch.compile; on a CPU this needs a C++ compiler and takes about 40 s)."""
 

@@ -18,6 +18,11 @@ import yaml
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.reading import read_regular
 
+_GRAMMAR = {
+    "JSON": "JSON has its keys and texts in double quotes, no comments, and no comma before a closing bracket",
+    "TOML": "TOML has lines `key = value` below a line `[section]`, and texts in quotes",
+    "YAML": "YAML has lines `key: value` below a line `section:`, each key once, indented with spaces",
+}
 MAX_CONFIG_BYTES = 256 * 1024
 MAX_DEPTH = 20
 MAX_VALUES = 5_000  # keys, values and lists together, whatever anchors make of them
@@ -52,13 +57,14 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """
     line_of: dict[str, int] = {}
     try:
-        text = read_regular(path, MAX_CONFIG_BYTES).decode("utf-8")
+        text = read_regular(path, MAX_CONFIG_BYTES).decode("utf-8-sig")
         node = None
-        if path.suffix == ".json":
+        suffix = path.suffix.lower()
+        if suffix == ".json":
             tree = parse_json(text)
             with suppress(yaml.YAMLError):  # JSON is YAML but for a few letters: only the lines would be missing
                 node = parse_yaml(text)[1]
-        elif path.suffix == ".toml":
+        elif suffix == ".toml":
             tree = parse_toml(text)
         else:
             tree, node = parse_yaml(text)
@@ -82,8 +88,12 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         line = mark.line + 1 if mark else getattr(error, "lineno", None)
         reason = getattr(error, "problem", None) or getattr(error, "msg", None) or str(error)
         where = f"{path}, line {line}" if line else str(path)
+        language = path.suffix[1:].upper().replace("YML", "YAML")
         raise UserError(
-            f"the config is not valid {path.suffix[1:].upper()}: {reason}", where=where, exit_code=ExitCode.BAD_DATA
+            f"the config is not valid {language}: {reason}",
+            where=where,
+            remedy=_GRAMMAR[language],
+            exit_code=ExitCode.BAD_DATA,
         ) from None
     if tree is None or not text.strip():
         raise UserError(

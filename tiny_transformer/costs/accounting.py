@@ -28,6 +28,7 @@ from tiny_transformer.models import empty_model
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.modifiers import use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
 
 aten = torch.ops.aten
@@ -130,7 +131,9 @@ class Ledger(TorchDispatchMode):
     def _count_products(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         packet = getattr(func, "_overloadpacket", None)
         name = getattr(packet, "__name__", "")
-        if "scaled_dot_product" in name:  # flash or efficient, CPU or CUDA: the same mathematics
+        if "scaled_dot_product" in name or name.startswith(
+            "attend_in_blocks"
+        ):  # the same mathematics, however computed
             is_backward = name.endswith("backward")
             query, key, value = args[1:4] if is_backward else args[:3]
             self.products["attention"] += (1 + is_backward) * sdpa_flop_count(query.shape, key.shape, value.shape)
@@ -200,6 +203,8 @@ def count_step(config: RunConfig, hardware: Hardware) -> StepCost:
     assert vocab_size is not None  # the caller's promise
     forward: Counter[str] = Counter()
     model = empty_model(config.model, dropout=training.dropout, device="meta").train()
+    if training.attention == "blocks":
+        use_blocked_attention(model)
     with FakeTensorMode(), Ledger(vocab_size) as ledger:
         ledger.kind = "weights"
         _pretend_weights(model, hardware.device)

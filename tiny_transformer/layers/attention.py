@@ -104,7 +104,7 @@ def attend_slowly(
 
 
 def attention_weights(*, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The softmax weights (B, H, T, S), computed in float32 and returned in the queries' dtype.
+    """The softmax weights (B, H, T, S), computed in float32 at least and returned in the queries' dtype.
 
     Args:
         query: (B, H, T, D).
@@ -118,4 +118,4 @@ def attention_weights(*, query: torch.Tensor, key: torch.Tensor, mask: torch.Ten
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (B, H, S, D)
     scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])  # (B, H, T, S)
     scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return scores.softmax(dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)

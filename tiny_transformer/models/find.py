@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
@@ -46,11 +47,24 @@ def find_runs(names: Sequence[Path | str], runs_dir: Path = RUNS_DIR) -> tuple[l
         elif _exists(run):
             found.append(run)
         else:
-            matches = _glob(Path(), name) or _glob(runs_dir, name)
+            here, among_runs = _glob(Path(), name), _glob(runs_dir, name)
+            matches = _of_runs(here) or _of_runs(among_runs) or here or among_runs
             if not matches:
                 raise _unknown(name, runs_dir)
             found += matches
     return list(dict.fromkeys(found)), notes
+
+
+def newest_run(runs_dir: Path = RUNS_DIR) -> Path:
+    """The run that was written to last.
+
+    Raises:
+        UserError: there is none.
+    """
+    runs = [path for path in _of_runs(sorted(runs_dir.glob("*"))) if _is_run(path)]
+    if not runs:
+        raise UserError(f"there is no run in {runs_dir}", remedy="name one; tiny-transformer train makes one")
+    return max(runs, key=lambda run: max(entry.lstat().st_mtime_ns for entry in run.iterdir()))
 
 
 def find_run(name: Path | str, runs_dir: Path = RUNS_DIR) -> tuple[Path, str]:
@@ -76,6 +90,16 @@ def _glob(root: Path, pattern: Path) -> list[Path]:
         return []
     root, pattern = (Path(pattern.anchor), pattern.relative_to(pattern.anchor)) if pattern.anchor else (root, pattern)
     return sorted(path for path in root.glob(str(pattern)) if path.is_dir())
+
+
+def _of_runs(paths: list[Path]) -> list[Path]:
+    """Those that are runs or checkpoints: a pattern is not meant for other directories that happen to fit it."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            if path.is_dir() and (_is_run(path) or any((path / name).is_file() for name in (CONFIG, MANIFEST))):
+                found.append(path)
+    return found
 
 
 def _unknown(name: Path, runs_dir: Path) -> UserError:

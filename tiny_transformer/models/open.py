@@ -82,9 +82,10 @@ class OpenCheckpoint:
 
     @cached_property
     def run_config(self) -> RunConfig | None:
-        """The config of the run that the checkpoint stands in; None for one that stands alone."""
+        """The config of the run that the checkpoint stands in; None for one that stands alone. Errors: see
+        `load_run_config`."""
         path = self.path.parent / CONFIG_FILE
-        return load_run_config(path) if path.is_file() else None
+        return load_run_config(path) if path.exists() else None
 
     def check_tokenizer(self, name: str) -> None:
         """Refuse a tokenizer that is asked for by name, unless it is the checkpoint's own (or `auto`).

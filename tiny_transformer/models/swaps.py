@@ -65,7 +65,7 @@ def quantize_words(model: CausalLM, kind: str = "int8", *, group_size: int | Non
     A tied head stays tied: it reads the embedding's integers. Arguments as in `quantize_layers`.
     """
     names = [EMBEDDING] if model.config.tie_word_embeddings else [EMBEDDING, HEAD]
-    _swap(model, {"kind": kind, "group_size": group_size}, names, filled=True)
+    _swap(model, _possible({"kind": kind, "group_size": group_size}), names, filled=True)
     return names
 
 

@@ -117,14 +117,14 @@ class Sharded(Sharing):
     Gradients are exchanged in every micro-batch: waiting for the last would need memory for whole gradients.
     """
 
-    def __init__(self, model: Any, processes: Processes, hardware: Hardware) -> None:
+    def __init__(self, model: nn.Module, processes: Processes, hardware: Hardware) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         super().__init__(processes)
         self.gradient_factor = float(processes.world_size)
         mesh = init_device_mesh(hardware.device.type, (processes.world_size,))
-        for block in model.model.layers:
+        for block in model.get_submodule("model.layers").children():
             fully_shard(block, mesh=mesh)
         self._wrapped: Any = fully_shard(_Computation(model), mesh=mesh)
 

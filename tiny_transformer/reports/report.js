@@ -180,7 +180,7 @@
       this.drawAxis(left, right);
       if (this.figure.unit) make(this.svg, "text", { x: 2, y: 12 }, this.figure.unit);
       const id = `area-${this.box.id}`;
-      make(make(this.svg, "clipPath", { id }), "rect", { x: this.left, y: this.top, width: Math.max(0, this.right - this.left), height: this.bottom - this.top });
+      make(make(this.svg, "clipPath", { id }), "rect", { x: this.left, y: this.top, width: Math.max(0, this.right + 4 - this.left), height: this.bottom - this.top });
       const area = make(this.svg, "g", { "clip-path": `url(#${id})` });
       for (const level of this.figure.levels) {
         make(area, "path", { class: level.role, d: `M${this.left} ${this.y(level.y)}H${this.right}` });
@@ -234,7 +234,8 @@
       const highest = stretches.reduce((best, one) => (one.peak[1] > best.peak[1] ? one : best));
       for (const { peak } of stretches) make(this.svg, "path", { class: "clipped", d: `M${peak[0] - 5} ${this.top + 8}h10l-5 -7z` });
       const isLeft = highest.peak[0] < (this.left + this.right) / 2;
-      make(this.svg, "text", { class: "paper", x: highest.peak[0] + (isLeft ? 9 : -9), y: this.top + 10, "text-anchor": isLeft ? "start" : "end" }, `up to ${written(highest.peak[1], this.figure.form)}`);
+      const x = isLeft ? Math.max(highest.peak[0] - 5, 16 + 7 * this.figure.unit.length) : highest.peak[0] + 5; // beside the unit, above the curves
+      make(this.svg, "text", { x, y: 12, "text-anchor": isLeft ? "start" : "end" }, `▲ up to ${written(highest.peak[1], this.figure.form)}`);
     }
 
     // --- heat

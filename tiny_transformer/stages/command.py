@@ -137,18 +137,20 @@ def _refuse_other_settings(file: RunConfig, own: RunConfig, ours: set[str], conf
 
 def _refuse_contradictions(overrides: Sequence[str], *, resume: bool, overwrite: bool, go_on: bool) -> None:
     if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other", where="command line", remedy="give one of them")
+        raise UserError(
+            "--resume and --overwrite cannot be combined", where="command line", remedy="give only one of them"
+        )
     if go_on and (resume or overwrite):
         raise UserError(
-            "--continue decides by itself between resuming and a new run",
+            "--continue already decides whether to resume a run or to start a new one",
             where="command line",
             remedy="leave out --resume and --overwrite",
         )
     if resume and "init_from" in keys_of(overrides):
         raise UserError(
-            "--resume and --init_from exclude each other",
+            "--resume and --init_from cannot be combined",
             where="command line",
-            remedy="a resumed run goes on from its own checkpoint: leave out --init_from",
+            remedy="a resumed run continues from its own checkpoint: leave out --init_from",
         )
 
 
@@ -187,7 +189,7 @@ def _load(source: str | None, overrides: Sequence[str], console: Console) -> Run
     others = (name for name in (*LENGTHS, "max_train_minutes") if f"training.{name}" not in ours)
     weaker = [name for name in others if asked and value(name) is not None]
     for name in weaker:
-        sentence = f"{asked[0]} {value(asked[0]):,} as asked for here, not {name} {value(name):,} of the config"
+        sentence = f"{asked[0]} {value(asked[0]):,} as given here overrides {name} {value(name):,} of the config"
         if _is_first():
             console.print(sentence, highlight=False)
     return load_run_config(source, [*overrides, *(f"training.{name}=null" for name in weaker)]) if weaker else config
@@ -230,14 +232,16 @@ def _interrupted(config: str | None, overrides: Sequence[str], console: Console)
 
     asked = load_run_config(config, overrides).out_dir
     if config is None and asked is None:
-        raise UserError("--continue must know which run", where="command line", remedy="name its --config or --out_dir")
+        raise UserError(
+            "--continue needs to know which run", where="command line", remedy="give its --config or --out_dir"
+        )
     path = asked or newest_run(Path("runs") / config_name(config))
     newest = list_runs(path)[0] if path is not None and holds_a_run(path) else None
     words = ""
     if newest is not None and newest.state in ("stopped", "running"):
-        words = f"{path} was interrupted: going on with it as it was planned (a new run instead: --out_dir another)"
+        words = f"{path} was interrupted: resuming it as planned (for a new run instead, give another --out_dir)"
     elif newest is not None and asked is None:
-        words = f"{path} is {newest.state} and stays as it is: this is a new run beside it"
+        words = f"{path} is {newest.state} and is left as it is: starting a new run beside it"
     if words and _is_first():
         console.print(words, highlight=False, markup=False)
     return path if "interrupted" in words else None

@@ -19,8 +19,8 @@ def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console:
     state, floor = result.state, dataset.meta.val.floor
     if result.status == "stopped_early":
         console.print(
-            f"\nstopped early at step {state.step:,}: {state.evaluations_without_gain} evaluations in a row brought no "
-            "lower validation loss (training.early_stopping_patience)",
+            f"\nstopped early at step {state.step:,}: no lower validation loss in {state.evaluations_without_gain} "
+            "evaluations in a row (training.early_stopping_patience)",
             highlight=False,
         )
     best = outcome_of(read_run(result.run_dir))

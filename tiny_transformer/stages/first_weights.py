@@ -39,7 +39,7 @@ def take_over(request: Request, run_dir: Path, console: Console) -> Request:
         raise UserError(
             f"{checkpoint} belongs to the run that --overwrite would replace",
             where="init_from",
-            remedy="another --out_dir",
+            remedy="choose another --out_dir",
         )
     shape = load_config(checkpoint)
     if config.stage == "pretrain":
@@ -49,7 +49,7 @@ def take_over(request: Request, run_dir: Path, console: Console) -> Request:
     data = _data_for(config.data, shape, checkpoint)
     console.print(
         f"starting from {checkpoint}: weights, shape ({shape.model_type}, {shape.num_hidden_layers} layers of "
-        f"{shape.hidden_size}) and tokenizer are taken over; optimizer, schedule and step count start anew",
+        f"{shape.hidden_size}) and tokenizer are taken from it; optimizer, schedule and step count start afresh",
         markup=False,
         highlight=False,
     )
@@ -70,7 +70,7 @@ def check_tokenizer(request: Request, stage: Stage) -> None:
     own, shape = load_tokenizer(checkpoint), stage.config.model
     if own.fingerprint != stage.tokenizer.fingerprint:
         raise UserError(
-            f"the data was prepared with another tokenizer ({stage.tokenizer.name}) than that of {checkpoint}",
+            f"the data was prepared with a different tokenizer ({stage.tokenizer.name}) from that of {checkpoint}",
             where=str(stage.config.data.data_dir),
             remedy=f"leave out --tokenizer, or prepare the text with {command_line('--tokenizer', checkpoint)}",
         )
@@ -99,7 +99,7 @@ def _refuse_another_shape(config: RunConfig, shape: ModelConfig, checkpoint: Pat
         wish, there = getattr(config.model, key), getattr(shape, key, None)
         if wish is not None and there != wish:
             raise UserError(
-                f"model.{key} = {wish!r}, and the model in {checkpoint} has {there!r}",
+                f"model.{key} = {wish!r}, but the model in {checkpoint} has {there!r}",
                 where="init_from",
                 remedy=f"leave out model.{key} (or the preset or file that sets it): the shape is the checkpoint's",
             )
@@ -110,7 +110,7 @@ def _refuse_another_tokenizer(data: DataConfig, checkpoint: Path) -> None:
     own = load_tokenizer(checkpoint).name
     if "tokenizer" in data.model_fields_set and data.tokenizer in MADE_HERE and data.tokenizer != own:
         raise UserError(
-            f"data.tokenizer = {data.tokenizer!r}, and the model in {checkpoint} reads the ids of its own ({own})",
+            f"data.tokenizer = {data.tokenizer!r}, but the model in {checkpoint} has a tokenizer of its own ({own})",
             where="init_from",
             remedy="leave out --tokenizer (or the preset or file that sets it)",
         )

@@ -12,6 +12,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.parallel.processes import Processes, fellow_processes
 from tiny_transformer.parallel.sharing import check_shares, repeatable_arithmetic
+from tiny_transformer.stages.attention import settle_attention
 from tiny_transformer.stages.first_weights import check_tokenizer, take_over
 from tiny_transformer.stages.preflight import check_memory
 from tiny_transformer.stages.run import Run
@@ -51,6 +52,7 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
     stage = stage_class(request.config.stage).open(request, run_dir, hardware, processes, console)
     check_tokenizer(request, stage)
     begun = time.monotonic()
+    stage.config = settle_attention(stage.config, run_dir, hardware, processes, console, resume=request.resume)
     if processes.world_size == 1:
         check_memory(stage.config, hardware, console)
     directory = RunDirectory(run_dir)
@@ -78,7 +80,9 @@ def choose_run_dir(request: Request) -> Path:
     asked = request.config.out_dir
     base = asked or Path("runs") / request.name
     if base.exists() and not base.is_dir():
-        raise UserError(f"{base} is a file, and a run is a directory", where=str(base), remedy="another --out_dir")
+        raise UserError(
+            f"{base} is a file, but a run needs a directory", where=str(base), remedy="choose another --out_dir"
+        )
     if request.resume:
         newest = asked or newest_run(base) or base
         if not holds_a_run(newest):

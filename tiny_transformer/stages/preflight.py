@@ -51,10 +51,10 @@ def check_disk(
     freed = sum(path.lstat().st_size for path in (run.path / REPLACED).rglob("*"))
     if free + freed < needed or free < SPARE * save:
         raise UserError(
-            f"the run needs {_megabytes(needed)} on the disk ({_megabytes(save)} a checkpoint); there are "
-            f"{_megabytes(free)} free",
+            f"the run needs {_megabytes(needed)} of disk space ({_megabytes(save)} per checkpoint), and only "
+            f"{_megabytes(free)} is free",
             where=str(run.path),
-            remedy="free space, --keep_checkpoints 1, or another --out_dir",
+            remedy="free some space, use --keep_checkpoints 1, or choose another --out_dir",
             exit_code=ExitCode.IO,
         )
 
@@ -104,7 +104,7 @@ def check_memory(config: RunConfig, hardware: Hardware, console: Console) -> Non
     from tiny_transformer.costs.accounting import count_step
 
     needed = count_step(config, hardware).memory.total()
-    say = f"a step needs {_megabytes(needed)} of memory; there are {_megabytes(available)} left"
+    say = f"a step needs {_megabytes(needed)} of memory, and {_megabytes(available)} is available"
     ways_out = "a smaller training.micro_batch_size (with more grad_accum_steps), --gradient_checkpointing true, or a "
     ways_out += "smaller model"
     if needed > available:

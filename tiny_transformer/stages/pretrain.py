@@ -45,7 +45,7 @@ MOST_STORIES = 16  # that it reads
 SHOWN_CHARACTERS = 60  # of a row that `replay` shows
 
 
-class Pretraining(Stage):
+class Pretraining(Stage[TokenBatch]):
     """Learn to predict the next token of a text.
 
     Args:

@@ -42,7 +42,7 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
         UserError: there is no such run or step, or what it was trained on is gone or has changed.
     """
     if not holds_a_run(run_dir):
-        raise UserError("this is not a training run", where=str(run_dir), remedy="tiny-transformer runs lists them")
+        raise UserError("this is not a training run", where=str(run_dir), remedy="tiny-transformer runs lists the runs")
     directory = RunDirectory(run_dir)
     config = _settings_of_step(directory, step)
     plan = planning.read_plan(run_dir)
@@ -100,8 +100,8 @@ def _compare_with_log(run_dir: Path, step: int, loss: float, learning_rate: floa
         logged = told.get(name)
         if isinstance(logged, float) and not math.isclose(found, logged, rel_tol=SAME):
             console.print(
-                f"[bold red]not the same step[/]: its {name} was {logged:.6g} in the log and is {found:.6g} now. It "
-                "was made with other settings, on another machine, or along another plan",
+                f"[bold red]not the same step[/]: its {name} was {logged:.6g} in the log and is {found:.6g} now: it "
+                "was made with other settings, on another machine, or under another plan",
                 highlight=False,
             )
 

@@ -55,10 +55,14 @@ def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any
             raise UserError(
                 f"cannot resume: {key} was {_short(before)} and is now {_short(after)}",
                 where=str(where),
-                remedy="resume with the run's own config (leave out --config), or start anew with another --out_dir",
+                remedy="resume with the run's own config (leave out --config), or start a new run in another --out_dir",
             )
     for key, (before, after) in changed.items():
-        also = "; from here on this is no longer the run that was started" if class_of(key, now) == "warn" else ""
+        also = (
+            "; from here on this is a different run from the one that was started"
+            if class_of(key, now) == "warn"
+            else ""
+        )
         text = f"changed: {key} was {_short(before)} and is now {_short(after)}{also}"
         console.print(text, highlight=False, markup=False)
 
@@ -75,7 +79,7 @@ def check_data(run: RunDirectory, fingerprints: dict[str, str]) -> None:
             raise UserError(
                 f"this is not what the run was trained on: {key} was {_short(saved.get(key))} and is now {_short(now)}",
                 where=str(run.path),
-                remedy="put the data back, or write where it is now as data.data_dir into the run's config.yaml",
+                remedy="restore the data, or set data.data_dir in the run's config.yaml to where it is now",
             )
 
 

@@ -48,7 +48,7 @@ from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.loggers import Loggers
 from tiny_transformer.training.loop import Job, Progress, Save, train
 from tiny_transformer.training.loss_scale import first_loss_scale
-from tiny_transformer.training.modifiers import checkpoint_gradients
+from tiny_transformer.training.modifiers import checkpoint_gradients, use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.patience import Patience, at_once
 from tiny_transformer.training.progress import TrainingProgress
@@ -91,6 +91,8 @@ class Run:
         model = self.stage.build_model("cpu" if is_sharded else device)  # sharding moves it, block by block
         if training.gradient_checkpointing:
             checkpoint_gradients(model)
+        if training.attention == "blocks":
+            use_blocked_attention(model)
         sharing = share(cast(nn.Module, model), self.processes, training, self.hardware)
         return model, sharing, Optimizers(model, training, self.hardware.update_dtype)
 
@@ -123,11 +125,11 @@ class Run:
         path = take_up(self.directory, found, self.processes, self._load_from, say)
         if path is None:
             where = "from the beginning" if self.config.init_from is None else f"from {self.config.init_from} again"
-            say(f"there is no checkpoint to go on from: starting {where}")
+            say(f"there is no checkpoint to resume from: starting {where}")
             self.stage.load_first_weights(self.model)
             return
         if problem := note_on_log(path, self.directory.path / LOG_FILE):
-            say(f"{problem}: the history before step {self.state.step:,} is not as it was; the weights are")
+            say(f"{problem}: the log before step {self.state.step:,} is not as it was; the weights are")
         say(f"resuming from step {self.state.step:,} ({path})")
 
     def _load_from(self, path: Path) -> None:

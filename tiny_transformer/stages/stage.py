@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from rich.console import Console
@@ -28,9 +28,10 @@ from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing, local_part
 from tiny_transformer.storage import Staging
 from tiny_transformer.tokenizers import Tokenizer
-from tiny_transformer.training.contract import BatchSource, Evaluation
+from tiny_transformer.training.contract import Batch, BatchSource, Evaluation
 from tiny_transformer.training.state import TrainState
 
+B = TypeVar("B", bound=Batch)
 # Stage of a config -> its class: a name in the module called like the stage, or the class of one that lives elsewhere.
 HOMES: dict[str, str | type[Stage]] = {"pretrain": "Pretraining"}
 
@@ -84,8 +85,8 @@ class RunResult:
     is_first: bool
 
 
-class Stage(ABC):
-    """One kind of training.
+class Stage(ABC, Generic[B]):
+    """One kind of training, on batches of one kind: `class Pretraining(Stage[TokenBatch])`.
 
     Args:
         config: the resolved config.
@@ -116,15 +117,15 @@ class Stage(ABC):
         """The training batches of one process."""
 
     @abstractmethod
-    def loss(self, model: CausalLM, batch: Any) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: CausalLM, batch: B) -> tuple[Tensor, dict[str, float]]:
         """See `training.contract.LossFunction`."""
 
     @abstractmethod
-    def evaluation_batches(self) -> Iterable[Any]:
+    def evaluation_batches(self) -> Iterable[B]:
         """What an evaluation reads."""
 
     @abstractmethod
-    def evaluate(self, model: CausalLM, batches: Iterable[Any], hardware: Hardware, sharing: Sharing) -> Evaluation:
+    def evaluate(self, model: CausalLM, batches: Iterable[B], hardware: Hardware, sharing: Sharing) -> Evaluation:
         """How good a model is on these batches, all processes together."""
 
     @abstractmethod
@@ -144,7 +145,7 @@ class Stage(ABC):
         """What a finished run came to."""
 
     @abstractmethod
-    def show_batch(self, micro_batches: Sequence[Any]) -> Table:
+    def show_batch(self, micro_batches: Sequence[B]) -> Table:
         """For `replay`: the examples of a step, one a row."""
 
     def chances(self, model: CausalLM, hardware: Hardware) -> dict[str, float]:
@@ -171,7 +172,7 @@ class Stage(ABC):
         """Put the weights of `init_from` into a model, or this process's parts of them; without one, nothing."""
         start = self.config.init_from
         if start is not None and not start.is_dir():
-            raise UserError(f"{start}, which this run starts from, is not there any more", where="init_from")
+            raise UserError(f"{start}, which this run starts from, no longer exists", where="init_from")
         if start is not None:
             load_weights(model, start, local_part)
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tiny_transformer.config.schema import RunConfig, TrainingConfig
+from tiny_transformer.config.shapes import ModelConfig
 from tiny_transformer.errors import UserError, command_line, in_words
 from tiny_transformer.evaluation.tables import written_json
 from tiny_transformer.evaluation.written import read_stories, write_stories
@@ -57,8 +57,8 @@ def announce(
     console.print(table)
     if plan.asked.minutes is not None and plan.asked.steps is None and plan.total_steps < FEW_STEPS:
         console.print(
-            f"only {plan.total_steps:,} steps fit: each is one lesson, and a model that writes needs some hundreds. "
-            "Give it more minutes, a smaller model or batch, or stop what else keeps this machine busy "
+            f"only {plan.total_steps:,} steps fit: a model needs some hundreds before it can write. "
+            "Give it more minutes, a smaller model or batch, or close what else keeps this machine busy "
             "(the plan is corrected on the way)",
             highlight=False,
         )
@@ -68,14 +68,14 @@ def rate_in_words(plan: Plan, training: TrainingConfig) -> str:
     """What moves the weights, and what of the config it does not follow."""
     asked, warmup = training.warmup_steps, f"{plan.warmup_steps} steps warm-up"
     if asked is not None and asked > plan.warmup_steps:
-        warmup += f" (half the run: not the {asked:,} asked for)"
+        warmup += f" (half the run, instead of the {asked:,} asked for)"
     unused = training.optimizer != "muon" and "muon_learning_rate" in training.model_fields_set
     is_other = training.muon_learning_rate != type(training).model_fields["muon_learning_rate"].default
-    note = "; muon_learning_rate says nothing without optimizer=muon" if unused and is_other else ""
+    note = "; muon_learning_rate has no effect without optimizer=muon" if unused and is_other else ""
     return f"{training.optimizer}, {warmup}, {training.schedule} decay{note}"
 
 
-def _heads(model: Any) -> str:
+def _heads(model: ModelConfig) -> str:
     heads, groups = model.num_attention_heads, model.num_key_value_heads
     if heads == groups:
         return f"{heads} heads of {model.head_dim}"
@@ -138,7 +138,7 @@ def tell_not_finite(error: NotFiniteError, console: Console) -> None:
     """After a run that ended in numbers that are none: keep where, and write the report that says why. One that has
     saved nothing and was to replace another leaves no trace, since the other is about to be put back."""
     if waits_to_be_put_back(error.run_dir):
-        console.print("nothing was saved before the run diverged: the run that was there is back", highlight=False)
+        console.print("nothing was saved before the run diverged, so the previous run is put back", highlight=False)
         error.remedy = error.ways_out
         return
     with surviving("report", console):

@@ -68,7 +68,7 @@ def _free_data_dir(request: Request, console: Console) -> Path:
         data_dir = first.with_name(f"{first.name}-{number}")
     if reason:
         verb = "reading" if is_prepared(data_dir) else "using"
-        console.print(f"{verb} {data_dir}: {first} holds other data ({reason})", markup=False, highlight=False)
+        console.print(f"{verb} {data_dir}: {first} holds different data ({reason})", markup=False, highlight=False)
     return data_dir
 
 
@@ -83,9 +83,9 @@ def _data_of_run(request: Request, run_dir: Path) -> Path:
     prepared = [place for place in places if is_prepared(place)]
     if not prepared:
         raise UserError(
-            f"the data of this run, {asked}, is not here",
+            f"the data of this run, {asked}, is missing",
             where=str(run_dir),
-            remedy="say where it is now: --resume --data_dir DIR; if it is gone, prepare it again exactly as it was",
+            remedy="say where it is now: --resume --data_dir DIR; if it is gone, prepare it again exactly as before",
         )
     trained_on = _fingerprint_of_run(run_dir)
     return next((place for place in prepared if _fingerprint(place) == trained_on), prepared[0])
@@ -115,18 +115,18 @@ def _compare(request: Request, data_dir: Path, console: Console) -> None:
     data, meta = request.config.data, read_meta(data_dir)
     asked = data.model_fields_set if request.asked is None else request.asked
     if found := differences(data, meta, asked):
-        resumed = "leave that out: a run goes on with the data that it has learnt from"
+        resumed = "leave that out: a resumed run continues on the data it was trained on"
         kept = {key: value for key, value in recorded(meta).items() if key not in asked}
         command = prepare_command(data.model_copy(update=kept), data_dir)
         raise UserError(
-            f"{data_dir} holds other data than asked for ({'; '.join(found)})",
+            f"{data_dir} holds different data from what was asked for ({'; '.join(found)})",
             where=str(data_dir / META_FILE),
             remedy=resumed if request.resume else f"{command}; or another --data_dir",
         )
     others = data.model_fields_set - asked
     if not request.resume and (found := differences(data, meta, others)):
         console.print(
-            f"{data_dir} is read as it is, not as the config would make it ({'; '.join(found)})",
+            f"{data_dir} is used as it is, though the config describes different data ({'; '.join(found)})",
             markup=False,
             highlight=False,
         )

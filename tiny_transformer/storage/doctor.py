@@ -23,6 +23,7 @@ WHOLE, DAMAGED, INCOMPLETE = "whole", "damaged", "incomplete"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_LOG_BYTES = 1 << 30
 MAX_NAMED = 20  # of a list of names that is shown
+RUN_FILES = {"config.yaml", "plan.json", "samples.json", "skills.json", "not_finite.json"}  # beside the checkpoints
 STEP = r"step-([0-9]{8}|[1-9][0-9]{8,17})"
 # Control characters, halves of surrogate pairs, marks that turn the direction of text.
 _UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -97,6 +98,9 @@ def examine(path: Path | str) -> Report:
             what = "nothing to examine: neither a run nor a directory with a manifest.json"
             raise UserError(what, where=str(path), remedy="give a run, checkpoint or data directory")
         report.directories = [_examine_directory(path / name) for name in steps]
+        for name in sorted(RUN_FILES & set(names)):
+            if problem := _text_problem(path / name):
+                report.problems.append(f"{name} {problem}")
         report.leftovers = [name for name in names if name.startswith(".tmp-")]
         report.replaced = next((name for name in (".replaced", ".replacing") if name in names), None)
         for mark in ("last", "best"):
@@ -188,6 +192,32 @@ def _manifest(file: BinaryIO | None, directory: str) -> tuple[dict[str, tuple[in
     if re.fullmatch(STEP, directory) and (type(step) is not int or directory != f"step-{step:08d}"):
         return {}, f"manifest.json is that of step {str(step)[:20]}"
     return listed, None
+
+
+def _text_problem(path: Path) -> str | None:
+    """What is wrong with a file beside the checkpoints, for which nothing vouches: whether it can be read at all."""
+    try:
+        file = _open(path)
+        if file is None:
+            return "is not a regular file"
+        with file:
+            raw = file.read(MAX_MANIFEST_BYTES + 1)
+        if not raw.strip():
+            return "is empty"
+        if len(raw) > MAX_MANIFEST_BYTES:
+            return "is too large"
+        text = raw.decode("utf-8")
+        if path.suffix == ".json":
+            json.loads(text)
+    except FileNotFoundError:
+        return "is a link that leads nowhere"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        return "is not UTF-8 text"
+    except (ValueError, RecursionError):
+        return "is not JSON"
+    return None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

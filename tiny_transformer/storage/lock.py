@@ -97,7 +97,7 @@ class RunLock:
         """
         if self._fd is None or not is_same_file(self._fd, self.path):
             raise UserError(
-                "the run directory was removed, renamed or replaced, or its .lock was, while the run went on",
+                "the run directory was removed, renamed or replaced, or its .lock was, while the run was in progress",
                 where=str(self.path.parent),
                 remedy="put the directory back as it was and use --resume; nothing is written into what is there now",
                 exit_code=ExitCode.IO,
@@ -118,7 +118,7 @@ class RunLock:
     def _locked(self, owner: dict[str, Any]) -> UserError:
         who = f"process {owner.get('pid')} on {owner.get('host')}" if is_alive(owner) else "a process that left no name"
         return UserError(
-            f"this run is being written by {who}",
+            f"this run is in use by {who}",
             where=str(self.path.parent),
             remedy="wait until it ends, stop it, or choose another output directory",
             exit_code=ExitCode.LOCKED,

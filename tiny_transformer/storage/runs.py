@@ -120,7 +120,7 @@ class RunDirectory:
         if target is None:
             return None
         if not (match := STEP_NAME.fullmatch(target)):
-            where, remedy = str(self.path / name), "remove it; --resume makes it anew"
+            where, remedy = str(self.path / name), "remove it; --resume creates it again"
             what = f"{name} leads to {target!r}, which is not a checkpoint of this run"
             raise UserError(what, where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)
         return Checkpoint(int(match[1]), self.path / target, read_manifest(self.path / target, self._fs))
@@ -186,7 +186,7 @@ class RunDirectory:
         return UserError(
             f"the checkpoint of step {step:,} could not be loaded earlier, and was set aside as {path.name}{BAD}",
             where=str(self.path),
-            remedy=f"rename it to {path.name} and see the error again, or start anew with --overwrite",
+            remedy=f"rename it to {path.name} and see the error again, or start afresh with --overwrite",
             exit_code=ExitCode.BAD_DATA,
         )
 

@@ -178,7 +178,7 @@ def _records(path: Path) -> list[tuple[dict[str, Any], int]]:
 
 
 def _bad_line(path: Path, number: int, what: str) -> UserError:
-    remedy = "move the log aside to go on without its history"
+    remedy = "move the log aside to continue without its history"
     return UserError(f"line {number} {what}", where=f"{path}:{number}", remedy=remedy, exit_code=ExitCode.BAD_DATA)
 
 

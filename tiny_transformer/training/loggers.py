@@ -56,7 +56,9 @@ class Loggers:
                 send(numbers, record["step"])
             except Exception as error:
                 self._send.remove(send)
-                self._tell(f"a logger failed at step {record['step']:,} and gets no more figures: {in_words(error)}")
+                self._tell(
+                    f"a logger failed at step {record['step']:,} and receives no more figures: {in_words(error)}"
+                )
 
     def close(self) -> None:
         """Let each write what it still holds."""

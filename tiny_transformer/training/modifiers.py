@@ -1,4 +1,5 @@
-"""Two things that change how a model is trained and not what it computes: memory for time, and fading dropout."""
+"""What changes how a model is trained and not what it computes: memory for time, another form of attention, and fading
+dropout."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tiny_transformer.layers.blocked_attention import attend_in_blocks
 from tiny_transformer.models.contract import CausalLM
 
 
@@ -20,6 +22,13 @@ def checkpoint_gradients(model: CausalLM) -> None:
     """
     for block in model.model.layers:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def use_blocked_attention(model: CausalLM) -> None:
+    """Let every softmax attention of the model find its gradient in blocks of queries."""
+    for module in model.modules():
+        if hasattr(module, "attend"):
+            module.attend = attend_in_blocks  # ty: ignore[invalid-assignment]
 
 
 def set_dropout(model: CausalLM, rate: float) -> None:

@@ -31,11 +31,11 @@ class NotFiniteError(UserError):
         ways_out: the part of the remedy that needs no checkpoint of the run.
     """
 
-    ways_out = "a lower learning rate, or precision=fp32"
+    ways_out = "try a lower learning rate, or precision=fp32"
 
     def __init__(self, step: int, figure: str, run_dir: Path, what: str, where: str) -> None:
         again = command_line("tiny-transformer", "replay", run_dir, "--step", step)
-        remedy = f"{self.ways_out}; {again} shows the step again"
+        remedy = f"{self.ways_out}; {again} repeats the step"
         super().__init__(what, where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)
         self.step, self.figure, self.run_dir = step, figure, run_dir
 

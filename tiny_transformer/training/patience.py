@@ -45,14 +45,14 @@ class Patience:
                     raise
                 if not waited:
                     self._say(
-                        f"the disk is full ({error.where}): training waits until there is room. Ctrl+C stops it; what "
-                        "was saved is safe"
+                        f"the disk is full ({error.where}): training is paused until there is space. Ctrl+C stops it; "
+                        "what was saved is safe"
                     )
                 waited = True
                 self._wait(error)
             else:
                 if waited:
-                    self._say("there is room again: training goes on")
+                    self._say("there is space again: training continues")
                 return result
 
     def _wait(self, error: UserError) -> None:
@@ -60,7 +60,7 @@ class Patience:
         while True:
             if self._stop_requested():
                 raise UserError(
-                    "stopped while the disk was full; what was saved before is whole",
+                    "stopped while the disk was full; everything saved before is intact",
                     where=error.where,
                     remedy="free space on this disk, then continue with --resume",
                     exit_code=ExitCode.STOPPED,

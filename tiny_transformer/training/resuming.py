@@ -49,7 +49,7 @@ def take_up(
                 raise UserError(
                     f"no checkpoint of this run can be loaded; the newest: {refused.what}",
                     where=refused.where,
-                    remedy="put a sound copy of a checkpoint back, or start from scratch with --overwrite",
+                    remedy="put a sound copy of a checkpoint back, or start afresh with --overwrite",
                     exit_code=ExitCode.BAD_DATA,
                 )
             return None

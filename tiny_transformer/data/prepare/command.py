@@ -75,6 +75,9 @@ def prepare(
         raise UserError(f"workers {workers} is not a positive number", remedy="leave it out for one per core")
     source = source or source_of(data)
     out_dir = Path(out_dir)
+    if out_dir.exists() and not out_dir.is_dir():
+        what = f"{out_dir} is a file, and data need a directory"
+        raise UserError(what, remedy="choose another --out_dir", exit_code=ExitCode.IO)
     fixed = None
     if not is_trained_here(data.tokenizer):
         fixed = make_tokenizer(data.tokenizer, vocab_size=data.vocab_size)

@@ -10,7 +10,6 @@ import difflib
 import fnmatch
 import glob
 import json
-import os
 import re
 import shlex
 from collections import Counter
@@ -30,7 +29,8 @@ from tiny_transformer.data.prepare.files import (
     packing_of,
     path_of,
 )
-from tiny_transformer.data.prepare.unpack import is_packed, open_text, unreadable
+from tiny_transformer.data.prepare.unpack import is_packed, open_text
+from tiny_transformer.data.prepare.walk import Walk, place_of
 from tiny_transformer.errors import ExitCode, UserError
 
 _MOST_NAMED = 6  # suffixes in a sentence
@@ -80,35 +80,9 @@ def looks_like_hub_id(name: str) -> bool:
     return is_pair and not any(sign in name for sign in "*?[{\\") and not is_file and _nearest(path) is None
 
 
-class _Walk:
-    """All files below a folder, each real folder looked at once, however many links lead to it or back; what is hidden
-    is not looked at."""
-
-    def __init__(self, root: Path) -> None:
-        self.files: list[Path] = []
-        self.num_linked = self.num_again = 0
-        self._root, self._seen = root, {_place(root)}
-        for directory, folders, names in os.walk(root, followlinks=True, onerror=self._refuse):
-            folders[:] = [
-                name for name in sorted(folders) if not name.startswith(".") and self._is_new(directory, name)
-            ]
-            self.files += [Path(directory, name) for name in names if not name.startswith(".")]
-
-    def _is_new(self, directory: str, name: str) -> bool:
-        folder = Path(directory, name)
-        is_new = (place := _place(folder)) not in self._seen
-        self._seen.add(place)
-        if folder.is_symlink():
-            self.num_linked, self.num_again = self.num_linked + is_new, self.num_again + (not is_new)
-        return is_new
-
-    def _refuse(self, error: OSError) -> None:
-        raise unreadable(error.filename or self._root, error)
-
-
 def _search(root: Path, name: str) -> Found:
     """The files of a folder that hold text, and a count of the others."""
-    walk = _Walk(root)
+    walk = Walk(root)
 
     def is_read(path: Path) -> bool:
         return kind_of(path) in READ_SUFFIXES and _holds_something(path)
@@ -124,11 +98,14 @@ def _holds_something(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _sentences(found: list[Path], others: list[Path], walks: Sequence[_Walk]) -> str:
+def _sentences(found: list[Path], others: list[Path], walks: Sequence[Walk]) -> str:
     """What is read, what is passed over, and which links were followed."""
     sentences = [f"reading {_counted(found)}"]
-    if others:
-        sentences.append(f"skipped {len(others):,}: {_counted(others)}")
+    num_ours = sum(walk.num_ours for walk in walks)
+    ours = [f"{num_ours:,} file{'s' * (num_ours > 1)} of this program"] if num_ours else []
+    if others or ours:
+        kinds = ", ".join([*ours, *([_counted(others)] if others else [])])
+        sentences.append(f"skipped {len(others) + num_ours:,}: {kinds}")
     if num_linked := sum(walk.num_linked for walk in walks):
         sentences.append(f"{num_linked:,} linked folder{'s' * (num_linked > 1)} followed")
     if num_again := sum(walk.num_again for walk in walks):
@@ -136,7 +113,7 @@ def _sentences(found: list[Path], others: list[Path], walks: Sequence[_Walk]) ->
     return "; ".join(sentences)
 
 
-def _matches(pattern: Path) -> tuple[list[Path], list[_Walk]]:
+def _matches(pattern: Path) -> tuple[list[Path], list[Walk]]:
     """What a glob pattern matches, and the walks that were made for it. Below a `**` every real folder is looked at
     once: `glob` itself follows links that lead back forty times."""
     found: dict[Path, None] = {}
@@ -149,7 +126,7 @@ def _matches(pattern: Path) -> tuple[list[Path], list[_Walk]]:
         start = parts.index("**")
         roots = glob.glob(str(Path(*parts[:start]))) if start else ["."]  # noqa: PTH207
         for root in filter(Path.is_dir, map(Path, roots)):
-            walks.append(walk := _Walk(root))
+            walks.append(walk := Walk(root))
             found |= {path: None for path in walk.files if _fits(path.relative_to(root).parts, parts[start:])}
     return list(found), walks
 
@@ -289,15 +266,7 @@ def _called(path: Path) -> str:
 
 def _unique(paths: list[Path]) -> list[Path]:
     """Each file once, however many links lead to it."""
-    return list({_place(path): path for path in reversed(paths)}.values())[::-1]
-
-
-def _place(path: Path) -> tuple[int, int] | str:
-    try:
-        status = path.stat()
-    except OSError:
-        return str(path)
-    return status.st_dev, status.st_ino
+    return list({place_of(path): path for path in reversed(paths)}.values())[::-1]
 
 
 def _fetch(name: str) -> str:

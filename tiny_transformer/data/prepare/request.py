@@ -51,7 +51,13 @@ def changed_keys(asked: dict[str, Any], there: dict[str, Any]) -> list[str]:
     keys = {key for key in asked.keys() | there.keys() if asked.get(key) != there.get(key)}
     if SOURCE_IDENTITY not in keys:
         keys.discard("source")
-    names = {SOURCE_IDENTITY: "the text of the source", OLD_IDENTITY: "an older version of this program made it"}
+    if "tokenizer" in keys:
+        keys.discard("tokenizer_fingerprint")
+    names = {
+        SOURCE_IDENTITY: "the text of the source",
+        OLD_IDENTITY: "an older version of this program made it",
+        "tokenizer_fingerprint": "the content of the tokenizer",
+    }
     return sorted({names.get(key, key) for key in keys})
 
 

@@ -91,6 +91,8 @@ def html_lines(path: Path) -> Iterator[str]:
         for line in lines:
             parser.feed(line)
             yield from parser.finished_lines()
+        if parser.rawdata.startswith("<!--"):  # what is left to be read
+            raise bad("a comment is never closed, and hides what follows", path)
         parser.close()
     if parser.hidden:
         raise bad(f"a <{parser.hidden}> is never closed, and hides what follows", path)

@@ -36,6 +36,8 @@ def make_norm(config: LlamaConfig) -> nn.Module:
 class LlamaAttention(nn.Module):
     """Multi-head, grouped-query or multi-query attention with RoPE."""
 
+    attend = staticmethod(attend)  # a training run may put `attend_in_blocks` in its place
+
     def __init__(self, config: LlamaConfig, *, dropout: float) -> None:
         super().__init__()
         C, D, bias = config.hidden_size, config.head_dim, config.attention_bias or config.qkv_bias
@@ -64,7 +66,7 @@ class LlamaAttention(nn.Module):
         if cache is not None:
             key, value = cache.append(key=key, value=value)  # (B, G, S, D)
         dropout = self.dropout.p if self.training else 0.0
-        mixed = attend(query=query, key=key, value=value, mask=mask, dropout=dropout)  # (B, H, T, D)
+        mixed = self.attend(query=query, key=key, value=value, mask=mask, dropout=dropout)  # (B, H, T, D)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

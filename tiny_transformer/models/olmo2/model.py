@@ -29,6 +29,8 @@ from tiny_transformer.models.contract import BackboneOutput
 class Olmo2Attention(nn.Module):
     """Grouped-query attention with RMSNorm over all query heads and over all key heads, then RoPE."""
 
+    attend = staticmethod(attend)  # a training run may put `attend_in_blocks` in its place
+
     def __init__(self, config: Olmo2Config, *, dropout: float) -> None:
         super().__init__()
         C, D, bias = config.hidden_size, config.head_dim, config.attention_bias
@@ -61,7 +63,7 @@ class Olmo2Attention(nn.Module):
         if cache is not None:
             key, value = cache.append(key=key, value=value)  # (B, G, S, D)
         dropout = self.dropout.p if self.training else 0.0
-        mixed = attend(query=query, key=key, value=value, mask=mask, dropout=dropout)  # (B, H, T, D)
+        mixed = self.attend(query=query, key=key, value=value, mask=mask, dropout=dropout)  # (B, H, T, D)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -46,6 +46,8 @@ class Context(NamedTuple):
 class Qwen3NextAttention(nn.Module):
     """Grouped-query attention; heads normalised, a part of each turned by RoPE, the result gated channel by channel."""
 
+    attend = staticmethod(attend)  # a training run may put `attend_in_blocks` in its place
+
     def __init__(self, config: Qwen3NextConfig, *, dropout: float) -> None:
         super().__init__()
         C, H, G, D = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -68,7 +70,7 @@ class Qwen3NextAttention(nn.Module):
         if cache is not None:
             key, value = cache.append(key=key, value=value)  # (B, G, S, D)
         dropout = self.dropout.p if self.training else 0.0
-        mixed = attend(query=query, key=key, value=value, mask=context.mask, dropout=dropout)  # (B, H, T, D)
+        mixed = self.attend(query=query, key=key, value=value, mask=context.mask, dropout=dropout)  # (B, H, T, D)
         return self.o_proj((mixed.transpose(1, 2) * gate.sigmoid()).reshape(B, T, -1))
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -16,11 +16,12 @@ from tiny_transformer.data.meta import Meta
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.parallel.processes import Processes
+from tiny_transformer.stages.attention import uses_blocks
 from tiny_transformer.stages.minutes import autopilot, words
 from tiny_transformer.stages.minutes.autopilot import Candidate, Choice, Corpus, SpeedModel
 from tiny_transformer.stages.stage import Stage
 from tiny_transformer.training.gradient import compute_gradient
-from tiny_transformer.training.modifiers import checkpoint_gradients
+from tiny_transformer.training.modifiers import checkpoint_gradients, use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.speed import measure_seconds
 
@@ -61,9 +62,9 @@ def take_choice(
     """
     if processes.world_size > 1:
         raise UserError(
-            f"--minutes chooses for one process, and here are {processes.world_size}",
+            f"--minutes works with one process, but {processes.world_size} were started",
             where="command line",
-            remedy="choose with one process, then share its config.yaml, with --max_train_minutes",
+            remedy="choose with one process, then train its config.yaml with all of them, with --max_train_minutes",
         )
     assert config.training.max_train_minutes is not None  # the caller's promise
     with console.status("timing a few models"):
@@ -155,6 +156,8 @@ def _step_seconds(stage: Stage, hardware: Hardware, budget: float) -> float:
     training, model = stage.config.training, stage.build_model(str(hardware.device))
     if training.gradient_checkpointing:
         checkpoint_gradients(model)
+    if uses_blocks(stage.config, hardware):
+        use_blocked_attention(model)
     optimizers = Optimizers(model, training, hardware.update_dtype)
     micro_batches = list(stage.batches(rank=0, world_size=1).micro_batches(0, training.micro_batch_size))
 

@@ -123,8 +123,8 @@ def _reasons(choice: Choice, corpus: Corpus, set_by_hand: set[str]) -> dict[str,
 
 def _few(corpus: Corpus) -> str:
     return (
-        f"{corpus.train_tokens:,} tokens are few: after {autopilot.MANY_PASSES} passes repeated ones count for less, "
-        "and a tenth of the activations is dropped out"
+        f"{corpus.train_tokens:,} tokens are not many: beyond {autopilot.MANY_PASSES} passes, repeated tokens count "
+        "for less, so a tenth of the activations is dropped out"
     )
 
 
@@ -132,5 +132,5 @@ def _cut(choice: Choice) -> str:
     minutes = math.ceil(choice.best.steps * choice.best.step_seconds / 6) / 10
     return (
         f"{autopilot.MOST_PASSES} passes over the text take about {minutes:g} minutes, and more would teach nothing: "
-        "the run ends then. More text would use the rest"
+        "the run ends there. More text would make use of the rest"
     )
