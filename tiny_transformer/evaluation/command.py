@@ -226,6 +226,12 @@ def _data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
             where=str(checkpoint),
             remedy="name prepared data with --data_dir (tiny-transformer prepare makes it)",
         )
+    if config.stage != "pretrain":
+        raise UserError(
+            f"this run learnt from {config.data.source} in the stage {config.stage}, not from prepared data",
+            where=str(checkpoint),
+            remedy="--data_dir DIR measures it on prepared data; its own loss stands in its report",
+        )
     asked, places = config.data.data_dir, [Path("data"), *sorted(Path("data").glob("*"))]
     if asked is not None:
         homes = started_in(checkpoint.resolve().parent)
