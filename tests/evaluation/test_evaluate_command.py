@@ -147,7 +147,7 @@ def test_what_it_writes_is_read_and_kept_beside_the_skills(evaluate: Screen) -> 
     written = result["written"]
     assert written["num_stories"] == 3 and "skills" not in result and "nats_per_token" not in result
     assert [row["name"] for row in written["figures"]] == list(FIGURES)
-    assert json.loads(Path("runs/small/written.json").read_text()) == written
+    assert json.loads(Path("runs/small/written.json").read_text()) == {"step": 3, **written}
     both = json.loads(evaluate(stories=3, skills=True, num_stories=2, as_json=True))
     assert both["written"] == written and len(both["skills"]) > 5
 
@@ -254,9 +254,23 @@ def test_a_checkpoint_alone_needs_to_be_told_its_data(evaluate: Screen, tmp_path
 
 
 def test_data_that_is_gone_is_told(evaluate: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Path("runs/small").resolve()
+    shutil.copytree(Path("runs/small"), tmp_path / "runs/small", symlinks=True)
     monkeypatch.chdir(tmp_path)
-    assert "is not in data/small/ any more" in refusal(evaluate, run).what
+    assert "is not in data/small/ any more" in refusal(evaluate, Path("runs/small")).what
+
+
+def test_data_is_found_from_elsewhere_and_other_data_in_its_place_is_not_taken_for_it(
+    evaluate: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, here = Path.cwd(), json.loads(evaluate(Path("runs/small"), as_json=True))
+    monkeypatch.chdir(tmp_path)
+    told = json.loads(evaluate(home / "runs/small", as_json=True))
+    assert told["loss_sum"] == here["loss_sum"] and Path(told["data_dir"]).resolve() == home / "data/small"
+    shutil.copytree(home / "runs/small", tmp_path / "runs/small", symlinks=True)
+    shutil.copytree(home / "data/lines", tmp_path / "data/small")  # of the same tokenizer
+    error = refusal(evaluate, Path("runs/small"))
+    assert error.what == "data/small does not hold the data that this run was trained on"
+    assert json.loads(evaluate(Path("runs/small"), data_dir=Path("data/small"), as_json=True))["floor"] is None
 
 
 def test_stories_of_another_grammar_are_told_from_ours(evaluate: Screen, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -37,7 +38,7 @@ from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
 from tiny_transformer.storage import atomic_write, read_manifest
-from tiny_transformer.storage.runs import SKILLS_FILE, WRITTEN_FILE, holds_a_run, load_identity
+from tiny_transformer.storage.runs import SKILLS_FILE, WRITTEN_FILE, holds_a_run, load_identity, started_in
 
 BATCH_SIZE = 16
 SPLITS = ("val", "train")
@@ -217,7 +218,8 @@ def _keep_for_the_report(checkpoint: Path, name: str, figures: dict[str, Any], n
 
 
 def _data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
-    """What the run was trained on: as its config says, else the data of the same content beneath data/."""
+    """What the run was trained on: where its config says, seen from here or from where it was started, else beneath
+    data/; in each place only if it is the same data."""
     if config is None:
         raise UserError(
             f"{checkpoint} does not say what it was trained on",
@@ -230,15 +232,22 @@ def _data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
             where=str(checkpoint),
             remedy="--data_dir DIR measures it on prepared data; its own loss stands in its report",
         )
-    data_dir = config.data.data_dir
-    if data_dir is not None and is_prepared(data_dir):
-        return data_dir
+    asked, places = config.data.data_dir, [Path("data"), *sorted(Path("data").glob("*"))]
+    if asked is not None:
+        homes = started_in(checkpoint.resolve().parent)
+        places = [asked, *(Path(os.path.relpath(home / asked)) for home in homes), *places]
     fingerprints = load_identity(checkpoint).values()
-    for directory in (Path("data"), *sorted(Path("data").glob("*"))):
-        if is_prepared(directory) and read_meta(directory).fingerprint in fingerprints:
-            return directory
+    for place in dict.fromkeys(places):
+        if is_prepared(place) and read_meta(place).fingerprint in fingerprints:
+            return place
+    if asked is not None and is_prepared(asked):
+        raise UserError(
+            f"{asked} does not hold the data that this run was trained on",
+            where=str(checkpoint),
+            remedy=f"--data_dir {asked} measures on it all the same",
+        )
     raise UserError(
-        f"the data this run was trained on is not in {data_dir or 'data'}/ any more",
+        f"the data this run was trained on is not in {asked or 'data'}/ any more",
         where=str(checkpoint),
         remedy="name it with --data_dir, or other data prepared with the same tokenizer",
     )

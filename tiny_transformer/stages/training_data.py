@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,12 +23,10 @@ from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.errors import UserError
 from tiny_transformer.stages.resume_check import DATA
 from tiny_transformer.stages.stage import Request
-from tiny_transformer.storage.reading import read_regular
-from tiny_transformer.storage.runs import CONFIG_FILE, readable_states
+from tiny_transformer.storage.runs import readable_states, started_in
 from tiny_transformer.training.plan import counted_plan, plan_for_counts
 
 EVALUATIONS, EVALUATED_STEPS = 8, 8
-_STARTED_IN = re.compile(r"# started in (.+); relative paths are meant from there")  # see `write_config`
 
 
 def settle_data_dir(request: Request, run_dir: Path, console: Console) -> RunConfig:
@@ -79,7 +76,7 @@ def _data_of_run(request: Request, run_dir: Path) -> Path:
     was trained on is taken.
     """
     asked = request.config.data.data_dir or Path("data") / (request.data_name or request.name)
-    places = dict.fromkeys([asked, *(Path(os.path.relpath(home / asked)) for home in _started_in(run_dir))])
+    places = dict.fromkeys([asked, *(Path(os.path.relpath(home / asked)) for home in started_in(run_dir))])
     prepared = [place for place in places if is_prepared(place)]
     if not prepared:
         raise UserError(
@@ -89,15 +86,6 @@ def _data_of_run(request: Request, run_dir: Path) -> Path:
         )
     trained_on = _fingerprint_of_run(run_dir)
     return next((place for place in prepared if _fingerprint(place) == trained_on), prepared[0])
-
-
-def _started_in(run_dir: Path) -> list[Path]:
-    """The directory that a run was last started in, as its config.yaml says, relative to the run."""
-    with suppress(OSError, UserError):
-        for line in read_regular(run_dir / CONFIG_FILE).decode("utf-8", "replace").splitlines()[:5]:
-            if match := _STARTED_IN.fullmatch(line):
-                return [run_dir.resolve() / match[1]]
-    return []
 
 
 def _fingerprint(data_dir: Path) -> str | None:

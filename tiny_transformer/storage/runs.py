@@ -31,6 +31,7 @@ GROWTH_FILE = "growth.json"  # how each skill grew through the run
 WRITTEN_FILE = "written.json"  # what was right in the stories that the model wrote
 STATE_DIRECTORY, STATE_FILE = "trainer_state", "state.json"  # in a checkpoint, beside the weights
 STATE_FORMAT = 1
+_STARTED_IN = re.compile(r"# started in (.+); relative paths are meant from there")  # see `write_config`
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,16 @@ def nothing_to_resume(path: Path) -> UserError:
         f"there is nothing to resume in {path}",
         remedy="start it without --resume, or name the run with --out_dir (tiny-transformer runs lists them)",
     )
+
+
+def started_in(run_dir: Path) -> list[Path]:
+    """The directory that a run was last started in, where its relative paths begin, as its config.yaml says; nothing
+    where it does not."""
+    with suppress(OSError, UserError):
+        for line in read_regular(run_dir / CONFIG_FILE).decode("utf-8", "replace").splitlines()[:5]:
+            if match := _STARTED_IN.fullmatch(line):
+                return [run_dir.resolve() / match[1]]
+    return []
 
 
 def load_identity(checkpoint: Path) -> dict[str, Any]:
