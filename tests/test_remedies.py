@@ -69,6 +69,8 @@ def commands_in(text: str) -> list[list[str]]:
         (Path.mkdir, ["inspect", "PATH"]),
         (make_damaged_run, ["runs", "PATH"]),
         (make_folder_of_models, ["import", "PATH", "--out_dir", "x"]),
+        (make_tokens, ["import", "PATH/train.bin", "--out_dir", "x"]),
+        (make_damaged_run, ["import", "PATH", "--out_dir", "x"]),
     ],
 )
 def test_a_command_in_a_message_names_the_path_as_a_shell_takes_it(
@@ -82,7 +84,7 @@ def test_a_command_in_a_message_names_the_path_as_a_shell_takes_it(
     monkeypatch.chdir(tmp_path)
     make(Path(name))
     given = f"./{name}" if name.startswith("-") else name
-    run([given if word == "PATH" else word for word in words])
+    run([word.replace("PATH", given) for word in words])
     out, err = capsys.readouterr()
     commands = commands_in(out + err)
     assert commands, out + err

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, app, is_given
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 
 MaxNewTokens = Annotated[
     int, typer.Option("--max_new_tokens", "--max_tokens", "--max_length", help="Longest continuation.")
@@ -208,7 +208,7 @@ def _refuse_name(words: list[str], verb: str = "generate") -> None:
         raise UserError(
             f"{name} is the name of a run, and stands here as a text" + "; --prompt means it so" * (verb == "generate"),
             where="command line",
-            remedy=f"tiny-transformer {verb} --ckpt {name}",
+            remedy=command_line("tiny-transformer", verb, "--ckpt", name),
         )
 
 

@@ -7,7 +7,6 @@ They are never read here; the message says how to convert one outside, where it 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -64,8 +63,8 @@ def kind_of(source: Path) -> Kind:
     if source.suffix == ".safetensors":
         raise _unknown(source, "a file of weights without its config.json")
     if source.name in TOKEN_FILES:
-        here = shlex.quote(str(source.parent))
-        remedy = f"tiny-transformer import {here} --tokenizer gpt2 --out_dir DIR"
+        words = ("tiny-transformer", "import", source.parent, "--tokenizer", "gpt2", "--out_dir", "DIR")
+        remedy = command_line(*words)
         raise UserError("token files are imported with their directory", where=str(source), remedy=remedy)
     if source.suffixes[-2:] == [".bin", ".xz"] or source.suffix == ".bin":
         return "llama2c"
@@ -84,7 +83,7 @@ def _no_directory_of_ours(source: Path) -> UserError:
     checkpoints = [name for name in names if STEP_NAME.fullmatch(name)]
     if checkpoints:
         best = next((mark for mark in ("best", "last") if mark in names), checkpoints[-1])
-        remedy = f"name one: tiny-transformer import {shlex.quote(str(source / best))} --out_dir DIR"
+        remedy = f"name one: {command_line('tiny-transformer', 'import', source / best)} --out_dir DIR"
         return UserError("a run of several checkpoints cannot be imported as a whole", where=str(source), remedy=remedy)
     models = [name for name in names if name.endswith((".bin", ".bin.xz", ".gguf"))]
     if not models:

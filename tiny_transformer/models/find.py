@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import difflib
 import os
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import ExitCode, UserError, command_line
 from tiny_transformer.storage import RunDirectory, verify
 from tiny_transformer.storage.lock import owner_of
 from tiny_transformer.storage.marks import STEP_NAME, is_mark, marked_checkpoint
@@ -181,7 +180,7 @@ def _nothing_saved(run: Path) -> UserError:
     elif owner_of(run):
         what, remedy = f"the run {run} has not saved yet", "let it train until its first save, or use another run"
     elif RunDirectory(run).checkpoints():
-        remedy = f"tiny-transformer doctor {shlex.quote(str(run))} says what is damaged; use another run"
+        remedy = f"{command_line('tiny-transformer', 'doctor', run)} says what is damaged; use another run"
     return UserError(what, remedy=remedy, exit_code=ExitCode.BAD_DATA)
 
 

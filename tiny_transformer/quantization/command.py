@@ -19,7 +19,7 @@ from rich.table import Table
 from tiny_transformer.data.batches import evaluation_batches
 from tiny_transformer.data.prepare.command import is_prepared
 from tiny_transformer.data.token_file import Dataset, open_dataset
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.generation.decoder import Decoder
 from tiny_transformer.generation.engines import choose_engine
@@ -123,7 +123,8 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
         for path, model, speed in ((opened.path, old, speeds[0]), (out, new, speeds[1]))
     )
     _show(options.kind, before, after, console)
-    console.print(f"wrote {out}\nnext: tiny-transformer generate --ckpt {out}", highlight=False, markup=False)
+    next_step = command_line("tiny-transformer", "generate", "--ckpt", out)
+    console.print(f"wrote {out}\nnext: {next_step}", highlight=False, markup=False, soft_wrap=True)
     return out, before, after
 
 
@@ -171,7 +172,8 @@ def _text_of(opened: OpenCheckpoint, data_dir: Path | None) -> _Text | None:
             f"{named} was prepared with another tokenizer ({dataset.tokenizer.name}) than the model's "
             f"({opened.tokenizer.name})",
             where=str(named),
-            remedy=f"prepare the text with the model's: tiny-transformer prepare --tokenizer {opened.path} ...",
+            remedy="prepare the text with the model's: "
+            + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),
         )
     seq_len = config.data.seq_len if config else min(dataset.meta.seq_len, limit)
     return _Text(dataset, seq_len, config.data.packing if config else "concat")

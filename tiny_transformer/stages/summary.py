@@ -176,13 +176,9 @@ def show_written_stories(outcome: RunResult, console: Console) -> None:
     texts = write_stories(opened.model, opened.tokenizer, NUM_STORIES, end_ids=opened.end_ids)
     written = written_json(read_stories(texts), NUM_STORIES)
     atomic_write(outcome.run_dir / WRITTEN_FILE, json.dumps(written, indent=2) + "\n", makes_parents=False)
-    console.print(
-        Text.assemble(
-            "\n",
-            (str(written["in_words"]), "bold"),
-            f" (tiny-transformer evaluate {run.path} --stories 100 shows the figures)",
-        )
-    )
+    figures = command_line("tiny-transformer", "evaluate", run.path, "--stories", 100)
+    words = Text.assemble("\n", (str(written["in_words"]), "bold"), f" ({figures} shows the figures)")
+    console.print(words, soft_wrap=True)
 
 
 def settings_dict(settings: SamplingConfig) -> dict[str, float | int | None]:
