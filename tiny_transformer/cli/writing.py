@@ -104,6 +104,9 @@ def generate(
     interactive: Annotated[
         bool, typer.Option("--interactive", help="Type prompts, one after the other, into one running text.")
     ] = False,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Low-rank adapters to put on the model, as PEFT saves them.")
+    ] = None,
 ) -> None:
     """Let a trained model continue a prompt. Text goes to standard output, everything else to standard error."""
     from tiny_transformer.generation.command import GenerateOptions, run_generate
@@ -143,6 +146,7 @@ def generate(
         vote=vote,
         num_draft_tokens=num_draft_tokens,
         is_seed_chosen=is_given(context, "seed"),
+        adapter=adapter,
         interactive=interactive or (is_one_text and out is None and sys.stdin.isatty() and sys.stdout.isatty()),
     )
     run_generate(options, settings, Console(stderr=True))

@@ -52,6 +52,7 @@ class GenerateOptions:
         num_draft_tokens: the most that are drafted at once.
         engine: who computes single tokens of one text: see `engines.choose_engine`.
         vote: show of several continuations the one that wins: `majority`, `regex:PATTERN` or `verifier:FILE.py:name`.
+        adapter: a directory of low-rank adapters to put on the model.
     """
 
     prompt: str | None = None
@@ -70,6 +71,7 @@ class GenerateOptions:
     num_draft_tokens: int = 4
     vote: str | None = None
     engine: str = "auto"
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     vote = None if options.vote is None else parse_vote(options.vote)
     opened = open_checkpoint(options.checkpoint, device=options.device)
     opened.check_tokenizer(options.tokenizer)
+    if options.adapter is not None:
+        from tiny_transformer.models.adapters import load_adapter
+
+        load_adapter(opened.model, options.adapter)
     if options.prompts is not None:
         _answer(opened, options, settings, notes)
         return
