@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -48,7 +47,7 @@ from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.loggers import Loggers
 from tiny_transformer.training.loop import Job, Progress, Save, train
 from tiny_transformer.training.loss_scale import first_loss_scale
-from tiny_transformer.training.modifiers import checkpoint_gradients, use_blocked_attention
+from tiny_transformer.training.modifiers import checkpoint_gradients, compile_backbone, use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.patience import Patience, at_once
 from tiny_transformer.training.progress import TrainingProgress
@@ -181,11 +180,7 @@ class Run:
 
     def compiled(self, model: CausalLM) -> CausalLM:
         """The same weights, for training; evaluation and generation go on with the plain model."""
-        if not self.config.training.compile:
-            return model
-        compiled = copy(model)
-        compiled.backbone = torch.compile(compiled.backbone)  # ty: ignore[invalid-assignment]
-        return compiled
+        return compile_backbone(model) if self.config.training.compile else model
 
     def _records(self, stack: ExitStack) -> tuple[StepLog, Callable[[dict[str, Any]], None]]:
         """Write config.yaml; open log.jsonl at the step where the run stands, and give what takes a line of it."""

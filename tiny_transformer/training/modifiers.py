@@ -1,10 +1,12 @@
-"""What changes how a model is trained and not what it computes: memory for time, another form of attention, and fading
-dropout."""
+"""What changes how a model is trained and not what it computes: memory for time, another form of attention, compiled
+code, and fading dropout."""
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -29,6 +31,13 @@ def use_blocked_attention(model: CausalLM) -> None:
     for module in model.modules():
         if hasattr(module, "attend"):
             module.attend = attend_in_blocks  # ty: ignore[invalid-assignment]
+
+
+def compile_backbone(model: CausalLM) -> CausalLM:
+    """The same weights behind a compiled backbone; the model itself stays as it is."""
+    compiled = copy(model)
+    compiled.backbone = torch.compile(compiled.backbone)  # ty: ignore[invalid-assignment]
+    return compiled
 
 
 def set_dropout(model: CausalLM, rate: float) -> None:

@@ -19,9 +19,10 @@ from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.stages.attention import uses_blocks
 from tiny_transformer.stages.minutes import autopilot, words
 from tiny_transformer.stages.minutes.autopilot import Candidate, Choice, Corpus, SpeedModel
+from tiny_transformer.stages.minutes.compiling import decide_compiling
 from tiny_transformer.stages.stage import Stage
 from tiny_transformer.training.gradient import compute_gradient
-from tiny_transformer.training.modifiers import checkpoint_gradients, use_blocked_attention
+from tiny_transformer.training.modifiers import checkpoint_gradients, compile_backbone, use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.speed import measure_seconds
 
@@ -67,6 +68,7 @@ def take_choice(
             remedy="choose with one process, then train its config.yaml with all of them, with --max_train_minutes",
         )
     assert config.training.max_train_minutes is not None  # the caller's promise
+    begun = time.monotonic()
     with console.status("timing a few models"):
         choice, corpus, at_minutes = _measure_and_choose(config, meta, trial, hardware)
     chosen = autopilot.settings(
@@ -76,7 +78,13 @@ def take_choice(
     words.tell(choice, corpus, minutes=minutes, at_minutes=at_minutes, console=console)
     if explain:
         words.explain(choice, corpus, minutes=minutes, set_by_hand=set_by_hand, console=console)
-    return overlay(config, chosen)
+    return decide_compiling(
+        overlay(config, chosen),
+        lambda candidate: _step_seconds(trial(candidate), hardware, 60 * minutes),
+        hardware,
+        console,
+        lambda: min(60 * minutes - (time.monotonic() - begun), choice.best.steps * choice.best.step_seconds),
+    )
 
 
 def overlay(config: RunConfig, chosen: dict[str, dict[str, Any]]) -> RunConfig:
@@ -148,7 +156,9 @@ def _trial_config(config: RunConfig, candidate: Candidate, rows: int, seq_len: i
     """The config with a candidate in it, to be timed."""
     model = {**candidate.model, "max_position_embeddings": max(autopilot.LONGEST, seq_len)}
     training = {"optimizer": "muon", "micro_batch_size": rows, "grad_accum_steps": 1}
-    return overlay(config, {"model": model, "data": {"seq_len": seq_len}, "training": training})
+    tried = overlay(config, {"model": model, "data": {"seq_len": seq_len}, "training": training})
+    plain = tried.training.model_copy(update={"compile": False})  # each size would be compiled anew
+    return tried.model_copy(update={"training": plain})
 
 
 def _step_seconds(stage: Stage, hardware: Hardware, budget: float) -> float:
@@ -159,6 +169,8 @@ def _step_seconds(stage: Stage, hardware: Hardware, budget: float) -> float:
     if uses_blocks(stage.config, hardware):
         use_blocked_attention(model)
     optimizers = Optimizers(model, training, hardware.update_dtype)
+    if training.compile:
+        model = compile_backbone(model)
     micro_batches = list(stage.batches(rank=0, world_size=1).micro_batches(0, training.micro_batch_size))
 
     def one_step() -> None:
