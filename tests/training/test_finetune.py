@@ -170,6 +170,7 @@ def test_what_cannot_be_meant_is_refused(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_the_verb_runs_with_nothing_to_choose(
     base: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
