@@ -157,7 +157,6 @@ def test_what_is_not_built_is_refused_by_name(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "switch"),
     [
-        ("quantize_bits", "quantize"),
         ("attention_log_steps", "log_attention"),
     ],
 )
@@ -169,6 +168,8 @@ def test_a_setting_of_what_is_not_built_is_refused_unless_its_switch_is_off(key:
     off = {"advanced": {switch: False}}
     assert load_run_config(off, [f"advanced.{key}=8"]) == load_run_config(None)
     others = {"quantize", "speculative_sampling", "log_attention"} - {switch}
+    unknown = refused({"advanced": {"quantize_bits": 8, "quantize": "none"}})  # is no setting of ours
+    assert "unknown key" in unknown.what
     assert "is a setting of" in refused({"advanced": {key: 8, **dict.fromkeys(others, False)}}).what
 
 

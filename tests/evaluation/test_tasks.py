@@ -226,6 +226,7 @@ def test_what_goes_with_a_loss_does_not_go_with_questions(
     task = written(tmp_path, "t", ROWS["arc"])
     for words, said in (
         (["--task", str(task), "--skills"], "--skills is not for --task"),
+        (["--task", str(task), "--stories", "3"], "--stories is not for --task"),
         (["--task", str(task), "--split", "val"], "--split is not for --task"),
         (["--limit", "3"], "--limit is for --task"),
         (["--task", str(tmp_path / "none")], "no such task file"),

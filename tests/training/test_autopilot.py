@@ -34,7 +34,7 @@ from tiny_transformer.stages.minutes.autopilot import (
     settings,
 )
 from tiny_transformer.stages.minutes.calibration import overlay
-from tiny_transformer.stages.minutes.words import LINES, SALAD, level_of, promise
+from tiny_transformer.stages.minutes.words import LINES, SALAD, level_of, promise, tell
 from tiny_transformer.stages.stage import Request
 from tiny_transformer.stages.summary import announce
 from tiny_transformer.training.optimizers import Optimizers
@@ -187,6 +187,16 @@ def test_the_minutes_are_told_in_what_they_buy(minutes: float, corpus: Corpus, w
     said = promise(minutes, chosen(minutes, corpus), lambda m: chosen(m, corpus))
     assert words in said
     assert not re.search(r"excess|Hoffmann|D\^", said)
+
+
+def test_one_sentence_says_what_was_chosen() -> None:
+    choice, screen = chosen(4), io.StringIO()
+    tell(choice, STORIES, minutes=4, at_minutes=chosen, console=Console(file=screen, width=1000))
+    best, shape = choice.best, choice.best.candidate.model
+    sentence = screen.getvalue().splitlines()[1]
+    assert sentence.startswith(f"So the model gets {best.candidate.parameters / 1e6:.2f} M parameters")
+    assert f"({shape['hidden_size']} wide, {shape['num_hidden_layers']} layers)" in sentence
+    assert f"about {best.steps:,} steps of {best.rows} sequences of 512 tokens each, {best.tokens:,} tokens" in sentence
 
 
 def test_the_next_better_thing_takes_as_long_as_is_said() -> None:

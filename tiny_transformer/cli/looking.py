@@ -27,7 +27,11 @@ def runs(
     from tiny_transformer.reports.runs_table import list_runs, print_runs
 
     named = _noted(*find_runs(paths)) if paths else [Path("runs"), *sorted(Path().glob("runs_*"))]
-    print_runs(Console(), list_runs(*named))
+    found = list_runs(*named)
+    if paths and not found:
+        shown = ", ".join(map(str, named))
+        raise UserError(f"no run in {shown}", where="command line", remedy="tiny-transformer runs lists them all")
+    print_runs(Console(), found)
 
 
 @app.command(context_settings=SETTINGS)
@@ -165,3 +169,4 @@ def _one(name: Path) -> Path:
 
 
 app.command("list", hidden=True, context_settings=SETTINGS)(runs)
+app.command("compare", hidden=True, context_settings=SETTINGS)(report)

@@ -55,7 +55,13 @@ def evaluate(
     if task or limit is not None:
         from tiny_transformer.evaluation.task_command import run_tasks
 
-        given = {"--data_dir": data_dir, "--split": split, "--max_batches": max_batches, "--skills": skills or None}
+        given = {
+            "--data_dir": data_dir,
+            "--split": split,
+            "--max_batches": max_batches,
+            "--skills": skills or None,
+            "--stories": stories,
+        }
         refused = [name for name, value in given.items() if value is not None]
         if refused or not task:
             what = f"{refused[0]} is not for --task" if refused else "--limit is for --task"

@@ -65,8 +65,9 @@ def tell(
     if "hidden_size" in shape:
         size += f" ({shape['hidden_size']} wide, {shape['num_hidden_layers']} layers)"
     passes = f"{best.passes:.1f} times the text" if best.passes >= 0.1 else f"{best.passes:.0%} of the text"
-    reads = f"it will read about {best.tokens:,} tokens, {passes}"
-    console.print(Text(f"So the model gets {size}; {reads}. --explain shows why."), style="dim")
+    sequences = f"{best.rows} sequence{'s' * (best.rows != 1)} of {choice.seq_len} tokens"
+    reads = f"about {best.steps:,} steps of {sequences} each, {best.tokens:,} tokens, {passes}"
+    console.print(Text(f"So the model gets {size} and takes {reads}. --explain shows why."), style="dim")
     if best.is_cut:
         console.print(Text(_cut(choice)))
     elif best.passes > autopilot.MANY_PASSES:
