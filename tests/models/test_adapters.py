@@ -64,8 +64,10 @@ def test_at_first_nothing_changes_and_only_adapters_learn(base: Path, input_ids:
     assert f"{count:,} weights are trained" in told and f"on {len(learning) // 2} layers" in told
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("targets", [("*_proj",), ("q_proj", "v_proj"), ("layers.0.self_attn.q_proj",)])
+@pytest.mark.parametrize(
+    ("rslora", "targets"),
+    [(False, ("*_proj",)), (True, ("q_proj", "v_proj")), (False, ("layers.0.self_attn.q_proj",))],
+)
 def test_peft_opens_ours_with_the_same_logits_and_merged_equals_unmerged(
     rslora: bool, targets: tuple[str, ...], base: Path, input_ids: torch.Tensor, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
         tune({**tree, "lora": {**LORA, "rank": 3}}, resume=True)
 
 
+@pytest.mark.slow
 def test_merged_run_and_adapters_beside_the_base_write_the_same(
     base: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
