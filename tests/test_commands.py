@@ -114,6 +114,7 @@ def test_every_verb_that_takes_a_run_takes_its_name(
         ["evaluate"],
         ["evaluate", "--ckpt"],
         ["export"],
+        ["quantize", "--int8"],
         ["export", "--ckpt_dir"],
         ["quantize", "--int8"],
         ["quantize", "--int8", "--checkpoint"],

@@ -142,7 +142,6 @@ def test_an_advanced_section_that_is_off_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_lora", True),
         ("log_attention", True),
         ("draft_model", "runs/small"),
         ("use_flash_attention", True),
@@ -158,11 +157,6 @@ def test_what_is_not_built_is_refused_by_name(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "switch"),
     [
-        ("lora_rank", "use_lora"),
-        ("lora_dropout", "use_lora"),
-        ("quantize_bits", "quantize"),
-        ("speculative_tokens", "speculative_sampling"),
-        ("draft_model", "speculative_sampling"),
         ("attention_log_steps", "log_attention"),
     ],
 )
@@ -173,8 +167,16 @@ def test_a_setting_of_what_is_not_built_is_refused_unless_its_switch_is_off(key:
     assert refused(None, f"advanced.{key}=8").where == "command line"
     off = {"advanced": {switch: False}}
     assert load_run_config(off, [f"advanced.{key}=8"]) == load_run_config(None)
-    others = {"use_lora", "quantize", "speculative_sampling", "log_attention"} - {switch}
+    others = {"quantize", "speculative_sampling", "log_attention"} - {switch}
+    unknown = refused({"advanced": {"quantize_bits": 8, "quantize": "none"}})  # is no setting of ours
+    assert "unknown key" in unknown.what
     assert "is a setting of" in refused({"advanced": {key: 8, **dict.fromkeys(others, False)}}).what
+
+
+def test_settings_of_adapters_need_their_switch() -> None:
+    assert "lora.rank says nothing without lora.enabled" in refused({"advanced": {"lora_rank": 8}}).what
+    assert "lora.alpha says nothing without lora.enabled" in refused(None, "lora.alpha=8").what
+    assert not load_run_config({"advanced": {"use_lora": False, "lora_rank": 64}}).lora.enabled
 
 
 def test_a_setting_that_is_built_is_a_key_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tiny_transformer.config.load import load_data_config
 from tiny_transformer.data.meta import Meta
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.data.prepare.sources import Source
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 WORDS = tuple(
     "the a little big red old cat dog bird sat ran saw lost found Tim Ann Zoë under over near tree house ✓ mat".split()  # noqa: SIM905

@@ -12,7 +12,7 @@ import pytest
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.find import find_checkpoint, find_run, find_runs, newest_run
-from tiny_transformer.storage import RunDirectory, RunLock
+from tiny_transformer.storage import RunDirectory, RunLock, publish
 
 
 def make_run(path: Path, *, steps: tuple[int, ...] = (100, 200), **links: int) -> Path:
@@ -293,3 +293,16 @@ def test_the_newest_run_is_the_one_that_was_written_to_last(home):
     assert newest_run() == Path("runs/demo-long")
     with pytest.raises(UserError, match="there is no run in nowhere"):
         newest_run(Path("nowhere"))
+
+
+def test_a_run_that_is_named_in_two_ways_is_one_run(home):
+    demo, long = Path("runs/demo"), Path("runs/demo-long")
+    assert find_runs(["demo", "demo-long", "runs/demo-long/../demo", home / "runs" / "demo"])[0] == [demo, long]
+
+
+def test_prepared_data_is_no_checkpoint(home):
+    with publish(home / "data") as staging:
+        staging.write("meta.json", b"{}")
+    error = refusal(Path("data"))
+    assert error.what == "data holds prepared data and no model"
+    assert "--data_dir data" in (error.remedy or "")

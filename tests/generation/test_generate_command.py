@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tiny_transformer import load
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.command import GenerateOptions, run_generate
 from tiny_transformer.generation.sampling import SamplingConfig
@@ -58,3 +59,30 @@ def other_tokenizer(directory: Path) -> Path:
 def test_no_samples_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="num_samples = 0"):
         written(checkpoint, capsys, num_samples=0)
+
+
+def test_the_engine_is_chosen_and_named(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = io.StringIO()
+
+    def note(**options: object) -> str:
+        chosen = GenerateOptions("Once", checkpoint, device="cpu", **options)  # ty: ignore[invalid-argument-type]
+        run_generate(chosen, SamplingConfig(max_new_tokens=2, seed=5), Console(file=notes, width=1000))
+        return notes.getvalue().splitlines()[-1]
+
+    assert note(engine="plain") == "plain engine"
+    assert note().startswith("plain engine: ")  # so small a model, or no numba
+    for name, options in {"num_samples": {"num_samples": 2}, "speculative": {"speculative": "ngram"}}.items():
+        with pytest.raises(UserError, match=f"--engine fast computes one token of one text at a time, and --{name}"):
+            note(engine="fast", **options)
+    with pytest.raises(UserError, match="there is no engine 'quick'"):
+        note(engine="quick")
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_both_engines_write_the_same_text(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("numba")
+    assert written(checkpoint, capsys, engine="fast") == written(checkpoint, capsys, engine="plain")
+    lm = load(checkpoint, device="cpu", engine="fast")
+    assert lm.engine.startswith("compiled step, fp32")
+    assert lm.generate("Once", temperature=0) == load(checkpoint, device="cpu").generate("Once", temperature=0)

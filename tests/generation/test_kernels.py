@@ -35,7 +35,7 @@ CONFIGS = {
     "qwen3 yarn": Qwen3Config(**SHAPE, rope_scaling=YARN),
     "olmo2": Olmo2Config(**SHAPE),
 }
-KINDS = ("fp32", "bf16", "int8", "int8 in groups", "int4")
+KINDS = ("fp32", "bf16", "int8", "int8 in 16s", "int8 in 32s", "int4", "int4 in 8s")
 IDS = torch.randint(0, 40, (1, 40), generator=torch.Generator().manual_seed(0))
 
 
@@ -51,9 +51,10 @@ def made(name: str, kind: str = "fp32"):
     if kind in ("int8", "int4"):
         quantize_layers(model, kind)
         quantize_words(model)
-    if kind == "int8 in groups":
-        quantize_layers(model, "int8", group_size=16)
-        quantize_words(model, "int8", group_size=16)
+    if " in " in kind:
+        bits, size = kind.split()[0], int(kind.split()[2].removesuffix("s"))
+        quantize_layers(model, bits, group_size=size)
+        quantize_words(model, bits, group_size=size)
     return model.eval()
 
 

@@ -14,8 +14,8 @@ import pytest
 from test_report import Page
 from typer.testing import CliRunner
 
-from tiny_transformer.cli import app
-from tiny_transformer.errors import UserError
+from tiny_transformer.cli import app, run
+from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.reports.charts import Chart
 from tiny_transformer.reports.comparable import entries_of, same_text, unique_names
 from tiny_transformer.reports.compare import (
@@ -240,6 +240,28 @@ def test_the_command_says_where_it_wrote(two_runs: list[Path], tmp_path: Path, m
         assert result.exit_code == 0, result.output
         assert result.output.strip() == written
         assert Path(written).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_what_cannot_be_written_or_reported_is_answered_with_what_can(
+    two_runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pages").mkdir()
+    for words, what, remedy in (
+        ("report first --out pages", "pages is a directory", "name a file, such as pages/report.html"),
+        ("compare first second --out pages", "pages is a directory", "name a file, such as pages/report.html"),
+        ("report first/last", "this is not a run directory", "its run is first"),
+        ("runs first/last", "no run in first/last", "tiny-transformer runs"),
+        ("runs pages", "no run in pages", "tiny-transformer runs"),
+    ):
+        assert run(words.split()) == ExitCode.USAGE
+        told = capsys.readouterr().err
+        assert f"error: {what}\n" in told
+        assert f"  try: {remedy}" in told
+    assert run(["compare", "first", "second"]) == ExitCode.OK
+    assert capsys.readouterr().out == "compare.html\n"
+    assert run(["report", "first", "second/../first"]) == ExitCode.OK
+    assert capsys.readouterr().out == "first/report.html\n"
 
 
 @pytest.mark.slow

@@ -80,10 +80,19 @@ def test_a_config_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     assert printed(list_runs(tmp_path))[1] == "demo – – 9.6 2,000 1.620 0.736 stopped –"
 
 
+def test_a_run_that_has_saved_nothing_stands_where_its_log_says(tmp_path: Path) -> None:
+    made.make_run(tmp_path, "saved")
+    unsaved = without_checkpoints(made.make_run(tmp_path, "a"))
+    for seconds, order in ((SAVED + 50, ["saved", "a"]), (SAVED - 50, ["a", "saved"])):
+        os.utime(unsaved / "log.jsonl", (seconds, seconds))
+        assert [run.name for run in list_runs(tmp_path)] == order
+
+
 def test_a_run_that_diverged_shows_where_and_after_what_loss(tmp_path: Path) -> None:
     saved, unsaved = made.make_run(tmp_path, "saved"), without_checkpoints(made.make_run(tmp_path, "unsaved"))
     for run in (saved, unsaved):
         made.write_log(run, [made.log_row(step, evaluated=False) for step in (1, 2, 4)])
+        os.utime(run / "log.jsonl", (SAVED - 50, SAVED - 50))
         (run / "not_finite.json").write_text('{"step": 5}')
     loss = made.log_row(4, evaluated=False)["loss"]
     lines = printed(list_runs(tmp_path))

@@ -325,6 +325,15 @@ def test_doctor_refuses_what_is_no_run(tmp_path, make):
     assert refused.value.exit_code is ExitCode.USAGE
 
 
+def test_doctor_says_that_nothing_was_saved_and_names_the_runs_of_a_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/log.jsonl").write_text('{"step": 1}\n')
+    assert examine(tmp_path / "run").lines()[1:] == ["  no checkpoint has been saved", "  log.jsonl: 1 record, step 1"]
+    with pytest.raises(UserError) as refused:
+        examine(tmp_path)
+    assert refused.value.remedy == f"it holds runs; give one of them, such as {tmp_path / 'run'}"
+
+
 def test_doctor_shares_no_code_with_the_writer(repository):
     source = (repository / "tiny_transformer" / "storage" / "doctor.py").read_text()
     imported = [line for line in source.splitlines() if line.startswith(("import ", "from ")) and "tiny_" in line]

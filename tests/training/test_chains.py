@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 from run_helpers import TINY, evaluation, log_without_clock, run_tiny
+from tuning_helpers import tune, tuning_tree, write_labels, write_talks
 
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare.command import prepare
@@ -73,6 +74,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "minutes": {"max_train_minutes": 0.02, "steps": None},
     "early stopping": {"early_stopping_patience": 2, "eval_steps": 1},
     "checkpointing": {"gradient_checkpointing": True, "dropout": 0.1},
+    "finetune": {"stage": "finetune", "dropout": 0.1},
+    "adapters": {"stage": "finetune", "lora": {"enabled": True, "rank": 2, "dropout": 0.2, "quantize": "int8"}},
+    "classify": {"stage": "classify", "dropout": 0.1},
 }
 
 
@@ -117,9 +121,23 @@ class Chains:
                 monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
         self.data_dir, self.directory, self.patch = data_dir, directory, monkeypatch
         self.whole: str | None = None
+        self.stage, self.lora = self.options.pop("stage", "pretrain"), self.options.pop("lora", {})
+        if self.stage != "pretrain":
+            write = write_labels if self.stage == "classify" else write_talks
+            self.base, self.talks = directory / "base", write(directory / "talks.jsonl", count=16)
+            run_tiny(data_dir, self.base, steps=1, eval_steps=None)
 
     def run(self, name: str, *, resume: bool = False) -> str:
         """One start; its status."""
+        if self.stage != "pretrain":
+            tree = tuning_tree(self.base, self.talks, self.directory / name, training=self.options)
+            tree |= {
+                "stage": self.stage,
+                "lora": self.lora,
+                "data": {"source": str(self.talks), "seq_len": 32, "val_fraction": 0.2},
+            }
+            tree |= {"finetune": {"template": "plain"}} if self.lora else {}  # no new tokens, and short
+            return tune(tree, resume=resume)[0].status
         return run_tiny(self.data_dir, self.directory / name, resume=resume, **self.options).status
 
     def link(self, name: str, step: int, *, kill: bool, resume: bool) -> str:

@@ -96,7 +96,7 @@ def test_of_several_runs_the_newest_counts(config: Path) -> None:
 
 def test_continue_excludes_the_other_two(config: Path) -> None:
     for options in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
-        with pytest.raises(UserError, match="--continue decides by itself"):
+        with pytest.raises(UserError, match="--continue already decides"):
             run_training(str(config), [], go_on=True, console=Console(file=io.StringIO()), **options)
 
 

@@ -83,7 +83,7 @@ def test_a_disk_that_is_too_full_is_told_before_the_first_step(
     with pytest.raises(UserError, match=r"the run needs 6\.\d MB of disk space") as caught:
         run_tiny(tiny_data, tmp_path / "r")
     assert caught.value.exit_code == ExitCode.IO
-    assert "--keep_checkpoints 1, or another --out_dir" in (caught.value.remedy or "")
+    assert "use --keep_checkpoints 1, or choose another --out_dir" in (caught.value.remedy or "")
     assert not list((tmp_path / "r").glob("step-*")) and not (tmp_path / "r/log.jsonl").exists()
     with_free(monkeypatch, int(needed + 0.1 * save))
     assert run_tiny(tiny_data, tmp_path / "r").status == "finished"

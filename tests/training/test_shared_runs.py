@@ -263,7 +263,8 @@ def test_what_is_not_finite_names_the_whole_batch(worlds: Worlds, tiny_data: Pat
     """Not only the rows of the process that tells it."""
     run = str(tmp_path / "run")
     options = {**SHARED, "optimizer": "adamw", "learning_rate": 1e30, "warmup_steps": 0}
-    ended = worlds.run(2, "train", data_dir=str(tiny_data), out_dir=run, **options)
+    ended = worlds.run(2, "train", data_dir=str(tiny_data), out_dir=run, patch="report slowly", **options)
+    assert (tmp_path / "run/report.html").exists(), ended.output
     found = re.search(rf"the batch of step (\d+), examples ([\d, ]+)\n.*replay {run} --step \1 ", ended.output)
     assert found, ended.output
     batches = Batches(open_dataset(tiny_data).train, seq_len=32, global_batch_size=8, seed=0)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tiny_transformer.config import schema
+from tiny_transformer.config import stages
 from tiny_transformer.config.schema import RunConfig, Section, setting
 from tiny_transformer.data.batches import IGNORE_INDEX, Batches, TokenBatch, evaluation_batches
 from tiny_transformer.data.token_file import Dataset, open_dataset
@@ -122,5 +122,5 @@ def masked_batch(batch: TokenBatch, every: int) -> TokenBatch:
 
 def register(patch: pytest.MonkeyPatch) -> None:
     """What adding a stage takes besides its class."""
-    patch.setitem(schema.CONFIGS, "toy", ToyConfig)
+    patch.setitem(stages.CONFIGS, "toy", ToyConfig)
     patch.setitem(stage.HOMES, "toy", ToyStage)

@@ -33,6 +33,7 @@ from tiny_transformer.models import build_model, save_model
 from tiny_transformer.parallel import sharing
 from tiny_transformer.parallel.processes import Processes, fellow_processes
 from tiny_transformer.parallel.sharing import share, whole
+from tiny_transformer.stages import summary
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.pretrain import Pretraining
 from tiny_transformer.stages.run import Run
@@ -171,7 +172,14 @@ def add_as_they_come() -> None:
     Processes.gather = summed
 
 
+def report_slowly() -> None:
+    """Writing the report takes longer than the processes take to hear of a failed one."""
+    write = summary.write_report
+    summary.write_report = lambda *arguments: time.sleep(3) or write(*arguments)
+
+
 PATCHES = {
+    "report slowly": report_slowly,
     "nothing": lambda: None,
     "in reverse": in_reverse,
     "compile quickly": compile_quickly,

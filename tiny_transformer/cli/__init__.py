@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 # Each of these modules adds its verbs to the application; `--help` lists them in this order.
 # isort: off
-from tiny_transformer.cli import training, writing, using, looking, exchange  # noqa: F401
+from tiny_transformer.cli import training, tuning, writing, using, looking, exchange  # noqa: F401
 
 # isort: on
 from tiny_transformer.cli.frame import Verb, app

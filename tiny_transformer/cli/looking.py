@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, app
+from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, app
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.find import find_run, find_runs, newest_run
 
@@ -27,7 +27,11 @@ def runs(
     from tiny_transformer.reports.runs_table import list_runs, print_runs
 
     named = _noted(*find_runs(paths)) if paths else [Path("runs"), *sorted(Path().glob("runs_*"))]
-    print_runs(Console(), list_runs(*named))
+    found = list_runs(*named)
+    if paths and not found:
+        shown = ", ".join(map(str, named))
+        raise UserError(f"no run in {shown}", where="command line", remedy="tiny-transformer runs lists them all")
+    print_runs(Console(), found)
 
 
 @app.command(context_settings=SETTINGS)
@@ -35,7 +39,9 @@ def inspect(
     target: Annotated[
         Path | None,
         typer.Argument(
-            metavar="DIR", help="Prepared data (default: data/), or with --prompt a model: a run's name, a directory."
+            metavar="DIR|FILE",
+            help="Prepared data (default: data/), a file of conversations, or with --prompt a model: a run's name, a "
+            "directory.",
         ),
     ] = None,
     prompt: Annotated[
@@ -54,10 +60,16 @@ def inspect(
     packing: Annotated[
         str, typer.Option(help="concat joins documents and cuts; documents packs whole ones, as a run would.")
     ] = "concat",
+    template: Annotated[
+        str | None,
+        typer.Option(help="Show conversations as this chat template writes them, with what is learnt in colour."),
+    ] = None,
+    ckpt_dir: CheckpointOption = None,
 ) -> None:
     """Look at what a model reads, or with --prompt at a model while it reads.
 
-    Of prepared data: sequences with the borders of tokens and documents. Of a model: one HTML page that opens anywhere.
+    Of prepared data: sequences with the borders of tokens and documents. Of a file of conversations: as fine-tuning
+    reads it, with what is learnt in colour. Of a model: one HTML page that opens anywhere.
     """
     if prompt is not None:
         from tiny_transformer.inspection.model_page import inspect_model
@@ -68,6 +80,12 @@ def inspect(
         raise UserError(
             "--out is for --prompt", where="command line", remedy='add --prompt "some words", or leave it out'
         )
+    is_table = target is not None and target.suffix in (".jsonl", ".json", ".csv", ".parquet")
+    if target is not None and (is_table or template is not None or ckpt_dir is not None):
+        from tiny_transformer.inspection.conversations import inspect_conversations
+
+        inspect_conversations(str(target), template, ckpt_dir, index=index, count=count, console=Console())
+        return
     from tiny_transformer.inspection.tokens import InspectOptions, inspect_data
 
     inspect_data(target or Path("data"), InspectOptions(split, index, count, seq_len, packing), Console())
@@ -151,3 +169,4 @@ def _one(name: Path) -> Path:
 
 
 app.command("list", hidden=True, context_settings=SETTINGS)(runs)
+app.command("compare", hidden=True, context_settings=SETTINGS)(report)

@@ -35,6 +35,13 @@ Seed = Annotated[
     int | None, typer.Option(help="The same seed gives the same text. Default: a new one each time, shown.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="Who computes the tokens of one text on a CPU: plain, fast (compiled by Numba, several times quicker), or "
+        "auto: fast where it can be had and pays."
+    ),
+]
 
 
 @app.command(context_settings=SETTINGS)
@@ -62,6 +69,7 @@ def generate(
         str, typer.Option(help="auto takes the checkpoint's own; another name is only accepted when it is the same.")
     ] = "auto",
     device: Device = "auto",
+    engine: Engine = "auto",
     stream: Annotated[bool, typer.Option("--stream", help="Print each word as it is written.")] = False,
     prompts: Annotated[
         Path | None,
@@ -96,6 +104,9 @@ def generate(
     interactive: Annotated[
         bool, typer.Option("--interactive", help="Type prompts, one after the other, into one running text.")
     ] = False,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Low-rank adapters to put on the model, as PEFT saves them.")
+    ] = None,
 ) -> None:
     """Let a trained model continue a prompt. Text goes to standard output, everything else to standard error."""
     from tiny_transformer.generation.command import GenerateOptions, run_generate
@@ -125,6 +136,7 @@ def generate(
         num_samples=num_samples,
         tokenizer=tokenizer,
         device=device,
+        engine=engine,
         stream=stream,
         as_json=as_json,
         prompts=prompts,
@@ -134,6 +146,7 @@ def generate(
         vote=vote,
         num_draft_tokens=num_draft_tokens,
         is_seed_chosen=is_given(context, "seed"),
+        adapter=adapter,
         interactive=interactive or (is_one_text and out is None and sys.stdin.isatty() and sys.stdout.isatty()),
     )
     run_generate(options, settings, Console(stderr=True))
@@ -155,6 +168,7 @@ def chat(
     stop: Stop = None,
     seed: Seed = None,
     device: Device = "auto",
+    engine: Engine = "auto",
 ) -> None:
     """Talk with a model that was taught to; one that was not continues text. /help lists what can be typed."""
     from tiny_transformer.generation.command import ChatOptions, run_chat
@@ -172,7 +186,7 @@ def chat(
     )
     if question is not None and ckpt_dir is None:
         _refuse_name([question], verb="chat")
-    run_chat(ChatOptions(ckpt_dir, question, system, device), settings, Console(stderr=True))
+    run_chat(ChatOptions(ckpt_dir, question, system, device, engine), settings, Console(stderr=True))
 
 
 def _seed(seed: int | None) -> int:

@@ -58,6 +58,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "advanced.gradient_checkpointing": ("training.gradient_checkpointing",),
     "advanced.gradient_clip": ("training.grad_clip",),
     "advanced.grad_clip": ("training.grad_clip",),
+    "advanced.lora_rank": ("lora.rank",),
+    "advanced.lora_alpha": ("lora.alpha",),
+    "advanced.lora_dropout": ("lora.dropout",),
     "advanced.quantize": ("training.quantize",),
 }
 
@@ -65,6 +68,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 SWITCHES: dict[str, tuple[str, Any]] = {
     "training.bf16": ("training.precision", "bf16"),
     "training.fp16": ("training.precision", "fp16"),
+    "advanced.use_lora": ("lora.enabled", True),
     "advanced.speculative_sampling": ("training.sample_drafter", "auto"),
     "advanced.use_mqa": ("model.num_key_value_heads", 1),
     "advanced.multi_query": ("model.num_key_value_heads", 1),
@@ -83,10 +87,6 @@ _KERNELS = "leave it out: PyTorch takes the quickest kernel that the device has"
 # Switches of what is not built here. Off they say nothing, and neither do their settings beside them. What is built one
 # day gets a line in ALIASES, which goes first.
 UNBUILT: dict[str, Unbuilt] = {
-    "advanced.use_lora": Unbuilt("leave it out: all weights are trained", ("lora_",)),
-    "advanced.quantize": Unbuilt(
-        "leave it out, and quantize the trained model: tiny-transformer export RUN --gguf q8_0", ("quantize_",)
-    ),
     "advanced.log_attention": Unbuilt("leave it out", ("attention_log_",)),
     "advanced.draft_model": Unbuilt("training.sample_drafter names a smaller model's run"),
     "advanced.use_flash_attention": Unbuilt(_KERNELS),
@@ -135,9 +135,11 @@ def translate(key: str, value: Any, origin: str | None = None) -> list[tuple[str
     """
     if type(value).__module__ == "torch":  # a dtype, in a dict of Python
         value = str(value)
-    if key in SWITCHES and isinstance(value, bool):
+    if key in SWITCHES and (isinstance(value, bool) or value in _OFF):
         name, meaning = SWITCHES[key]
-        return [(name, meaning)] if value else []
+        if value is True:
+            return [(name, meaning)]
+        return [(name, False)] if meaning is True else []  # a switch that is off is written, too
     if key in UNBUILT and key not in ALIASES:
         if value in _OFF:
             return []

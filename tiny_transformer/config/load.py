@@ -19,9 +19,10 @@ from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, check_settings, implied, translate
 from tiny_transformer.config.presets import PRESETS
-from tiny_transformer.config.schema import CONFIGS, DataConfig, RunConfig, sections_of
+from tiny_transformer.config.schema import DataConfig, RunConfig, sections_of
 from tiny_transformer.config.secrets import HIDDEN, WHERE_THEY_GO, is_secret
 from tiny_transformer.config.shapes import SHAPES
+from tiny_transformer.config.stages import CONFIGS
 from tiny_transformer.config.strict import lookalike
 from tiny_transformer.config.text import MAX_CONFIG_BYTES, numbers, parse_yaml, read_config_file
 from tiny_transformer.errors import ExitCode, UserError

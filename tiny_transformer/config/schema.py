@@ -262,6 +262,43 @@ class TrainingConfig(Section):
         return self
 
 
+class LoraSection(Section):
+    """Low-rank adapters: train small additions to linear layers, and leave the model as it is."""
+
+    enabled: bool = setting(False, "refuse")
+    """Train adapters alone, on the model that `init_from` names."""
+
+    rank: int = setting(8, "refuse", ge=1, le=4096)
+    """Rank of an addition: `rank` x (inputs + outputs) weights a layer."""
+
+    alpha: float = setting(16.0, "refuse", gt=0)
+    """An addition counts `alpha / rank`."""
+
+    dropout: float = setting(0.0, "refuse", ge=0, lt=1)
+    """Share of an addition's inputs set to zero while training."""
+
+    targets: tuple[str, ...] = setting(("*_proj",), "refuse", min_length=1)
+    """Which linear layers, by the end of their names: `q_proj`, `*_proj`, `layers.0.*`."""
+
+    rslora: bool = setting(False, "refuse")
+    """Let an addition count `alpha / sqrt(rank)`, so that a higher rank learns as fast."""
+
+    quantize: Literal["none", "int8", "int4"] = setting("none", "refuse")
+    """Keep the frozen weights in 8 or 4 bits (QLoRA)."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _settings_need_their_switch(self) -> LoraSection:
+        if self.model_fields_set and "enabled" not in self.model_fields_set:
+            name = min(self.model_fields_set)
+            raise ValueError(f"lora.{name} says nothing without lora.enabled: true (--lora)")
+        return self
+
+
 class RunConfig(Section):
     """Everything one run is told."""
 
@@ -273,6 +310,9 @@ class RunConfig(Section):
 
     training: TrainingConfig = TrainingConfig()
     """The optimisation."""
+
+    lora: LoraSection = LoraSection()
+    """Low-rank adapters."""
 
     out_dir: Path | None = setting(None, "allow")
     """The run directory. Default: `runs/NAME`, where NAME is the config file's."""
@@ -295,6 +335,12 @@ class RunConfig(Section):
         return self.training.micro_batch_size * self.training.grad_accum_steps * self.data.seq_len
 
     @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> RunConfig:
+        if self.lora.enabled and self.init_from is None:
+            raise ValueError("lora.enabled needs init_from: adapters are added to a trained model")
+        return self
+
+    @model_validator(mode="after")
     def _sequence_fits_the_model(self) -> RunConfig:
         limit = self.model.max_position_embeddings
         if self.data.seq_len > limit:
@@ -303,10 +349,6 @@ class RunConfig(Section):
                 "shorten the one or raise the other"
             )
         return self
-
-
-# The config class of each stage: `RunConfig`, or a class with a section of its own more.
-CONFIGS: dict[str, type[RunConfig]] = {"pretrain": RunConfig}
 
 
 def sections_of(schema: type[RunConfig]) -> dict[str, type[Section] | None]:

@@ -19,7 +19,7 @@ from tiny_transformer.data.packing import IGNORE_INDEX, BestFit, Concatenated, P
 from tiny_transformer.data.token_file import TokenFile
 from tiny_transformer.errors import UserError
 
-__all__ = ["IGNORE_INDEX", "Batches", "TokenBatch", "evaluation_batches"]
+__all__ = ["IGNORE_INDEX", "Batches", "ExampleBatches", "TokenBatch", "batches_in_order", "evaluation_batches"]
 
 
 @dataclass(frozen=True)
@@ -58,40 +58,29 @@ class TokenBatch:
         )
 
 
-class Batches:
-    """Training batches.
+class ExampleBatches:
+    """Training batches of any list of examples.
 
     Args:
-        tokens: the split to read.
-        seq_len: T.
+        examples: what an epoch consists of.
         global_batch_size: rows of one step over all processes.
         seed: of the order.
-        packing: `concat` or `documents`; see `packing`.
         rank, world_size: which equal part of each batch this process takes.
 
     Raises:
-        UserError: the split is shorter than one sequence, or the batch cannot be shared equally.
+        UserError: the batch cannot be shared equally.
     """
 
     def __init__(
-        self,
-        tokens: TokenFile,
-        *,
-        seq_len: int,
-        global_batch_size: int,
-        seed: int,
-        packing: str = "concat",
-        rank: int = 0,
-        world_size: int = 1,
+        self, examples: Packing, *, global_batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         if global_batch_size % world_size:
             raise UserError(
                 f"a batch of {global_batch_size} sequences cannot be shared equally by {world_size} processes",
                 remedy="choose a batch size that is a multiple of the number of processes",
             )
-        self._examples = _pack(tokens, seq_len, packing, keep_rest=False)
-        self.seq_len, self.global_batch_size, self._seed = seq_len, global_batch_size, seed
-        self.num_examples = len(self._examples)
+        self._examples, self.num_examples = examples, len(examples)
+        self.global_batch_size, self._seed = global_batch_size, seed
         self._local_rows = global_batch_size // world_size
         self._first_row = rank * self._local_rows
 
@@ -124,6 +113,37 @@ class Batches:
         return sample_ids
 
 
+class Batches(ExampleBatches):
+    """Training batches.
+
+    Args:
+        tokens: the split to read.
+        seq_len: T.
+        global_batch_size: rows of one step over all processes.
+        seed: of the order.
+        packing: `concat` or `documents`; see `packing`.
+        rank, world_size: which equal part of each batch this process takes.
+
+    Raises:
+        UserError: the split is shorter than one sequence, or the batch cannot be shared equally.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenFile,
+        *,
+        seq_len: int,
+        global_batch_size: int,
+        seed: int,
+        packing: str = "concat",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        examples = _pack(tokens, seq_len, packing, keep_rest=False)
+        super().__init__(examples, global_batch_size=global_batch_size, seed=seed, rank=rank, world_size=world_size)
+        self.seq_len = seq_len
+
+
 def evaluation_batches(
     tokens: TokenFile, *, seq_len: int, batch_size: int, packing: str = "concat"
 ) -> Iterator[TokenBatch]:
@@ -132,7 +152,11 @@ def evaluation_batches(
     Raises:
         UserError: the split has fewer than two tokens.
     """
-    examples = _pack(tokens, seq_len, packing, keep_rest=True)
+    return batches_in_order(_pack(tokens, seq_len, packing, keep_rest=True), batch_size)
+
+
+def batches_in_order(examples: Packing, batch_size: int) -> Iterator[TokenBatch]:
+    """Each example once, in order."""
     for first in range(0, len(examples), batch_size):
         yield _make_batch(examples, np.arange(first, min(first + batch_size, len(examples))))
 

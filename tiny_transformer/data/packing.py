@@ -11,6 +11,7 @@ Both know every example from the start, so example i is found in O(1) and the or
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -36,6 +37,22 @@ class Packing(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Example: ...
+
+
+class Tokens(Protocol):
+    """A run of tokens with the places where its documents begin, such as a `TokenFile`."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens `start` to `stop` - 1."""
+        ...
+
+    def documents(self) -> np.ndarray:
+        """Where each document starts."""
+        ...
 
 
 class Concatenated:
@@ -81,7 +98,7 @@ class BestFit:
         seq_len: T.
     """
 
-    def __init__(self, tokens: TokenFile, seq_len: int) -> None:
+    def __init__(self, tokens: Tokens, seq_len: int) -> None:
         self._tokens, self._seq_len = tokens, seq_len
         starts = tokens.documents()
         num_targets = np.diff(starts, append=len(tokens)) - 1
@@ -106,11 +123,15 @@ class BestFit:
             start, size = int(self._starts[piece]), int(self._num_targets[piece])
             window = self._tokens.read(start, start + size + 1)
             here = slice(place, place + size)
-            input_ids[here], labels[here] = window[:-1], window[1:]
+            input_ids[here], labels[here] = window[:-1], self.targets(start, window)
             doc_ids[here], positions[here] = doc_id, np.arange(size)
             place += size
         doc_ids[place:], positions[place:] = len(pieces), np.arange(seq_len - place)
         return Example(input_ids, labels, doc_ids, positions)
+
+    def targets(self, start: int, window: np.ndarray) -> np.ndarray:
+        """The labels of a piece: what follows each of its tokens, which begin at token `start` of the split."""
+        return window[1:]
 
 
 def _cut_long(starts: np.ndarray, num_targets: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +173,7 @@ def _best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     return rows, num_rows
 
 
-def _too_short(tokens: TokenFile, seq_len: int) -> UserError:
+def _too_short(tokens: Tokens, seq_len: int) -> UserError:
     return UserError(
         f"{tokens.path.name} has {len(tokens):,} tokens, fewer than one sequence of {seq_len} + 1",
         where=str(tokens.path),

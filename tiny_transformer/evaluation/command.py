@@ -224,6 +224,12 @@ def _data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
             where=str(checkpoint),
             remedy="name prepared data with --data_dir (tiny-transformer prepare makes it)",
         )
+    if config.stage != "pretrain":
+        raise UserError(
+            f"this run learnt from {config.data.source} in the stage {config.stage}, not from prepared data",
+            where=str(checkpoint),
+            remedy="--data_dir DIR measures it on prepared data; its own loss stands in its report",
+        )
     data_dir = config.data.data_dir
     if data_dir is not None and is_prepared(data_dir):
         return data_dir

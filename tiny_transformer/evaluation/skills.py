@@ -24,13 +24,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tiny_transformer.data.stories import SKILLS, Choice
+from tiny_transformer.data.stories import Choice
 from tiny_transformer.evaluation.floor import FloorCheck, check_texts
+from tiny_transformer.evaluation.meanings import MEANINGS, STOP
 from tiny_transformer.evaluation.stories import Reading, TokenCosts, ToldStory, story_costs
 from tiny_transformer.models.contract import CausalLM
 
-STOP = "stop"
-MEANINGS = {**SKILLS, STOP: "that the story is over"}
 NUM_PARTS = 10
 
 

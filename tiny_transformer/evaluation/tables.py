@@ -12,7 +12,8 @@ from rich.table import Table
 from tiny_transformer.data.meta import SplitMeta
 from tiny_transformer.evaluation.floor import FloorCheck
 from tiny_transformer.evaluation.loss import SplitLoss, num_targets, perplexity_in_words
-from tiny_transformer.evaluation.skills import MEANINGS, Loss, SkillReport
+from tiny_transformer.evaluation.meanings import MEANINGS
+from tiny_transformer.evaluation.skills import Loss, SkillReport
 from tiny_transformer.evaluation.written import FIGURES, TEMPERATURE, Figure, in_words
 
 

@@ -17,6 +17,7 @@ from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.chat import Conversation, RunningText
 from tiny_transformer.generation.drafting import speculation_of
+from tiny_transformer.generation.engines import choose_engine
 from tiny_transformer.generation.interactive import Session
 from tiny_transformer.generation.prompt_files import STANDARD_INPUT, answer_file, answer_prompts, read_prompts
 from tiny_transformer.generation.rows import check_prompts
@@ -26,6 +27,7 @@ from tiny_transformer.generation.voting import Vote, parse_vote
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
 
 DEFAULT_PROMPT = "Once upon a time"
+TURNS = 10  # of a conversation, to tell whether it pays to load the compiled step
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class GenerateOptions:
         speculative: who drafts tokens ahead: `ngram`, `mtp`, or a checkpoint or run of a smaller model; None: what the
             run's config says.
         num_draft_tokens: the most that are drafted at once.
+        engine: who computes single tokens of one text: see `engines.choose_engine`.
         vote: show of several continuations the one that wins: `majority`, `regex:PATTERN` or `verifier:FILE.py:name`.
+        adapter: a directory of low-rank adapters to put on the model.
     """
 
     prompt: str | None = None
@@ -66,6 +70,8 @@ class GenerateOptions:
     speculative: str | None = None
     num_draft_tokens: int = 4
     vote: str | None = None
+    engine: str = "auto"
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,14 @@ class ChatOptions:
         question: one to answer, `-` for standard input; None to talk.
         system: what the model is told first.
         device: `auto`, `cpu`, `cuda` or `mps`.
+        engine: as for `generate`.
     """
 
     checkpoint: Path | None = None
     question: str | None = None
     system: str = ""
     device: str = "auto"
+    engine: str = "auto"
 
 
 def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Console) -> None:
@@ -96,11 +104,16 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     vote = None if options.vote is None else parse_vote(options.vote)
     opened = open_checkpoint(options.checkpoint, device=options.device)
     opened.check_tokenizer(options.tokenizer)
+    if options.adapter is not None:
+        from tiny_transformer.models.adapters import load_adapter
+
+        load_adapter(opened.model, options.adapter)
     if options.prompts is not None:
         _answer(opened, options, settings, notes)
         return
     if options.interactive:
         _say(opened, settings, notes)
+        _choose(opened, options.engine, TURNS * settings.max_new_tokens, notes)
         talk(RunningText(opened, settings), notes)
         return
     prompt = _prompt_of(opened.path) if options.prompt is None else _given(options.prompt)
@@ -108,6 +121,8 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     check_prompt(opened, prompt)
     _say(opened, settings, notes)
     speculation = speculation_of(opened, options.speculative, options.num_draft_tokens)
+    if options.num_samples == 1 and speculation is None:
+        _choose(opened, options.engine, settings.max_new_tokens, notes)
     prompts = [prompt] * options.num_samples
     writing = Writing(
         opened.model, opened.tokenizer, prompts, settings, end_ids=opened.end_ids, speculation=speculation
@@ -128,6 +143,14 @@ def _check(options: GenerateOptions, settings: SamplingConfig) -> None:
     for name in ("num_samples", "batch_size", "num_draft_tokens"):
         if (value := getattr(options, name)) < 1:
             raise UserError(f"{name} = {value} is not possible", remedy=f"{name}: 1 or more")
+    many = (
+        ("--prompts", options.prompts),
+        ("--num_samples", options.num_samples > 1),
+        ("--speculative", options.speculative),
+    )
+    if options.engine == "fast" and (beside := [name for name, value in many if value]):
+        what = f"--engine fast computes one token of one text at a time, and {beside[0]} is given"
+        raise UserError(what, where="command line", remedy="leave one of them out")
     if options.prompts is not None and options.prompt is not None:
         raise UserError("--prompt and --prompts are both given", where="command line", remedy="give one of them")
     if options.prompts is not None and options.stream:
@@ -162,6 +185,12 @@ def check_prompt(opened: OpenCheckpoint, prompt: str) -> None:
     check_prompts([prompt_ids], vocab_size=vocab_size, context_length=opened.config.max_position_embeddings)
 
 
+def _choose(opened: OpenCheckpoint, engine: str, num_tokens: int, notes: Console) -> None:
+    """Choose who computes the tokens of one text."""
+    sentence = choose_engine(opened.model, engine, num_tokens=num_tokens)
+    notes.print(f"[dim]{escape(sentence)}[/]", highlight=False, soft_wrap=True)
+
+
 def _say(opened: OpenCheckpoint, settings: SamplingConfig, notes: Console) -> None:
     notes.print(f"[dim]{escape(opened.sentence)}; seed {settings.seed}[/]", highlight=False, soft_wrap=True)
 
@@ -174,6 +203,8 @@ def run_chat(options: ChatOptions, settings: SamplingConfig, notes: Console) -> 
     """
     opened = open_checkpoint(options.checkpoint, device=options.device)
     _say(opened, settings, notes)
+    turns = TURNS if options.question is None else 1
+    _choose(opened, options.engine, turns * settings.max_new_tokens, notes)
     if opened.template is None:
         notes.print("[dim]this model was not taught to chat: it continues text[/]", highlight=False)
         if options.system:

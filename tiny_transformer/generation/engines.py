@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 
 ENGINES = ("auto", "plain", "fast")
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+PAYS = 2e9  # weights times tokens: about what the plain engine does in the second that Numba takes to be imported
 _EVERYTHING = 2**62  # the window of a layer that sees everything
 
 
-def choose_engine(model: CausalLM, wanted: str = "auto") -> str:
+def choose_engine(model: CausalLM, wanted: str = "auto", *, num_tokens: int | None = None) -> str:
     """Choose how `Decoder` computes single tokens with this model, and say what was chosen.
 
     Args:
         model: in evaluation mode. Where the compiled step is taken, its matrices become views of one tensor a kind.
-        wanted: `plain`; `fast`, the compiled step; `auto`: the compiled step where it can be had.
+        wanted: `plain`; `fast`, the compiled step; `auto`: the compiled step where it can be had and pays.
+        num_tokens: that will be written with it, for `auto`; None: many.
 
     Raises:
         UserError: `fast` where it cannot be had, with the reason; or an unknown name.
@@ -45,6 +47,10 @@ def choose_engine(model: CausalLM, wanted: str = "auto") -> str:
     if wanted == "plain":
         return "plain engine"
     reason = why_not_fast(model)
+    if wanted == "auto" and reason is None and num_tokens is not None:
+        num_weights = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+        if num_weights * num_tokens < PAYS:
+            reason = "that short a text is there before the compiled step is loaded"
     if reason is None:
         weights = gathered(model)
         TOKEN_STEPS[model] = lambda model: FastStep(model, weights)

@@ -130,26 +130,34 @@ def _dot_bfloat16(matrix, layer, row, x):
 
 
 def _dot_int8(matrix, layer, row, x):
-    weights, total, size = matrix.data[layer, row], float32(0), matrix.group
-    for m in range(matrix.scale.shape[2]):
+    weights, scales, total = matrix.data[layer, row], matrix.scale[layer, row], float32(0)
+    size = matrix.group
+    if size == 32:  # a shift instead of a loop of its own for each short group: twice as fast
+        for k in range(x.shape[0]):
+            total += scales[k >> 5] * (float32(weights[k]) * x[k])
+        return total
+    for m in range(scales.shape[0]):
         values, inputs = weights[m * size : (m + 1) * size], x[m * size : (m + 1) * size]
         part = float32(0)
         for k in range(inputs.shape[0]):  # from 0 on: an index that might be negative is not vectorised
             part += float32(values[k]) * inputs[k]
-        total += part * matrix.scale[layer, row, m]
+        total += part * scales[m]
     return total
 
 
 def _dot_int4(matrix, layer, row, x):
-    weights, total, size, half = matrix.data[layer, row], float32(0), matrix.group // 2, x.shape[0] // 2
-    for m in range(matrix.scale.shape[2]):
-        first, end = m * size, min((m + 1) * size, half)
-        pairs, low, high = weights[first:end], x[first:end], x[half + first : half + end]
-        part = float32(0)
-        for k in range(low.shape[0]):
-            pair = int32(pairs[k])
-            part += float32((pair & 15) - 8) * low[k] + float32((pair >> 4) - 8) * high[k]
-        total += part * matrix.scale[layer, row, m]
+    weights, scales, total = matrix.data[layer, row], matrix.scale[layer, row], float32(0)
+    size, half = matrix.group // 2, x.shape[0] // 2
+    low, high = x[:half], x[half:]
+    if size == 16:  # groups of 32
+        for k in range(half):
+            pair = int32(weights[k])
+            total += scales[k >> 4] * (float32((pair & 15) - 8) * low[k] + float32((pair >> 4) - 8) * high[k])
+        return total
+    for m in range(scales.shape[0]):
+        for k in range(m * size, min((m + 1) * size, half)):
+            pair = int32(weights[k])
+            total += scales[m] * (float32((pair & 15) - 8) * low[k] + float32((pair >> 4) - 8) * high[k])
     return total
 
 

@@ -12,6 +12,7 @@ import torch
 
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.drafting import speculation_of
+from tiny_transformer.generation.engines import choose_engine
 from tiny_transformer.generation.rows import check_prompts, continue_ids
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.speculative import Speculation
@@ -27,7 +28,9 @@ DRAFTING = ("speculative", "num_draft_tokens")
 OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_length": "max_new_tokens"}
 
 
-def load(path: Path | str | None = None, *, device: str = "auto", dtype: torch.dtype | None = None) -> LoadedModel:
+def load(
+    path: Path | str | None = None, *, device: str = "auto", dtype: torch.dtype | None = None, engine: str = "plain"
+) -> LoadedModel:
     """A trained model, ready to write.
 
     Args:
@@ -35,11 +38,12 @@ def load(path: Path | str | None = None, *, device: str = "auto", dtype: torch.d
             run's name: `load("demo")` opens runs/demo. None: the newest best checkpoint in runs/.
         device: of the weights: `auto`, `cpu`, `cuda` or `mps`.
         dtype: of the weights, such as `torch.bfloat16`; None keeps the files'.
+        engine: who computes the tokens of one text: `plain`, `fast` or `auto`, see `engines.choose_engine`.
 
     Raises:
         UserError: nothing there, a damaged checkpoint, or one that is not computed here.
     """
-    return LoadedModel(open_checkpoint(path, device=device, dtype=dtype))
+    return LoadedModel(open_checkpoint(path, device=device, dtype=dtype), engine)
 
 
 class LoadedModel:
@@ -51,13 +55,15 @@ class LoadedModel:
     Attributes:
         checkpoint: everything else that stands beside the weights: end ids, chat template, the run's config.
         model: a `torch.nn.Module` in evaluation mode, on its device.
+        engine: which was chosen, in words.
         tokenizer: the one it was trained with.
     """
 
-    def __init__(self, checkpoint: OpenCheckpoint) -> None:
+    def __init__(self, checkpoint: OpenCheckpoint, engine: str = "plain") -> None:
         self.checkpoint = checkpoint
         self.tokenizer: Tokenizer = checkpoint.tokenizer
         self.model: CausalLM = checkpoint.model
+        self.engine = choose_engine(self.model, engine)
 
     def __repr__(self) -> str:
         return f"<{type(self.model).__name__}, {self.checkpoint.sentence}>"

@@ -8,6 +8,7 @@ imported.
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from tiny_transformer.storage.temporary import LEFTOVER_PREFIX
 RUNS_DIR = Path("runs")
 LINKS = ("best", "last")  # what a run is asked for, in this order
 CONFIG, MANIFEST = "config.json", "manifest.json"
+DATA = "meta.json"  # only prepared data has it
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -52,7 +54,10 @@ def find_runs(names: Sequence[Path | str], runs_dir: Path = RUNS_DIR) -> tuple[l
             if not matches:
                 raise _unknown(name, runs_dir)
             found += matches
-    return list(dict.fromkeys(found)), notes
+    once: dict[str, Path] = {}
+    for path in found:
+        once.setdefault(os.path.realpath(path), path)
+    return list(once.values()), notes
 
 
 def newest_run(runs_dir: Path = RUNS_DIR) -> Path:
@@ -136,6 +141,11 @@ def _checkpoint_at(path: Path, runs_dir: Path) -> tuple[Path, str]:
         raise UserError(f"{path} is not a directory", remedy=_suggestion(runs_dir))
     if _is_run(path):
         return _of_run(path)
+    if (path / DATA).is_file() and not (path / CONFIG).is_file():
+        raise UserError(
+            f"{path} holds prepared data and no model",
+            remedy=f"name a run or checkpoint; data is named with --data_dir {path}",
+        )
     if not any((path / name).is_file() for name in (CONFIG, MANIFEST)):
         run = runs_dir / path
         remedy = f"the run of that name is {run}" if run != path and run.is_dir() else _suggestion(runs_dir)

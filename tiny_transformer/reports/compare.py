@@ -20,9 +20,8 @@ from tiny_transformer.reports.diagnosis.evidence import Finding
 from tiny_transformer.reports.formats import NOTHING, count, duration, large, loss, setting, shorten, signed, size
 from tiny_transformer.reports.outcome import Outcome
 from tiny_transformer.reports.page import MAX_KEY_CHARS, chart_section, esc
-from tiny_transformer.reports.report import guarded, whole_page
+from tiny_transformer.reports.report import guarded, whole_page, write_page
 from tiny_transformer.reports.run_reader import RunFiles, next_token_key, number, read_run, section
-from tiny_transformer.storage import atomic_write
 
 DEFAULT_OUT = Path("compare.html")
 MAX_RUNS = 8  # as many colours as can be told apart
@@ -39,7 +38,7 @@ def write_comparison(run_dirs: list[Path], out: Path = DEFAULT_OUT) -> Path:
     """
     if len(run_dirs) > MAX_RUNS:
         raise UserError(f"{len(run_dirs)} runs are too many for one page", remedy=f"name {MAX_RUNS} at most")
-    atomic_write(out, comparison_html([read_run(path) for path in run_dirs]))
+    write_page(out, comparison_html([read_run(path) for path in run_dirs]))
     return out
 
 

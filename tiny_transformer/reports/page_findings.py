@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiny_transformer.evaluation.skills import MEANINGS
+from tiny_transformer.evaluation.meanings import MEANINGS
 from tiny_transformer.reports.diagnosis.diagnose import HEALTHY, TOO_SHORT
 from tiny_transformer.reports.diagnosis.evidence import MIN_ROWS, Finding
 from tiny_transformer.reports.formats import count, duration, shorten

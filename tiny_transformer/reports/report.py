@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from tiny_transformer.errors import in_words
+from tiny_transformer.errors import UserError, in_words
 from tiny_transformer.reports import page
 from tiny_transformer.reports.charts import charts
 from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
@@ -44,8 +44,18 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
             atomic_write(Path(run_dir) / PICTURE_NAME, picture)  # before the page, which leads to it
     except Exception as error:  # the page tells the numbers
         run.problems.append(f"{PICTURE_NAME} could not be made: {in_words(error)}")
-    atomic_write(path, report_html(run, outcome, picture))
+    write_page(path, report_html(run, outcome, picture))
     return path
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page, whole or not at all.
+
+    Raises UserError: USAGE when the path is a directory, IO when the page cannot be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a directory", where="--out", remedy=f"name a file, such as {path / REPORT_NAME}")
+    atomic_write(path, text)
 
 
 def report_html(run: RunFiles, outcome: Outcome, picture: str = "") -> str:

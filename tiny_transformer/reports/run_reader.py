@@ -103,7 +103,9 @@ def read_run(path: Path) -> RunFiles:
         raise UserError(
             "this is not a run directory" if path.is_dir() else "there is no such directory",
             where=str(path),
-            remedy="name the directory that training wrote, the one that holds config.yaml and log.jsonl",
+            remedy=f"its run is {path.parent}"
+            if is_run_directory(path.parent) and path.is_dir()
+            else "name the directory that training wrote, the one that holds config.yaml and log.jsonl",
             exit_code=ExitCode.USAGE,
         )
     problems: list[str] = []

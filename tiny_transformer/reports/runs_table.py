@@ -7,6 +7,7 @@ sizes of its files, never by the directory being there; `tiny-transformer doctor
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,7 +112,14 @@ def list_runs(*paths: Path) -> list[RunSummary]:
         for resolved, path in directories.items()
         for checkpoints in [read_checkpoints(path)]
     ]
-    return sorted(found, key=lambda run: (run.newest, run.name))
+    return sorted(found, key=lambda run: (run.newest or _last_logged(run.path), run.name))
+
+
+def _last_logged(run_dir: Path) -> float:
+    """When a run that has saved nothing wrote its log, in seconds since the epoch; 0 without one."""
+    with suppress(OSError):
+        return (run_dir / "log.jsonl").lstat().st_mtime
+    return 0.0
 
 
 def print_runs(console: Console, summaries: list[RunSummary], now: float | None = None) -> None:

@@ -65,7 +65,7 @@ def check_tokenizer(request: Request, stage: Stage) -> None:
         UserError: the data was prepared with another tokenizer than the checkpoint's.
     """
     checkpoint = stage.config.init_from
-    if checkpoint is None or request.resume:
+    if checkpoint is None or request.resume or stage.adds_tokens:
         return
     own, shape = load_tokenizer(checkpoint), stage.config.model
     if own.fingerprint != stage.tokenizer.fingerprint:

@@ -65,8 +65,10 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
         try:
             return run.execute(stack)
         except NotFiniteError as error:
+            processes.mark("report")
             if processes.is_first:  # while the lock is held: nobody else has begun here yet
                 tell_not_finite(error, console)
+            processes.barrier()  # all have found it; whoever ends first would end the one that is still writing
             raise
 
 

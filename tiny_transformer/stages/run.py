@@ -109,7 +109,7 @@ class Run:
         pace = self._pace()
         parameters = sum(p.numel() for p in self.model.parameters())
         device = self.hardware.describe() + self.processes.describe()
-        data = self.stage.describe_data(pace.total_steps)
+        data = "; ".join(filter(None, [self.stage.describe_data(pace.total_steps), self.stage.adapters]))
         announce(self.directory.path, pace.plan, self.config, data, parameters, device, self.console)
         stop = stack.enter_context(StopSignals())
         self.patient = Patience(stop, partial(self.console.print, highlight=False, markup=False))

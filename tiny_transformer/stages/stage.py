@@ -1,7 +1,7 @@
 """What one kind of training brings to the engine: its data, batches, loss, evaluation, facts and files.
 
 `Run` does the rest for every stage alike: resume, minutes, several processes, log, checkpoints, replay. A stage is a
-class here below `stages/`, a config class in `config.schema.CONFIGS`, and a line in `HOMES`.
+class here below `stages/`, a config class in `config.stages.CONFIGS`, and a line in `HOMES`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from rich.table import Table
 from torch import Tensor
 
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model, load_weights, save_model
+from tiny_transformer.models.adapters import adapt, load_base_weights, save_adapter
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing, local_part
@@ -33,7 +35,11 @@ from tiny_transformer.training.state import TrainState
 
 B = TypeVar("B", bound=Batch)
 # Stage of a config -> its class: a name in the module called like the stage, or the class of one that lives elsewhere.
-HOMES: dict[str, str | type[Stage]] = {"pretrain": "Pretraining"}
+HOMES: dict[str, str | type[Stage]] = {
+    "pretrain": "Pretraining",
+    "finetune": "Finetuning",
+    "classify": "Classifying",
+}
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,14 @@ class Stage(ABC, Generic[B]):
 
     Attributes:
         checks: names of the diagnosis's checks that apply; None for all.
+        adds_tokens: whether its tokenizer may know more than that of the checkpoint it starts from.
+        adapters: what low-rank adapters train, in words; "" without them.
         spent_seconds: what `open` has spent of the run's minutes: choosing a model counts, preparing data does not.
     """
 
     checks: ClassVar[tuple[str, ...] | None] = None
+    adds_tokens: ClassVar[bool] = False
+    adapters: str = ""
     spent_seconds: float = 0.0
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
@@ -159,27 +169,42 @@ class Stage(ABC, Generic[B]):
 
     def build_model(self, device: torch.device | str) -> CausalLM:
         """A model with fresh weights, frozen or with other layers where the stage wants that."""
-        training = self.config.training
-        return build_model(
+        training, lora = self.config.training, self.config.lora
+        model = build_model(
             self.config.model,
             seed=training.seed,
             dropout=training.dropout,
             device=device,
             zero_residual=training.zero_residual,
         )
+        if lora.enabled:
+            self.adapters = adapt(model, lora, seed=training.seed)
+        return model
 
     def load_first_weights(self, model: CausalLM) -> None:
         """Put the weights of `init_from` into a model, or this process's parts of them; without one, nothing."""
         start = self.config.init_from
         if start is not None and not start.is_dir():
             raise UserError(f"{start}, which this run starts from, no longer exists", where="init_from")
-        if start is not None:
+        if start is not None and self.config.lora.enabled:
+            load_base_weights(model, start, self.config.lora, local_part)
+        elif start is not None:
             load_weights(model, start, local_part)
 
     def save(self, model: CausalLM, directory: Staging, weights: dict[str, Tensor]) -> None:
         """Write what a checkpoint holds besides the trainer's state: a model directory, tokenizer included."""
-        save_model(model, directory, weights, eos_token_id=self.tokenizer.end_id)
-        self.tokenizer.save(directory, max_length=model.config.max_position_embeddings)
+        self.save_model(model, directory, weights, (self.tokenizer.end_id,))
+
+    def save_model(
+        self, model: CausalLM, directory: Staging, weights: dict[str, Tensor], end_ids: tuple[int, ...]
+    ) -> None:
+        """Write model and tokenizer, and adapters in PEFT's form; programs stop at any of `end_ids`."""
+        ends = list(end_ids) if len(end_ids) > 1 else end_ids[0]
+        save_model(model, directory, weights, eos_token_id=ends)
+        self.tokenizer.save(directory, max_length=model.config.max_position_embeddings, end_ids=end_ids)
+        if (lora := self.config.lora).enabled:
+            base = last_parts(str(self.config.init_from))
+            save_adapter(model, directory, weights, folder="adapter/", lora=lora, base=base)
 
 
 def stage_class(name: str) -> type[Stage]:

@@ -69,6 +69,7 @@ class Report:
         for found in self.directories:
             out.append(f"  {found.name:16} {found.state:10} {found.num_files} files, {found.size_bytes:,} bytes")
             out += [f"      {text}" for text in [*found.problems[:MAX_NAMED], *found.notes]]
+        out += [] if self.directories else ["  no checkpoint has been saved"]
         out += [f"  {name} -> {target}" for name, target in self.links.items()]
         out += [f"  problem: {text}" for text in self.problems]
         if self.leftovers:
@@ -96,7 +97,9 @@ def examine(path: Path | str) -> Report:
         steps = [name for name in names if re.fullmatch(STEP, name)]
         if not steps and not {"last", "best", "log.jsonl", ".lock", "config.yaml"} & set(names):
             what = "nothing to examine: neither a run nor a directory with a manifest.json"
-            raise UserError(what, where=str(path), remedy="give a run, checkpoint or data directory")
+            runs = [name for name in names if (path / name / "log.jsonl").exists()]
+            inside = f"it holds runs; give one of them, such as {path / runs[0]}" if runs else None
+            raise UserError(what, where=str(path), remedy=inside or "give a run, checkpoint or data directory")
         report.directories = [_examine_directory(path / name) for name in steps]
         for name in sorted(RUN_FILES & set(names)):
             if problem := _text_problem(path / name):
@@ -303,9 +306,9 @@ def _examine_log(path: Path, report: Report) -> str:
                 report.problems.append("log.jsonl: steps do not increase")
                 return "unreadable"
             first, last = step if first is None else first, step
-    ends = "" if first is None else f", steps {first} to {last}"
+    ends = "" if first is None else f", step {first}" if first == last else f", steps {first} to {last}"
     unfinished = line and not line.endswith(b"\n")
-    return f"{number} records{ends}{', and an unfinished last line' if unfinished else ''}"
+    return f"{number} record{'' if number == 1 else 's'}{ends}{', and an unfinished last line' if unfinished else ''}"
 
 
 def _compare_log(run: Path, report: Report) -> None:

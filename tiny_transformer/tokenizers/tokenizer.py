@@ -71,6 +71,35 @@ class Tokenizer:
         """The id of one token by its spelling, control tokens included; None when there is no such token."""
         return self._ids.get(token)
 
+    def spelling(self, token_id: int) -> str:
+        """How a token is written in the vocabulary; "" where there is no such id."""
+        return self._backend.id_to_token(token_id) or ""
+
+    def with_control_tokens(self, spellings: Sequence[str]) -> Tokenizer:
+        """The same tokenizer, which knows these control tokens too; new ones get the ids after the highest.
+
+        A chat template of its own is forgotten, as another one is about to be saved beside it.
+
+        Raises:
+            UserError: one of them is a word already: text could become a control token.
+        """
+        words = [token for token in spellings if token in self._ids and self._ids[token] not in self._special_ids]
+        if words:
+            raise UserError(
+                f"{words[0]} is an ordinary word of the tokenizer {self.name}, so text would become a control token",
+                remedy="another --template",
+                exit_code=ExitCode.BAD_DATA,
+            )
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        new = [token for token in dict.fromkeys(spellings) if token not in self._ids]
+        added = [
+            {"id": self.vocab_size + place, "content": token, **flags, "special": True}
+            for place, token in enumerate(new)
+        ]
+        content = {**self.content, "added_tokens": [*(self.content.get("added_tokens") or []), *added]}
+        config = {key: value for key, value in self._config.items() if key != "chat_template"}
+        return Tokenizer(content, name=self.name, config=config)
+
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of `text`; the spelling of a control token is encoded as plain text.
 
@@ -122,7 +151,7 @@ class Tokenizer:
         """Whether the id is a byte-fallback piece `<0xNN>`, of which several make one character."""
         if not self.content["model"].get("byte_fallback"):
             return False
-        token = self._backend.id_to_token(token_id) or ""
+        token = self.spelling(token_id)
         return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
     @property

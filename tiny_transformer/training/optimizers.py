@@ -44,14 +44,11 @@ class Optimizers:
             {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self._all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [g for g in groups if g["params"]],
-                lr=config.learning_rate,
-                betas=(config.beta1, config.beta2),
-                fused=True,
-            )
-        ]
+        groups = [group for group in groups if group["params"]]
+        self._all: list[torch.optim.Optimizer] = []
+        if groups:
+            betas = (config.beta1, config.beta2)
+            self._all.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True))
         if hidden:
             self._all.append(Muon(hidden, config.muon_learning_rate, weight_decay=config.weight_decay, dtype=dtype))
         for optimizer in self._all:

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tiny_transformer.data.prepare import rows, texts
 from tiny_transformer.data.prepare.unpack import PACKED_SUFFIXES, bad, is_packed, unreadable
@@ -113,6 +114,25 @@ def _texts(path: Path, text_field: str) -> Iterator[str]:
     if kind in (".csv", ".tsv"):
         return rows.csv_texts(path, text_field, kind)
     return texts.documents_of(_lines(path))
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of one file with their lines (of a parquet file: their numbers), as they stand.
+
+    Raises:
+        UserError: a file that holds no rows, or is not what its name says (naming the line), or a missing package.
+    """
+    _check(path)
+    kind = kind_of(path)
+    if kind == ".parquet":
+        return rows.parquet_rows(path)
+    if kind == ".json":
+        return rows.json_rows(path)
+    if kind in (".jsonl", ".ndjson"):
+        return rows.json_lines_rows(path)
+    if kind in (".csv", ".tsv"):
+        return rows.csv_rows(path, kind)
+    raise bad(f"{path.name} holds running text and no rows", path, remedy=f"a file of {' '.join(ROW_SUFFIXES)}")
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -23,8 +23,8 @@ _NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t"}
 
 
-def json_lines_texts(path: Path, text_field: str) -> Iterator[str]:
-    """One JSON value a line."""
+def json_lines_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """One JSON value a line, with the line's number."""
     with open_text(path, whole_lines=True) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -33,14 +33,25 @@ def json_lines_texts(path: Path, text_field: str) -> Iterator[str]:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise bad(f"line {number} is not JSON ({error})", path, line=number) from None
-            yield _text_of(row, text_field, path, number)
+            yield number, row
+
+
+def json_lines_texts(path: Path, text_field: str) -> Iterator[str]:
+    """One JSON value a line."""
+    for number, row in json_lines_rows(path):
+        yield _text_of(row, text_field, path, number)
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The elements of one array, or values one after another, with the line on which each begins."""
+    with open_text(path) as lines:
+        yield from _Values(lines, path)
 
 
 def json_texts(path: Path, text_field: str) -> Iterator[str]:
     """The elements of one array, or values one after another."""
-    with open_text(path) as lines:
-        for line, row in _Values(lines, path):
-            yield _encodable(row, path, line) if isinstance(row, str) else _text_of(row, text_field, path, line)
+    for line, row in json_rows(path):
+        yield _encodable(row, path, line) if isinstance(row, str) else _text_of(row, text_field, path, line)
 
 
 class _Values:
@@ -135,6 +146,23 @@ def csv_texts(path: Path, text_field: str, kind: str) -> Iterator[str]:
                 yield row[column]
 
 
+def csv_rows(path: Path, kind: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a table with a header, each with the line on which it ends; its columns are apart by the delimiter
+    that stands most often in the header."""
+    csv.field_size_limit(2**31 - 1)
+    with open_text(path, whole_lines=True) as lines:
+        header = next(lines, "")
+        delimiter = max(_DELIMITERS[kind], key=header.count)
+        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        while (row := _next_row(reader, path)) is not None:
+            if row and len(row) != len(names):
+                what = f"a row has {len(row)} fields, and the first line names {len(names)} columns"
+                raise bad(what, path, line=reader.line_num + 1)
+            if row:
+                yield reader.line_num + 1, dict(zip(names, row, strict=True))
+
+
 def _header(lines: Iterator[str], text_field: str, path: Path, kind: str) -> tuple[list[str], str, list[str]]:
     """The names of the columns, the delimiter that makes the field one of them, and the lines read to find it."""
     held: list[str] = []
@@ -189,6 +217,13 @@ def _no_table(error: csv.Error, path: Path, line: int) -> UserError:
 
 def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
     """One column of a parquet file; rows without a value are left out."""
+    for number, row in parquet_rows(path, text_field):
+        if row[text_field] is not None:
+            yield _text_of(row, text_field, path, number)
+
+
+def parquet_rows(path: Path, column: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a parquet file with their numbers, of one column or of all."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -201,15 +236,12 @@ def parquet_texts(path: Path, text_field: str) -> Iterator[str]:
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if text_field not in names:
-                raise _no_field(text_field, str(path), "columns here", names)
-            _column(text_field, names, path)
-            row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    if text is not None:
-                        yield _text_of({text_field: text}, text_field, path, row)
+            if column is not None and column not in names:
+                raise _no_field(column, str(path), "columns here", names)
+            if column is not None:
+                _column(column, names, path)
+            batches = file.iter_batches(batch_size=1024, columns=None if column is None else [column])
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except (pyarrow.ArrowException, OSError) as error:
         raise bad(f"not a readable parquet file ({str(error).splitlines()[0]})", path) from None
 

@@ -1,0 +1,192 @@
+"""Instruction data: each form gives the same messages, each broken file and template its own message; packed rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from broken_templates import MasksEnds, broken
+
+from tiny_transformer.data.chat.checks import check_lengths, check_rows, check_template, count_other_ids
+from tiny_transformer.data.chat.conversations import Answers, TokenStore, encode_conversations, split
+from tiny_transformer.data.chat.records import Conversation, Reading, read_conversations
+from tiny_transformer.data.packing import IGNORE_INDEX
+from tiny_transformer.errors import UserError
+from tiny_transformer.tokenizers import Tokenizer, make_tokenizer
+from tiny_transformer.tokenizers.chat import ChatTemplate, Message
+from tiny_transformer.tokenizers.templates import ALPACA, CHATML, PLAIN, QWEN3
+
+BROKEN = Path(__file__).parent / "broken_chats"
+TALK = (Message("system", "Be brief."), Message("user", "Two and two?"), Message("assistant", "Four."))
+FORMS = {
+    "alpaca": {"system": "Be brief.", "instruction": "Two and two?", "input": "", "output": " Four.\n"},
+    "question": {"system": "Be brief.", "question": "Two and two?", "answer": "Four."},
+    "prompt": {"system": "Be brief.", "prompt": "Two and two?", "completion": "Four."},
+    "openai": {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Two and two?"},
+            {"role": "assistant", "content": "Four."},
+        ]
+    },
+    "openai in parts": {
+        "messages": [
+            {"role": role, "content": [{"type": "text", "text": text}]}
+            for role, text in (("system", "Be brief."), ("user", "Two and two?"), ("assistant", "Four."))
+        ]
+    },
+    "sharegpt": {
+        "system": "Be brief.",
+        "conversations": [{"from": "human", "value": "Two and two?"}, {"from": "gpt", "value": "Four."}],
+    },
+}
+
+
+def read(path: Path, template: ChatTemplate = CHATML, **options: object) -> list[Conversation]:
+    settings = {"system": None, "skips_bad": False, "reading": Reading(), **options}
+    return list(read_conversations(str(path), template, **settings))  # ty: ignore[invalid-argument-type]
+
+
+def chatml() -> Tokenizer:
+    return make_tokenizer("byte").with_control_tokens(CHATML.control_tokens)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_each_form_gives_the_same_messages(form: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"talk{suffix}"
+    if suffix == ".parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.Table.from_pylist([FORMS[form]]), path)
+    else:
+        path.write_text(json.dumps([FORMS[form]] if suffix == ".json" else FORMS[form]), encoding="utf-8")
+    (talk,) = read(path)
+    assert talk.messages == TALK and str(path) in talk.where
+
+
+def test_a_table_is_read_by_its_header(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('instruction;input;output\n"Add; them";1 and 2;3\n', encoding="utf-8")
+    (talk,) = read(tmp_path / "t.csv", ALPACA, system="Be brief.")
+    assert talk.messages == (
+        TALK[0],
+        Message("user", "Add; them\n\n### Input:\n1 and 2"),
+        Message("assistant", "3"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "says"),
+    [
+        ("not_json.jsonl", 2, "is not JSON"),
+        ("roles_out_of_order.jsonl", 3, "roles out of order: message 2 is of the user, not of the assistant"),
+        ("empty_answer.jsonl", 2, "output is empty"),
+        ("ends_with_a_question.jsonl", 1, "ends without an answer"),
+        ("unknown_role.json", 3, "message 2 has the role 'tool'"),
+        ("no_known_form.jsonl", 1, "of no known form; its keys: text"),
+        ("none_as_input.csv", 3, "input is the word None"),
+        ("short_row.csv", 3, "a row has 1 fields"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_line(name: str, line: int, says: str) -> None:
+    with pytest.raises(UserError) as refused:
+        read(BROKEN / name)
+    assert says in refused.value.what and (refused.value.where or "").endswith(f"{name}, line {line}")
+
+
+def test_bad_records_are_left_out_and_counted_where_that_is_asked_for() -> None:
+    reading = Reading()
+    talks = read(BROKEN / "empty_answer.jsonl", skips_bad=True, reading=reading)
+    assert [talk.messages[0].content for talk in talks] == ["Name a bird."]
+    assert reading.num_records == 2 and "output is empty" in reading.skipped[0].what
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("end not trained", r"the end token <\|im_end\|> is not trained"),
+        ("trains the user", "trains the tokens of the system"),
+        ("counts messages", "is unstable: before message 3 it writes other tokens"),
+        ("writes None", 'writes a literal "None"'),
+    ],
+)
+def test_a_broken_template_is_refused(name: str, says: str) -> None:
+    template, tokenizer = broken(name), chatml()
+    examples = encode_conversations(tokenizer, template, [Conversation(TALK, "talks.jsonl, line 7")])
+    with pytest.raises(UserError, match=says) as refused:
+        check_template(tokenizer, template, examples)
+    assert refused.value.where == "talks.jsonl, line 7"
+
+
+def test_sound_templates_pass_the_checks() -> None:
+    talk = (*TALK, Message("user", "Sure?"), Message("assistant", "<think>\nHm.\n</think>\n\nYes, None."))
+    for template in (CHATML, QWEN3, ALPACA, PLAIN):
+        examples = encode_conversations(chatml(), template, [Conversation(talk, "")])
+        check_template(chatml(), template, examples)
+        assert count_other_ids(chatml(), template, examples) == 0
+        assert len(examples) == (2 if template is QWEN3 else 1)
+
+
+def test_ends_hidden_by_a_mask_of_padding_and_everything_cut_away_are_refused() -> None:
+    tokenizer = chatml()
+    examples = encode_conversations(tokenizer, CHATML, [Conversation(TALK, "")] * 3)
+    store, end_id = TokenStore(examples, 128, "talks"), CHATML.end_id(tokenizer)
+    check_rows(Answers(store, 128), store, end_id)
+    rows = MasksEnds(store, 128)
+    rows.end_id = end_id
+    with pytest.raises(UserError, match="masking it hides 3 of 3 ends of answers"):
+        check_rows(rows, store, end_id)
+    short = TokenStore(examples, 20, "talks")
+    assert short.cut.num_lost == 3
+    with pytest.raises(UserError, match="everything is truncated away: none of 3 conversations"):
+        check_lengths(short, 3, 20)
+
+
+def test_rows_hold_whole_conversations_and_the_tokens_of_answers_are_their_targets() -> None:
+    tokenizer = chatml()
+    talks = [Conversation((Message("user", "a" * n), Message("assistant", "b" * n)), "") for n in range(1, 20)]
+    examples = encode_conversations(tokenizer, CHATML, talks)
+    store = TokenStore(examples, 64, "talks")
+    rows = Answers(store, 64)
+    assert 64 * len(rows) < 1.3 * len(store) and store.cut == (type(store.cut))()
+    answers = []
+    for i in range(len(rows)):
+        row = rows[i]
+        assert row.doc_ids is not None and row.positions is not None
+        learnt = row.labels != IGNORE_INDEX
+        assert np.array_equal(row.labels[:-1][learnt[:-1]], row.input_ids[1:][learnt[:-1]])
+        answers += tokenizer.decode(row.labels[learnt].tolist(), skip_special_tokens=False).split("<|im_end|>")
+        for piece in np.unique(row.doc_ids[learnt]):
+            here = row.doc_ids == piece
+            assert np.array_equal(row.positions[here], np.arange(here.sum()))
+            assert tokenizer.spelling(int(row.input_ids[here][0])) == "<|im_start|>"
+    assert sorted(filter(None, answers)) == ["b" * n for n in range(1, 20)]
+    assert store.num_bytes == sum(range(1, 20)) == store.num_targets - 19
+
+
+def test_a_long_answer_is_cut_and_counted() -> None:
+    tokenizer = chatml()
+    talk = Conversation((Message("user", "a"), Message("assistant", "b" * 90)), "")
+    store = TokenStore(encode_conversations(tokenizer, CHATML, [talk]), 64, "talks")
+    assert (store.cut.num_truncated, len(store)) == (1, 65)
+    row = Answers(store, 64)[0]
+    assert CHATML.end_id(tokenizer) not in row.labels and (row.labels == ord("b")).sum() == store.num_targets
+
+
+def test_answers_to_one_question_stay_on_one_side_and_none_moves() -> None:
+    tokenizer = chatml()
+    talks = [
+        Conversation((Message("user", f"{n}?"), Message("assistant", f"{n} {again}")), "")
+        for n in range(200)
+        for again in range(2)
+    ]
+    examples = encode_conversations(tokenizer, CHATML, talks)
+    train, val = split(examples, 0.1)
+    asked = [{example.messages[0] for example in part} for part in (train, val)]
+    assert not asked[0] & asked[1] and 20 < len(val) < 60 and len(train) + len(val) == 400
+    fewer = split(examples[:200], 0.1)[1]
+    assert {e.messages for e in fewer} <= {e.messages for e in val}
+    assert [len(part) for part in split(examples[:4], 0.0001)] == [2, 2]
+    with pytest.raises(UserError, match="1 different question, and two are needed"):
+        split(examples[:2], None)

@@ -1,0 +1,119 @@
+"""Adapters on the engine: what is trained and saved, how a run resumes, and what merge and generate make of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from run_helpers import fingerprint, run_tiny
+from safetensors.torch import load_file
+from tuning_helpers import tune, tuning_tree, write_talks
+
+from tiny_transformer.cli import run
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.errors import UserError
+from tiny_transformer.models import load_model
+from tiny_transformer.models.open import OpenCheckpoint
+from tiny_transformer.stages import run as engine
+from tiny_transformer.training import loop
+
+LORA = {"enabled": True, "rank": 2, "dropout": 0.2}
+QUICK = {"optimizer": "adamw", "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("base") / "base"
+    run_tiny(tiny_data, run_dir, steps=2, eval_steps=None)
+    return run_dir / "last"
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_talks(tmp_path_factory.mktemp("talks") / "talks.jsonl")
+
+
+@pytest.fixture(scope="module")
+def tuned(base: Path, talks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with adapters."""
+    run_dir = tmp_path_factory.mktemp("tuned") / "tuned"
+    _, told = tune(tuning_tree(base, talks, run_dir, lora=LORA, training=QUICK))
+    assert "(alpaca)" in told and "adapters of rank 2 on 14 layers" in told
+    return run_dir
+
+
+def test_the_base_stays_and_the_optimizer_remembers_adapters_alone(base: Path, tuned: Path) -> None:
+    before, after = load_file(base / "model.safetensors"), load_file(tuned / "last/model.safetensors")
+    for name, tensor in after.items():
+        if name.endswith(".lora_B"):
+            assert tensor.abs().max() > 0
+        elif not name.endswith(".lora_A"):
+            assert torch.equal(tensor, before[name.replace(".base.", ".")])
+    remembered = {n.rpartition("/")[0] for n in load_file(tuned / "last/trainer_state/optimizer.safetensors")}
+    assert remembered == {name for name in after if name.endswith((".lora_A", ".lora_B"))}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_run_that_was_never_stopped(
+    base: Path, talks: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tuning_tree(base, talks, tmp_path / "parts", lora=LORA, training=QUICK)
+    with monkeypatch.context() as patch:
+        inner = loop.train
+        patch.setattr(engine, "train", lambda job, state, _: inner(job, state, lambda: state.step >= 6))
+        tune(tree)
+    tune(tree, resume=True)
+    assert fingerprint(tmp_path / "parts") == fingerprint(tuned)
+    with pytest.raises(UserError, match=r"cannot resume: lora\.rank was 2 and is now 3"):
+        tune({**tree, "lora": {**LORA, "rank": 3}}, resume=True)
+
+
+def test_merged_run_and_adapters_beside_the_base_write_the_same(
+    base: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    adapter = tuned / "last/adapter"
+    assert run(["merge", str(tuned), "--out_dir", str(tmp_path / "a")]) == 0
+    assert run(["merge", str(adapter), "--base", str(base), "--out_dir", str(tmp_path / "b")]) == 0
+    best = load_model(tuned / "best")
+    ids = torch.arange(30)[None]
+    with torch.no_grad():
+        merged = load_model(tmp_path / "a")(ids)
+        assert torch.allclose(merged, best(ids), atol=1e-5)
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "a")(ids).logits
+        assert torch.allclose(theirs, merged, atol=1e-5)
+        beside = load_model(tmp_path / "b")(ids)
+        assert torch.allclose(beside, load_model(tuned / "last")(ids), atol=1e-5)
+    assert OpenCheckpoint(tmp_path / "a").template == OpenCheckpoint(tuned / "last").template
+    capsys.readouterr()
+    words = ["--prompt", "he 1", "--temperature", "0", "--max_new_tokens", "8", "--device", "cpu"]
+    assert run(["generate", "--ckpt", str(base), "--adapter", str(adapter), *words]) == 0
+    with_adapters = capsys.readouterr().out
+    assert run(["generate", "--ckpt", str(tuned / "last"), *words]) == 0
+    assert capsys.readouterr().out == with_adapters
+    assert run(["merge", str(base), "--out_dir", str(tmp_path / "c")]) == 2
+    assert "there is nothing to merge" in capsys.readouterr().err
+    named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    assert run(["merge", str(adapter), "--out_dir", str(tmp_path / "c")]) == 2
+    assert f"the adapters name {named} as their base" in capsys.readouterr().err
+
+
+def test_what_adapters_cannot_do_is_refused(base: Path, talks: Path, tuned: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="chatml needs new control tokens, which a frozen embedding cannot learn"):
+        tune(tuning_tree(base, talks, tmp_path / "r", lora=LORA, finetune={"template": "chatml"}))
+    with pytest.raises(UserError, match="no linear layer is named proj"):
+        tune(tuning_tree(base, talks, tmp_path / "r", lora={**LORA, "targets": ["proj"]}))
+    with pytest.raises(UserError, match="swapped layers already"):
+        tune(tuning_tree(tuned, talks, tmp_path / "s", lora=LORA))
+    with pytest.raises(UserError, match=r"lora\.enabled needs init_from"):
+        load_run_config({"lora": {"enabled": True}})
+
+
+def test_the_words_of_an_older_project_switch_it_on(base: Path) -> None:
+    advanced = {"use_lora": True, "lora_rank": 4, "lora_alpha": 8}
+    config = load_run_config({"advanced": advanced, "init_from": str(base)})
+    assert (config.lora.enabled, config.lora.rank, config.lora.alpha) == (True, 4, 8.0)
+    assert not load_run_config({"advanced": {**advanced, "use_lora": False}}).lora.enabled

@@ -1,0 +1,105 @@
+"""The verbs that go on from a trained model: finetune, merge, classify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tiny_transformer.cli.frame import OPEN_SETTINGS, SETTINGS, OutDir, app, as_overrides, overrides_of
+from tiny_transformer.errors import ExitCode
+
+
+@app.command(context_settings=OPEN_SETTINGS)
+def finetune(
+    context: typer.Context,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="A .yaml, .json or .toml file; see configs/.")
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option("--init_from", metavar="RUN", help="The model to start from: a run, a checkpoint, a directory."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="Records of conversations: .jsonl, .json, .csv or .parquet, a folder or glob, or a data set of the "
+            "hub. Alpaca's, question and answer, messages of OpenAI or ShareGPT."
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="chatml, qwen3, alpaca, llama3 or plain. Default: what the model was taught, else chatml."),
+    ] = None,
+    lora: Annotated[
+        bool,
+        typer.Option("--lora", help="Train low-rank adapters alone: --lora.rank 8, --lora.targets q_proj,v_proj."),
+    ] = False,
+    out_dir: OutDir = None,
+    minutes: Annotated[float | None, typer.Option(help="Fit the run to this time.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in out_dir exactly where it stood.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in out_dir.")] = False,
+) -> None:
+    """Teach a trained model to answer: supervised fine-tuning on conversations, with a loss on the answers alone.
+
+    With nothing to choose: finetune --init_from runs/demo --source FILE --minutes 10. Any key of the config can be set
+    too, as in train: --learning_rate 1e-4, --seq_len 512. What is trained, tiny-transformer inspect FILE --template
+    chatml shows in colour.
+    """
+    from tiny_transformer.stages.command import run_training
+
+    options = {"init_from": init_from, "data.source": source, "finetune.template": template, "out_dir": out_dir}
+    overrides = [
+        "stage=finetune",
+        *(["lora.enabled=true"] if lora else []),
+        *as_overrides(options),
+        *overrides_of(context),
+    ]
+    status = run_training(config, overrides, resume=resume, overwrite=overwrite, console=Console(), minutes=minutes)
+    if status == "stopped":
+        raise typer.Exit(ExitCode.STOPPED)
+
+
+@app.command(context_settings=SETTINGS)
+def merge(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|DIR", help="A run or checkpoint with adapters, or adapters that PEFT saved.")
+    ],
+    out_dir: Annotated[
+        Path, typer.Option("--out_dir", metavar="DIR", help="Where it goes; a directory that does not exist yet.")
+    ],
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The model under the adapters. Default: what they name.")
+    ] = None,
+) -> None:
+    """Make one ordinary model of a model and its adapters, for programs that know no adapters."""
+    from tiny_transformer.interop.merging import merge as merge_layers
+
+    taken = merge_layers(source, out_dir, base=base)
+    Console().print(f"wrote {out_dir}, of {taken}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(context_settings=SETTINGS)
+def classify(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="[CKPT]", help="A classifier: run, checkpoint or directory.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Texts: rows of .jsonl, .json, .csv or .parquet, or a text a line."),
+    ] = None,
+    text_field: Annotated[str, typer.Option("--text_field", help="The field of a row that holds the text.")] = "text",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Sort texts by the labels that a classifier has learnt; a line of JSON for each.
+
+    One is made with: train --stage classify --init_from runs/demo --source FILE, with rows of text and label.
+    """
+    from tiny_transformer.evaluation.classify_command import run_classify
+
+    run_classify(checkpoint, text or [], file, text_field=text_field, device=device)

@@ -1,0 +1,203 @@
+"""Records of instruction data as conversations: Alpaca, question and answer, OpenAI and ShareGPT messages.
+
+A record is told from the others by its keys. What is not understood is refused with its line; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from tiny_transformer.data.prepare.files import read_rows
+from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.tokenizers.chat import ChatTemplate, Message, Role
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+PAIRS = (("question", "answer"), ("prompt", "completion"), ("prompt", "response"))
+ANSWERS = ("output", "response")
+NO_VALUES = ("None", "nan", "NaN", "null")  # what a program writes for an empty cell
+KNOWN_FORMS = "instruction/input/output, question/answer, prompt/completion, messages or conversations"
+
+
+class Conversation(NamedTuple):
+    """Messages, and where they stand: file and line."""
+
+    messages: tuple[Message, ...]
+    where: str
+
+
+@dataclass
+class Reading:
+    """What reading a source has come to.
+
+    Attributes:
+        num_records: how many there were.
+        skipped: what was wrong with each record that was left out.
+    """
+
+    num_records: int = 0
+    skipped: list[UserError] = field(default_factory=list)
+
+
+def read_conversations(
+    source: str, template: ChatTemplate, *, system: str | None, skips_bad: bool, reading: Reading
+) -> Iterator[Conversation]:
+    """The conversations of a file, folder, glob or hub data set.
+
+    Args:
+        source: where the records are.
+        template: says what stands between an instruction and its input.
+        system: a system prompt for conversations without one.
+        skips_bad: leave out records that are no conversation; they are kept in `reading`.
+        reading: is filled in.
+
+    Raises:
+        UserError: no records there, or one that is no conversation, with its line.
+    """
+    for where, row in _rows(source):
+        reading.num_records += 1
+        try:
+            messages = messages_of(row, template)
+        except UserError as error:
+            told = UserError(
+                error.what,
+                where=where,
+                remedy=error.remedy or "mend or remove the record, or --skip_bad_rows to leave such records out",
+                exit_code=ExitCode.BAD_DATA,
+            )
+            if not skips_bad:
+                raise told from None
+            reading.skipped.append(told)
+            continue
+        if system and messages[0].role != "system":
+            messages = (Message("system", system), *messages)
+        yield Conversation(messages, where)
+
+
+def messages_of(row: Any, template: ChatTemplate) -> tuple[Message, ...]:
+    """The messages of a record, checked: perhaps a system message, then user and assistant in turn, none empty.
+
+    Raises:
+        UserError: it is no conversation, without saying where it stands.
+    """
+    messages = _listed(row) if isinstance(row, list) else _of_object(row, template)
+    _check_order(messages)
+    return tuple(messages)
+
+
+def _of_object(row: Any, template: ChatTemplate) -> list[Message]:
+    if not isinstance(row, dict):
+        raise UserError(f"a record is an object, and this is of type {type(row).__name__}")
+    for key in ("messages", "conversations", "conversation"):
+        if row.get(key) is not None:
+            messages = _listed(row[key])
+            system = row.get("system")
+            return [Message("system", _text(system, "system")), *messages] if system else messages
+    system = [Message("system", _text(row["system"], "system"))] if row.get("system") else []
+    if row.get("instruction") is not None:
+        answer = next((key for key in ANSWERS if key in row), None)
+        if answer is None:
+            raise UserError(f"the record has an instruction and no {' or '.join(ANSWERS)}")
+        question = _text(row["instruction"], "instruction")
+        if given := _input(row.get("input")):
+            question += template.before_input + given
+        return [*system, Message("user", question), Message("assistant", _text(row[answer], answer))]
+    for asked, answer in PAIRS:
+        if asked in row and answer in row:
+            pair = Message("user", _text(row[asked], asked)), Message("assistant", _text(row[answer], answer))
+            return [*system, *pair]
+    keys = ", ".join(str(key)[:40] for key in list(row)[:8]) or "none"
+    raise UserError(f"the record is of no known form; its keys: {keys}", remedy=f"write {KNOWN_FORMS}")
+
+
+def _listed(value: Any) -> list[Message]:
+    """Messages of OpenAI's form (role, content) or ShareGPT's (from, value)."""
+    if not isinstance(value, list) or not value:
+        raise UserError("the messages are not a list of at least one")
+    messages = []
+    for number, one in enumerate(value, start=1):
+        if not isinstance(one, dict):
+            raise UserError(f"message {number} is no object with a role and a text")
+        role, content = one.get("role", one.get("from")), one.get("content", one.get("value"))
+        if not isinstance(role, str) or role not in ROLES:
+            raise UserError(f"message {number} has the role {role!r:.60}; known are {', '.join(ROLES)}")
+        messages.append(Message(ROLES[role], _text(content, f"message {number}")))
+    return messages
+
+
+def _text(value: Any, name: str) -> str:
+    """A text that is not empty, without the blanks around it."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        kinds = {part.get("type") for part in cast(list[dict[str, Any]], value)}
+        if kinds != {"text"}:
+            raise UserError(f"{name} has parts of type {', '.join(map(str, kinds - {'text'}))}, and only text is read")
+        value = "".join(str(part.get("text", "")) for part in value)
+    if not isinstance(value, str):
+        raise UserError(f"{name} is no text but of type {type(value).__name__}")
+    if not value.strip():
+        raise UserError(f"{name} is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{name} has half of a surrogate pair (an escape \\ud800 to \\udfff)") from None
+    return value.strip()
+
+
+def _input(value: Any) -> str:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    text = _text(value, "input")
+    if text in NO_VALUES:
+        raise UserError(f"input is the word {text}, as programs write it for an empty cell", remedy="leave it empty")
+    return text
+
+
+def _check_order(messages: list[Message]) -> None:
+    turns = messages[1:] if messages[0].role == "system" else messages
+    for i, message in enumerate(turns):
+        expected = "assistant" if i % 2 else "user"
+        if message.role != expected:
+            place = i + 1 + len(messages) - len(turns)
+            raise UserError(f"roles out of order: message {place} is of the {message.role}, not of the {expected}")
+    if len(turns) % 2 or not turns:
+        raise UserError("the conversation ends without an answer, so there is nothing to learn from it")
+
+
+def _rows(source: str) -> Iterator[tuple[str, Any]]:
+    """Records with their places."""
+    if not Path(source).expanduser().exists() and looks_like_hub_id(source):
+        yield from _hub_rows(source)
+        return
+    for path in find_files(source).paths:
+        for line, row in read_rows(path):
+            yield f"{path}, {'row' if path.suffix == '.parquet' else 'line'} {line}", row
+
+
+def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a data set's training split, which the package `datasets` keeps in its own cache."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"{name} is read from the hub, which needs the package datasets", remedy="pip install datasets"
+        ) from None
+    try:
+        rows = datasets.load_dataset(name, split="train")
+    except Exception as error:  # a dozen kinds for a hub that fails or refuses
+        raise UserError(
+            f"{name} cannot be read from the Hugging Face hub ({type(error).__name__})",
+            remedy="check the name and the network, or give a file of yours: --source FILE",
+            exit_code=ExitCode.IO,
+        ) from None
+    for number, row in enumerate(rows, start=1):
+        yield f"{name}, row {number}", row

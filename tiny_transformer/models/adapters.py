@@ -1,0 +1,245 @@
+"""Low-rank adapters on a model, and their own files: PEFT's `adapter_config.json` and `adapter_model.safetensors`.
+
+PEFT opens what is written here, and what PEFT writes is opened here, if it is a plain LoRA: additions to linear layers,
+with rank-stabilized scaling or without. Everything else is refused by name. Source of the format: the PEFT library's
+saved directories.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.layers.linear import LoRALinear
+from tiny_transformer.models.checkpoint import EMBEDDING
+from tiny_transformer.models.config_file import read_json, read_small_file
+from tiny_transformer.models.safetensors_file import encode, open_checked, reading
+from tiny_transformer.models.swaps import add_lora, quantize_layers
+from tiny_transformer.models.vocabulary import copy_tensors, load_ordinary, tensors_of
+from tiny_transformer.storage.commit import Staging, write_into
+from tiny_transformer.storage.inside import check_inside
+
+if TYPE_CHECKING:
+    from tiny_transformer.config.schema import LoraSection
+    from tiny_transformer.models.contract import CausalLM
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE_KEY = "tiny_transformer_base"  # in the header of the weights: what they were trained on
+_PREFIX = "base_model.model."
+_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+# What a configuration of PEFT must say, or leave out, to be a plain LoRA.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "lora_bias": (False, None),
+    "trainable_token_indices": (None,),
+}
+
+
+def adapt(model: CausalLM, lora: LoraSection, *, seed: int) -> str:
+    """Put adapters on a model, in place, freeze everything else, and say what is trained.
+
+    Args:
+        model: of ordinary layers; quantized first where `lora` says so.
+        lora: which layers, of what rank.
+        seed: draws the first half of each adapter; the second is zero, so at first nothing changes.
+
+    Raises:
+        UserError: a pattern that no layer has.
+    """
+    num_all = sum(parameter.numel() for parameter in model.parameters())
+    if lora.quantize != "none":
+        quantize_layers(model, lora.quantize)
+    # alpha / sqrt(r) is alpha sqrt(r) / r: rank-stabilized scaling (Kalajdzievski, 2023) needs no layer of its own
+    alpha = lora.alpha * math.sqrt(lora.rank) if lora.rslora else lora.alpha
+    generator = torch.Generator().manual_seed(seed)
+    names = add_lora(model, lora.targets, rank=lora.rank, alpha=alpha, dropout=lora.dropout, generator=generator)
+    num_trained = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith((".lora_A", ".lora_B")))
+        num_trained += parameter.numel() if parameter.requires_grad else 0
+    base = "" if lora.quantize == "none" else f" in {lora.quantize}"
+    return (
+        f"adapters of rank {lora.rank} on {len(names)} layers: {num_trained:,} weights are trained, with "
+        f"{12 * num_trained / 1e6:.1f} MB for gradients and optimizer, and {num_all:,} stay frozen{base}"
+    )
+
+
+@torch.no_grad()
+def load_base_weights(
+    model: CausalLM,
+    directory: Path | str,
+    lora: LoraSection,
+    part_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> None:
+    """Fill what is frozen in an adapted model with the weights of a directory; the adapters stay as they are.
+
+    Raises:
+        UserError: see `load_ordinary`.
+    """
+    base = load_ordinary(directory)
+    if lora.quantize != "none":
+        quantize_layers(base, lora.quantize)
+    found = tensors_of(base)
+    frozen = [name for name in tensors_of(model) if not name.endswith((".lora_A", ".lora_B"))]
+    copy_tensors({name: found[name.replace(".base.", ".")] for name in frozen}, model, part_of)
+
+
+def save_adapter(
+    model: CausalLM,
+    directory: Staging | Path | str,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    folder: str = "",
+    lora: LoraSection | None = None,
+    base: str | None = None,
+) -> None:
+    """Write the adapters of a model as PEFT does.
+
+    Args:
+        model: with adapters of one rank.
+        directory: existing, or what `storage.publish` gives.
+        weights: the model's tensors by name.
+        folder: inside of it, with a slash at the end.
+        lora: how the scale was asked for.
+        base: where the model without adapters is.
+    """
+    layers = dict(_adapters(model))
+    first = next(iter(layers.values()))
+    stable = lora is not None and lora.rslora
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": first.rank,
+        "lora_alpha": lora.alpha if lora is not None else first.alpha,
+        "lora_dropout": first.dropout.p,
+        "use_rslora": stable,
+        "target_modules": _targets(model, list(layers)),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    tensors = {
+        f"{_PREFIX}{name}.lora_{half}.weight": weights[f"{name}.lora_{half}"] for name in layers for half in "AB"
+    }
+    header = {"format": "pt", BASE_KEY: base_fingerprint(weights)}
+    write_into(directory, f"{folder}{CONFIG}", json.dumps(config, indent=2) + "\n")
+    write_into(directory, f"{folder}{WEIGHTS}", encode(tensors, header))
+
+
+@torch.no_grad()
+def load_adapter(model: CausalLM, directory: Path | str) -> None:
+    """Put the adapters of a directory on a model, in place.
+
+    Raises:
+        UserError: not a directory of adapters, no plain LoRA, or adapters for another model.
+    """
+    directory = Path(directory)
+    if not (directory / CONFIG).is_file() and (directory / "adapter" / CONFIG).is_file():
+        directory = directory / "adapter"
+    config = read_adapter_config(directory)
+    with open_checked(directory / WEIGHTS) as opened, reading(directory / WEIGHTS):
+        header = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+    wrong = next((name for name in tensors if not _NAME.fullmatch(name)), None)
+    if wrong is not None or not tensors:
+        raise _bad(f"{wrong or 'an empty file'} is no half of an addition to a linear layer", directory / WEIGHTS)
+    trained_on = header.get(BASE_KEY)
+    if trained_on is not None and trained_on != base_fingerprint(dict(model.named_parameters())):
+        raise _another(directory, "its weights are not those that the adapters were trained on")
+    rank, alpha = config["r"], float(config.get("lora_alpha", 8))
+    alpha = alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
+    names = list(dict.fromkeys(match[1] for name in tensors if (match := _NAME.fullmatch(name))))
+    try:
+        add_lora(model, names, rank=rank, alpha=alpha)
+    except UserError as error:
+        raise _another(directory, error.what) from None
+    for name in names:
+        layer = model.get_submodule(name)
+        for half in "AB":
+            target = getattr(layer, f"lora_{half}")
+            found = tensors.get(f"{_PREFIX}{name}.lora_{half}.weight")
+            if found is None or found.shape != target.shape:
+                shape = "missing" if found is None else f"of shape {list(found.shape)}"
+                raise _another(directory, f"lora_{half} of {name} is {shape}, and the layer needs {list(target.shape)}")
+            target.copy_(found)
+
+
+def read_adapter_config(directory: Path) -> dict[str, Any]:
+    """A checked `adapter_config.json`.
+
+    Raises:
+        UserError: it is not there, damaged, or of another kind than a plain LoRA.
+    """
+    path = directory / CONFIG
+    check_inside(path)
+    if not path.is_file():
+        raise UserError(f"{directory} holds no adapters: it has no {CONFIG}", remedy="give a directory that PEFT saved")
+    read_small_file(path)
+    config = read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise _bad(f"adapters of type {config.get('peft_type')!r:.40} are not computed here, only LORA", path)
+    for key, allowed in _PLAIN.items():
+        if config.get(key) not in allowed:
+            raise _bad(f"{key} = {config[key]!r:.60} is not computed here", path)
+    rank, alpha = config.get("r"), config.get("lora_alpha", 8)
+    if type(rank) is not int or not 0 < rank < 2**16 or not isinstance(alpha, int | float):
+        raise _bad(f"r = {rank!r:.40} and lora_alpha = {alpha!r:.40} are no rank and no number", path)
+    return config
+
+
+def base_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """What tells one base from another: its norms and every 37th row of its embedding, which adapters leave alone and
+    quantization too."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        if name == EMBEDDING or (tensors[name].ndim == 1 and "norm" in name):
+            rows = tensors[name][::37] if name == EMBEDDING else tensors[name]
+            digest.update(name.encode() + rows.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _adapters(model: CausalLM) -> Iterator[tuple[str, LoRALinear]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoRALinear))
+
+
+def _targets(model: CausalLM, names: list[str]) -> list[str]:
+    """The last parts of the names, where all layers called so have adapters; else the names."""
+    ends = {name.rpartition(".")[2] for name in names}
+    others = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not name.endswith(".base") and name not in names
+    }
+    return sorted(names if ends & others else ends)
+
+
+def _another(directory: Path, what: str) -> UserError:
+    return UserError(
+        f"these adapters are for another model: {what}",
+        where=str(directory),
+        remedy="name the model that they were trained on",
+        exit_code=ExitCode.BAD_DATA,
+    )
+
+
+def _bad(what: str, where: Path) -> UserError:
+    return UserError(
+        what,
+        where=str(where),
+        remedy="merge them in peft (merge_and_unload), and open that",
+        exit_code=ExitCode.BAD_DATA,
+    )

@@ -1,0 +1,81 @@
+"""What a fine-tuned model answers: shown at the end of a run, with the share of answers that it ended itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
+from tiny_transformer.generation.answers import answer
+from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.models.open import OpenCheckpoint
+from tiny_transformer.reports.outcome import outcome_of
+from tiny_transformer.reports.run_reader import read_run
+from tiny_transformer.stages.chat_data import ChatData
+from tiny_transformer.stages.samples import keep_samples
+from tiny_transformer.stages.stage import RunResult
+from tiny_transformer.storage import RunDirectory
+from tiny_transformer.tokenizers import Tokenizer
+from tiny_transformer.tokenizers.chat import Message
+
+NUM_ANSWERS, NUM_SHOWN = 100, 3
+SHOWN_CHARACTERS = 80  # of a row that `replay` shows
+
+
+def show_answers(result: RunResult, data: ChatData, console: Console) -> None:
+    """Say what the loss came to, let the best checkpoint answer held-out questions, and keep its answers."""
+    best, state = outcome_of(read_run(result.run_dir)), result.state
+    console.print(
+        f"\n{'stopped early' if result.status == 'stopped_early' else 'finished'}: loss on held-out answers "
+        f"{'not measured (set eval_steps)' if best.val_loss is None else f'{best.val_loss:.3f} nats per token'}, "
+        f"{state.step:,} steps, {state.num_tokens:,} tokens of answers, {state.elapsed_seconds / 60:.1f} minutes",
+        highlight=False,
+    )
+    run = RunDirectory(result.run_dir)
+    checkpoint = run.resolve("best") or run.resolve("last")
+    if checkpoint is None:
+        return
+    opened, training = OpenCheckpoint(checkpoint.path, device=str(result.hardware.device)), data.config.training
+    settings = SamplingConfig(temperature=0.7, top_p=0.95, max_new_tokens=training.sample_tokens, seed=training.seed)
+    questions = _questions(data)
+    answers = answer(opened.model, opened.tokenizer, data.template, questions, settings)
+    ended = sum(one.reason == "end" for one in answers)
+    for question, one in list(zip(questions, answers, strict=True))[:NUM_SHOWN]:
+        console.print(Text.assemble("\n", (question[-1].content, "bold"), "\n", one.text))
+    console.print(
+        f"\n{ended:,} of {len(answers):,} answers to held-out questions ended by themselves within "
+        f"{training.sample_tokens:,} tokens",
+        highlight=False,
+    )
+    facts = {"step": checkpoint.step, "settings": {"temperature": 0.7, "top_p": 0.95, "seed": training.seed}}
+    samples = [
+        {"prompt": question[-1].content, "text": one.text, "ended": one.reason == "end", **facts}
+        for question, one in zip(questions, answers, strict=True)
+    ]
+    keep_samples(result.run_dir, samples)
+
+
+def _questions(data: ChatData) -> list[tuple[Message, ...]]:
+    """Held-out conversations up to their first answer, those that leave room for one."""
+    limit = data.config.model.max_position_embeddings // 2
+    asked = dict.fromkeys(
+        example.messages[: [message.role for message in example.messages].index("assistant")]
+        for example in data.val.examples
+    )
+    return [q for q in asked if len(data.template.prompt_ids(data.tokenizer, q)) <= limit][:NUM_ANSWERS]
+
+
+def show_rows(micro_batches: Sequence[TokenBatch], tokenizer: Tokenizer) -> Table:
+    """Rows of a batch: their numbers in the epoch, and how the answers in them begin."""
+    table = Table(title="examples", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("number", justify="right")
+    table.add_column("answers", overflow="ellipsis", no_wrap=True)
+    for batch in micro_batches:
+        for sample, labels in zip(batch.sample_ids.tolist(), batch.labels.tolist(), strict=True):
+            ids = [token for token in labels if token != IGNORE_INDEX]
+            text = tokenizer.decode(ids[:SHOWN_CHARACTERS]).replace("\n", " ")
+            table.add_row(f"{sample:,}", Text(text[:SHOWN_CHARACTERS]))
+    return table
