@@ -121,8 +121,8 @@ def test_a_run_ends_within_three_percent_of_its_minutes(name: str, monkeypatch: 
     assert machine.plans[-1].is_fixed
 
 
-@pytest.mark.parametrize("factor", [0.4, 0.5, 1.5, 2.0, 3.0])
-@pytest.mark.parametrize("share", [0.05, 0.25, 0.35, 0.5, 0.62, 0.74, 0.81, 0.849])
+@pytest.mark.parametrize("factor", [0.4, 1.5, 3.0])
+@pytest.mark.parametrize("share", [0.05, 0.35, 0.5, 0.74, 0.849])
 def test_whenever_the_machine_changes_its_speed_the_run_ends_on_time(
     factor: float, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
