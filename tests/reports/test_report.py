@@ -457,7 +457,9 @@ def test_what_it_writes_and_how_that_grew_stand_on_the_page(tmp_path: Path) -> N
         {"name": "odd", "right": "x", "places": 3},
     ]
     words = "It knows the sentences; not yet who is who."
-    (run / "written.json").write_text(json.dumps({"num_stories": 20, "in_words": words, "figures": [*figures, 7]}))
+    (run / "written.json").write_text(
+        json.dumps({"step": 90, "num_stories": 20, "in_words": words, "figures": [*figures, 7]})
+    )
     growth = [
         {"step": step, "chances": {"copy": share, "stop": 0.99, "odd": "<"}} for step, share in ((3, 0.01), (40, 0.5))
     ]
@@ -465,7 +467,7 @@ def test_what_it_writes_and_how_that_grew_stand_on_the_page(tmp_path: Path) -> N
     page = page_of(run)
     assert "What it knows It knows the sentences; not yet who is who. " in page.text
     assert "hero 75% of 40 25% the hero's name" in page.text
-    assert "none was told" not in page.text and "20 stories that it wrote" in page.text
+    assert "none was told" not in page.text and "20 stories that it wrote, at step 90, read" in page.text
     assert "As it grew step 3 step 40 copy 1% 50% a word told in the last 200 characters" in page.text
     assert page.text.index("copy 1%") < page.text.index("stop 99% 99% that the story is over")  # the least known first
     (run / "growth.json").write_text('[{"step": 3, "problem": "another <tokenizer>"}]')

@@ -174,7 +174,7 @@ def show_written_stories(outcome: RunResult, console: Console) -> None:
         return
     opened = OpenCheckpoint(checkpoint.path, device=str(outcome.hardware.device))
     texts = write_stories(opened.model, opened.tokenizer, NUM_STORIES, end_ids=opened.end_ids)
-    written = written_json(read_stories(texts), NUM_STORIES)
+    written = {"step": checkpoint.step, **written_json(read_stories(texts), NUM_STORIES)}
     atomic_write(outcome.run_dir / WRITTEN_FILE, json.dumps(written, indent=2) + "\n", makes_parents=False)
     figures = command_line("tiny-transformer", "evaluate", run.path, "--stories", 100)
     words = Text.assemble("\n", (str(written["in_words"]), "bold"), f" ({figures} shows the figures)")
