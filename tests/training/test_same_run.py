@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 import types
@@ -101,6 +102,8 @@ OTHER: dict[str, Any] = {
     "training.log_steps": 2,
     "training.loggers": ["trackio"],
     "training.sample_prompts": ["Once"],
+    "training.attention": "blocks",
+    "training.quantize": "int8",
     "training.sample_tokens": 7,
     "training.sample_drafter": "ngram",
 }
@@ -126,6 +129,22 @@ OTHER_ELSEWHERE = {
         "num_nextn_predict_layers": 1,
         "mtp_loss_coef": 0.2,
     },
+}
+# The same for sections of other stages, and for adapters, which any stage that begins from a model may have.
+OTHER_OF_STAGES: dict[str, dict[str, Any]] = {
+    "finetune": {
+        "finetune.template": "alpaca",
+        "finetune.system_prompt": "Be brief.",
+        "finetune.skip_bad_rows": True,
+        "lora.enabled": True,
+        "lora.rank": 2,
+        "lora.alpha": 4.0,
+        "lora.dropout": 0.1,
+        "lora.rslora": True,
+        "lora.targets": ["*.q_proj"],
+        "lora.quantize": "int4",
+    },
+    "classify": {"classify.label_field": "kind", "classify.labels": ["a", "b"], "classify.class_weights": True},
 }
 NOT_COMPARED = {"out_dir", "init_from", "stage"}  # where the run was found and began; the stage decides the keys
 SECTIONS = {"data": DataConfig, "training": TrainingConfig}
@@ -203,8 +222,19 @@ def test_the_shape_of_every_architecture_is_fixed(model_type: str, key: str) -> 
         check_changes(identity_of(before, PRINTS), after, identity_of(after, PRINTS), Path("r"), Console())
 
 
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in OTHER_OF_STAGES.items() for key in keys])
+def test_what_a_stage_learns_from_and_with_is_fixed(kind: str, key: str) -> None:
+    lora = {} if key == "lora.enabled" or not key.startswith("lora.") else {"lora": {"enabled": True}}
+    config = {**TINY, **lora, "stage": kind, "init_from": "elsewhere"}
+    before = load_run_config(config)
+    after = load_run_config(config, [f"{key}={json.dumps(OTHER_OF_STAGES[kind][key])}"])
+    with pytest.raises(UserError, match=rf"cannot resume: {re.escape(key)} was "):
+        check_changes(identity_of(before, PRINTS), after, identity_of(after, PRINTS), Path("r"), Console())
+
+
 def test_the_tables_name_every_key_and_the_schema_gives_each_a_class() -> None:
-    tabled = {*OTHER, *(f"model.{key}" for keys in OTHER_ELSEWHERE.values() for key in keys)}
+    of_stages = {key for keys in OTHER_OF_STAGES.values() for key in keys}
+    tabled = {*OTHER, *of_stages, *(f"model.{key}" for keys in OTHER_ELSEWHERE.values() for key in keys)}
     assert tabled == set(valid_keys()) - NOT_COMPARED - {"data.data_dir"}
     for section, model in SECTIONS.items():
         for name, field in model.model_fields.items():
