@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import roads
 
-LONGEST = {"token files to loss": 16, "checkpoint to text": 26, "command line to the loop": 61}
+LONGEST = {"token files to loss": 16, "checkpoint to text": 25, "command line to the loop": 60}
 
 
 @pytest.mark.slow

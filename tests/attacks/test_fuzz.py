@@ -224,7 +224,7 @@ def meta(directory: Path, rng: random.Random) -> None:
 # What must have been entered many times: the function behind the first checks, where it is looked up.
 BEHIND_THE_DOOR = {
     "config.json": "tiny_transformer.models.checkpoint.empty_model",
-    "safetensors": "tiny_transformer.models.safetensors_header._span",
+    "safetensors": "tiny_transformer.models.safetensors_file._span",
     "index": "tiny_transformer.models.checkpoint._open",
     "generation_config.json": "tiny_transformer.models.config_file.read_json",
     "tokenizer.json": "tiny_transformer.tokenizers.tokenizer._build_backend",

@@ -9,7 +9,7 @@ Shapes: T tokens, V vocabulary, C hidden size, H heads, L blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,7 +165,7 @@ class _AttentionMode(TorchFunctionMode):
 
 
 @contextmanager
-def _hooks(model: CausalLM, react: Callable[..., Any], part: str | None = None) -> Iterator[None]:
+def _hooks(model: CausalLM, react: Callable[..., Any], part: str | None = None) -> Generator[None]:
     """While it lasts, `react(block, module, inputs, output)` after each block, or after a part of each that has it."""
     with ExitStack() as stack:
         for i, block in enumerate(model.model.layers):

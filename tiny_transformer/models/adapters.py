@@ -25,7 +25,7 @@ from tiny_transformer.models.safetensors_file import encode, open_checked, readi
 from tiny_transformer.models.swaps import add_lora, quantize_layers
 from tiny_transformer.models.vocabulary import copy_tensors, load_ordinary, tensors_of
 from tiny_transformer.storage.commit import Staging, write_into
-from tiny_transformer.storage.inside import check_inside
+from tiny_transformer.storage.reading import check_inside
 
 if TYPE_CHECKING:
     from tiny_transformer.config.schema import LoraSection

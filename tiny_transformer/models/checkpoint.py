@@ -26,7 +26,7 @@ from tiny_transformer.models.config_file import MAX_INDEX_BYTES, read_config, re
 from tiny_transformer.models.safetensors_file import DAMAGED, encode, open_checked, reading
 from tiny_transformer.models.swaps import Record, apply_swaps, describe_swaps, write_swaps
 from tiny_transformer.storage.commit import Staging, write_into
-from tiny_transformer.storage.inside import check_inside
+from tiny_transformer.storage.reading import check_inside
 
 if TYPE_CHECKING:
     from tiny_transformer.models.contract import CausalLM

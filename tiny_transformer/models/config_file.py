@@ -12,8 +12,7 @@ from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.config.shapes import ModelConfig
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.swaps import Record, read_swaps
-from tiny_transformer.storage.inside import check_inside
-from tiny_transformer.storage.reading import read_regular
+from tiny_transformer.storage.reading import check_inside, read_regular
 
 MAX_CONFIG_BYTES = 2**20
 MAX_GROUPS = 10_000  # an empty list is two bytes in the file and dozens in memory

@@ -1,7 +1,8 @@
 """Files that may be anything: opened without waiting, and read within a bound.
 
 A name in a run or a model directory can turn out to be a pipe, a device or a sparse file of twenty gigabytes. Opening a
-pipe waits for a writer that never comes; reading a device never ends.
+pipe waits for a writer that never comes; reading a device never ends. And a link among files that came from elsewhere
+must not carry in what lies outside.
 """
 
 from __future__ import annotations
@@ -50,6 +51,28 @@ def read_regular(path: Path | str, max_bytes: int = MAX_SMALL_BYTES) -> bytes:
     if len(raw) > max_bytes:  # it grew meanwhile
         raise _unusable(path, f"has more than {max_bytes:,} bytes")
     return raw
+
+
+def check_inside(path: Path) -> None:
+    """Refuse a file of a model directory that is a link to somewhere else.
+
+    Allowed are links to files inside the directory, and those of the Hugging Face hub's cache, whose
+    `snapshots/REVISION/` holds links into the `blobs` folder beside `snapshots`. What does not exist is not judged.
+
+    Raises:
+        UserError: the link leads outside; nothing has been opened.
+    """
+    if not path.is_symlink():
+        return
+    directory, real = path.parent.resolve(), Path(os.path.realpath(path))  # a link to itself is no error to this one
+    is_hub_file = directory.parent.name == "snapshots" and real.parent == directory.parent.parent / "blobs"
+    if not real.is_relative_to(directory) and not is_hub_file:
+        raise UserError(
+            f"{path.name} is a link that leads outside its directory, and is not followed",
+            where=str(path),
+            remedy="put the file itself there, if it is meant",
+            exit_code=ExitCode.BAD_DATA,
+        )
 
 
 def _unusable(path: Path | str, what: str) -> UserError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage.inside import check_inside
+from tiny_transformer.storage.reading import check_inside
 from tiny_transformer.tokenizers.patterns import GPT2_PATTERN
 from tiny_transformer.tokenizers.tokenizer import CONFIG_FILE, END_TOKEN, TOKENIZER_FILE, Tokenizer
 from tiny_transformer.tokenizers.validate import bad_tokenizer, check_content
