@@ -38,7 +38,15 @@ from tiny_transformer.hardware import Hardware, choose_hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
 from tiny_transformer.storage import atomic_write, read_manifest
-from tiny_transformer.storage.runs import SKILLS_FILE, WRITTEN_FILE, holds_a_run, load_identity, started_in
+from tiny_transformer.storage.runs import (
+    SKILLS_FILE,
+    STATE_DIRECTORY,
+    WRITTEN_FILE,
+    holds_a_run,
+    load_identity,
+    readable_states,
+    started_in,
+)
 
 BATCH_SIZE = 16
 SPLITS = ("val", "train")
@@ -236,7 +244,7 @@ def _data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
     if asked is not None:
         homes = started_in(checkpoint.resolve().parent)
         places = [asked, *(Path(os.path.relpath(home / asked)) for home in homes), *places]
-    fingerprints = load_identity(checkpoint).values()
+    fingerprints = _identity_of(checkpoint).values()
     for place in dict.fromkeys(places):
         if is_prepared(place) and read_meta(place).fingerprint in fingerprints:
             return place
@@ -251,6 +259,14 @@ def _data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
         where=str(checkpoint),
         remedy="name it with --data_dir, or other data prepared with the same tokenizer",
     )
+
+
+def _identity_of(checkpoint: Path) -> dict[str, Any]:
+    """What the run was that a checkpoint is of; a quantized copy beside the checkpoints has no state of its own."""
+    if not (checkpoint / STATE_DIRECTORY).is_dir():
+        for state in readable_states(checkpoint.resolve().parent):
+            return state["identity"]
+    return load_identity(checkpoint)
 
 
 def _refuse_other_tokenizer(opened: OpenCheckpoint, dataset: Dataset, data_dir: Path) -> None:
