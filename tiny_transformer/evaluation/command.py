@@ -94,10 +94,10 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
     """
     _refuse_what_cannot_be(options)
     opened = open_checkpoint(options.checkpoint, device=options.device, dtype=torch.float32)
-    opened.check_tokenizer(options.tokenizer)
     data_dir = options.data_dir or _data_dir_of(opened.path, opened.run_config)
     dataset = open_dataset(data_dir)
     _refuse_other_tokenizer(opened, dataset, data_dir)
+    opened.check_tokenizer(options.tokenizer)
     asked = "--skills" if options.skills else "--stories"
     if (options.skills or options.stories) and dataset.meta.source != STORIES:
         raise UserError(
