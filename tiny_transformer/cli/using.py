@@ -1,4 +1,4 @@
-"""The verb that measures a model: evaluate."""
+"""The verbs that measure a model: evaluate, and evaluate_checkpoints, which ranks several."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    config: Annotated[Path | None, typer.Option(hidden=True)] = None,  # names the data, as it does for train
+    tokenizer: Annotated[str, typer.Option(hidden=True)] = "auto",  # as in generate
 ) -> None:
     """How well a model predicts: loss, perplexity, bits per byte, beside the best possible where that is known.
 
@@ -61,6 +63,8 @@ def evaluate(
             "--max_batches": max_batches,
             "--skills": skills or None,
             "--stories": stories,
+            "--config": config,
+            "--tokenizer": None if tokenizer == "auto" else tokenizer,
         }
         refused = [name for name, value in given.items() if value is not None]
         if refused or not task:
@@ -76,7 +80,31 @@ def evaluate(
             notes=Console(stderr=True),
         )
         return
-    from tiny_transformer.evaluation.command import EvaluateOptions, run_evaluate
+    from tiny_transformer.evaluation.command import EvaluateOptions, data_of_config, run_evaluate
 
-    options = EvaluateOptions(checkpoint, data_dir, split, max_batches, skills, num_stories, stories, device, as_json)
+    if config is not None:
+        if data_dir is not None:
+            raise UserError("--config and --data_dir both name the data", where="command line", remedy="give only one")
+        data_dir = data_of_config(config)
+    options = EvaluateOptions(
+        checkpoint, data_dir, split, max_batches, skills, num_stories, stories, device, as_json, tokenizer
+    )
     run_evaluate(options, Console(), Console(stderr=True))
+
+
+@app.command("evaluate_checkpoints", hidden=True, context_settings=SETTINGS)
+def evaluate_checkpoints(
+    checkpoints: Annotated[
+        list[Path], typer.Option(metavar="DIR|GLOB", help="Checkpoints, runs or a glob; may be given several times.")
+    ],
+    cases: Annotated[Path, typer.Option(metavar="FILE", help="Prompts and targets, in YAML; see cases/.")],
+    tokenizer: Annotated[str, typer.Option(help="auto: each checkpoint's own.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Rank checkpoints by how likely each finds the targets of a case file after their prompts; the best first."""
+    from tiny_transformer.evaluation.ranking import rank_checkpoints, show_ranking
+
+    show_ranking(rank_checkpoints(checkpoints, cases, tokenizer, device), Console())
+
+
+app.command("eval_val", hidden=True, context_settings=SETTINGS)(evaluate)

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from tiny_transformer.config.load import config_name, load_run_config
 from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import evaluation_batches
 from tiny_transformer.data.meta import SplitMeta, read_meta
@@ -66,6 +67,7 @@ class EvaluateOptions:
         stories: let the model write so many stories, and read them; None for none.
         device: `auto`, `cpu`, `cuda` or `mps`.
         as_json: print one JSON object instead of tables.
+        tokenizer: `auto`, or a name that must mean the checkpoint's own tokenizer.
     """
 
     checkpoint: Path | None = None
@@ -77,6 +79,7 @@ class EvaluateOptions:
     stories: int | None = None
     device: str = "auto"
     as_json: bool = False
+    tokenizer: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
     data_dir = options.data_dir or _data_dir_of(opened.path, opened.run_config)
     dataset = open_dataset(data_dir)
     _refuse_other_tokenizer(opened, dataset, data_dir)
+    opened.check_tokenizer(options.tokenizer)
     asked = "--skills" if options.skills else "--stories"
     if (options.skills or options.stories) and dataset.meta.source != STORIES:
         raise UserError(
@@ -223,6 +227,19 @@ def _keep_for_the_report(checkpoint: Path, name: str, figures: dict[str, Any], n
 
 # --- what is evaluated
 # ---------------------------------------------------------------------------------------------------
+
+
+def data_of_config(config: Path) -> Path:
+    """Where a run of a config finds its prepared data: in the directory that it names, else in `data/NAME`.
+
+    Raises:
+        UserError: see `load_run_config`; there is nothing.
+    """
+    data_dir = load_run_config(config).data.data_dir or Path("data") / config_name(config)
+    if not is_prepared(data_dir):
+        remedy = "--data_dir names prepared data; without --config it is what the run learnt from"
+        raise UserError(f"{data_dir}, the data of this config, is not prepared", where=str(config), remedy=remedy)
+    return data_dir
 
 
 def _data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
