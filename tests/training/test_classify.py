@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from run_helpers import fingerprint, log_without_clock, run_tiny
 from torch.nn import functional as F
 from tuning_helpers import tune
@@ -17,6 +19,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.classes import ClassFigures
 from tiny_transformer.models import load_model
 from tiny_transformer.models.classifier import load_classifier, scores_of
+from tiny_transformer.stages import class_data
 from tiny_transformer.stages import run as engine
 from tiny_transformer.stages.classify import Classifying
 from tiny_transformer.tokenizers import load_tokenizer
@@ -67,7 +70,9 @@ def test_it_learns_and_shows_which_label_is_taken_for_which(sorted_run: tuple[Pa
 
 
 @pytest.mark.slow
-def test_transformers_gives_the_same_scores_padded_on_either_side(sorted_run: tuple[Path, str]) -> None:
+def test_transformers_gives_the_same_scores_padded_on_either_side(
+    sorted_run: tuple[Path, str], rows: Path, tmp_path: Path
+) -> None:
     from transformers import AutoModelForSequenceClassification
 
     last = sorted_run[0] / "last"
@@ -79,8 +84,11 @@ def test_transformers_gives_the_same_scores_padded_on_either_side(sorted_run: tu
     ids = torch.tensor([[*text, *[tokenizer.end_id] * (8 - len(text))] for text in texts])
     ours = scores_of(model, ids, torch.tensor([len(text) for text in texts]))
     assert torch.allclose(theirs(ids, attention_mask=(ids != tokenizer.end_id).long()).logits, ours, atol=1e-5)
-    with pytest.raises(UserError, match=r"does not have: score\.weight"):
+    with pytest.raises(UserError, match="this model is a classifier: it gives labels to texts and cannot write any"):
         load_model(last)
+    for stage in ("finetune", "classify"):
+        with pytest.raises(UserError, match="this model is a classifier"):
+            tune(tree(last, rows, tmp_path / "again", stage=stage))
 
 
 def test_the_loss_weighs_classes_and_a_label_counts_the_same(base: Path, rows: Path, tmp_path: Path) -> None:
@@ -112,6 +120,12 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     tune(tree(base, rows, tmp_path / "parts"), resume=True)
     assert fingerprint(tmp_path / "parts") == fingerprint(tmp_path / "whole")
     assert log_without_clock(tmp_path / "parts") == log_without_clock(tmp_path / "whole")
+
+
+def test_a_label_is_text_and_no_markup_on_the_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(class_data._table(ClassFigures(0.0, torch.tensor([[3, 1], [2, 4]])), ["[/x]", "[bold]b"]))
+    assert console.file.getvalue().split() == ["[/x]", "[bold]b", "[/x]", "3", "1", "[bold]b", "2", "4"]
 
 
 def test_figures_of_a_known_confusion() -> None:

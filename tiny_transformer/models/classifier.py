@@ -18,7 +18,7 @@ from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.building import empty_model, initialise
 from tiny_transformer.models.checkpoint import WEIGHTS, load_weights
-from tiny_transformer.models.config_file import read_config
+from tiny_transformer.models.config_file import is_classifier, read_config
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.safetensors_file import encode
 from tiny_transformer.storage.commit import Staging, write_into
@@ -92,8 +92,7 @@ def labels_of(hf: dict[str, Any], where: str) -> list[str]:
         UserError: it names none, or not one for each number from 0 on.
     """
     names = hf.get("id2label")
-    is_classifier = any("ForSequenceClassification" in str(name) for name in hf.get("architectures") or [])
-    if not is_classifier or not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+    if not is_classifier(hf) or not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
         raise UserError(
             "this is no classifier: its config.json names no labels",
             where=where,
