@@ -18,7 +18,7 @@ from tiny_transformer.cli import run
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.classes import ClassFigures
 from tiny_transformer.models import load_model
-from tiny_transformer.models.classifier import load_classifier, scores_of
+from tiny_transformer.models.classifier import ClassificationModel, load_classifier, scores_of
 from tiny_transformer.stages import class_data
 from tiny_transformer.stages import run as engine
 from tiny_transformer.stages.classify import Classifying
@@ -120,6 +120,27 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     tune(tree(base, rows, tmp_path / "parts"), resume=True)
     assert fingerprint(tmp_path / "parts") == fingerprint(tmp_path / "whole")
     assert log_without_clock(tmp_path / "parts") == log_without_clock(tmp_path / "whole")
+
+
+def test_a_classification_model_in_python_scores_the_last_real_token_and_learns(base: Path) -> None:
+    """The signature of an older project: `ClassificationModel(transformer, num_classes)`."""
+    torch.manual_seed(0)
+    language_model = load_model(base)
+    model = ClassificationModel(language_model, num_classes=3)
+    assert model.classifier.in_features == language_model.config.hidden_size
+    ids = torch.tensor([[5, 6, 7, 8], [9, 3, 0, 0]])
+    scores = model(ids, lengths=torch.tensor([4, 2]))
+    for row, text in enumerate((ids[:1], ids[1:, :2])):  # alone, without padding
+        hidden = language_model.backbone(text).hidden[0, -1]
+        assert torch.allclose(model.classifier(hidden), scores[row], atol=1e-6)
+        assert torch.allclose(model(text)[0], scores[row], atol=1e-6)
+    labels, optimizer = torch.tensor([2, 0]), torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(30):
+        loss = F.cross_entropy(model(ids, torch.tensor([4, 2])), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert model(ids, torch.tensor([4, 2])).argmax(-1).tolist() == [2, 0]
 
 
 def test_a_label_is_text_and_no_markup_on_the_terminal() -> None:
