@@ -150,6 +150,12 @@ def load_adapter(model: CausalLM, directory: Path | str) -> None:
         UserError: not a directory of adapters, no plain LoRA, or adapters for another model.
     """
     directory = _place_of(Path(directory))
+    if any(_adapters(model)):
+        raise UserError(
+            "the model has adapters already, and takes no others on top",
+            where=str(directory),
+            remedy="leave these out, or make an ordinary model of it first (tiny-transformer merge)",
+        )
     config = read_adapter_config(directory)
     with open_checked(directory / WEIGHTS) as opened, reading(directory / WEIGHTS):
         header = opened.metadata() or {}

@@ -88,7 +88,7 @@ def _settings_of_step(run: RunDirectory, step: int) -> RunConfig:
         section, _, name = key.partition(".")
         if key in keys and section in tree:
             tree[section][name] = value
-    tree["data"]["data_dir"] = now.data.data_dir
+    tree["data"] |= {"data_dir": now.data.data_dir, "source": now.data.source}  # checkpoints name no whole path
     tree["training"]["device"] = now.training.device
     return load_run_config({**tree, "stage": now.stage, "init_from": now.init_from, "out_dir": now.out_dir})
 
