@@ -22,6 +22,7 @@ from tiny_transformer.models.classifier import ClassificationModel, load_classif
 from tiny_transformer.stages import class_data
 from tiny_transformer.stages import run as engine
 from tiny_transformer.stages.classify import Classifying
+from tiny_transformer.storage.replaced import RUN_FILES
 from tiny_transformer.tokenizers import load_tokenizer
 from tiny_transformer.training import loop
 
@@ -64,6 +65,7 @@ def sorted_run(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_it_learns_and_shows_which_label_is_taken_for_which(sorted_run: tuple[Path, str]) -> None:
     run_dir, told = sorted_run
     assert "texts and" in told and "accuracy 1.000, macro-F1 1.000" in told
+    assert "classification.json" in RUN_FILES  # which `--overwrite` moves aside
     kept = json.loads((run_dir / "classification.json").read_text(encoding="utf-8"))
     assert kept["labels"] == ["asks", "loud"] and kept["confusion"][0][1] == kept["confusion"][1][0] == 0
     assert {"val_accuracy", "val_macro_f1", "accuracy"} <= log_without_clock(run_dir)[-1].keys()

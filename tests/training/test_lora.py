@@ -109,8 +109,11 @@ def test_merged_run_and_adapters_beside_the_base_write_the_same(
 
 
 def test_what_adapters_cannot_do_is_refused(base: Path, talks: Path, tuned: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="chatml needs new control tokens, which a frozen embedding cannot learn"):
+    with pytest.raises(
+        UserError, match="chatml needs new control tokens, which a frozen embedding cannot learn"
+    ) as error:
         tune(tuning_tree(base, talks, tmp_path / "r", lora=LORA, finetune={"template": "chatml"}))
+    assert error.value.remedy == "--template alpaca or plain, or fine-tune without adapters first"
     with pytest.raises(UserError, match="no linear layer is named proj"):
         tune(tuning_tree(base, talks, tmp_path / "r", lora={**LORA, "targets": ["proj"]}))
     with pytest.raises(UserError, match="swapped layers already"):
