@@ -16,6 +16,8 @@ import yaml
 
 from tiny_transformer.cli import app
 from tiny_transformer.cli import run as main_run
+from tiny_transformer.cli.frame import overrides_of
+from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import ExitCode
 from tiny_transformer.storage import RunDirectory
 
@@ -62,7 +64,11 @@ def test_every_command_of_the_readme_is_accepted(repository: Path) -> None:
     for words in commands:
         command = group.commands[words[0]]  # ty: ignore[unresolved-attribute]
         context = command.make_context(words[0], words[1:])
-        assert not context.args, f"not an option: {context.args}"
+        if context.ignore_unknown_options:  # the rest are keys of a config
+            load_run_config(None, overrides_of(context, plain := []))
+            assert not plain, f"not an option: {plain}"
+        else:
+            assert not context.args, f"not an option: {context.args}"
 
 
 @pytest.mark.parametrize("size", ["1", "2"])

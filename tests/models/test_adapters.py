@@ -145,6 +145,8 @@ def test_adapters_for_another_model_and_of_other_kinds_are_refused(
     save_file({**tensors, "base_model.model.lm_head.weight": torch.zeros(2)}, directory / WEIGHTS)
     with pytest.raises(UserError, match=r"lm_head\.weight is no half of an addition"):
         load_adapter(load_model(base), directory)
+    with pytest.raises(UserError, match="the model has adapters already"):
+        load_adapter(adapted(base)[0], directory)
     with pytest.raises(UserError, match="holds no adapters"):
         load_adapter(load_model(base), base)
 

@@ -208,6 +208,29 @@ def test_page_of_a_long_and_wordy_run_stays_below_a_megabyte(tmp_path: Path) -> 
     assert np.array(page.figures["update-ratios"]["z"]).shape == (100, 160)
 
 
+def test_a_classifier_shows_what_was_taken_for_what(tmp_path: Path) -> None:
+    bad = "<b>glad</b> & '"
+    run = made.make_run(tmp_path, "sorted")
+    kept = {"step": 40, "accuracy": 0.75, "macro_f1": 0.7333, "labels": [bad, "sad"], "confusion": [[12, 3], [1, 1234]]}
+    (run / "classification.json").write_text(json.dumps(kept), encoding="utf-8")
+    page = page_of(run)
+    assert "accuracy 0.750, macro-F1 0.733" in page.text and "taken for at step 40" in page.text
+    table = page.source.partition('<table class="rows confusion">')[2].partition("</table>")[0]
+    assert bad not in page.source and table.count("&lt;b&gt;glad&lt;/b&gt; &amp; &#x27;") == 2
+    cells = [re.sub("<[^>]*>", "", cell) for cell in re.findall("<td>(.*?)</td>", table)]
+    assert cells == ["12", "3", "1", "1,234"]
+
+
+@pytest.mark.parametrize(
+    "kept", [[], {"labels": 3, "confusion": [[1]]}, {"labels": ["a", "b"], "confusion": [None, ["x", 10**400]]}]
+)
+def test_a_damaged_confusion_takes_no_other_part_of_the_page_with_it(kept: Any, tmp_path: Path) -> None:
+    run = made.make_run(tmp_path, "sorted")
+    (run / "classification.json").write_text(json.dumps(kept), encoding="utf-8")
+    page = page_of(run)
+    assert "could not be made" not in page.text and "Settings" in page.text
+
+
 def test_whatever_a_run_holds_is_text_and_never_markup(tmp_path: Path) -> None:
     bad = '</script><script>alert(1)</script><img src="http://x/"> & "\''
     run = made.make_run(

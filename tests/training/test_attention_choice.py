@@ -18,11 +18,14 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.layers.blocked_attention import attend_in_blocks
+from tiny_transformer.models.building import empty_model, has_exchangeable_attention
+from tiny_transformer.models.qwen3.model import Qwen3Attention
 from tiny_transformer.parallel.processes import ALONE
 from tiny_transformer.stages import attention
 from tiny_transformer.stages import run as stage
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.storage.runs import load_identity
+from tiny_transformer.training.modifiers import use_blocked_attention
 
 CPU = Hardware(torch.device("cpu"), None)
 
@@ -142,6 +145,24 @@ def test_nothing_is_timed_where_there_is_no_choice(tiny_data, tmp_path, monkeypa
     assert settled(blocks, gpu, resume=True) == "sdpa"
     with pytest.raises(UserError, match="for a CPU, and this run computes on cuda"):
         settled(blocks, gpu)
+
+
+def test_a_family_without_attend_trains_with_sdpa_and_blocks_are_refused_by_name(tiny_data, tmp_path, monkeypatch):
+    config = tiny_request(tiny_data, tmp_path / "run", attention="blocks").config
+    model = empty_model(config.model.model_copy(update={"vocab_size": 9}))
+    monkeypatch.delattr(Qwen3Attention, "attend")
+    gains(monkeypatch, None)
+    assert settled(tiny_request(tiny_data, tmp_path / "run").config) == "sdpa"
+    with pytest.raises(UserError, match="the attention of qwen3 cannot be computed in blocks"):
+        settled(config)
+    with pytest.raises(UserError, match="the attention of qwen3 cannot be computed in blocks"):
+        use_blocked_attention(model)
+    assert settled(config, resume=True) == "sdpa"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_next", "olmo2"])
+def test_every_family_here_has_both_forms(family):
+    assert has_exchangeable_attention(family)
 
 
 @pytest.mark.parametrize("shape", [{}, {"window": 20, "has_documents": True, "dropout": 0.1}])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from run_helpers import fingerprint, log_without_clock, run_tiny
 from torch.nn import functional as F
 from tuning_helpers import tune
@@ -16,9 +18,11 @@ from tiny_transformer.cli import run
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.classes import ClassFigures
 from tiny_transformer.models import load_model
-from tiny_transformer.models.classifier import load_classifier, scores_of
+from tiny_transformer.models.classifier import ClassificationModel, load_classifier, scores_of
+from tiny_transformer.stages import class_data
 from tiny_transformer.stages import run as engine
 from tiny_transformer.stages.classify import Classifying
+from tiny_transformer.storage.replaced import RUN_FILES
 from tiny_transformer.tokenizers import load_tokenizer
 from tiny_transformer.training import loop
 
@@ -61,13 +65,16 @@ def sorted_run(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_it_learns_and_shows_which_label_is_taken_for_which(sorted_run: tuple[Path, str]) -> None:
     run_dir, told = sorted_run
     assert "texts and" in told and "accuracy 1.000, macro-F1 1.000" in told
+    assert "classification.json" in RUN_FILES  # which `--overwrite` moves aside
     kept = json.loads((run_dir / "classification.json").read_text(encoding="utf-8"))
     assert kept["labels"] == ["asks", "loud"] and kept["confusion"][0][1] == kept["confusion"][1][0] == 0
     assert {"val_accuracy", "val_macro_f1", "accuracy"} <= log_without_clock(run_dir)[-1].keys()
 
 
 @pytest.mark.slow
-def test_transformers_gives_the_same_scores_padded_on_either_side(sorted_run: tuple[Path, str]) -> None:
+def test_transformers_gives_the_same_scores_padded_on_either_side(
+    sorted_run: tuple[Path, str], rows: Path, tmp_path: Path
+) -> None:
     from transformers import AutoModelForSequenceClassification
 
     last = sorted_run[0] / "last"
@@ -79,8 +86,11 @@ def test_transformers_gives_the_same_scores_padded_on_either_side(sorted_run: tu
     ids = torch.tensor([[*text, *[tokenizer.end_id] * (8 - len(text))] for text in texts])
     ours = scores_of(model, ids, torch.tensor([len(text) for text in texts]))
     assert torch.allclose(theirs(ids, attention_mask=(ids != tokenizer.end_id).long()).logits, ours, atol=1e-5)
-    with pytest.raises(UserError, match=r"does not have: score\.weight"):
+    with pytest.raises(UserError, match="this model is a classifier: it gives labels to texts and cannot write any"):
         load_model(last)
+    for stage in ("finetune", "classify"):
+        with pytest.raises(UserError, match="this model is a classifier"):
+            tune(tree(last, rows, tmp_path / "again", stage=stage))
 
 
 def test_the_loss_weighs_classes_and_a_label_counts_the_same(base: Path, rows: Path, tmp_path: Path) -> None:
@@ -112,6 +122,33 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     tune(tree(base, rows, tmp_path / "parts"), resume=True)
     assert fingerprint(tmp_path / "parts") == fingerprint(tmp_path / "whole")
     assert log_without_clock(tmp_path / "parts") == log_without_clock(tmp_path / "whole")
+
+
+def test_a_classification_model_in_python_scores_the_last_real_token_and_learns(base: Path) -> None:
+    """The signature of an older project: `ClassificationModel(transformer, num_classes)`."""
+    torch.manual_seed(0)
+    language_model = load_model(base)
+    model = ClassificationModel(language_model, num_classes=3)
+    assert model.classifier.in_features == language_model.config.hidden_size
+    ids = torch.tensor([[5, 6, 7, 8], [9, 3, 0, 0]])
+    scores = model(ids, lengths=torch.tensor([4, 2]))
+    for row, text in enumerate((ids[:1], ids[1:, :2])):  # alone, without padding
+        hidden = language_model.backbone(text).hidden[0, -1]
+        assert torch.allclose(model.classifier(hidden), scores[row], atol=1e-6)
+        assert torch.allclose(model(text)[0], scores[row], atol=1e-6)
+    labels, optimizer = torch.tensor([2, 0]), torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(30):
+        loss = F.cross_entropy(model(ids, torch.tensor([4, 2])), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert model(ids, torch.tensor([4, 2])).argmax(-1).tolist() == [2, 0]
+
+
+def test_a_label_is_text_and_no_markup_on_the_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(class_data._table(ClassFigures(0.0, torch.tensor([[3, 1], [2, 4]])), ["[/x]", "[bold]b"]))
+    assert console.file.getvalue().split() == ["[/x]", "[bold]b", "[/x]", "3", "1", "[bold]b", "2", "4"]
 
 
 def test_figures_of_a_known_confusion() -> None:

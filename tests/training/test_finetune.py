@@ -17,6 +17,8 @@ from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.data.batches import IGNORE_INDEX
 from tiny_transformer.errors import UserError
+from tiny_transformer.generation.answers import answer
+from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.models import load_model
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.stages import run as engine
@@ -94,8 +96,9 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
         tree = tuning_tree(base, talks, tmp_path / "parts", finetune={"template": "plain"})
         tune(tree, resume=True)
     screen = io.StringIO()
-    gradient = replay(tmp_path / "whole", 5, Console(file=screen, width=200))
-    assert gradient.loss == pytest.approx(log_without_clock(tmp_path / "whole")[4]["loss"], rel=1e-6)
+    for step in (2, 5):  # from the base, whose vocabulary has grown, and from a checkpoint
+        gradient = replay(tmp_path / "whole", step, Console(file=screen, width=200))
+        assert gradient.loss == pytest.approx(log_without_clock(tmp_path / "whole")[step - 1]["loss"], rel=1e-6)
     assert "not the same step" not in screen.getvalue()
 
 
@@ -128,6 +131,26 @@ def test_it_opens_in_transformers_with_its_template_and_stops_at_the_end_of_an_a
     assert opened.end_ids[0] == CHATML.end_id(opened.tokenizer)
     there = theirs(torch.tensor([ids])).logits
     assert torch.allclose(there, opened.model(torch.tensor([ids])), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_it_learns_to_answer_and_to_stop(base: Path, tmp_path: Path) -> None:
+    """Twenty questions, each with an answer of two words: all are answered word for word, and end there."""
+    words = ("red", "hen", "fox", "egg", "sun")
+    talks = {f"{a}{b}?": f"{words[a]} {words[b]}" for a in range(5) for b in range(5) if a != b}
+    rows = [json.dumps({"question": question, "answer": text}) for question, text in talks.items()]
+    (tmp_path / "talks.jsonl").write_text("\n".join([*rows, json.dumps({"question": "x", "answer": "y"})]), "utf-8")
+    training = {"steps": 150, "learning_rate": 1e-2, "eval_steps": None, "save_steps": None, "micro_batch_size": 16}
+    tree = tuning_tree(base, tmp_path / "talks.jsonl", tmp_path / "r", data={"val_fraction": 1e-9}, training=training)
+    result, _ = tune(tree)
+    stage, opened = result.stage, OpenCheckpoint(tmp_path / "r/last")
+    assert isinstance(stage, Finetuning) and len(stage.data.val.examples) == 1
+    asked = [[Message("user", question)] for question in talks]
+    settings = SamplingConfig(temperature=0.0, max_new_tokens=20)
+    answers = dict(zip(talks, answer(opened.model, opened.tokenizer, CHATML, asked, settings), strict=True))
+    held_out = stage.data.val.examples[0].messages[0].content
+    learnt = [question for question in talks if question != held_out]
+    assert {q: answers[q] for q in learnt} == {q: (talks[q], "end") for q in learnt}
 
 
 def test_a_fine_tuned_model_goes_on_with_its_own_template(base: Path, talks: Path, tmp_path: Path) -> None:

@@ -79,11 +79,11 @@ def test_merged_run_and_adapters_beside_the_base_write_the_same(
     adapter = tuned / "last/adapter"
     assert run(["merge", str(tuned), "--out_dir", str(tmp_path / "a")]) == 0
     assert run(["merge", str(adapter), "--base", str(base), "--out_dir", str(tmp_path / "b")]) == 0
-    best = load_model(tuned / "best")
+    whole = load_model(tuned / "best")
     ids = torch.arange(30)[None]
     with torch.no_grad():
         merged = load_model(tmp_path / "a")(ids)
-        assert torch.allclose(merged, best(ids), atol=1e-5)
+        assert torch.allclose(merged, whole(ids), atol=1e-5)
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "a")(ids).logits
         assert torch.allclose(theirs, merged, atol=1e-5)
         beside = load_model(tmp_path / "b")(ids)
@@ -95,6 +95,12 @@ def test_merged_run_and_adapters_beside_the_base_write_the_same(
     with_adapters = capsys.readouterr().out
     assert run(["generate", "--ckpt", str(tuned / "last"), *words]) == 0
     assert capsys.readouterr().out == with_adapters
+    assert run(["generate", "--ckpt", str(tuned), *words]) == 0
+    best = capsys.readouterr().out
+    assert run(["generate", "--ckpt", str(base), "--adapter", str(tuned), *words]) == 0
+    assert capsys.readouterr().out == best
+    assert run(["generate", "--ckpt", str(base), "--adapter", "nowhere", *words]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
     assert run(["merge", str(base), "--out_dir", str(tmp_path / "c")]) == 2
     assert "there is nothing to merge" in capsys.readouterr().err
     named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
@@ -103,8 +109,11 @@ def test_merged_run_and_adapters_beside_the_base_write_the_same(
 
 
 def test_what_adapters_cannot_do_is_refused(base: Path, talks: Path, tuned: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="chatml needs new control tokens, which a frozen embedding cannot learn"):
+    with pytest.raises(
+        UserError, match="chatml needs new control tokens, which a frozen embedding cannot learn"
+    ) as error:
         tune(tuning_tree(base, talks, tmp_path / "r", lora=LORA, finetune={"template": "chatml"}))
+    assert error.value.remedy == "--template alpaca or plain, or fine-tune without adapters first"
     with pytest.raises(UserError, match="no linear layer is named proj"):
         tune(tuning_tree(base, talks, tmp_path / "r", lora={**LORA, "targets": ["proj"]}))
     with pytest.raises(UserError, match="swapped layers already"):

@@ -31,7 +31,10 @@ def finetune(
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(help="chatml, qwen3, alpaca, llama3 or plain. Default: what the model was taught, else chatml."),
+        typer.Option(
+            help="chatml, qwen3, alpaca, llama3 or plain. Default: what the model was taught, else chatml; with --lora "
+            "else alpaca."
+        ),
     ] = None,
     lora: Annotated[
         bool,

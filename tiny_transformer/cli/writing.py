@@ -105,7 +105,8 @@ def generate(
         bool, typer.Option("--interactive", help="Type prompts, one after the other, into one running text.")
     ] = False,
     adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Low-rank adapters to put on the model, as PEFT saves them.")
+        Path | None,
+        typer.Option(metavar="RUN|DIR", help="Low-rank adapters to put on the model: a run, or what PEFT saved."),
     ] = None,
 ) -> None:
     """Let a trained model continue a prompt. Text goes to standard output, everything else to standard error."""

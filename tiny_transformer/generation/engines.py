@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.decoder import TOKEN_STEPS
 from tiny_transformer.layers.cache import ModelCache
-from tiny_transformer.layers.linear import QuantizedHead, QuantizedLinear, QuantizedWeight
+from tiny_transformer.layers.linear import LoRALinear, QuantizedHead, QuantizedLinear, QuantizedWeight
 from tiny_transformer.layers.norm import RMSNorm
 from tiny_transformer.layers.rope import rope_cos_sin
 from tiny_transformer.models.contract import CausalLM
@@ -73,6 +73,8 @@ def why_not_fast(model: CausalLM) -> str | None:
         return f"{model.config.model_type} has layers that it does not compute"
     if not isinstance(model.model.norm, RMSNorm):
         return "it computes no LayerNorm"
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        return "it computes no adapters (tiny-transformer merge makes an ordinary model)"
     for names in (*MATRICES.values(), ("lm_head",)):
         kinds = {_kind(module) for layer in _modules(model, names) for module in layer}
         if len(kinds) > 1 or None in kinds:

@@ -21,11 +21,13 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.layers.linear import LoRALinear
 from tiny_transformer.models.checkpoint import EMBEDDING
 from tiny_transformer.models.config_file import read_json, read_small_file
+from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.models.safetensors_file import encode, open_checked, reading
 from tiny_transformer.models.swaps import add_lora, quantize_layers
 from tiny_transformer.models.vocabulary import copy_tensors, load_ordinary, tensors_of
 from tiny_transformer.storage.commit import Staging, write_into
 from tiny_transformer.storage.reading import check_inside
+from tiny_transformer.storage.runs import holds_a_run
 
 if TYPE_CHECKING:
     from tiny_transformer.config.schema import LoraSection
@@ -142,14 +144,18 @@ def save_adapter(
 
 @torch.no_grad()
 def load_adapter(model: CausalLM, directory: Path | str) -> None:
-    """Put the adapters of a directory on a model, in place.
+    """Put the adapters of a directory on a model, in place: one that PEFT saved, a checkpoint or a run of ours.
 
     Raises:
         UserError: not a directory of adapters, no plain LoRA, or adapters for another model.
     """
-    directory = Path(directory)
-    if not (directory / CONFIG).is_file() and (directory / "adapter" / CONFIG).is_file():
-        directory = directory / "adapter"
+    directory = _place_of(Path(directory))
+    if any(_adapters(model)):
+        raise UserError(
+            "the model has adapters already, and takes no others on top",
+            where=str(directory),
+            remedy="leave these out, or make an ordinary model of it first (tiny-transformer merge)",
+        )
     config = read_adapter_config(directory)
     with open_checked(directory / WEIGHTS) as opened, reading(directory / WEIGHTS):
         header = opened.metadata() or {}
@@ -176,6 +182,13 @@ def load_adapter(model: CausalLM, directory: Path | str) -> None:
                 shape = "missing" if found is None else f"of shape {list(found.shape)}"
                 raise _another(directory, f"lora_{half} of {name} is {shape}, and the layer needs {list(target.shape)}")
             target.copy_(found)
+
+
+def _place_of(path: Path) -> Path:
+    """Where adapters are: in the directory itself, in that of a checkpoint, or in a run's best; a run by its name."""
+    if not path.exists() or holds_a_run(path):
+        path = find_checkpoint(path)[0]
+    return path / "adapter" if (path / "adapter" / CONFIG).is_file() else path
 
 
 def read_adapter_config(directory: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -59,6 +60,14 @@ def build_model(
         else:
             initialise(name, parameter, std=config.initializer_range, generator=generator)
     return model
+
+
+def has_exchangeable_attention(model_type: str) -> bool:
+    """Whether another form of attention can stand in the place of a family's own: a class of its model.py has an
+    `attend`."""
+    family = import_module(f"tiny_transformer.models.{model_type}")
+    classes = vars(sys.modules[family.Model.__module__]).values()
+    return any(isinstance(one, type) and hasattr(one, "attend") for one in classes)
 
 
 class _NoInitialisation(TorchFunctionMode):

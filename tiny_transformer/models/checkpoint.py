@@ -22,7 +22,7 @@ from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models.building import empty_model
-from tiny_transformer.models.config_file import MAX_INDEX_BYTES, read_config, read_json
+from tiny_transformer.models.config_file import MAX_INDEX_BYTES, read_config, read_json, refuse_classifier
 from tiny_transformer.models.safetensors_file import DAMAGED, encode, open_checked, reading
 from tiny_transformer.models.swaps import Record, apply_swaps, describe_swaps, write_swaps
 from tiny_transformer.storage.commit import Staging, write_into
@@ -55,10 +55,12 @@ def load_model(
         dtype: of the weights; None keeps the files' (the widest, where they differ). Quantized layers keep their own.
 
     Raises:
-        UserError: not a model directory, a half-written one, or a tensor that is missing, surplus or misshaped.
+        UserError: not a model directory, a half-written one, a classifier, or a tensor that is missing, surplus or
+            misshaped.
     """
     directory = Path(directory)
     hf, swaps = read_config(directory)
+    refuse_classifier(hf, directory)
     config = config_from_hf(hf, str(directory / "config.json"))
     with _Weights(directory) as weights:
         config = weights.second_head(config)

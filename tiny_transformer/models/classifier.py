@@ -18,7 +18,7 @@ from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.building import empty_model, initialise
 from tiny_transformer.models.checkpoint import WEIGHTS, load_weights
-from tiny_transformer.models.config_file import read_config
+from tiny_transformer.models.config_file import is_classifier, read_config
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.safetensors_file import encode
 from tiny_transformer.storage.commit import Staging, write_into
@@ -45,9 +45,42 @@ def scores_of(model: CausalLM, input_ids: Tensor, lengths: Tensor) -> Tensor:
         input_ids: (B, T) int64, padded on the right with anything: attention looks back only.
         lengths: (B,) how many tokens each text has; the hidden state of the last is scored.
     """
+    return model.get_submodule("score")(_last_hidden(model, input_ids, lengths))
+
+
+def _last_hidden(model: CausalLM, input_ids: Tensor, lengths: Tensor) -> Tensor:
     hidden = model.backbone(input_ids).hidden  # (B, T, C)
-    last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
-    return model.get_submodule("score")(last)
+    return hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
+
+
+class ClassificationModel(nn.Module):
+    """A classifier on top of a language model, for a training loop of your own.
+
+    The stage `classify` trains, saves and opens classifiers without it; it is for programs that bring their own loop.
+
+    Args:
+        transformer: stays as it is, head and all; trained along unless its parameters are frozen.
+        num_classes: how many scores a text gets.
+    """
+
+    def __init__(self, transformer: CausalLM, num_classes: int) -> None:
+        super().__init__()
+        self.transformer = cast(nn.Module, transformer)
+        weight = transformer.model.embed_tokens.weight
+        self.classifier = nn.Linear(
+            transformer.config.hidden_size, num_classes, device=weight.device, dtype=weight.dtype
+        )
+
+    def forward(self, idx: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The scores (B, num_classes) of texts, from the hidden state of the last token.
+
+        Args:
+            idx: (B, T) int64.
+            lengths: (B,) how many tokens each text has, where `idx` is padded on the right; None: all T.
+        """
+        if lengths is None:
+            lengths = torch.full((len(idx),), idx.shape[1], device=idx.device)
+        return self.classifier(_last_hidden(cast("CausalLM", self.transformer), idx, lengths))
 
 
 def save_classifier(
@@ -92,8 +125,7 @@ def labels_of(hf: dict[str, Any], where: str) -> list[str]:
         UserError: it names none, or not one for each number from 0 on.
     """
     names = hf.get("id2label")
-    is_classifier = any("ForSequenceClassification" in str(name) for name in hf.get("architectures") or [])
-    if not is_classifier or not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+    if not is_classifier(hf) or not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
         raise UserError(
             "this is no classifier: its config.json names no labels",
             where=where,

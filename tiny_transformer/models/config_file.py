@@ -46,6 +46,26 @@ def read_config(directory: Path | str) -> tuple[dict[str, Any], list[Record]]:
     return read_swaps(read_json(path), str(path))
 
 
+def is_classifier(hf: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a model which sorts texts."""
+    return any("ForSequenceClassification" in str(name) for name in hf.get("architectures") or [])
+
+
+def refuse_classifier(hf: dict[str, Any], directory: Path) -> None:
+    """Refuse a model that sorts texts where one is needed that writes them.
+
+    Raises:
+        UserError: it is one.
+    """
+    if is_classifier(hf):
+        raise UserError(
+            "this model is a classifier: it gives labels to texts and cannot write any",
+            where=str(directory),
+            remedy="tiny-transformer classify uses it; here, name the language model that it was made from",
+            exit_code=ExitCode.BAD_DATA,
+        )
+
+
 def end_token_ids(directory: Path | str) -> list[int]:
     """The ids at which a text ends, as generation_config.json says or else config.json; none where neither does.
 

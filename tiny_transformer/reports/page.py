@@ -241,6 +241,7 @@ def files_section(run: RunFiles) -> str:
         ("log.jsonl", "one line for each logged step"),
         ("loss.svg", "the loss curve as a picture"),
         ("samples.json", "the samples above"),
+        ("classification.json", "the confusion above"),
     ]
     rows = "".join(
         f'<tr><th scope="row"><a href="{esc(quote(name))}">{esc(name)}</a></th><td>{what}</td></tr>'

@@ -14,6 +14,7 @@ from tiny_transformer.reports.run_reader import number, objects, section
 KNOWN = 0.1  # nats lost on a choice: a tenth more surprise than it must cost
 MOST_LACKING = 4  # told in words
 MOST_POINTS, MOST_SKILLS = 8, 20  # columns and rows of a table
+MOST_LABELS = 30  # rows and columns of the confusion
 MAX_WORDS = 100  # characters of a name or meaning
 # What each kind of `seconds` is called, in the order of the bar.
 KINDS = {
@@ -116,6 +117,34 @@ def _known_by_loss(skills: dict[str, Any]) -> str:
     if step is not None:
         parts.append(f'<p class="note">Measured on fresh stories, at step {count(step)}.</p>')
     return "".join(parts)
+
+
+def classes_section(classes: dict[str, Any]) -> str:
+    """How many held-out texts of each label a classifier took for which."""
+    labels, confusion = classes.get("labels"), classes.get("confusion")
+    if not isinstance(labels, list) or not isinstance(confusion, list) or not labels:
+        return ""
+    names = [esc(shorten(str(label), MAX_WORDS)) for label in labels[:MOST_LABELS]]
+    heads = "".join(f'<th scope="col">{name}</th>' for name in names)
+    rows = ""
+    for i, (name, counts) in enumerate(zip(names, confusion, strict=False)):
+        cells = [number({"n": value}, "n") for value in counts[:MOST_LABELS]] if isinstance(counts, list) else []
+        words = [f"<b>{count(value)}</b>" if j == i else count(value) for j, value in enumerate(cells)]
+        rows += f'<tr><th scope="row">{name}</th>{"".join(f"<td>{word}</td>" for word in words)}</tr>'
+    figures = [
+        f"{words} {value:.3f}"
+        for key, words in (("accuracy", "accuracy"), ("macro_f1", "macro-F1"))
+        if (value := number(classes, key)) is not None
+    ]
+    step = number(classes, "step")
+    at_step = "" if step is None else f" at step {count(step)}"
+    more = f" The first {MOST_LABELS} of {len(labels):,} labels." if len(labels) > MOST_LABELS else ""
+    note = f"Each row is a label, each column what its held-out texts were taken for{at_step}.{more}"
+    return (
+        f'<section id="classes"><h2>Confusion</h2><p>{esc(", ".join(figures))}</p><div class="scroll">'
+        f'<table class="rows confusion"><thead><tr><th></th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<p class="note">{esc(note)}</p></section>'
+    )
 
 
 def time_section(seconds: dict[str, float], elapsed_seconds: float | None) -> str:

@@ -19,7 +19,7 @@ from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
 from tiny_transformer.reports.diagnosis.evidence import time_spent
 from tiny_transformer.reports.loss_svg import loss_svg
 from tiny_transformer.reports.outcome import Outcome, outcome_of
-from tiny_transformer.reports.page_findings import diagnosis_section, knowledge_section, time_section
+from tiny_transformer.reports.page_findings import classes_section, diagnosis_section, knowledge_section, time_section
 from tiny_transformer.reports.run_reader import RunFiles, read_run
 from tiny_transformer.storage import atomic_write
 
@@ -65,6 +65,7 @@ def report_html(run: RunFiles, outcome: Outcome, picture: str = "") -> str:
         "Diagnosis": lambda: diagnosis_section(diagnose_run(run), len(run.log)),
         "Figures": lambda: page.key_figures(outcome, run.log),
         "Knowledge": lambda: knowledge_section(run.skills, run.written, run.growth),
+        "Confusion": lambda: classes_section(run.classes),
         "Charts": lambda: page.chart_section(charts(run.log, outcome.floor), picture),
         "Where the time went": lambda: time_section(time_spent(run.log), outcome.elapsed_seconds),
         "Samples": lambda: page.samples_section(run.samples),

@@ -20,7 +20,7 @@ from tiny_transformer.storage import read_manifest
 from tiny_transformer.storage.lock import is_this_process, owner_of
 from tiny_transformer.storage.marks import STEP_NAME, marked_checkpoint
 from tiny_transformer.storage.reading import MAX_LOG_BYTES, open_regular, read_regular
-from tiny_transformer.storage.runs import GROWTH_FILE, NOT_FINITE_FILE, SKILLS_FILE, WRITTEN_FILE
+from tiny_transformer.storage.runs import CLASSES_FILE, GROWTH_FILE, NOT_FINITE_FILE, SKILLS_FILE, WRITTEN_FILE
 from tiny_transformer.storage.step_log import log_problem
 
 
@@ -52,6 +52,7 @@ class RunFiles:
     skills: dict[str, Any] = field(default_factory=dict)  # what `evaluate --skills` found
     written: dict[str, Any] = field(default_factory=dict)  # what is right in the stories it wrote
     growth: list[dict[str, Any]] = field(default_factory=list)  # how each skill grew
+    classes: dict[str, Any] = field(default_factory=dict)  # which label held-out texts were taken for
     not_finite: dict[str, Any] = field(default_factory=dict)  # where its numbers stopped being numbers
 
     @property
@@ -129,6 +130,7 @@ def read_run(path: Path) -> RunFiles:
         skills=_object(_read_parsed(path / SKILLS_FILE, json.loads, problems)),
         written=_object(_read_parsed(path / WRITTEN_FILE, json.loads, problems)),
         growth=objects(_read_parsed(path / GROWTH_FILE, json.loads, problems)),
+        classes=_object(_read_parsed(path / CLASSES_FILE, json.loads, problems)),
         not_finite=_object(_read_parsed(path / NOT_FINITE_FILE, json.loads, problems)),
         samples=objects(samples),
         problems=problems,

@@ -23,11 +23,12 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.layers.attention import attend, attention_mask
 from tiny_transformer.layers.blocked_attention import attend_in_blocks
+from tiny_transformer.models.building import has_exchangeable_attention
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.runs import CONFIG_FILE, load_identity
+from tiny_transformer.training.modifiers import KEY, no_blocks
 
-KEY = "training.attention"
 SHORTEST = 128  # tokens; of shorter sequences attention is too small a part of a step to be worth a choice
 MOST_TOKENS = 4096  # that are timed
 GAIN = 1.1  # by which blocks must be faster, so that a tie falls the same way each time
@@ -79,13 +80,9 @@ def settle_attention(
         UserError: blocks are asked for where they are not used.
     """
     asked = config.training.attention
-    if asked == "blocks" and hardware.device.type != "cpu":
+    if asked == "blocks" and (refusal := _why_no_blocks(config, hardware)):
         if not resume:
-            raise UserError(
-                f"blocked attention is for a CPU, and this run computes on {hardware.device.type}",
-                where=KEY,
-                remedy="leave it out, or device=cpu",
-            )
+            raise refusal
         asked = "sdpa"
     elif asked == "auto" and resume:
         asked = processes.broadcast(_choice_of(run_dir) if processes.is_first else None)
@@ -96,6 +93,15 @@ def settle_attention(
             console.print(f"[dim]attention in blocks of queries: {gain:.1f} times as fast here[/]", highlight=False)
     training = config.training.model_copy(update={"attention": asked})
     return config.model_copy(update={"training": training})
+
+
+def _why_no_blocks(config: RunConfig, hardware: Hardware) -> UserError | None:
+    """Why blocks cannot be had here, or None."""
+    device, family = hardware.device.type, config.model.model_type
+    if device != "cpu":
+        what = f"blocked attention is for a CPU, and this run computes on {device}"
+        return UserError(what, where=KEY, remedy="leave it out, or device=cpu")
+    return None if has_exchangeable_attention(family) else no_blocks(family)
 
 
 def _choice_of(run_dir: Path) -> str:
@@ -115,8 +121,12 @@ def uses_blocks(config: RunConfig, hardware: Hardware) -> bool:
 
 def gain_of_blocks(config: RunConfig, hardware: Hardware) -> float:
     """How many times as fast as the fused operator a run's attention and its gradient are in blocks; 0 where there is
-    no choice: on other devices, in `deterministic` runs, at short lengths."""
-    is_open = hardware.device.type == "cpu" and not config.training.deterministic and config.data.seq_len >= SHORTEST
+    no choice: on other devices, in `deterministic` runs, at short lengths, in a family that has one form alone."""
+    is_open = (
+        _why_no_blocks(config, hardware) is None
+        and not config.training.deterministic
+        and config.data.seq_len >= SHORTEST
+    )
     return _time(AttentionShape.of(config, hardware.autocast_dtype or torch.float32)) if is_open else 0.0
 
 

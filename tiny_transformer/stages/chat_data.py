@@ -82,8 +82,7 @@ def open_chat_data(request: Request, config: FinetuneConfig, run_dir: Path, cons
             "ids at the beginning of an answer",
             highlight=False,
         )
-    known = base.vocab_size
-    new_ids = tuple(i for t in template.control_tokens if (i := tokenizer.token_id(t)) is not None and i >= known)
+    new_ids = new_token_ids(template, tokenizer, base)
     if new_ids and config.lora.enabled:
         raise UserError(
             f"the template {template.name} needs new control tokens, which a frozen embedding cannot learn",
@@ -91,6 +90,12 @@ def open_chat_data(request: Request, config: FinetuneConfig, run_dir: Path, cons
             remedy="--template alpaca or plain, or fine-tune without adapters first",
         )
     return ChatData(config, tokenizer, new_ids, template, stores[0], stores[1], reading)
+
+
+def new_token_ids(template: ChatTemplate, tokenizer: Tokenizer, base: Tokenizer) -> tuple[int, ...]:
+    """The ids of a template's control tokens that a base does not know."""
+    ids = map(tokenizer.token_id, template.control_tokens)
+    return tuple(i for i in ids if i is not None and i >= base.vocab_size)
 
 
 def _refuse_unused(config: FinetuneConfig) -> None:

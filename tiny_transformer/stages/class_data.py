@@ -12,7 +12,8 @@ from typing import cast
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from tiny_transformer.config.stages import ClassifyConfig
 from tiny_transformer.data.labels import (
@@ -28,10 +29,10 @@ from tiny_transformer.evaluation.classes import ClassFigures, evaluate_classes
 from tiny_transformer.models.classifier import load_classifier
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory, atomic_write
+from tiny_transformer.storage.runs import CLASSES_FILE
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer
 
 VAL_FRACTION, DEFAULT_EPOCHS = 0.1, 3.0
-RESULT_FILE = "classification.json"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def show_classes(result: RunResult, data: ClassData, batches: Iterable[LabelBatc
     console.print(_table(figures, labels))
     told = {"loss": figures.loss, "accuracy": figures.accuracy, "macro_f1": figures.macro_f1}
     kept = {"step": checkpoint.step, **told, "labels": labels, "confusion": figures.confusion.tolist()}
-    atomic_write(result.run_dir / RESULT_FILE, json.dumps(kept, indent=2) + "\n", makes_parents=False)
+    atomic_write(result.run_dir / CLASSES_FILE, json.dumps(kept, indent=2) + "\n", makes_parents=False)
 
 
 def _refuse(config: ClassifyConfig) -> None:
@@ -137,7 +138,8 @@ def _completed(config: ClassifyConfig, labels: list[str], num_texts: int) -> Cla
 
 
 def _table(figures: ClassFigures, labels: list[str]) -> Table:
-    table = Table("", *labels, box=None)
-    for label, row in zip(labels, figures.confusion.tolist(), strict=True):
-        table.add_row(label, *(f"{count:,}" for count in row))
+    names = [Text(label) for label in labels]  # as they stand: square brackets are no markup
+    table = Table("", *(Column(name) for name in names), box=None)
+    for name, row in zip(names, figures.confusion.tolist(), strict=True):
+        table.add_row(name, *(f"{count:,}" for count in row))
     return table

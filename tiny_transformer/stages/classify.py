@@ -124,5 +124,5 @@ class Classifying(Stage[LabelBatch]):
         for batch in micro_batches:
             for number, label, ids in zip(batch.sample_ids, batch.labels, batch.input_ids.tolist(), strict=True):
                 text = self.tokenizer.decode(ids[:60]).replace("\n", " ")
-                table.add_row(f"{number:,}", self.labels[int(label)], Text(text))
+                table.add_row(f"{number:,}", Text(self.labels[int(label)]), Text(text))
         return table

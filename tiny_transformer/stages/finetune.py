@@ -21,10 +21,11 @@ from tiny_transformer.models.vocabulary import load_grown_weights
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing, local_part
 from tiny_transformer.stages.answers import show_answers, show_rows
-from tiny_transformer.stages.chat_data import ChatData, open_chat_data
+from tiny_transformer.stages.chat_data import ChatData, new_token_ids, open_chat_data
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.storage import Staging
+from tiny_transformer.tokenizers import load_tokenizer
 from tiny_transformer.tokenizers.chat import Marks
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
@@ -75,10 +76,13 @@ class Finetuning(Stage[TokenBatch]):
 
     def load_first_weights(self, model: CausalLM) -> None:
         """Those of `init_from`; new control tokens begin as the mean of the words."""
-        if not self.data.new_ids or self.config.init_from is None or not self.config.init_from.is_dir():
+        base, new_ids = self.config.init_from, self.data.new_ids
+        if base is not None and base.is_dir():  # a run that goes on from its very beginning has its own tokenizer
+            new_ids = new_token_ids(self.template, self.tokenizer, load_tokenizer(base))
+        if base is None or not new_ids:
             super().load_first_weights(model)
-            return
-        load_grown_weights(model, self.config.init_from, self.data.new_ids, local_part)
+        else:
+            load_grown_weights(model, base, new_ids, local_part)
 
     def save(self, model: CausalLM, directory: Staging, weights: dict[str, Tensor]) -> None:
         """A model directory with its chat template; programs stop at the end of an answer and at that of a text."""

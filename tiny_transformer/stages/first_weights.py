@@ -13,7 +13,7 @@ from tiny_transformer.config.schema import DataConfig, RunConfig
 from tiny_transformer.config.shapes import ModelConfig
 from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.models import load_config
-from tiny_transformer.models.config_file import read_config
+from tiny_transformer.models.config_file import read_config, refuse_classifier
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.stages.stage import Request, Stage
 from tiny_transformer.storage.runs import CONFIG_FILE
@@ -42,6 +42,7 @@ def take_over(request: Request, run_dir: Path, console: Console) -> Request:
             remedy="choose another --out_dir",
         )
     shape = load_config(checkpoint)
+    refuse_classifier(read_config(checkpoint)[0], checkpoint)
     if config.stage == "pretrain":
         _refuse_quantized(checkpoint)
     _refuse_another_shape(config, shape, checkpoint)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from tiny_transformer.config.load import load_run_config, valid_keys
 from tiny_transformer.config.schema import RunConfig, sections_of
+from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models.contract import CausalLM
@@ -87,8 +88,9 @@ def _settings_of_step(run: RunDirectory, step: int) -> RunConfig:
     for key, value in load_identity(after.path).items():
         section, _, name = key.partition(".")
         if key in keys and section in tree:
-            tree[section][name] = value
-    tree["data"]["data_dir"] = now.data.data_dir
+            whole = getattr(getattr(now, section), name)  # of a path a checkpoint names the last parts alone
+            tree[section][name] = whole if isinstance(whole, str) and value == last_parts(whole) else value
+    tree["data"] |= {"data_dir": now.data.data_dir, "source": now.data.source}
     tree["training"]["device"] = now.training.device
     return load_run_config({**tree, "stage": now.stage, "init_from": now.init_from, "out_dir": now.out_dir})
 

@@ -15,6 +15,7 @@ from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.marks import MARKS, STEP_NAME
 from tiny_transformer.storage.runs import (
     BAD,
+    CLASSES_FILE,
     CONFIG_FILE,
     GROWTH_FILE,
     LOG_FILE,
@@ -32,7 +33,7 @@ _UNFINISHED = ".replacing"  # while files are being moved there, or back
 # What a run writes besides checkpoints and marks. Anything else in its directory is the user's, and stays.
 RUN_FILES = (
     *(CONFIG_FILE, "plan.json", LOG_FILE, "samples.json", "report.html", "loss.svg"),
-    *(SKILLS_FILE, WRITTEN_FILE, GROWTH_FILE, NOT_FINITE_FILE, "tensorboard", "wandb"),
+    *(CLASSES_FILE, SKILLS_FILE, WRITTEN_FILE, GROWTH_FILE, NOT_FINITE_FILE, "tensorboard", "wandb"),
 )
 
 

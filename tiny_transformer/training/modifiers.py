@@ -10,8 +10,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tiny_transformer.errors import UserError
 from tiny_transformer.layers.blocked_attention import attend_in_blocks
 from tiny_transformer.models.contract import CausalLM
+
+KEY = "training.attention"  # which form, of the two
 
 
 def checkpoint_gradients(model: CausalLM) -> None:
@@ -27,10 +30,25 @@ def checkpoint_gradients(model: CausalLM) -> None:
 
 
 def use_blocked_attention(model: CausalLM) -> None:
-    """Let every softmax attention of the model find its gradient in blocks of queries."""
-    for module in model.modules():
-        if hasattr(module, "attend"):
-            module.attend = attend_in_blocks  # ty: ignore[invalid-assignment]
+    """Let every softmax attention of the model find its gradient in blocks of queries.
+
+    Raises:
+        UserError: no module of the model has an `attend` to be exchanged.
+    """
+    modules = [module for module in model.modules() if hasattr(module, "attend")]
+    if not modules:
+        raise no_blocks(model.config.model_type)
+    for module in modules:
+        module.attend = attend_in_blocks  # ty: ignore[invalid-assignment]
+
+
+def no_blocks(family: str) -> UserError:
+    """What to say where a family's attention cannot be exchanged."""
+    return UserError(
+        f"the attention of {family} cannot be computed in blocks: it has no `attend` to be exchanged",
+        where=KEY,
+        remedy="leave it out; docs/ADD_A_MODEL.md says what a family needs for it",
+    )
 
 
 def compile_backbone(model: CausalLM) -> CausalLM:
