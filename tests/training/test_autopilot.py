@@ -176,6 +176,8 @@ def test_sequences_hold_a_document_of_average_length() -> None:
     assert Corpus(200_000, 5_000, 1, 512).seq_len == 512  # one book
     assert Corpus(200_000, 5_000, 50_000, 512).seq_len == 64  # one-liners
     assert Corpus(60, 10, 1, 257).seq_len == 32  # hardly any text
+    little = Corpus(1_448, 232, 1, 512)  # 4 KB: with 512, three tokens in ten were never read
+    assert (little.train_tokens - 1) % little.seq_len < 0.1 * little.train_tokens
 
 
 @pytest.mark.parametrize(

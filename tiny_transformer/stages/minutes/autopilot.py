@@ -163,11 +163,13 @@ class Corpus:
 
     @property
     def seq_len(self) -> int:
-        """Sequences that hold a document of average length, as a power of two."""
+        """Sequences that hold a document of average length, as a power of two. Little text is cut into ten or more,
+        since the tokens after the last whole sequence are never read."""
         mean = self.train_tokens / max(1, self.num_documents)
         wanted = 2 ** math.ceil(math.log2(max(2.0, mean)))
         most = 2 ** int(math.log2(max(2, self.train_tokens - 1)))
-        return min(max(SHORTEST, min(LONGEST, wanted)), most)
+        tenth = 2 ** int(math.log2(max(2, self.train_tokens / 10)))
+        return min(max(SHORTEST, min(LONGEST, wanted, tenth)), most)
 
 
 @dataclass(frozen=True)
