@@ -7,7 +7,7 @@ Whoever moves code without meaning to change what it computes runs this before a
 
 A hash of floating point numbers belongs to a processor and a version of PyTorch, so --check compares only on a machine
 like the one the file was made on, and elsewhere says that it cannot; --against works anywhere. Whoever changes the
-numbers on purpose writes the file anew (--write) and says why in docs/LOG.md.
+numbers on purpose writes the file anew (--write FILE; with --only, those rows of it) and says why in docs/LOG.md.
 
 Runs go through the command line in processes of their own, and what is made up (the clock, fp16 on a CPU) replaces
 functions of Python and PyTorch, never ours: the package may be rearranged at will.
@@ -278,7 +278,12 @@ def main() -> int:
     """0: nothing moved; 1: something did, or a run failed; 2: it cannot be told on this machine."""
     parser = argparse.ArgumentParser(description="Twelve short runs and their SHA-256.")
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write", type=Path, metavar="FILE", help="make each run twice, and keep the hashes")
+    action.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="make each run twice, and keep the hashes (with --only: in FILE as it is)",
+    )
     action.add_argument("--check", type=Path, nargs="?", const=STORED, metavar="FILE", help="compare with kept hashes")
     action.add_argument("--against", type=Path, metavar="CHECKOUT", help="make each run with both trees, and compare")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the runs with this in their name")
@@ -296,11 +301,20 @@ def main() -> int:
             return min(1, compare(found, ((name, kept["rows"].get(name, {})) for name in ("data", *names))))
         if options.against:
             return min(1, compare(found, all_hashes(options.against.resolve(), Path(other), names)))
+        kept = (
+            json.loads(options.write.read_text(encoding="utf-8"))
+            if options.only
+            else {"machine": machine(), "rows": {}}
+        )
+        if kept["machine"] != machine():
+            print(f"not written: the other rows were made on {kept['machine']}, this is {machine()}")
+            return 2
         first = dict(found)
         if compare(iter(first.items()), all_hashes(TREE, Path(other), names)):
             print("not written: the same run twice gives different hashes")
             return 1
-    options.write.write_text(json.dumps({"machine": machine(), "rows": first}, indent=1) + "\n", encoding="utf-8")
+    kept["rows"].update(first)
+    options.write.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -125,6 +125,7 @@ def test_runs_on_different_texts_are_never_ranked(tmp_path: Path) -> None:
     assert "Trained on different texts: no ranking." in page.text
     assert "Best" not in page.text
     assert page.figures == {}
+    assert "No two of these runs share a text" in page.text and "nothing to draw yet" not in page.text
 
 
 def unsaved(run: Path) -> Path:

@@ -117,6 +117,7 @@ def test_it_fits_its_minutes(tiny_data: Path, tmp_path: Path) -> None:
     result, told = run_toy(tiny_data, tmp_path / "r", steps=None, max_train_minutes=0.01)
     assert result.status == "finished" and "fit 0.01 minutes" in told
     assert result.state.counts["evaluations"] >= 1
+    assert f"model   {tmp_path / 'r'}/best" in told  # what the figures are of, where anything was evaluated
 
 
 def test_only_the_checks_that_it_names_judge_it(

@@ -50,7 +50,7 @@ def choose_engine(model: CausalLM, wanted: str = "auto", *, num_tokens: int | No
     if wanted == "auto" and reason is None and num_tokens is not None:
         num_weights = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
         if num_weights * num_tokens < PAYS:
-            reason = "that short a text is there before the compiled step is loaded"
+            reason = "a text this short is written before the compiled step would be loaded"
     if reason is None:
         weights = gathered(model)
         TOKEN_STEPS[model] = lambda model: FastStep(model, weights)

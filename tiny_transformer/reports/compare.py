@@ -48,13 +48,20 @@ def comparison_html(runs: list[RunFiles]) -> str:
     groups = same_text(entries)
     sentences = "".join(f'<p class="outcome">{esc(words)}</p>' for words in verdict(groups))
     sections = {
-        "Charts": lambda: chart_section([chart for group in groups if (chart := overlay(group, len(groups)))]),
+        "Charts": lambda: _charts_section(groups),
         "Where they came out": lambda: _figures_section(entries, groups),
         "What differs in the settings": lambda: _differences_section(entries),
     }
     parts = [f"<header><h1>{len(runs)} runs</h1>{sentences}</header>"]
     parts += [guarded(title, make) for title, make in sections.items()]
     return whole_page(f"{len(runs)} runs · tiny-transformer", parts)
+
+
+def _charts_section(groups: list[list[Entry]]) -> str:
+    charts = [chart for group in groups if (chart := overlay(group, len(groups)))]
+    if all(len(group) == 1 for group in groups) and len(groups) > 1:
+        return chart_section(charts, why_none="No two of these runs share a text, so no curves belong in one chart.")
+    return chart_section(charts)
 
 
 def overlay(group: list[Entry], num_groups: int = 1) -> Chart | None:

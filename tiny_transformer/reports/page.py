@@ -90,10 +90,12 @@ def _loss_table(outcome: Outcome) -> str:
 <tbody>{body}</tbody></table><p class="note">{esc(" ".join(notes))}</p></div>"""
 
 
-def chart_section(charts: list[Chart], picture: str = "") -> str:
+def chart_section(
+    charts: list[Chart], picture: str = "", *, why_none: str = "log.jsonl holds nothing to draw yet."
+) -> str:
     """Places for the charts, each with its data and its numbers; `picture` (an SVG) is for readers without scripts."""
     if not charts:
-        return '<section><h2>Charts</h2><p class="note">log.jsonl holds nothing to draw yet.</p></section>'
+        return f'<section><h2>Charts</h2><p class="note">{esc(why_none)}</p></section>'
     axes = [axis for axis, _ in AXES if any(_has_axis(chart, axis) for chart in charts)]
     buttons = "".join(
         f'<button type="button" data-axis="{axis}" aria-pressed="{str(not place).lower()}">by {axis}</button>'

@@ -100,7 +100,8 @@ def finish(outcome: RunResult, console: Console) -> None:
         with surviving(what, console):
             show(outcome, console)
     show_report(outcome.run_dir, console)
-    model = f"model   {outcome.run_dir}/last   (a Hugging Face model directory)"
+    name = "last" if outcome.state.best_step is None else "best"
+    model = f"model   {outcome.run_dir}/{name}   (a Hugging Face model directory)"
     console.print(model, markup=False, highlight=False, soft_wrap=True)
 
 

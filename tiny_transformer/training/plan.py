@@ -143,6 +143,11 @@ def counted_plan(config: TrainingConfig, tokens_per_step: int) -> Plan | None:
     return plan_for_counts(config, tokens_per_step) if is_counted else None
 
 
+def in_minutes(minutes: float) -> str:
+    """`1 minute`, `2.5 minutes`."""
+    return f"{minutes:g} {'minute' if minutes == 1 else 'minutes'}"
+
+
 def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainState, speed: Speed) -> Plan:
     """As many steps as fit `max_train_minutes`, but no more than `steps` and `max_tokens` ask for.
 
@@ -155,7 +160,7 @@ def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainS
     steps = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, config, left, state.step)
     if counted is not None and counted.total_steps <= steps:
         return counted
-    return make_plan(config, steps, f"{steps:,} steps of {speed.step:.2g} s fit {minutes:g} minutes", is_fixed=False)
+    return make_plan(config, steps, f"{steps:,} steps of {speed.step:.2g} s fit {in_minutes(minutes)}", is_fixed=False)
 
 
 class Pace:
@@ -219,7 +224,7 @@ class Pace:
         num_samplings = sum(point > self._plan.progress(state.step) for point in SAMPLE_POINTS)
         left = speed.steps_in(60 * minutes - state.elapsed_seconds, self._config, num_samplings, state.step)
         total = self._agree(state.step + left)
-        reason = f"{total:,} steps of {speed.step:.2g} s fit {minutes:g} minutes"
+        reason = f"{total:,} steps of {speed.step:.2g} s fit {in_minutes(minutes)}"
         if total > self._most_steps:
             total, reason = max(int(self._most_steps), state.step + 1), f"{self._most_steps:,} steps as asked"
         is_fixed = self._next_revision == REVISIONS[-1]

@@ -40,8 +40,9 @@ SHAPES = (
 )
 SHORTEST, LONGEST = 64, 512  # tokens in a sequence
 OVERHEAD = 0.06  # of the time: evaluations, saves, samples
-EVALUATIONS = 0.03  # of the time, with the checkpoints they lead to
-SAVE_SECONDS = 2.0
+EVALUATIONS = 0.05  # of the time at most, with the checkpoints they lead to
+ONE_EVALUATION = 0.005  # of the time at most
+SAVE_SECONDS, SAVED_PARAMETERS_PER_SECOND = 0.3, 5e6  # 12 bytes each, on a slow disk
 MINUTES_BETWEEN_SAVES = 10
 
 
@@ -162,11 +163,13 @@ class Corpus:
 
     @property
     def seq_len(self) -> int:
-        """Sequences that hold a document of average length, as a power of two."""
+        """Sequences that hold a document of average length, as a power of two. Little text is cut into ten or more,
+        since the tokens after the last whole sequence are never read."""
         mean = self.train_tokens / max(1, self.num_documents)
         wanted = 2 ** math.ceil(math.log2(max(2.0, mean)))
         most = 2 ** int(math.log2(max(2, self.train_tokens - 1)))
-        return min(max(SHORTEST, min(LONGEST, wanted)), most)
+        tenth = 2 ** int(math.log2(max(2, self.train_tokens / 10)))
+        return min(max(SHORTEST, min(LONGEST, wanted, tenth)), most)
 
 
 @dataclass(frozen=True)
@@ -288,9 +291,11 @@ def settings(choice: Choice, corpus: Corpus, *, on_cpu: bool, optimizer: str = "
     by_logits = 2 ** (27 if on_cpu else 30) // (corpus.vocab_size * choice.seq_len)
     rows = min(best.rows, 2 ** int(math.log2(max(1, min(together, by_logits)))))
     tokens_per_second = best.rows * choice.seq_len / best.step_seconds
-    part = int(0.01 * choice.seconds * 3 * tokens_per_second)  # evaluating a token is the forward third of its training
+    # evaluating a token is the forward third of its training
+    part = int(ONE_EVALUATION * choice.seconds * 3 * tokens_per_second)
     seconds = min(part, corpus.val_tokens) / (3 * tokens_per_second)
-    count = min(10, max(1, int(EVALUATIONS * choice.seconds / (seconds + SAVE_SECONDS))))
+    seconds += SAVE_SECONDS + best.candidate.parameters / SAVED_PARAMETERS_PER_SECOND
+    count = min(10, max(1, int(EVALUATIONS * choice.seconds / seconds)))
     eval_steps = max(1, math.ceil(best.steps / count))
     saves = max(1, round(eval_steps * best.step_seconds / (60 * MINUTES_BETWEEN_SAVES)))
     step_law = 1.79 * best.candidate.parameters**-0.713 * best.tokens**0.307

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tiny_transformer.stages.minutes import autopilot
 from tiny_transformer.stages.minutes.autopilot import Choice, Corpus
+from tiny_transformer.training.plan import in_minutes
 
 # How a model writes, by the excess that the law predicts for it. Read off our own runs (docs/LOG.md): 19 was word
 # salad, 14 told stories that lose their hero, 10 kept a paragraph together with lapses. Harder texts than children's
@@ -34,8 +35,7 @@ def promise(minutes: float, choice: Choice, at_minutes: Callable[[float], Choice
         at_minutes: the choice for another number of minutes.
     """
     level = level_of(choice)
-    unit = "minute buys" if minutes == 1 else "minutes buy"
-    words = f"{minutes:g} {unit} about this on simple text: {level}"
+    words = f"{in_minutes(minutes)} {'buys' if minutes == 1 else 'buy'} about this on simple text: {level}"
     place = [name for _, name in LEVELS].index(level)
     if place == 0:
         return f"{words}."
@@ -78,7 +78,8 @@ def tell(
 def explain(choice: Choice, corpus: Corpus, *, minutes: float, set_by_hand: set[str], console: Console) -> None:
     """The options beside the one taken, and a reason for each part of the choice."""
     best = choice.best
-    table = Table(title=f"what {minutes:g} minutes buy on this machine", title_justify="left", box=None, pad_edge=False)
+    title = f"what {in_minutes(minutes)} {'buys' if minutes == 1 else 'buy'} on this machine"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("", "width x layers", "parameters", "tokens a step", "steps", "tokens", "passes", "excess"):
         table.add_column(name, justify="right" if name else "left")
     place = choice.options.index(best)
@@ -131,6 +132,6 @@ def _few(corpus: Corpus) -> str:
 def _cut(choice: Choice) -> str:
     minutes = math.ceil(choice.best.steps * choice.best.step_seconds / 6) / 10
     return (
-        f"{autopilot.MOST_PASSES} passes over the text take about {minutes:g} minutes, and more would teach nothing: "
+        f"{autopilot.MOST_PASSES} passes over the text take about {in_minutes(minutes)}, and more would teach nothing: "
         "the run ends there. More text would make use of the rest"
     )
