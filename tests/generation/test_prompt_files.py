@@ -139,6 +139,14 @@ def test_the_wrong_line_and_byte_are_named(tmp_path):
         read_prompts(path)
 
 
+def test_the_prompt_that_cannot_be_read_is_named(checkpoint, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "Once"}\n\n{"prompt": "a\\ud800"}\n')
+    with pytest.raises(UserError, match="surrogate") as caught:
+        answer(checkpoint, prompts, out)
+    assert caught.value.where == "prompt 2 of 2, position 1 of the text" and not out.exists()
+
+
 # --- the command line
 
 
@@ -184,6 +192,13 @@ def test_a_word_that_is_a_run_is_not_taken_for_a_prompt(home, capsys):
         (["--out", "o.jsonl"], "--out needs --prompts"),
         (["--json", "--stream"], "--json and --stream"),
         (["--prompts", "p.txt", "--batch_size", "0"], "batch_size = 0"),
+        (["--prompt", "a", "--batch_size", "4"], "--batch_size is for --prompts"),
+        (["--prompts", "p.txt", "--num_draft_tokens", "4"], "--num_draft_tokens and --prompts"),
+        (["--prompts", "p.txt", "--engine", "quick"], "there is no engine 'quick'"),
+        (["--prompt", "a", "--samples", "2", "--engine", "quick"], "there is no engine 'quick'"),
+        (["--interactive", "--speculative", "ngram"], "--speculative is for a text that is given"),
+        (["--ckpt", "runs/demo/model", "--prompt", "a", "--num_draft_tokens", "4"], "nothing drafts"),
+        (["--ckpt", "runs/demo/model", "--prompt", "a", "--device", "gpu0"], "there is no gpu0 device here"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(home, words, what, capsys):

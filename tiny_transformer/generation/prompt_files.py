@@ -168,7 +168,7 @@ def answer_prompts(
     Raises:
         UserError: a prompt that cannot be encoded or is too long, told before anything is written.
     """
-    encoded = [encode_prompt(opened.tokenizer, prompt.text) for prompt in prompts]
+    encoded = [_encoded(opened, prompt.text, f"prompt {n} of {len(prompts)}") for n, prompt in enumerate(prompts, 1)]
     vocab_size = opened.config.vocab_size or opened.tokenizer.vocab_size
     check_prompts(encoded, vocab_size=vocab_size, context_length=opened.config.max_position_embeddings)
     rows = [(index, sample) for index in range(len(prompts)) for sample in range(num_samples)]
@@ -189,6 +189,14 @@ def answer_prompts(
             }
             for (index, sample), continuation in zip(rows[chosen], writing.all(), strict=True)
         ]
+
+
+def _encoded(opened: OpenCheckpoint, text: str, where: str) -> list[int]:
+    try:
+        return encode_prompt(opened.tokenizer, text)
+    except UserError as error:
+        error.where = f"{where}, {error.where}" if error.where else where
+        raise
 
 
 def described(settings: SamplingConfig, opened: OpenCheckpoint) -> dict[str, Any]:
