@@ -264,6 +264,13 @@ def test_chat_with_one_question_and_with_lines(opened, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(first)
 
 
+def test_a_path_of_a_model_is_no_question(opened, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("/bye\n"))
+    assert run(["chat", str(opened.path), "--device", "cpu"]) == 0
+    told = capsys.readouterr()
+    assert f"using {opened.path}" in told.err and "/bye or Ctrl-D leaves" in told.err and not told.out
+
+
 def test_chat_with_a_base_model_says_so_and_continues(checkpoint, capsys):
     words = ["chat", "--ckpt", str(checkpoint), "--max_new_tokens", "6", "--device", "cpu"]
     assert run([*words, "Once"]) == 0

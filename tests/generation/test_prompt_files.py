@@ -77,6 +77,24 @@ def test_an_interrupted_file_goes_on_to_the_same_bytes(checkpoint, prompts, tmp_
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_who_stops_it_is_told_what_is_there(home, monkeypatch, capsys):
+    add, calls = prompt_files.AnswerFile.add, []
+
+    def stop_at_the_second(self, answers):
+        calls.append(answers)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        add(self, answers)
+
+    monkeypatch.setattr(prompt_files.AnswerFile, "add", stop_at_the_second)
+    Path("p.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    words = ["generate", "--ckpt", "runs/demo/model", "--prompts", "p.txt", "--out", "o.jsonl", "--batch_size", "2"]
+    assert run([*words, "--max_new_tokens", "3", "--device", "cpu"]) == 130
+    assert "stopped: 2 of 3 answers in o.jsonl; the same command goes on" in capsys.readouterr().err
+    assert run([*words, "--max_new_tokens", "3", "--device", "cpu"]) == 0
+    assert "3 answers in o.jsonl, 2 of them from before" in capsys.readouterr().err
+
+
 def test_a_seed_nobody_chose_is_that_of_the_file(checkpoint, prompts, tmp_path):
     out = tmp_path / "out.jsonl"
     answers = answer(checkpoint, prompts, out, is_seed_chosen=False)

@@ -188,6 +188,8 @@ def chat(
         stop=tuple(stop or ()),
         seed=_seed(seed),
     )
+    if question is not None and ckpt_dir is None and _is_model(Path(question)):
+        ckpt_dir, question = Path(question), None
     if question is not None and ckpt_dir is None:
         _refuse_name([question], verb="chat")
     run_chat(ChatOptions(ckpt_dir, question, system, device, engine), settings, Console(stderr=True))

@@ -295,19 +295,24 @@ def _answer(opened: OpenCheckpoint, options: GenerateOptions, settings: Sampling
             for answer in answers:
                 show_json(answer)
         return
+    total = len(prompts) * options.num_samples
     columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
         task = progress.add_task("writing", total=None)
-        before = answer_file(
-            opened,
-            prompts,
-            settings,
-            options.out,
-            **sizes,
-            is_seed_chosen=options.is_seed_chosen,
-            tell=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    total = len(prompts) * options.num_samples
+        try:
+            before = answer_file(
+                opened,
+                prompts,
+                settings,
+                options.out,
+                **sizes,
+                is_seed_chosen=options.is_seed_chosen,
+                tell=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        except KeyboardInterrupt:
+            done = f"{int(progress.tasks[task].completed):,} of {total:,} answers in {escape(str(options.out))}"
+            notes.print(f"stopped: {done}; the same command goes on", highlight=False, soft_wrap=True)
+            raise
     there = f", {before:,} of them from before" if before else ""
     notes.print(f"{total:,} answers in {escape(str(options.out))}{there}", highlight=False, soft_wrap=True)
 

@@ -41,8 +41,10 @@ def load(
         engine: who computes the tokens of one text: `plain`, `fast` or `auto`, see `engines.choose_engine`.
 
     Raises:
-        UserError: nothing there, a damaged checkpoint, or one that is not computed here.
+        UserError: nothing there, a damaged checkpoint, one that is not computed here, or another kind of dtype.
     """
+    if not isinstance(dtype, torch.dtype | None):
+        raise UserError(f"dtype = {dtype!r} is not possible", remedy="torch.bfloat16 or torch.float32, or leave it out")
     return LoadedModel(open_checkpoint(path, device=device, dtype=dtype), engine)
 
 
@@ -123,6 +125,9 @@ class LoadedModel:
                 f"speculative = {name!r} with num_draft_tokens = {num_draft_tokens!r} is not possible",
                 remedy="speculative: ngram, mtp or a run; num_draft_tokens: 1 or more",
             )
+        if name is None and "num_draft_tokens" in options:
+            remedy = 'speculative="ngram", or leave it out'
+            raise UserError("num_draft_tokens is given, and nothing drafts", remedy=remedy)
         return None if name is None else speculation_of(self.checkpoint, name, num_draft_tokens)
 
     @torch.inference_mode()
