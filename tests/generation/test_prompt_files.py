@@ -128,6 +128,9 @@ def test_rows_of_json_keep_their_other_keys(checkpoint, tmp_path):
     source.write_text('{"id": 7, "prompt": "Once\\nupon", "text": "theirs"}\n', encoding="utf-8")
     found = answer(checkpoint, source, out, num_samples=1)[0]
     assert found["id"] == 7 and found["prompt"] == "Once\nupon" and found["text"] != "theirs"
+    told, chosen = io.StringIO(), GenerateOptions(checkpoint=checkpoint, prompts=source, device="cpu")
+    run_generate(chosen, SETTINGS, Console(file=told, width=1000))
+    assert "text: of the prompts' lines not repeated" in told.getvalue()
 
 
 REFUSED = [

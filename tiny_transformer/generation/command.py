@@ -290,6 +290,9 @@ def _answer(opened: OpenCheckpoint, options: GenerateOptions, settings: Sampling
     prompts = read_prompts(options.prompts or Path(STANDARD_INPUT))
     sizes: dict[str, Any] = {"num_samples": options.num_samples, "batch_size": options.batch_size or BATCH_SIZE}
     _say(opened, settings, notes)
+    if replaced := ", ".join(dict.fromkeys(key for prompt in prompts for key in prompt.replaced)):
+        told = f"{replaced}: of the prompts' lines not repeated, for the answers have keys of that name"
+        notes.print(f"[yellow]{escape(told)}[/]", highlight=False, soft_wrap=True)
     if options.out is None:
         for answers in answer_prompts(opened, prompts, settings, **sizes):
             for answer in answers:

@@ -28,10 +28,17 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of a file: its text, and the other keys of its line, which the output repeats."""
+    """A prompt of a file.
+
+    Attributes:
+        text: what is continued.
+        others: the other keys of its line, which the output repeats.
+        replaced: those of them that it does not, because a line of an answer has them itself.
+    """
 
     text: str
     others: dict[str, Any]
+    replaced: tuple[str, ...] = ()
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -66,7 +73,8 @@ def _of_json(line: str, where: str) -> Prompt:
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         remedy = '{"prompt": "Once upon a time"}'
         raise UserError("not an object with a text `prompt`", where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)
-    return Prompt(value["prompt"], {key: other for key, other in value.items() if key not in ("prompt", *_OURS)})
+    others = {key: other for key, other in value.items() if key not in ("prompt", *_OURS)}
+    return Prompt(value["prompt"], others, tuple(key for key in _OURS if key in value))
 
 
 _OURS = ("index", "sample", "text", "finish_reason", "num_tokens", "settings")
