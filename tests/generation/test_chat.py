@@ -279,6 +279,18 @@ def test_chat_with_a_base_model_says_so_and_continues(checkpoint, capsys):
     assert "no place for a system prompt" in capsys.readouterr().err
 
 
+def test_an_answer_without_a_text_is_told(checkpoint, monkeypatch, capsys):
+    def nothing(self, text):
+        yield from ()
+
+    monkeypatch.setattr(RunningText, "ask", nothing)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Once\n"))
+    for words in (["chat"], ["chat", "Once"]):
+        assert run([*words, "--ckpt", str(checkpoint), "--device", "cpu"]) == 0
+        done = capsys.readouterr()
+        assert done.out == "\n" and "(the model ended at once, without a text)" in done.err
+
+
 def test_interactive_generate_is_a_running_text(checkpoint, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Once\n\n"))
     words = ["generate", "--ckpt", str(checkpoint), "--max_new_tokens", "6", "--device", "cpu", "--interactive"]

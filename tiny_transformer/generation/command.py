@@ -18,7 +18,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.generation.chat import Conversation, RunningText
 from tiny_transformer.generation.drafting import speculation_of
 from tiny_transformer.generation.engines import check_engine, choose_engine
-from tiny_transformer.generation.interactive import Session
+from tiny_transformer.generation.interactive import NO_ANSWER, Session
 from tiny_transformer.generation.prompt_files import STANDARD_INPUT, answer_file, answer_prompts, read_prompts
 from tiny_transformer.generation.rows import check_prompts
 from tiny_transformer.generation.sampling import SamplingConfig
@@ -236,9 +236,13 @@ def run_chat(options: ChatOptions, settings: SamplingConfig, notes: Console) -> 
     if options.question is None:
         talk(partner, notes)
         return
+    answered = False
     for piece in partner.ask(_given(options.question)):
         show(piece)
+        answered = True
     show("\n")
+    if not answered:
+        notes.print(f"[dim]({NO_ANSWER})[/]", highlight=False)
 
 
 def talk(partner: Conversation | RunningText, notes: Console) -> None:
