@@ -93,7 +93,7 @@ class LoadedModel:
         Raises:
             UserError: an unknown option, a value out of range, or a prompt that cannot be encoded or is too long.
         """
-        settings, speculation = settings_of(options), self._speculation(options)
+        settings, speculation = self._sorted(options)
         if (ids := token_rows(prompt)) is not None:
             rows, is_batch = ids
             if speculation is not None:
@@ -112,10 +112,15 @@ class LoadedModel:
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """The continuation of one text in pieces, as they are written; joined, what `generate` returns. Same errors."""
-        settings, speculation = settings_of(options), self._speculation(options)
+        settings, speculation = self._sorted(options)
         ends = self.checkpoint.end_ids
         writing = Writing(self.model, self.tokenizer, [_text(prompt)], settings, end_ids=ends, speculation=speculation)
         return (piece for _, piece in writing)
+
+    def _sorted(self, options: dict[str, Any]) -> tuple[SamplingConfig, Speculation | None]:
+        """The options of a call: how tokens are drawn, and how they are drafted."""
+        sampling = {key: value for key, value in options.items() if key not in DRAFTING}
+        return settings_of(sampling), self._speculation(options)
 
     def _speculation(self, options: dict[str, Any]) -> Speculation | None:
         """How texts are drafted, by the options `speculative` and `num_draft_tokens`; None: one by one."""
@@ -171,7 +176,6 @@ def settings_of(options: dict[str, Any]) -> SamplingConfig:
     Raises:
         UserError: an option that does not exist, or a value out of range.
     """
-    options = {key: value for key, value in options.items() if key not in DRAFTING}
     for other in options.keys() & OTHER_NAMES.keys():
         name = OTHER_NAMES[other]
         if name in options:
