@@ -48,6 +48,12 @@ def test_what_is_hidden_is_not_said_to_be_missing(monkeypatch: pytest.MonkeyPatc
     assert choose_hardware("cpu", "bf16").note == f"{BF16_SWITCH}=hide: using fp32"
 
 
+@pytest.mark.parametrize("name", ["gpu0", "cuda:9", ""])
+def test_a_device_that_nobody_knows_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"there is no {name} device here"):
+        choose_hardware(name)
+
+
 def test_a_misspelt_switch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BF16_SWITCH, "hidden")
     with pytest.raises(UserError, match=f"{BF16_SWITCH}=hidden is neither hide nor grant"):

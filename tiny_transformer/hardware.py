@@ -88,7 +88,7 @@ def _choose_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
-    if not available[name]:
+    if not available.get(name):
         there = ", ".join(kind for kind, ok in available.items() if ok)
         raise UserError(f"there is no {name} device here", remedy=f"device=auto, or one of: {there}")
     return torch.device(name)

@@ -173,6 +173,10 @@ def test_a_setting_of_what_is_not_built_is_refused_unless_its_switch_is_off(key:
     assert "is a setting of" in refused({"advanced": {key: 8, **dict.fromkeys(others, False)}}).what
 
 
+def test_who_wants_attention_logged_is_told_how_to_look_at_it() -> None:
+    assert "tiny-transformer inspect" in str(refused({"advanced": {"log_attention": True}}).remedy)
+
+
 def test_settings_of_adapters_need_their_switch() -> None:
     assert "lora.rank says nothing without lora.enabled" in refused({"advanced": {"lora_rank": 8}}).what
     assert "lora.alpha says nothing without lora.enabled" in refused(None, "lora.alpha=8").what

@@ -264,12 +264,31 @@ def test_chat_with_one_question_and_with_lines(opened, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(first)
 
 
+def test_a_path_of_a_model_is_no_question(opened, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("/bye\n"))
+    assert run(["chat", str(opened.path), "--device", "cpu"]) == 0
+    told = capsys.readouterr()
+    assert f"using {opened.path}" in told.err and "/bye or Ctrl-D leaves" in told.err and not told.out
+
+
 def test_chat_with_a_base_model_says_so_and_continues(checkpoint, capsys):
     words = ["chat", "--ckpt", str(checkpoint), "--max_new_tokens", "6", "--device", "cpu"]
     assert run([*words, "Once"]) == 0
     assert "was not taught to chat: it continues text" in capsys.readouterr().err
     assert run([*words, "Once", "--system", "Be kind."]) == ExitCode.USAGE
     assert "no place for a system prompt" in capsys.readouterr().err
+
+
+def test_an_answer_without_a_text_is_told(checkpoint, monkeypatch, capsys):
+    def nothing(self, text):
+        yield from ()
+
+    monkeypatch.setattr(RunningText, "ask", nothing)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Once\n"))
+    for words in (["chat"], ["chat", "Once"]):
+        assert run([*words, "--ckpt", str(checkpoint), "--device", "cpu"]) == 0
+        done = capsys.readouterr()
+        assert done.out == "\n" and "(the model ended at once, without a text)" in done.err
 
 
 def test_interactive_generate_is_a_running_text(checkpoint, monkeypatch, capsys):

@@ -148,6 +148,15 @@ def test_a_run_is_loaded_by_name_and_the_newest_without(checkpoint, tmp_path, mo
 
 def test_the_dtype_is_the_callers(checkpoint):
     assert load(checkpoint, device="cpu", dtype=torch.bfloat16).logits("Once").dtype == torch.bfloat16
+    for wrong in ("bfloat16", 16):
+        with pytest.raises(UserError, match=f"dtype = {wrong!r} is not possible"):
+            load(checkpoint, device="cpu", dtype=wrong)  # ty: ignore[invalid-argument-type]
+
+
+def test_a_number_of_drafts_without_a_drafter_is_refused(lm):
+    for write in (lm.generate, lm.stream):
+        with pytest.raises(UserError, match="nothing drafts"):
+            write("Once", num_draft_tokens=3)
 
 
 def test_the_package_has_load_and_nothing_else_new():

@@ -77,6 +77,24 @@ def test_an_interrupted_file_goes_on_to_the_same_bytes(checkpoint, prompts, tmp_
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_who_stops_it_is_told_what_is_there(home, monkeypatch, capsys):
+    add, calls = prompt_files.AnswerFile.add, []
+
+    def stop_at_the_second(self, answers):
+        calls.append(answers)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        add(self, answers)
+
+    monkeypatch.setattr(prompt_files.AnswerFile, "add", stop_at_the_second)
+    Path("p.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    words = ["generate", "--ckpt", "runs/demo/model", "--prompts", "p.txt", "--out", "o.jsonl", "--batch_size", "2"]
+    assert run([*words, "--max_new_tokens", "3", "--device", "cpu"]) == 130
+    assert "stopped: 2 of 3 answers in o.jsonl; the same command goes on" in capsys.readouterr().err
+    assert run([*words, "--max_new_tokens", "3", "--device", "cpu"]) == 0
+    assert "3 answers in o.jsonl, 2 of them from before" in capsys.readouterr().err
+
+
 def test_a_seed_nobody_chose_is_that_of_the_file(checkpoint, prompts, tmp_path):
     out = tmp_path / "out.jsonl"
     answers = answer(checkpoint, prompts, out, is_seed_chosen=False)
@@ -110,6 +128,9 @@ def test_rows_of_json_keep_their_other_keys(checkpoint, tmp_path):
     source.write_text('{"id": 7, "prompt": "Once\\nupon", "text": "theirs"}\n', encoding="utf-8")
     found = answer(checkpoint, source, out, num_samples=1)[0]
     assert found["id"] == 7 and found["prompt"] == "Once\nupon" and found["text"] != "theirs"
+    told, chosen = io.StringIO(), GenerateOptions(checkpoint=checkpoint, prompts=source, device="cpu")
+    run_generate(chosen, SETTINGS, Console(file=told, width=1000))
+    assert "text: of the prompts' lines not repeated" in told.getvalue()
 
 
 REFUSED = [
@@ -137,6 +158,14 @@ def test_the_wrong_line_and_byte_are_named(tmp_path):
     path.write_bytes(b'{"prompt": "a\xff"}\n')
     with pytest.raises(UserError, match="byte 13 is not UTF-8"):
         read_prompts(path)
+
+
+def test_the_prompt_that_cannot_be_read_is_named(checkpoint, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "Once"}\n\n{"prompt": "a\\ud800"}\n')
+    with pytest.raises(UserError, match="surrogate") as caught:
+        answer(checkpoint, prompts, out)
+    assert caught.value.where == "prompt 2 of 2, position 1 of the text" and not out.exists()
 
 
 # --- the command line
@@ -184,6 +213,13 @@ def test_a_word_that_is_a_run_is_not_taken_for_a_prompt(home, capsys):
         (["--out", "o.jsonl"], "--out needs --prompts"),
         (["--json", "--stream"], "--json and --stream"),
         (["--prompts", "p.txt", "--batch_size", "0"], "batch_size = 0"),
+        (["--prompt", "a", "--batch_size", "4"], "--batch_size is for --prompts"),
+        (["--prompts", "p.txt", "--num_draft_tokens", "4"], "--num_draft_tokens and --prompts"),
+        (["--prompts", "p.txt", "--engine", "quick"], "there is no engine 'quick'"),
+        (["--prompt", "a", "--samples", "2", "--engine", "quick"], "there is no engine 'quick'"),
+        (["--interactive", "--speculative", "ngram"], "--speculative is for a text that is given"),
+        (["--ckpt", "runs/demo/model", "--prompt", "a", "--num_draft_tokens", "4"], "nothing drafts"),
+        (["--ckpt", "runs/demo/model", "--prompt", "a", "--device", "gpu0"], "there is no gpu0 device here"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(home, words, what, capsys):

@@ -82,6 +82,13 @@ def test_a_llama_is_refused_with_what_makes_a_qwen3():
     assert "n_kv_groups" in (refused.value.remedy or "")
 
 
+def test_an_option_that_would_be_passed_over_is_refused():
+    model = Qwen3Model(**SMALL)
+    for name in ("speculative", "num_draft_tokens", "top"):
+        with pytest.raises(UserError, match=f"there is no option {name}"):
+            model.generate([1, 2], **{name: "ngram"})
+
+
 def test_what_is_no_tokens_is_refused():
     with pytest.raises(UserError, match="token ids is needed"):
         Qwen3Model(**SMALL).generate("Once")

@@ -16,7 +16,7 @@ import torch
 from tiny_transformer import load
 from tiny_transformer.cli import run
 from tiny_transformer.config.shapes import LlamaConfig, Olmo2Config, Qwen3Config, Qwen3NextConfig
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.generation import speculative
 from tiny_transformer.generation.drafters import ModelDrafter, MtpDrafter, NgramDrafter
 from tiny_transformer.generation.rows import Generation
@@ -355,8 +355,11 @@ def test_the_config_of_a_run_names_its_drafter(pair, tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(pair[0], run_dir / "model")
     (run_dir / "config.yaml").write_text("training: {sample_drafter: auto}\n")
-    assert run(["generate", "--ckpt", str(run_dir / "model"), "--prompt", "a", "--max_new_tokens", "9"]) == 0
+    words = ["generate", "--ckpt", str(run_dir / "model"), "--prompt", "a", "--max_new_tokens", "9", "--device", "cpu"]
+    assert run(words) == 0
     assert "speculation: " in capsys.readouterr().err
+    assert run([*words, "--engine", "fast"]) == ExitCode.USAGE  # who asks for an engine is not given a drafter instead
+    assert "no compiled step" in capsys.readouterr().err
 
 
 def test_a_drafter_that_cannot_be_is_refused(pair, tmp_path, capsys):

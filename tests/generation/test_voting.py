@@ -147,6 +147,7 @@ def test_the_winner_is_shown_with_the_tally(checkpoint: Path, capsys, tmp_path):
     assert run([*words, "--vote", "majority", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["samples"] == texts and found["text"] == texts[found["sample"]]
+    assert found["seed"] == 4
     for more, what in (
         (["--vote", "best"], "--vote best is not possible"),
         (["--vote", "majority", "--stream"], "--vote shows one text"),

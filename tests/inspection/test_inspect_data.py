@@ -132,10 +132,13 @@ def test_options_that_cannot_be_are_refused(data_dir: Path, options: dict[str, o
         shown(data_dir, **options)
 
 
-def test_what_is_no_data_directory_is_told_with_what_to_do(data_dir: Path, tmp_path: Path) -> None:
-    run, model, folder = tmp_path / "run", tmp_path / "model", tmp_path / "folder"
+def test_what_is_no_data_directory_is_told_with_what_to_do(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, model, folder = tmp_path / "runs" / "demo", tmp_path / "model", tmp_path / "folder"
     for directory in (run, model, folder):
-        directory.mkdir()
+        directory.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     (run / "log.jsonl").write_text("")
     (run / "config.yaml").write_text("")
     (model / "config.json").write_text("{}")
@@ -145,6 +148,8 @@ def test_what_is_no_data_directory_is_told_with_what_to_do(data_dir: Path, tmp_p
         (data_dir.parent, "no meta.json", f"these are: {data_dir}"),
         (folder, "no meta.json", "tiny-transformer prepare"),
         (run, "is a run, not prepared data", "tiny-transformer runs"),
+        (run, "is a run, not prepared data", f"tiny-transformer inspect {run} --prompt"),
+        (Path("demo"), "runs/demo is a run", "tiny-transformer inspect runs/demo --prompt"),
         (model, "is a model, not prepared data", "tiny-transformer generate"),
     ):
         with pytest.raises(UserError) as error:

@@ -133,6 +133,33 @@ def test_the_command_writes_the_page_and_says_where(
     assert run(["inspect", "nobody", "--prompt", "A fox"]) != 0
 
 
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["MODEL", "--prompt", "A fox", "--template", "alpaca"], "--template says nothing about a model"),
+        (["MODEL", "--prompt", "A fox", "--count", "3"], "--count says nothing about a model"),
+        (["MODEL", "--prompt", "A fox", "--ckpt", "other"], "two checkpoints"),
+        (["--prompt", "A fox", "--ckpt", "nobody"], "nobody does not exist"),
+        (["talk.jsonl", "--packing", "documents"], "--packing says nothing about conversations"),
+        (["--template", "alpaca"], "--template says nothing about prepared data"),
+        (["--ckpt", "MODEL"], "--ckpt alone shows nothing"),
+    ],
+)
+def test_an_option_that_would_be_passed_over_is_refused(
+    words: list[str], what: str, opened: OpenCheckpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", *(str(opened.path) if word == "MODEL" else word for word in words)]) == 2
+    assert what in capsys.readouterr().err
+
+
+def test_a_checkpoint_may_stand_behind_its_option(
+    opened: OpenCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["inspect", "--ckpt", str(opened.path), "--prompt", "A fox"]) == 0
+    assert f"using {opened.path}" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_browser_shows_the_same_numbers(opened: OpenCheckpoint, tmp_path: Path) -> None:
     chromium = shutil.which("chromium")

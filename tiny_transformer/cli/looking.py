@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, app
+from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, app, is_given, one_checkpoint
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.find import find_run, find_runs, newest_run
 
@@ -36,6 +36,7 @@ def runs(
 
 @app.command(context_settings=SETTINGS)
 def inspect(
+    context: typer.Context,
     target: Annotated[
         Path | None,
         typer.Argument(
@@ -74,7 +75,8 @@ def inspect(
     if prompt is not None:
         from tiny_transformer.inspection.model_page import inspect_model
 
-        inspect_model(target, prompt, out, Console())
+        _refuse_beside(context, "a model", ("split", "index", "count", "seq_len", "packing", "template"))
+        inspect_model(one_checkpoint(ckpt_dir, target), prompt, out, Console())
         return
     if out is not None:
         raise UserError(
@@ -84,11 +86,24 @@ def inspect(
     if target is not None and (is_table or template is not None or ckpt_dir is not None):
         from tiny_transformer.inspection.conversations import inspect_conversations
 
+        _refuse_beside(context, "conversations", ("split", "seq_len", "packing"))
         inspect_conversations(str(target), template, ckpt_dir, index=index, count=count, console=Console())
         return
+    if ckpt_dir is not None:
+        remedy = 'add --prompt "some words", or name a file of conversations'
+        raise UserError("--ckpt alone shows nothing", where="command line", remedy=remedy)
+    _refuse_beside(context, "prepared data", ("template",))
     from tiny_transformer.inspection.tokens import InspectOptions, inspect_data
 
     inspect_data(target or Path("data"), InspectOptions(split, index, count, seq_len, packing), Console())
+
+
+def _refuse_beside(context: typer.Context, what: str, names: tuple[str, ...]) -> None:
+    """Refuse options that change nothing in a look at `what`."""
+    if given := [name for name in names if is_given(context, name)]:
+        raise UserError(
+            f"--{given[0]} says nothing about {what}", where="command line", remedy=f"leave --{given[0]} out"
+        )
 
 
 @app.command(context_settings=SETTINGS)

@@ -82,7 +82,9 @@ def generate(
         Path | None,
         typer.Option(metavar="FILE", help="Where the answers to --prompts go, as JSON lines; goes on where it was."),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", help="Prompts of a file that are read at once.")] = 16,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch_size", help="Prompts of a file that are read at once. Default: 16.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each text.")] = False,
     vote: Annotated[
         str | None,
@@ -100,7 +102,9 @@ def generate(
             "with the model's own MTP head; or a smaller model's run. Says whether it paid.",
         ),
     ] = None,
-    num_draft_tokens: Annotated[int, typer.Option("--num_draft_tokens", help="The most tokens drafted at once.")] = 4,
+    num_draft_tokens: Annotated[
+        int | None, typer.Option("--num_draft_tokens", help="The most tokens drafted at once. Default: 4.")
+    ] = None,
     interactive: Annotated[
         bool, typer.Option("--interactive", help="Type prompts, one after the other, into one running text.")
     ] = False,
@@ -185,6 +189,8 @@ def chat(
         stop=tuple(stop or ()),
         seed=_seed(seed),
     )
+    if question is not None and ckpt_dir is None and _is_model(Path(question)):
+        ckpt_dir, question = Path(question), None
     if question is not None and ckpt_dir is None:
         _refuse_name([question], verb="chat")
     run_chat(ChatOptions(ckpt_dir, question, system, device, engine), settings, Console(stderr=True))

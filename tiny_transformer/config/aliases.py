@@ -87,7 +87,10 @@ _KERNELS = "leave it out: PyTorch takes the quickest kernel that the device has"
 # Switches of what is not built here. Off they say nothing, and neither do their settings beside them. What is built one
 # day gets a line in ALIASES, which goes first.
 UNBUILT: dict[str, Unbuilt] = {
-    "advanced.log_attention": Unbuilt("leave it out", ("attention_log_",)),
+    "advanced.log_attention": Unbuilt(
+        'leave it out; tiny-transformer inspect RUN --prompt "some words" shows the attention of each head',
+        ("attention_log_",),
+    ),
     "advanced.draft_model": Unbuilt("training.sample_drafter names a smaller model's run"),
     "advanced.use_flash_attention": Unbuilt(_KERNELS),
     "advanced.flash_attention": Unbuilt(_KERNELS),

@@ -17,15 +17,17 @@ from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.chat import Conversation, RunningText
 from tiny_transformer.generation.drafting import speculation_of
-from tiny_transformer.generation.engines import choose_engine
-from tiny_transformer.generation.interactive import Session
+from tiny_transformer.generation.engines import check_engine, choose_engine
+from tiny_transformer.generation.interactive import NO_ANSWER, Session
 from tiny_transformer.generation.prompt_files import STANDARD_INPUT, answer_file, answer_prompts, read_prompts
 from tiny_transformer.generation.rows import check_prompts
 from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.generation.speculative import Speculation
 from tiny_transformer.generation.text import Writing, encode_prompt
 from tiny_transformer.generation.voting import Vote, parse_vote
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
 
+BATCH_SIZE, NUM_DRAFTED = 16, 4
 DEFAULT_PROMPT = "Once upon a time"
 TURNS = 10  # of a conversation, to tell whether it pays to load the compiled step
 
@@ -44,12 +46,12 @@ class GenerateOptions:
         as_json: print one JSON object a continuation.
         prompts: a file of prompts instead of one; `-` for lines of standard input.
         out: where the answers to `prompts` go; None: standard output.
-        batch_size: how many prompts of a file are answered side by side.
+        batch_size: how many prompts of a file are answered side by side; None: 16.
         is_seed_chosen: False: an output that is gone on with names the seed.
         interactive: read prompts from the terminal, one after the other, into one running text.
         speculative: who drafts tokens ahead: `ngram`, `mtp`, or a checkpoint or run of a smaller model; None: what the
             run's config says.
-        num_draft_tokens: the most that are drafted at once.
+        num_draft_tokens: the most that are drafted at once; None: 4.
         engine: who computes single tokens of one text: see `engines.choose_engine`.
         vote: show of several continuations the one that wins: `majority`, `regex:PATTERN` or `verifier:FILE.py:name`.
         adapter: a directory of low-rank adapters to put on the model.
@@ -64,11 +66,11 @@ class GenerateOptions:
     as_json: bool = False
     prompts: Path | None = None
     out: Path | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
     is_seed_chosen: bool = True
     interactive: bool = False
     speculative: str | None = None
-    num_draft_tokens: int = 4
+    num_draft_tokens: int | None = None
     vote: str | None = None
     engine: str = "auto"
     adapter: Path | None = None
@@ -120,7 +122,7 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
     # A prompt that the model cannot read is refused before the weights are read.
     check_prompt(opened, prompt)
     _say(opened, settings, notes)
-    speculation = speculation_of(opened, options.speculative, options.num_draft_tokens)
+    speculation = _speculation(opened, options)
     if options.num_samples == 1 and speculation is None:
         _choose(opened, options.engine, settings.max_new_tokens, notes)
     prompts = [prompt] * options.num_samples
@@ -128,7 +130,7 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
         opened.model, opened.tokenizer, prompts, settings, end_ids=opened.end_ids, speculation=speculation
     )
     if vote is not None:
-        _elect(writing, prompt, vote, options, notes)
+        _elect(writing, prompt, vote, settings.seed, options.as_json, notes)
     elif options.as_json:
         for sample, continuation in enumerate(writing.all()):
             show_json({"sample": sample, "prompt": prompt, **asdict(continuation), "seed": settings.seed})
@@ -141,8 +143,11 @@ def run_generate(options: GenerateOptions, settings: SamplingConfig, notes: Cons
 def _check(options: GenerateOptions, settings: SamplingConfig) -> None:
     """Refuse what cannot be, or what would be passed over."""
     for name in ("num_samples", "batch_size", "num_draft_tokens"):
-        if (value := getattr(options, name)) < 1:
+        if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"{name} = {value} is not possible", remedy=f"{name}: 1 or more")
+    check_engine(options.engine)
+    if options.batch_size is not None and options.prompts is None:
+        raise UserError("--batch_size is for --prompts", where="command line", remedy="leave it out, or --prompts FILE")
     many = (
         ("--prompts", options.prompts),
         ("--num_samples", options.num_samples > 1),
@@ -155,10 +160,11 @@ def _check(options: GenerateOptions, settings: SamplingConfig) -> None:
         raise UserError("--prompt and --prompts are both given", where="command line", remedy="give one of them")
     if options.prompts is not None and options.stream:
         raise UserError("--stream shows one text, and --prompts has many", where="command line", remedy="leave one out")
-    if options.speculative is not None and (options.prompts is not None or options.interactive):
-        remedy = "leave --speculative out: it writes text after text, and --prompts many side by side"
-        other = "--prompts" if options.prompts is not None else "--interactive"
-        raise UserError(f"--speculative and {other} are both given", where="command line", remedy=remedy)
+    drafting = (("--speculative", options.speculative), ("--num_draft_tokens", options.num_draft_tokens))
+    drafted = [name for name, value in drafting if value is not None]
+    if drafted and options.prompts is not None:
+        remedy = f"leave {drafted[0]} out: it writes text after text, and --prompts many side by side"
+        raise UserError(f"{drafted[0]} and --prompts are both given", where="command line", remedy=remedy)
     if options.vote is not None and (options.stream or options.prompts is not None or options.interactive):
         remedy = "leave out --stream, --prompts and --interactive"
         raise UserError("--vote shows one text of one prompt", where="command line", remedy=remedy)
@@ -172,10 +178,25 @@ def _check(options: GenerateOptions, settings: SamplingConfig) -> None:
     if options.interactive and (beside := [name for name, value in one_text if value]):
         remedy = "leave one out, or: tiny-transformer chat"
         raise UserError(f"--interactive and {beside[0]} are both given", where="command line", remedy=remedy)
+    if options.interactive and drafted:
+        what = f"{drafted[0]} is for a text that is given, not for one that is typed"
+        raise UserError(what, where="command line", remedy=f"--prompt TEXT, or leave {drafted[0]} out")
     if options.interactive and options.num_samples > 1:
         raise UserError("--interactive writes one text", where="command line", remedy="leave out --num_samples")
     if options.as_json and options.stream:
         raise UserError("--json and --stream are both given", where="command line", remedy="give one of them")
+
+
+def _speculation(opened: OpenCheckpoint, options: GenerateOptions) -> Speculation | None:
+    """How the text is drafted. Who asks for the compiled step is not given the drafter of the run's config instead."""
+    wants_engine = options.engine == "fast" and options.speculative is None
+    speculation = (
+        None if wants_engine else speculation_of(opened, options.speculative, options.num_draft_tokens or NUM_DRAFTED)
+    )
+    if speculation is None and options.num_draft_tokens is not None:
+        remedy = "--speculative ngram, or leave it out"
+        raise UserError("--num_draft_tokens is given, and nothing drafts", where="command line", remedy=remedy)
+    return speculation
 
 
 def check_prompt(opened: OpenCheckpoint, prompt: str) -> None:
@@ -215,9 +236,13 @@ def run_chat(options: ChatOptions, settings: SamplingConfig, notes: Console) -> 
     if options.question is None:
         talk(partner, notes)
         return
+    answered = False
     for piece in partner.ask(_given(options.question)):
         show(piece)
+        answered = True
     show("\n")
+    if not answered:
+        notes.print(f"[dim]({NO_ANSWER})[/]", highlight=False)
 
 
 def talk(partner: Conversation | RunningText, notes: Console) -> None:
@@ -250,13 +275,13 @@ def _write(writing: Writing, prompt: str, options: GenerateOptions) -> None:
         show(("\n---\n\n" if row else "") + head + text + "\n")
 
 
-def _elect(writing: Writing, prompt: str, vote: Vote, options: GenerateOptions, notes: Console) -> None:
+def _elect(writing: Writing, prompt: str, vote: Vote, seed: int, as_json: bool, notes: Console) -> None:
     """Print the continuation that wins, and the tally beside it."""
     texts = [continuation.text for continuation in writing.all()]
     election = vote.elect(prompt, texts)
-    if options.as_json:
+    if as_json:
         told = {"answer": election.answer, "tally": election.tally(), "scores": list(election.scores), "samples": texts}
-        show_json({"prompt": prompt, "text": texts[election.winner], "sample": election.winner, **told})
+        show_json({"prompt": prompt, "text": texts[election.winner], "sample": election.winner, **told, "seed": seed})
     else:
         show(prompt + texts[election.winner] + "\n")
     for index, problem in election.problems:
@@ -267,26 +292,34 @@ def _elect(writing: Writing, prompt: str, vote: Vote, options: GenerateOptions, 
 def _answer(opened: OpenCheckpoint, options: GenerateOptions, settings: SamplingConfig, notes: Console) -> None:
     """Answer a file of prompts, into a file with a bar or to standard output."""
     prompts = read_prompts(options.prompts or Path(STANDARD_INPUT))
-    sizes: dict[str, Any] = {"num_samples": options.num_samples, "batch_size": options.batch_size}
+    sizes: dict[str, Any] = {"num_samples": options.num_samples, "batch_size": options.batch_size or BATCH_SIZE}
     _say(opened, settings, notes)
+    if replaced := ", ".join(dict.fromkeys(key for prompt in prompts for key in prompt.replaced)):
+        told = f"{replaced}: of the prompts' lines not repeated, for the answers have keys of that name"
+        notes.print(f"[yellow]{escape(told)}[/]", highlight=False, soft_wrap=True)
     if options.out is None:
         for answers in answer_prompts(opened, prompts, settings, **sizes):
             for answer in answers:
                 show_json(answer)
         return
+    total = len(prompts) * options.num_samples
     columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
         task = progress.add_task("writing", total=None)
-        before = answer_file(
-            opened,
-            prompts,
-            settings,
-            options.out,
-            **sizes,
-            is_seed_chosen=options.is_seed_chosen,
-            tell=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    total = len(prompts) * options.num_samples
+        try:
+            before = answer_file(
+                opened,
+                prompts,
+                settings,
+                options.out,
+                **sizes,
+                is_seed_chosen=options.is_seed_chosen,
+                tell=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        except KeyboardInterrupt:
+            done = f"{int(progress.tasks[task].completed):,} of {total:,} answers in {escape(str(options.out))}"
+            notes.print(f"stopped: {done}; the same command goes on", highlight=False, soft_wrap=True)
+            raise
     there = f", {before:,} of them from before" if before else ""
     notes.print(f"{total:,} answers in {escape(str(options.out))}{there}", highlight=False, soft_wrap=True)
 

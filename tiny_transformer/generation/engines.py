@@ -41,8 +41,7 @@ def choose_engine(model: CausalLM, wanted: str = "auto", *, num_tokens: int | No
     Raises:
         UserError: `fast` where it cannot be had, with the reason; or an unknown name.
     """
-    if wanted not in ENGINES:
-        raise UserError(f"there is no engine {wanted!r}", remedy=f"one of {', '.join(ENGINES)}")
+    check_engine(wanted)
     TOKEN_STEPS.pop(model, None)
     if wanted == "plain":
         return "plain engine"
@@ -58,6 +57,12 @@ def choose_engine(model: CausalLM, wanted: str = "auto", *, num_tokens: int | No
     if wanted == "fast":
         raise UserError(f"no compiled step: {reason}", remedy="take the plain engine, which computes everything")
     return f"plain engine: {reason}"
+
+
+def check_engine(name: str) -> None:
+    """Raise UserError for an unknown name, also where nobody is going to choose."""
+    if name not in ENGINES:
+        raise UserError(f"there is no engine {name!r}", remedy=f"one of {', '.join(ENGINES)}")
 
 
 def why_not_fast(model: CausalLM) -> str | None:

@@ -20,6 +20,7 @@ HELP = """\
 \"\"\"          begins and ends a text of several lines
 Ctrl-C       stops the answer
 """
+NO_ANSWER = "the model ended at once, without a text"
 QUOTES = '"""'
 
 
@@ -95,16 +96,19 @@ class Session:
                 return None
 
     def _answer(self, text: str) -> None:
-        pieces = self._partner.ask(text)
+        pieces, answered = self._partner.ask(text), False
         try:
             for piece in pieces:
                 self._show(piece)
+                answered = True
         except KeyboardInterrupt:
             self._tell("\n(stopped)")
             return
         finally:
             pieces.close()  # what was written is noted now
         self._show("\n")
+        if not answered:
+            self._tell(f"({NO_ANSWER})")
         if self._partner.note:
             self._tell(f"({self._partner.note})")
 

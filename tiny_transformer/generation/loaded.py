@@ -41,8 +41,10 @@ def load(
         engine: who computes the tokens of one text: `plain`, `fast` or `auto`, see `engines.choose_engine`.
 
     Raises:
-        UserError: nothing there, a damaged checkpoint, or one that is not computed here.
+        UserError: nothing there, a damaged checkpoint, one that is not computed here, or another kind of dtype.
     """
+    if not isinstance(dtype, torch.dtype | None):
+        raise UserError(f"dtype = {dtype!r} is not possible", remedy="torch.bfloat16 or torch.float32, or leave it out")
     return LoadedModel(open_checkpoint(path, device=device, dtype=dtype), engine)
 
 
@@ -91,7 +93,7 @@ class LoadedModel:
         Raises:
             UserError: an unknown option, a value out of range, or a prompt that cannot be encoded or is too long.
         """
-        settings, speculation = settings_of(options), self._speculation(options)
+        settings, speculation = self._sorted(options)
         if (ids := token_rows(prompt)) is not None:
             rows, is_batch = ids
             if speculation is not None:
@@ -110,10 +112,15 @@ class LoadedModel:
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """The continuation of one text in pieces, as they are written; joined, what `generate` returns. Same errors."""
-        settings, speculation = settings_of(options), self._speculation(options)
+        settings, speculation = self._sorted(options)
         ends = self.checkpoint.end_ids
         writing = Writing(self.model, self.tokenizer, [_text(prompt)], settings, end_ids=ends, speculation=speculation)
         return (piece for _, piece in writing)
+
+    def _sorted(self, options: dict[str, Any]) -> tuple[SamplingConfig, Speculation | None]:
+        """The options of a call: how tokens are drawn, and how they are drafted."""
+        sampling = {key: value for key, value in options.items() if key not in DRAFTING}
+        return settings_of(sampling), self._speculation(options)
 
     def _speculation(self, options: dict[str, Any]) -> Speculation | None:
         """How texts are drafted, by the options `speculative` and `num_draft_tokens`; None: one by one."""
@@ -123,6 +130,9 @@ class LoadedModel:
                 f"speculative = {name!r} with num_draft_tokens = {num_draft_tokens!r} is not possible",
                 remedy="speculative: ngram, mtp or a run; num_draft_tokens: 1 or more",
             )
+        if name is None and "num_draft_tokens" in options:
+            remedy = 'speculative="ngram", or leave it out'
+            raise UserError("num_draft_tokens is given, and nothing drafts", remedy=remedy)
         return None if name is None else speculation_of(self.checkpoint, name, num_draft_tokens)
 
     @torch.inference_mode()
@@ -166,7 +176,6 @@ def settings_of(options: dict[str, Any]) -> SamplingConfig:
     Raises:
         UserError: an option that does not exist, or a value out of range.
     """
-    options = {key: value for key, value in options.items() if key not in DRAFTING}
     for other in options.keys() & OTHER_NAMES.keys():
         name = OTHER_NAMES[other]
         if name in options:

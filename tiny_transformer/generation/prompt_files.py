@@ -28,10 +28,17 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of a file: its text, and the other keys of its line, which the output repeats."""
+    """A prompt of a file.
+
+    Attributes:
+        text: what is continued.
+        others: the other keys of its line, which the output repeats.
+        replaced: those of them that it does not, because a line of an answer has them itself.
+    """
 
     text: str
     others: dict[str, Any]
+    replaced: tuple[str, ...] = ()
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -66,7 +73,8 @@ def _of_json(line: str, where: str) -> Prompt:
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         remedy = '{"prompt": "Once upon a time"}'
         raise UserError("not an object with a text `prompt`", where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA)
-    return Prompt(value["prompt"], {key: other for key, other in value.items() if key not in ("prompt", *_OURS)})
+    others = {key: other for key, other in value.items() if key not in ("prompt", *_OURS)}
+    return Prompt(value["prompt"], others, tuple(key for key in _OURS if key in value))
 
 
 _OURS = ("index", "sample", "text", "finish_reason", "num_tokens", "settings")
@@ -168,7 +176,7 @@ def answer_prompts(
     Raises:
         UserError: a prompt that cannot be encoded or is too long, told before anything is written.
     """
-    encoded = [encode_prompt(opened.tokenizer, prompt.text) for prompt in prompts]
+    encoded = [_encoded(opened, prompt.text, f"prompt {n} of {len(prompts)}") for n, prompt in enumerate(prompts, 1)]
     vocab_size = opened.config.vocab_size or opened.tokenizer.vocab_size
     check_prompts(encoded, vocab_size=vocab_size, context_length=opened.config.max_position_embeddings)
     rows = [(index, sample) for index in range(len(prompts)) for sample in range(num_samples)]
@@ -189,6 +197,14 @@ def answer_prompts(
             }
             for (index, sample), continuation in zip(rows[chosen], writing.all(), strict=True)
         ]
+
+
+def _encoded(opened: OpenCheckpoint, text: str, where: str) -> list[int]:
+    try:
+        return encode_prompt(opened.tokenizer, text)
+    except UserError as error:
+        error.where = f"{where}, {error.where}" if error.where else where
+        raise
 
 
 def described(settings: SamplingConfig, opened: OpenCheckpoint) -> dict[str, Any]:

@@ -123,8 +123,8 @@ def _guesses(page: ModelLook) -> str:
         for p, i in zip(values, ids, strict=True)
     )
     return f"""<section><h2>What it expected</h2>
-<p class="note">The darker a token, the less likely the model found it before it came. Choose one to see the guesses
-after it, and where each head looks from it.</p>
+<p class="note">The stronger a token's colour, the less likely the model found it before it came. Choose one to see
+the guesses after it, and where each head looks from it.</p>
 <div class="tokens" role="group" aria-label="the tokens of the text">{tokens}</div>
 <div id="guesses" aria-live="polite"><h3>after the last token</h3>
 <table class="rows guesses"><tbody>{rows}</tbody></table></div></section>"""
@@ -206,8 +206,8 @@ def _blocks(page: ModelLook) -> str:
         else ""
     )
     return f"""<section><h2>What each block already knows</h2>
-<p class="note">The head's likeliest next token had the model ended after each block (the logit lens); the darker, the
-surer. The last row is what the model says.</p>
+<p class="note">The head's likeliest next token had the model ended after each block (the logit lens); the stronger
+the colour, the surer. The last row is what the model says.</p>
 {_table("heat lens", map(_shown, page.texts), rows)}{without}</section>"""
 
 

@@ -16,6 +16,7 @@ from tiny_transformer.data.prepare.command import is_prepared
 from tiny_transformer.data.prepare.summary import print_summary
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import UserError, command_line
+from tiny_transformer.models.find import RUNS_DIR
 from tiny_transformer.reports.formats import plain
 from tiny_transformer.reports.run_reader import is_run_directory
 from tiny_transformer.tokenizers import Tokenizer
@@ -85,6 +86,9 @@ def inspect_data(data_dir: Path, options: InspectOptions, console: Console) -> N
 
 def _refuse_other_things(path: Path) -> None:
     """Say what to use instead when `path` is not a data directory."""
+    if not path.exists() and is_run_directory(RUNS_DIR / path):
+        path = RUNS_DIR / path
+    look = f'{command_line("tiny-transformer", "inspect", path)} --prompt "some words" shows it reading'
     if not path.exists():
         raise UserError(f"{path} does not exist", remedy="make data with: tiny-transformer prepare --out_dir data")
     if path.is_file():
@@ -96,13 +100,13 @@ def _refuse_other_things(path: Path) -> None:
         raise UserError(
             f"{path} is a run, not prepared data",
             remedy=f"{command_line('tiny-transformer', 'runs', path)} lists its checkpoints, "
-            f"{command_line('tiny-transformer', 'generate', '--ckpt_dir', path)} lets it write",
+            f"{command_line('tiny-transformer', 'generate', '--ckpt_dir', path)} lets it write, {look}",
         )
     if (path / "config.json").is_file():
         raise UserError(
             f"{path} is a model, not prepared data",
             remedy=f"{command_line('tiny-transformer', 'generate', '--ckpt_dir', path)} lets it write, "
-            f"{command_line('tiny-transformer', 'evaluate', path)} measures it",
+            f"{command_line('tiny-transformer', 'evaluate', path)} measures it, {look}",
         )
     inside = sorted(child for child in path.iterdir() if child.is_dir() and is_prepared(child))
     if inside:
