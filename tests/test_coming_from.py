@@ -3,6 +3,7 @@ files are there."""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import shlex
@@ -18,7 +19,6 @@ import torch
 import typer
 import yaml
 
-from tiny_transformer import load
 from tiny_transformer.cli import app, run
 from tiny_transformer.cli.options import TrainOptions
 from tiny_transformer.cli.training import _config_and_overrides
@@ -274,13 +274,18 @@ def test_every_file_is_there(place: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("table", sorted({row.table for row in of_kind("Python")}))
 def test_the_python_lines_of_a_table_run_in_order(
-    table: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    table: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    names: dict[str, Any] = {"torch": torch, "load": load, "Path": Path}
+    lines = ["from pathlib import Path", "import torch", "from tiny_transformer import load"]
     for row in of_kind("Python"):
         if row.table == table and row.typed:
-            exec(compile(row.typed, row.there, "exec"), names)  # noqa: S102 - what the page tells a reader to type
-            if "QWEN3_CONFIG" in names:  # as printed it has 283 M weights
-                names["QWEN3_CONFIG"] |= {"vocab_size": 64, "d_model": 32, "n_layers": 1, "d_ff": 64}
+            lines.append(row.typed)
+            if "QWEN3_CONFIG =" in row.typed:  # as printed it has 283 M weights
+                lines.append('QWEN3_CONFIG |= {"vocab_size": 64, "d_model": 32, "n_layers": 1, "d_ff": 64}')
+    typed = tmp_path / "typed.py"
+    typed.write_text("\n".join(lines), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("typed", typed)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
     capsys.readouterr()

@@ -124,6 +124,7 @@ def gain_of_blocks(config: RunConfig, hardware: Hardware) -> float:
     no choice: on other devices, in `deterministic` runs, at short lengths, in a family that has one form alone."""
     is_open = (
         _why_no_blocks(config, hardware) is None
+        and config.model.attention_lengths(config.data.seq_len) != []  # a hybrid may have no attention at all
         and not config.training.deterministic
         and config.data.seq_len >= SHORTEST
     )
