@@ -48,7 +48,8 @@ def read_config(directory: Path | str) -> tuple[dict[str, Any], list[Record]]:
 
 def is_classifier(hf: dict[str, Any]) -> bool:
     """Whether a config.json is that of a model which sorts texts."""
-    return any("ForSequenceClassification" in str(name) for name in hf.get("architectures") or [])
+    names = hf.get("architectures")
+    return isinstance(names, list) and any("ForSequenceClassification" in str(name) for name in names)
 
 
 def refuse_classifier(hf: dict[str, Any], directory: Path) -> None:
