@@ -113,6 +113,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
         evaluates = job.evaluate is not None and (is_last or (state.step + 1) % (config.eval_steps or total_steps) == 0)
         is_logged = evaluates or is_last or is_log_step(state.step + 1, config.log_steps)
         update_stats = UpdateStats(job.model, job.sharing) if is_logged else None
+        job.sharing.processes.mark("step", state.step)  # what was announced is over: whoever hangs now is found
         with state.timed("steps"):
             gradient, factor = update(job, state, update_stats)
 
