@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from fork_server import PHASES, ForkServer
 from run_helpers import fingerprint, log_without_clock, run_tiny
 from test_killed import Lives
 
-from tiny_transformer.errors import ExitCode
-from tiny_transformer.storage import RunDirectory
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage import RunDirectory, verify
 from tiny_transformer.storage.doctor import examine
 from tiny_transformer.training import checkpoint_writer
 
@@ -32,21 +33,28 @@ def nothing(run: Path, rng: random.Random) -> None:
     """The signal was fault enough."""
 
 
+def file_to_damage(run: Path, rng: random.Random) -> Path | None:
+    """One of the newest sound checkpoint; none where it is the only one: a run that has lost all of them is refused,
+    and not begun again."""
+    sound = []
+    for checkpoint in RunDirectory(run).checkpoints():
+        with suppress(UserError):
+            verify(checkpoint.path)
+            sound.append(checkpoint.path)
+    return rng.choice(sorted(path for path in sound[-1].rglob("*") if path.is_file())) if len(sound) > 1 else None
+
+
 def flip_a_bit(run: Path, rng: random.Random) -> None:
     """Somewhere in the newest checkpoint."""
-    checkpoints = RunDirectory(run).checkpoints()
-    if not checkpoints:
-        return
-    file = rng.choice(sorted(path for path in checkpoints[-1].path.rglob("*") if path.is_file()))
-    data = bytearray(file.read_bytes())
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    file.write_bytes(data)
+    if file := file_to_damage(run, rng):
+        data = bytearray(file.read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        file.write_bytes(data)
 
 
 def cut_a_file(run: Path, rng: random.Random) -> None:
-    checkpoints = RunDirectory(run).checkpoints()
-    if checkpoints:
-        file = rng.choice(sorted(path for path in checkpoints[-1].path.rglob("*") if path.is_file()))
+    """One of the newest checkpoint."""
+    if file := file_to_damage(run, rng):
         os.truncate(file, rng.randrange(file.stat().st_size))
 
 
