@@ -26,6 +26,8 @@ from tiny_transformer.errors import ExitCode, UserError, out_of_memory
 
 __all__ = ["app", "main", "run"]
 
+NO_MEMORY = b"error: there is not enough memory\n  try: a higher limit (ulimit -v), or fewer programs beside this one\n"
+
 for verb in app.registered_commands:
     verb.cls = Verb
 
@@ -96,9 +98,14 @@ def run(
         typer.echo(f"error: {error.strerror or error}{where}{remedy}", err=True)
         return ExitCode.IO
     except Exception as error:
-        if isinstance(error, MemoryError | ImportError | RuntimeError) and (told := out_of_memory(error)):
-            typer.echo(str(told), err=True)
-            return told.exit_code
+        if isinstance(error, MemoryError | ImportError | RuntimeError):
+            try:
+                if told := out_of_memory(error):
+                    typer.echo(str(told), err=True)
+                    return told.exit_code
+            except MemoryError:  # not enough to put it in words, nor for what Python does at its end
+                os.write(2, NO_MEMORY)
+                os._exit(ExitCode.IO)
         traceback.print_exc()
         typer.echo(
             "\nThis is a bug in tiny-transformer, not in your input. Please report it with the lines above.", err=True
