@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,12 @@ def test_a_text_is_shown_and_never_becomes_part_of_the_page(opened: OpenCheckpoi
     assert len(re.findall(r"</script>", page)) == 2 and "default-src 'none'" in page
     shown = html.unescape("".join(re.findall(r'class="token"[^>]*>(.*?)</button>', page, re.S)))
     assert shown == TEXT.replace("\n", "\N{RETURN SYMBOL}")
+
+
+def test_a_token_that_ends_a_script_ends_none(opened: OpenCheckpoint) -> None:
+    page = page_html(replace(look(opened, "AB"), texts=["</script><b>", "B"]))
+    assert data_of(page)["tokens"] == ["</script><b>", "B"]
+    assert "<b>" not in page and len(re.findall(r"</script>", page)) == 2
 
 
 def test_a_single_token_has_guesses_and_no_costs(opened: OpenCheckpoint) -> None:

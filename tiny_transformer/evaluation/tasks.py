@@ -25,7 +25,6 @@ from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.tokenizers import Tokenizer
 
-PADDING = -1  # the document id of what only fills a row
 BATCH_TOKENS = 4096
 FORMS = (
     "query, choices, gold (ARC, PIQA, OpenBookQA); ctx_a, ctx_b, activity_label, endings, label (HellaSwag); "
@@ -240,11 +239,9 @@ def _score_batch(
     """The same for rows of one batch, of which the last `num_targets` tokens are to be predicted."""
     width = max(map(len, rows)) - 1
     input_ids = torch.tensor([[*row[:-1], *[0] * (width + 1 - len(row))] for row in rows], device=hardware.device)
-    lengths = torch.tensor([len(row) - 1 for row in rows], device=hardware.device)
-    is_padding = torch.arange(width, device=hardware.device) >= lengths[:, None]  # (B, T)
-    doc_ids = torch.where(is_padding, PADDING, 0) if bool(is_padding.any()) else None
     with hardware.autocast():
-        hidden = model.backbone(input_ids, None, doc_ids).hidden  # (B, T, C)
+        # (B, T, C). What fills a row stands behind it, and nobody looks ahead.
+        hidden = model.backbone(input_ids).hidden
         asked = torch.cat([hidden[i, len(row) - 1 - n : len(row) - 1] for i, (row, n) in _each(rows, num_targets)])
         logits: Tensor = model.lm_head(asked)  # (N, V): the head is applied where a continuation stands, and only there
     targets = torch.tensor([i for row, n in zip(rows, num_targets, strict=True) for i in row[-n:]]).to(asked.device)

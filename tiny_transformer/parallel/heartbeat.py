@@ -2,11 +2,11 @@
 
 What *alive* means. A process is alive while it answers: a thread of its own posts a number that grows, once a second,
 to the store that `torchrun` keeps. A process that was killed or stopped, or whose machine or network is gone, does not.
-That is not enough for a process that hangs: its thread still answers. So the run also marks its way: each pass over
-rows, each exchange, each update is one mark more. In a step, the process that everybody waits for is the one with the
-fewest marks; when it has added none for `lost_seconds`, *and* for ten times as long as its longest stretch so far, it
-is lost too. A step that is slow but goes on is therefore never mistaken for one that hangs, and whoever only waits for
-others is never blamed, for it has more marks than they.
+That is not enough for a process that hangs: its thread still answers. So the run also marks its way: each step that
+begins, each pass over rows, each exchange, each update is one mark more. In a step, the process that everybody waits
+for is the one with the fewest marks; when it has added none for `lost_seconds`, *and* for ten times as long as its
+longest stretch so far, it is lost too. A step that is slow but goes on is therefore never mistaken for one that hangs,
+and whoever only waits for others is never blamed, for it has more marks than they.
 
 Some work takes long without a mark: compiling the first step, saving, reading data; samples and log, which the first
 process alone writes, and while the disk is full waits to write. It is announced, by all, (an activity other
