@@ -34,11 +34,13 @@ from tiny_transformer.training.contract import Batch, BatchSource, Evaluation
 from tiny_transformer.training.state import TrainState
 
 B = TypeVar("B", bound=Batch)
-# Stage of a config -> its class: a name in the module called like the stage, or the class of one that lives elsewhere.
+# `home` of a config -> its class: a name in the module that is called so, or the class of one that lives elsewhere.
 HOMES: dict[str, str | type[Stage]] = {
     "pretrain": "Pretraining",
     "finetune": "Finetuning",
     "classify": "Classifying",
+    "align": "Aligning",
+    "grpo": "Rewarding",
 }
 
 
@@ -207,12 +209,13 @@ class Stage(ABC, Generic[B]):
             save_adapter(model, directory, weights, folder="adapter/", lora=lora, base=base)
 
 
-def stage_class(name: str) -> type[Stage]:
-    """The class of a stage, imported when it is first asked for.
+def stage_class(config: RunConfig) -> type[Stage]:
+    """The class of the stage that a config names, imported when it is first asked for.
 
     Raises:
         UserError: there is no such stage.
     """
+    name = config.home
     if name not in HOMES:
         raise UserError(f"there is no stage {name!r}", where="stage", remedy=f"one of {', '.join(HOMES)}")
     home = HOMES[name]
