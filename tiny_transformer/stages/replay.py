@@ -58,6 +58,7 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
     run = Run(request, stage, directory, hardware, console)
     check_data(directory, stage.fingerprints())
     run.load(directory.newest_whole(before=step))
+    run.begin(writes=False)
     pace = planning.Pace(replace(plan, is_fixed=True), quiet, None, lambda plan: None)
     with TrainingProgress(console, step, run.state.step) as progress:
         job = run.job(pace, save=_save_nothing, log=lambda record: None, progress=progress)
