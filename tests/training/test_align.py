@@ -113,6 +113,9 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped_and_asks_nobody_again(
     longer = {"training": {"steps": 10}}
     tune(tree(own, pairs, tmp_path / "parts", **longer), resume=True)
     assert (tmp_path / "parts" / REFERENCE_FILE).read_bytes() == kept
+    own.rename(tmp_path / "away")  # the base is gone, and not needed
+    tune(tree(own, pairs, tmp_path / "parts", training={"steps": 11}), resume=True)
+    (tmp_path / "away").rename(own)
     changed = write_pairs(tmp_path / "pairs.jsonl", count=36)
     with pytest.raises(UserError, match="cannot resume: the data"):
         tune(tree(own, changed, tmp_path / "parts", training={"steps": 12}), resume=True)
@@ -170,6 +173,16 @@ def test_what_is_cut_and_left_out_is_told(base: Path, tmp_path: Path) -> None:
     _, told = tune(tree(base, tmp_path / "p.jsonl", tmp_path / "r", **changes))
     assert "1 bad records left out, the first: " in told and "line 14" in told
     assert "1 pairs are longer than a row and cut" in told and "1 left out, whose answers begin" in told
+
+
+def test_alarms_ring_in_the_log_on_the_terminal_and_at_the_end(base: Path, pairs: Path, tmp_path: Path) -> None:
+    """A rate beyond all reason drives the model away from what it was; each alarm is told once on the way."""
+    training = {"steps": 60, "learning_rate": 0.1, "eval_steps": 20, "save_steps": None, "sample_tokens": 8}
+    _, told = tune(tree(base, pairs, tmp_path / "r", training={**training, "log_steps": 50}), shows=True)
+    rows = [row for row in log_without_clock(tmp_path / "r") if "val_loss" in row]
+    assert [row["step"] for row in rows] == [20, 40, 60] and rows[-1]["alarm_kl"] == 1.0 and rows[-1]["val_kl"] > 0.5
+    assert told.count("alarm: the model runs away from its reference") == 1
+    assert "The model runs away from its reference: KL is" in told
 
 
 @pytest.mark.slow
