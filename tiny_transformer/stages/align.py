@@ -14,7 +14,8 @@ from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.config.stages import AlignConfig
 from tiny_transformer.data.chat.pairs import fingerprint
 from tiny_transformer.data.preferences import PairBatch, PairBatches, Pairs
-from tiny_transformer.evaluation.preferences import TOLD, alarms, distance, evaluate_pairs, rings
+from tiny_transformer.evaluation.alarms import TOLD, alarms, rings
+from tiny_transformer.evaluation.preferences import distance, evaluate_pairs
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
