@@ -101,13 +101,23 @@ def evaluate_pairs(
     return {name: value / max(1, count) for name, value in sums.items()}, count
 
 
-@torch.no_grad()
-def logps_of(model: CausalLM, rows: Sequence[Encoded], hardware: Hardware, beat: Callable[[], None]) -> Tensor:
-    """The log-probability of each answer, (B,) float32 on the CPU; `beat` is called now and then."""
+def logps_of(
+    model: CausalLM, rows: Sequence[Encoded], hardware: Hardware, beat: Callable[[], None], *, trains: bool = False
+) -> Tensor:
+    """The log-probability of each answer, (B,) float32 on the CPU.
+
+    Args:
+        model: in evaluation mode.
+        rows: the answers.
+        hardware: where and in which precision to compute.
+        beat: called now and then.
+        trains: compute as a training step does, whose attention may round otherwise than that of an evaluation.
+    """
     found = []
     for first in range(0, len(rows), ROWS_AT_ONCE):
-        with hardware.autocast():
-            found.append(answer_logps(model, answer_rows(rows[first : first + ROWS_AT_ONCE]).to(hardware.device)).cpu())
+        batch = answer_rows(rows[first : first + ROWS_AT_ONCE]).to(hardware.device)
+        with torch.set_grad_enabled(trains), hardware.autocast():
+            found.append(answer_logps(model, batch).detach().cpu())
         beat()
     return torch.cat(found) if found else torch.empty(0)
 

@@ -71,7 +71,7 @@ def compute_reference(model: CausalLM, asked: Asked, hardware: Hardware, beat: C
     found: dict[str, Tensor] = {}
     for name, pairs in (("train", asked.train), ("val", asked.val)):
         rows = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
-        found[name] = logps_of(model, rows, hardware, beat).view(-1, 2)
+        found[name] = logps_of(model, rows, hardware, beat, trains=name == "train").view(-1, 2)
     answers = write_answers(model, asked.questions, asked.settings, asked.end_id, asked.num_tokens)
     if answers:
         rows = answer_rows(answers)
