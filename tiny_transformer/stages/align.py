@@ -60,8 +60,7 @@ class Aligning(ChatStage[PairBatch]):
     def open(cls, request: Request, run_dir: Path, hardware: Hardware, processes: Processes, console: Console) -> Self:
         """See `Stage`; every process reads the records."""
         data = open_pair_data(request, cast(AlignConfig, request.config), run_dir)
-        base = references.base_hash(cast(Path, data.config.init_from), run_dir, resume=request.resume)
-        return cls(data, base, console)
+        return cls(data, references.base_hash(request, run_dir), console)
 
     def begin(self, beginning: Beginning) -> None:
         """Take up what the reference says of the pairs, or ask it: the model as it is before the first step."""
