@@ -126,7 +126,7 @@ def filled(page: str) -> str:
         assert marker
         return f"{match[1]}\n```python\n{source_of(marker)}```\n"
 
-    return re.sub(rf"({SOURCE.pattern})\n```python\n(?:.*?\n)?```\n", fill, page, flags=re.DOTALL)
+    return re.sub(rf"({SOURCE.pattern})\n```python\n(?:(?!```).*\n)*```\n", fill, page)
 
 
 # --- what a block prints ----------------------------------------------------------------------------------------------
@@ -159,8 +159,8 @@ def difference(shown: Block, printed: str) -> str | None:
 def _alike(shown: str, printed: str, tolerance: float) -> bool:
     """Words and whole numbers equal, numbers with a point close, blanks and frames of tables of no account."""
     pattern, numbers = [], []
-    for part in re.split(rf"({re.escape(GAP)}|{NUMBER.pattern}|\s+)", _plain(shown)):
-        if part == GAP:
+    for part in re.split(rf"(\s*{re.escape(GAP)}\s*|{NUMBER.pattern}|\s+)", _plain(shown)):
+        if part.strip() == GAP:
             pattern.append(".*?")
         elif not part.strip():
             pattern.append(r"\s+" if part else "")
