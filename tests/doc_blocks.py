@@ -2,7 +2,7 @@
 
 How a page is written:
 
-- A fenced block of `bash` or `python` is run, in the order of the page. A block under `<!-- not run: REASON -->` is not.
+- A fenced block of `bash` or `python` is run, in the order of the page; under `<!-- not run: REASON -->` it is not.
 - A block of `text` behind it is what it prints. The line above the block says how exactly:
       Expected, exactly:
       Expected, numbers within 5 %:      numbers with a decimal point may differ so far; whole numbers and words may not
