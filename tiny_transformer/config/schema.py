@@ -330,6 +330,11 @@ class RunConfig(Section):
         return at_home(value)
 
     @property
+    def home(self) -> str:
+        """Which module of `stages/` holds the class of this stage."""
+        return self.stage
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens in the batch of one update, all processes together."""
         return self.training.micro_batch_size * self.training.grad_accum_steps * self.data.seq_len
