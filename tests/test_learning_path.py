@@ -27,7 +27,10 @@ def test_a_page_has_what_every_page_has(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     number = int(page.stem[:2])
     assert re.match(rf"# {number}\. .+\n\n\*\S+ minutes on two cores, .+You make: .+\.\*\n", text)
-    assert re.search("predict", text, re.IGNORECASE)
+    assert "redict" in text
+    for question in re.finditer(r"\*\*Predict first", text):
+        following = re.search(r"```(\w+)", text[question.start() :])
+        assert following and following[1] != "text", f"asked when the answer has been shown: {question.start()}"
     exercises = text.partition("## Exercises")[2]
     assert re.findall(r"^(\d)\. ", exercises, re.MULTILINE) == ["1", "2", "3"]
     assert exercises.count("<details><summary>Answer</summary>") == exercises.count("</details>") == 3
