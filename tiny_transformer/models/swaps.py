@@ -134,7 +134,8 @@ def restore_layers(model: CausalLM) -> None:
         if isinstance(module, LoRALinear):
             linear = cast(nn.Linear, module.base)  # the loop above has made it one
             weight = linear.weight.detach()
-            linear.weight = nn.Parameter((weight.float() + module.addition().detach().float()).to(weight.dtype))
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            linear.weight = nn.Parameter((weight.to(wide) + module.addition().detach().to(wide)).to(weight.dtype))
             model.set_submodule(name, linear)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
