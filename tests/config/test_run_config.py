@@ -174,7 +174,7 @@ def test_every_alias_leads_to_a_key_that_exists() -> None:
             "model_type",
         ),
         ("c.yaml", "data: {seq_len: 4096}\n", "c.yaml", "longer than model.max_position_embeddings", ""),
-        ("c.yaml", "training: {early_stopping_patience: 2}\n", "c.yaml", "needs eval_steps", ""),
+        ("c.yaml", "training: {early_stopping_patience: 2, eval_steps: null}\n", "c.yaml", "needs eval_steps", ""),
         ("c.ini", "x=1\n", "c.ini", "cannot tell the format", "*.yaml"),
     ],
 )
