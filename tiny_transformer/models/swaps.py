@@ -109,6 +109,7 @@ def add_lora(
 
 def restore_layers(model: CausalLM) -> None:
     """Make all swapped layers ordinary ones again, in place: integers become weights, additions are added."""
+    import torch
     from torch import nn
 
     from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
