@@ -12,7 +12,13 @@ from tiny_transformer.config.aliases import ALIASES, SWITCHES
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, LoraSection, RunConfig, TrainingConfig, on_resume, sections_of
 from tiny_transformer.config.shapes import SHAPES, DecoderConfig
-from tiny_transformer.config.stages import ClassifySection, FinetuneSection, FinetuneTraining
+from tiny_transformer.config.stages import (
+    AlignSection,
+    AlignTraining,
+    ClassifySection,
+    FinetuneSection,
+    FinetuneTraining,
+)
 
 HEAD = """# Every key of a config
 
@@ -42,14 +48,16 @@ def reference_markdown() -> str:
         ("`lora`", "lora", LoraSection),
         ("`finetune`, with `stage: finetune`", "finetune", FinetuneSection),
         ("`classify`, with `stage: classify`", "classify", ClassifySection),
+        ("`align`, with `stage: align`", "align", AlignSection),
     ]
     for title, section, model in sections:
         parts.append(_table(title, section, model, list(model.model_fields)))
-    theirs = FinetuneTraining.model_fields
-    own = [name for name, field in TrainingConfig.model_fields.items() if theirs[name].default != field.default]
-    parts.append(
-        _table("`training`, other defaults with `stage: finetune` and `classify`", "training", FinetuneTraining, own)
-    )
+    for stages, theirs, before in (
+        ("`finetune` and `classify`", FinetuneTraining, TrainingConfig),
+        ("`align`, besides those", AlignTraining, FinetuneTraining),
+    ):
+        own = [n for n, field in before.model_fields.items() if theirs.model_fields[n].default != field.default]
+        parts.append(_table(f"`training`, other defaults with `stage:` {stages}", "training", theirs, own))
     for model in SHAPES.values():
         names = [name for name in model.model_fields if name not in DecoderConfig.model_fields]
         title = f"`model` with `model_type: {model.model_fields['model_type'].default}`"

@@ -29,6 +29,7 @@ from tiny_transformer.models.swaps import describe_swaps, quantize_layers, quant
 from tiny_transformer.quantization.gptq import quantize_by_inputs
 from tiny_transformer.storage.commit import publish
 from tiny_transformer.storage.runs import CONFIG_FILE
+from tiny_transformer.tokenizers import tell_apart
 
 KINDS = ("int8", "int4")
 CALIBRATION_SEQUENCES = 128
@@ -159,9 +160,9 @@ def _text_of(opened: OpenCheckpoint, data_dir: Path | None) -> _Text | None:
         return None
     dataset, limit = open_dataset(named), opened.config.max_position_embeddings
     if dataset.tokenizer.fingerprint != opened.tokenizer.fingerprint:
+        its, models = tell_apart(dataset.tokenizer, opened.tokenizer)
         raise UserError(
-            f"{named} was prepared with another tokenizer ({dataset.tokenizer.name}) than the model's "
-            f"({opened.tokenizer.name})",
+            f"{named} was prepared with another tokenizer ({its}) than the model's ({models})",
             where=str(named),
             remedy="prepare the text with the model's: "
             + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),

@@ -10,7 +10,7 @@ from tiny_transformer.evaluation.paired import Difference, Interval
 from tiny_transformer.reports.formats import NOTHING, count, large, loss, shorten, signed, size
 from tiny_transformer.reports.page import MAX_PROMPT_CHARS, MAX_SAMPLE_CHARS, esc
 
-WIDTH, HEIGHT, MARGIN = 260, 24, 8  # of a drawing, in pixels
+WIDTH, HEIGHT, MARGIN = 220, 24, 8  # of a drawing, in pixels
 
 
 def measured_section(found: Comparison, places: dict[str, int]) -> str:
@@ -18,8 +18,8 @@ def measured_section(found: Comparison, places: dict[str, int]) -> str:
     best, is_ranked = found.models[0], not found.why_not_ranked
     differences = {one.name: found.difference(one, best) for one in found.models[1:]} if is_ranked else {}
     heads = ["", "bits per byte", "95 % interval"]
-    heads += ["than the best", "", "verdict"] if is_ranked else []
-    heads += ["learnt from", "parameters", "weights", "tokens/s"]
+    heads += ["than the best", "", "verdict"] if is_ranked else ["learnt from"]
+    heads += ["parameters", "weights", "tokens/s"]
     head = "".join(f'<th scope="col">{esc(name)}</th>' for name in heads)
     scale = _scale(list(differences.values()))
     rows = "".join(_row(found, one, differences, places, scale) for one in found.models)
@@ -55,12 +55,13 @@ def _row(
 ) -> str:
     own = found.bits_per_byte(one)
     cells = [loss(own.value), in_brackets(own)]
-    if not found.why_not_ranked:
+    if found.why_not_ranked:
+        cells.append(one.learnt_from or "not known")
+    else:
         difference = differences.get(one.name)
         cells += [NOTHING, "", "best"] if difference is None else [signed(difference.interval.value), "", ""]
         cells[4] = "best" if difference is None else difference.verdict
-    cells += [one.learnt_from or "not known", large(one.num_parameters), size(one.num_bytes)]
-    cells += [count(one.tokens_per_second)]
+    cells += [large(one.num_parameters), size(one.num_bytes), count(one.tokens_per_second)]
     shown = [f"<td>{esc(cell)}</td>" for cell in cells]
     if not found.why_not_ranked:
         shown[3] = f"<td>{_drawn(differences.get(one.name), places[one.name], scale)}</td>"
