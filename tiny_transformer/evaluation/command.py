@@ -48,6 +48,7 @@ from tiny_transformer.storage.runs import (
     readable_states,
     started_in,
 )
+from tiny_transformer.tokenizers import tell_apart
 
 BATCH_SIZE = 16
 SPLITS = ("val", "train")
@@ -289,8 +290,9 @@ def _identity_of(checkpoint: Path) -> dict[str, Any]:
 def _refuse_other_tokenizer(opened: OpenCheckpoint, dataset: Dataset, data_dir: Path) -> None:
     own, theirs = opened.tokenizer, dataset.tokenizer
     if own.fingerprint != theirs.fingerprint:
+        its, models = tell_apart(theirs, own)
         raise UserError(
-            f"{data_dir} was prepared with another tokenizer ({theirs.name}) than the model's ({own.name})",
+            f"{data_dir} was prepared with another tokenizer ({its}) than the model's ({models})",
             where=str(data_dir),
             remedy="prepare the text with the model's: "
             + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),

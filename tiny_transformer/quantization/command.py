@@ -32,6 +32,7 @@ from tiny_transformer.models.swaps import describe_swaps, quantize_layers, quant
 from tiny_transformer.quantization.gptq import quantize_by_inputs
 from tiny_transformer.storage.commit import publish
 from tiny_transformer.storage.runs import CONFIG_FILE
+from tiny_transformer.tokenizers import tell_apart
 
 KINDS = ("int8", "int4")
 CALIBRATION_SEQUENCES = 128
@@ -102,10 +103,8 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
     if out.exists() and not options.replace:
         raise UserError("already there, and not to be overwritten", where=str(out), remedy="choose another --out")
     old = opened.model
-    if describe_swaps(old):
-        raise UserError(
-            f"{opened.path} holds swapped layers already", remedy="quantize the checkpoint that it was made of"
-        )
+    if told := _not_from_here(old):
+        raise UserError(told[0], where=str(opened.path), remedy=told[1])
     notes.print(f"[dim]{escape(opened.sentence)}[/]", highlight=False, soft_wrap=True)
     notes.print(f"[dim]{escape(_method(options.kind, text))}[/]", highlight=False, soft_wrap=True)
     new = quantized(old, options.kind, text)
@@ -126,6 +125,17 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
     next_step = command_line("tiny-transformer", "generate", "--ckpt", out)
     console.print(f"wrote {out}\nnext: {next_step}", highlight=False, markup=False, soft_wrap=True)
     return out, before, after
+
+
+def _not_from_here(model: CausalLM) -> tuple[str, str] | None:
+    """Why a model cannot be quantized, and what to do instead; None: it can."""
+    swaps = describe_swaps(model)
+    if any(record["kind"] == "lora" for record in swaps):
+        return "this model is a base with adapters beside it", "make one model of them first: tiny-transformer merge"
+    if swaps:
+        what = "the weights of this model are rounded to 8 or 4 bits already; rounding them again would only lose more"
+        return what, "quantize the checkpoint that it was made from"
+    return None
 
 
 def default_out(checkpoint: Path, kind: str) -> Path:
@@ -168,9 +178,9 @@ def _text_of(opened: OpenCheckpoint, data_dir: Path | None) -> _Text | None:
         return None
     dataset, limit = open_dataset(named), opened.config.max_position_embeddings
     if dataset.tokenizer.fingerprint != opened.tokenizer.fingerprint:
+        its, models = tell_apart(dataset.tokenizer, opened.tokenizer)
         raise UserError(
-            f"{named} was prepared with another tokenizer ({dataset.tokenizer.name}) than the model's "
-            f"({opened.tokenizer.name})",
+            f"{named} was prepared with another tokenizer ({its}) than the model's ({models})",
             where=str(named),
             remedy="prepare the text with the model's: "
             + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),
