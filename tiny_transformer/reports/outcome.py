@@ -71,7 +71,8 @@ class Outcome:
         if self.val_loss is None:
             if self.train_loss is None:
                 return "No loss was logged."
-            return f"The training loss came to {loss(self.train_loss)} nats per {self.target}; held-out text was never evaluated."
+            nats = f"{loss(self.train_loss)} nats per {self.target}"
+            return f"The training loss came to {nats}; held-out text was never evaluated."
         bits = "" if self.val_bits_per_byte is None else f" ({loss(self.val_bits_per_byte)} bits per byte)"
         words = f"On held-out text the loss is {loss(self.val_loss)} nats per {self.target}{bits}"
         if self.gap is None:

@@ -100,8 +100,7 @@ class Aligning(ChatStage[PairBatch]):
 
     def loss(self, model: CausalLM, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """That of the method."""
-        function = dpo_loss if self.section.method == "dpo" else orpo_loss
-        return function(model, batch, self.section.beta)
+        return (dpo_loss if self.section.method == "dpo" else orpo_loss)(model, batch, self.section.beta)
 
     def evaluation_batches(self) -> Iterator[PairBatch]:
         """The held-out pairs in order."""
