@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.aliases import ALIASES, SWITCHES
 from tiny_transformer.config.presets import PRESETS
+from tiny_transformer.config.reasons import effects_markdown, reasons_markdown
 from tiny_transformer.config.schema import DataConfig, LoraSection, RunConfig, TrainingConfig, on_resume, sections_of
 from tiny_transformer.config.shapes import SHAPES, DecoderConfig
 from tiny_transformer.config.stages import (
@@ -69,6 +70,7 @@ def reference_markdown() -> str:
             "Top level", "", RunConfig, [name for name in RunConfig.model_fields if name not in sections_of(RunConfig)]
         )
     )
+    parts += [reasons_markdown(), effects_markdown()]
     parts.append("## Other names for these keys\n\nConfigs written for other projects load as they are.\n")
     parts.append("| name there | our key |\n| --- | --- |")
     parts += [f"| `{name}` | {', '.join(f'`{key}`' for key in keys)} |" for name, keys in sorted(ALIASES.items())]
