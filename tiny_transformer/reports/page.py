@@ -51,7 +51,7 @@ def key_figures(outcome: Outcome, log: list[dict[str, Any]]) -> str:
     of_all = f"of {count(total)}" if total and outcome.step is not None and outcome.step < total else ""
     cards = [
         ("steps", count(outcome.step), of_all),
-        ("tokens seen", large(outcome.num_tokens), ""),
+        (f"{outcome.target}s seen", large(outcome.num_tokens), ""),
         ("training time", duration(outcome.elapsed_seconds), ""),
         ("parameters", large(outcome.num_parameters), ""),
         *([("memory at most", size(memory), "")] if memory else []),
@@ -66,7 +66,7 @@ def key_figures(outcome: Outcome, log: list[dict[str, Any]]) -> str:
 def _loss_table(outcome: Outcome) -> str:
     if outcome.val_loss is None:
         return f"""<div><table class="losses">
-<thead><tr><th></th><th scope="col">nats per token</th></tr></thead>
+<thead><tr><th></th><th scope="col">nats per {outcome.target}</th></tr></thead>
 <tbody><tr class="ours"><th scope="row">training loss</th><td>{loss(outcome.train_loss)}</td></tr></tbody>
 </table>
 <p class="note">No validation loss: <code>training.eval_steps</code> has the model tested on held-out text.</p></div>"""
@@ -88,7 +88,7 @@ def _loss_table(outcome: Outcome) -> str:
     else:
         notes.append("The best loss possible is the corpus’s own entropy: no model can stay below it on new text.")
     return f"""<div><table class="losses">
-<thead><tr><th></th><th scope="col">nats per token</th><th scope="col">bits per byte</th></tr></thead>
+<thead><tr><th></th><th scope="col">nats per {outcome.target}</th><th scope="col">bits per byte</th></tr></thead>
 <tbody>{body}</tbody></table><p class="note">{esc(" ".join(notes))}</p></div>"""
 
 

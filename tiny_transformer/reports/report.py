@@ -20,6 +20,7 @@ from tiny_transformer.reports.diagnosis.evidence import time_spent
 from tiny_transformer.reports.loss_svg import loss_svg
 from tiny_transformer.reports.outcome import Outcome, outcome_of
 from tiny_transformer.reports.page_findings import classes_section, diagnosis_section, knowledge_section, time_section
+from tiny_transformer.reports.preference_charts import preference_charts
 from tiny_transformer.reports.run_reader import RunFiles, read_run
 from tiny_transformer.storage import atomic_write
 
@@ -40,7 +41,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     outcome = outcome_of(run)
     picture = ""
     try:
-        if picture := loss_svg(run.log, outcome.floor):
+        if picture := loss_svg(run.log, outcome.floor, outcome.target):
             atomic_write(Path(run_dir) / PICTURE_NAME, picture)  # before the page, which leads to it
     except Exception as error:  # the page tells the numbers
         run.problems.append(f"{PICTURE_NAME} could not be made: {in_words(error)}")
@@ -71,7 +72,9 @@ def report_html(run: RunFiles, outcome: Outcome, picture: str = "", *, page_dir:
         "Figures": lambda: page.key_figures(outcome, run.log),
         "Knowledge": lambda: knowledge_section(run.skills, run.written, run.growth),
         "Confusion": lambda: classes_section(run.classes),
-        "Charts": lambda: page.chart_section(charts(run.log, outcome.floor), picture),
+        "Charts": lambda: page.chart_section(
+            [*charts(run.log, outcome.floor, outcome.target), *preference_charts(run.log)], picture
+        ),
         "Where the time went": lambda: time_section(time_spent(run.log), outcome.elapsed_seconds),
         "Samples": lambda: page.samples_section(run.samples),
         "The same prompt through time": lambda: page.samples_over_time_section(run.samples),

@@ -25,9 +25,19 @@ class TrainingProgress:
         total_steps: the length of the run.
         first_step: where a resumed run stands.
         is_asked: whether anybody has said how long the run is to be.
+        target: what is counted, in one word.
     """
 
-    def __init__(self, console: Console, total_steps: int, first_step: int = 0, *, is_asked: bool = True) -> None:
+    def __init__(
+        self,
+        console: Console,
+        total_steps: int,
+        first_step: int = 0,
+        *,
+        is_asked: bool = True,
+        target: str = "token",
+    ) -> None:
+        self._target = target
         self._console, self._total, self._first, self._is_asked = console, total_steps, first_step, is_asked
         self._second_step = 0.0  # when it began: the first is slower
         self._started = self._last_line = time.monotonic()
@@ -56,7 +66,7 @@ class TrainingProgress:
 
     def step(self, state: TrainState, tokens_per_second: float) -> None:
         """One more update has been made."""
-        figures = f"loss {state.metrics['loss']:6.3f}  {tokens_per_second:9,.0f} tokens/s"
+        figures = f"loss {state.metrics['loss']:6.3f}  {tokens_per_second:9,.0f} {self._target}s/s"
         validation = f"  val {state.metrics['val_loss']:.3f}" if "val_loss" in state.metrics else ""
         self._bar.update(self._task, completed=state.step, figures=figures + validation)
         now = time.monotonic()
