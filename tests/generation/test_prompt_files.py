@@ -116,6 +116,10 @@ def test_an_output_of_something_else_is_refused_and_stays(checkpoint, prompts, t
     with pytest.raises(UserError, match="line 3 answers another prompt"):
         answer(checkpoint, prompts, out)
     assert out.read_bytes() == before
+    out.write_bytes(before[:-5])  # a kill has cut its last line: that is mended by who goes on, not by who is refused
+    with pytest.raises(UserError, match="line 3 answers another prompt"):
+        answer(checkpoint, prompts, out)
+    assert out.read_bytes() == before[:-5]
     for foreign in (b"{}\n", b"hello", b"[1]\n"):
         out.write_bytes(foreign)
         with pytest.raises(UserError, match="no output of --prompts"):

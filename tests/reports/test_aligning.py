@@ -7,7 +7,7 @@ from typing import Any
 import planted_runs as planted
 import pytest
 
-from tiny_transformer.evaluation.preferences import alarms, rings
+from tiny_transformer.evaluation.alarms import alarms, rings
 from tiny_transformer.reports.diagnosis.diagnose import diagnose
 from tiny_transformer.reports.diagnosis.evidence import Evidence
 from tiny_transformer.stages.align import Aligning

@@ -86,6 +86,7 @@ OTHER: dict[str, Any] = {
     "training.dropout": 0.2,
     "training.final_dropout": 0.0,
     "training.zero_residual": True,
+    "training.previous_token_init": True,
     "training.parallelism": "fsdp",
     "training.deterministic": True,
     "training.lost_rank_seconds": 11,

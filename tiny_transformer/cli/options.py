@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tiny_transformer.cli.frame import OutDir, number_or_null, whole_or_null
+from tiny_transformer.cli.frame import OutDir, number_or_null, whole_or_null, whole_or_word
 
 SOURCE_HELP = (
     "A name (stories, tinystories, wikipedia, wiki-intros, wiki-bookscorpus), a hub id, or a file, folder or glob "
@@ -115,9 +115,9 @@ class TrainOptions:
         str | None,
         typer.Option(
             "--eval_steps",
-            parser=whole_or_null,
+            parser=whole_or_word,
             metavar="N",
-            help="Evaluate every N steps and keep the best checkpoint. Default: about eight times a run.",
+            help="Evaluate every N steps and keep the best checkpoint. Default: auto, eight times a run.",
         ),
     ] = None
     save_steps: Annotated[

@@ -3,7 +3,9 @@ docs/CONFIG_REFERENCE.md`."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from collections.abc import Sequence
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -97,17 +99,18 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    words = _type_words(field.annotation)
+    return _with_range(_type_words(field.annotation), field.metadata)
+
+
+def _with_range(words: str, metadata: Sequence[Any]) -> str:
     limits = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    ranges = [
-        f"{sign} {getattr(m, name):,}" for m in field.metadata for name, sign in limits.items() if hasattr(m, name)
-    ]
+    ranges = [f"{sign} {getattr(m, name):,}" for m in metadata for name, sign in limits.items() if hasattr(m, name)]
     return " ".join([words, *([", ".join(ranges)] if ranges else [])])
 
 
 def _type_words(annotation: Any) -> str:
     if hasattr(annotation, "__metadata__"):  # Annotated
-        return _type_words(annotation.__origin__)
+        return _with_range(_type_words(annotation.__origin__), annotation.__metadata__)
     arguments = [a for a in get_args(annotation) if a is not type(None)]
     if arguments and all(isinstance(a, str) for a in arguments):
         return " / ".join(f"`{a}`" for a in arguments)
@@ -115,6 +118,8 @@ def _type_words(annotation: Any) -> str:
         return _type_words(arguments[0])
     if all(isinstance(a, type) and issubclass(a, BaseModel) for a in arguments[:1] or [annotation]):
         return "mapping"
+    if get_origin(annotation) in (Union, UnionType):
+        return " / ".join(_type_words(a) for a in arguments)
     if arguments:
         return f"list of {_type_words(arguments[0])}"
     names = {"int": "integer", "float": "number", "str": "text", "bool": "true / false", "Path": "path"}

@@ -1,9 +1,9 @@
-"""How a model in alignment does on held-out pairs, how far it has gone from its reference, and when that is too far."""
+"""How a model in alignment does on held-out pairs, and how far it has gone from its reference."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,6 @@ from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing
 from tiny_transformer.tokenizers.chat import Encoded
 
-# Both answers have lost more than this share of their log-probability: the margin grows by forgetting both, and what
-# gains is neither. Small falls are common and harmless.
-FALL = 0.05
-KL = 0.5  # nats per token: the reference's own answers have become 1.6 times as surprising, token by token
-GROWTH = 1.5  # times as long as the reference's answers
-TOLD = {
-    "alarm_likelihoods": "both answers lose likelihood while the margin grows",
-    "alarm_kl": "the model runs away from its reference",
-    "alarm_length": "its answers grow longer and longer",
-}
 ROWS_AT_ONCE = 16
 
 
@@ -111,13 +101,23 @@ def evaluate_pairs(
     return {name: value / max(1, count) for name, value in sums.items()}, count
 
 
-@torch.no_grad()
-def logps_of(model: CausalLM, rows: Sequence[Encoded], hardware: Hardware, beat: Callable[[], None]) -> Tensor:
-    """The log-probability of each answer, (B,) float32 on the CPU; `beat` is called now and then."""
+def logps_of(
+    model: CausalLM, rows: Sequence[Encoded], hardware: Hardware, beat: Callable[[], None], *, trains: bool = False
+) -> Tensor:
+    """The log-probability of each answer, (B,) float32 on the CPU.
+
+    Args:
+        model: in evaluation mode.
+        rows: the answers.
+        hardware: where and in which precision to compute.
+        beat: called now and then.
+        trains: compute as a training step does, whose attention may round otherwise than that of an evaluation.
+    """
     found = []
     for first in range(0, len(rows), ROWS_AT_ONCE):
-        with hardware.autocast():
-            found.append(answer_logps(model, answer_rows(rows[first : first + ROWS_AT_ONCE]).to(hardware.device)).cpu())
+        batch = answer_rows(rows[first : first + ROWS_AT_ONCE]).to(hardware.device)
+        with torch.set_grad_enabled(trains), hardware.autocast():
+            found.append(answer_logps(model, batch).detach().cpu())
         beat()
     return torch.cat(found) if found else torch.empty(0)
 
@@ -141,22 +141,3 @@ def distance(
         figures["val_length_ratio"] = mean / written.mean_length
     model.train(was_training)
     return figures
-
-
-def alarms(figures: Mapping[str, float]) -> dict[str, float]:
-    """1 where something goes wrong that the loss does not show, else 0: both answers lose likelihood while the margin
-    grows, the model runs away from its reference, its answers grow longer."""
-    chosen, rejected = figures["val_chosen_shift"], figures["val_rejected_shift"]
-    before = figures["val_chosen_logp"] - chosen, figures["val_rejected_logp"] - rejected
-    both_fall = chosen < FALL * before[0] and rejected < FALL * before[1]
-    rung = (
-        both_fall and chosen > rejected,
-        figures.get("val_kl", 0.0) > KL,
-        figures.get("val_length_ratio", 0.0) > GROWTH,
-    )
-    return {name: float(rings) for name, rings in zip(TOLD, rung, strict=True)}
-
-
-def rings(figures: Mapping[str, float], told: Collection[str]) -> list[str]:
-    """The alarms that ring and were not told yet."""
-    return [name for name in TOLD if figures.get(name) and name not in told]

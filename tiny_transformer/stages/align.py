@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -14,7 +15,8 @@ from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.config.stages import AlignConfig
 from tiny_transformer.data.chat.pairs import fingerprint
 from tiny_transformer.data.preferences import PairBatch, PairBatches, Pairs
-from tiny_transformer.evaluation.preferences import TOLD, alarms, distance, evaluate_pairs, rings
+from tiny_transformer.evaluation.alarms import TOLD, alarms, rings
+from tiny_transformer.evaluation.preferences import distance, evaluate_pairs
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
@@ -27,6 +29,7 @@ from tiny_transformer.stages.pair_data import PairData, describe, open_pair_data
 from tiny_transformer.stages.resume_check import DATA
 from tiny_transformer.stages.stage import Beginning, Request, RunResult
 from tiny_transformer.training.contract import Evaluation
+from tiny_transformer.training.modifiers import use_blocked_attention
 from tiny_transformer.training.preferences import dpo_loss, orpo_loss
 
 BASE = "the base (hash of its weights)"
@@ -57,8 +60,7 @@ class Aligning(ChatStage[PairBatch]):
     def open(cls, request: Request, run_dir: Path, hardware: Hardware, processes: Processes, console: Console) -> Self:
         """See `Stage`; every process reads the records."""
         data = open_pair_data(request, cast(AlignConfig, request.config), run_dir)
-        base = references.base_hash(cast(Path, data.config.init_from), run_dir, resume=request.resume)
-        return cls(data, base, console)
+        return cls(data, references.base_hash(request, run_dir), console)
 
     def begin(self, beginning: Beginning) -> None:
         """Take up what the reference says of the pairs, or ask it: the model as it is before the first step."""
@@ -78,7 +80,9 @@ class Aligning(ChatStage[PairBatch]):
         if tensors is None:
             model = self.build_model(str(beginning.hardware.device))
             self.load_first_weights(model)
-            beat = lambda: beginning.processes.mark("reference")  # noqa: E731
+            if training.attention == "blocks":
+                use_blocked_attention(model)
+            beat = partial(beginning.processes.mark, "reference")
             tensors = references.compute_reference(model, asked, beginning.hardware, beat)
             if beginning.writes and beginning.processes.is_first:
                 beginning.patiently(lambda: references.keep_reference(tensors, beginning.run_dir, identity))
@@ -88,11 +92,10 @@ class Aligning(ChatStage[PairBatch]):
 
     def batches(self, rank: int, world_size: int) -> PairBatches:
         """The training pairs."""
-        training, order = self.config.training, {"rank": rank, "world_size": world_size}
+        training, num_pairs = self.config.training, len(self.data.train)
         rows = training.micro_batch_size * training.grad_accum_steps
-        return PairBatches(
-            lambda: self.train, len(self.data.train), global_batch_size=rows, seed=training.seed, **order
-        )
+        order = {"global_batch_size": rows, "seed": training.seed, "rank": rank, "world_size": world_size}
+        return PairBatches(lambda: self.train, num_pairs, **order)
 
     def loss(self, model: CausalLM, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """That of the method."""

@@ -22,6 +22,7 @@ from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.safetensors_file import encode, open_checked, reading
+from tiny_transformer.stages.stage import Request
 from tiny_transformer.storage import atomic_write
 from tiny_transformer.storage.manifest import digest
 from tiny_transformer.storage.runs import REFERENCE_FILE
@@ -71,7 +72,7 @@ def compute_reference(model: CausalLM, asked: Asked, hardware: Hardware, beat: C
     found: dict[str, Tensor] = {}
     for name, pairs in (("train", asked.train), ("val", asked.val)):
         rows = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
-        found[name] = logps_of(model, rows, hardware, beat).view(-1, 2)
+        found[name] = logps_of(model, rows, hardware, beat, trains=name == "train").view(-1, 2)
     answers = write_answers(model, asked.questions, asked.settings, asked.end_id, asked.num_tokens)
     if answers:
         rows = answer_rows(answers)
@@ -108,14 +109,14 @@ def kept_reference(run_dir: Path, identity: dict[str, str]) -> dict[str, Tensor]
         return None
 
 
-def base_hash(base: Path, run_dir: Path, *, resume: bool) -> str:
+def base_hash(request: Request, run_dir: Path) -> str:
     """SHA-256 of the weights a run starts from; of a base that is gone, what the run remembers.
 
     Raises:
         UserError: a run is resumed whose base has changed since, or is gone without having left its reference.
     """
-    remembered = _remembered(run_dir) if resume else None
-    if not base.is_dir():
+    base, remembered = request.config.init_from, _remembered(run_dir) if request.resume else None
+    if base is None or not base.is_dir():
         if remembered is None:
             raise UserError(
                 f"{base}, which this run starts from, no longer exists, and {REFERENCE_FILE} with what it said is gone",

@@ -113,7 +113,8 @@ class Run:
         announce(self.directory.path, pace.plan, self.config, data, parameters, device, self.console)
         stop = stack.enter_context(StopSignals())
         self.patient = Patience(stop, partial(self.console.print, highlight=False, markup=False))
-        with TrainingProgress(self.console, pace.total_steps, self.state.step) as progress:
+        is_asked = pace.plan.asked != planning.Asked(None, None, None)
+        with TrainingProgress(self.console, pace.total_steps, self.state.step, is_asked=is_asked) as progress:
             job = self.job(pace, save=self._writer(pace, log), log=keep, progress=progress)
             status = train(job, self.state, stop)
         return RunResult(self.directory.path, status, self.state, self.stage, self.hardware, self.processes.is_first)

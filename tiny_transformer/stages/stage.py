@@ -202,6 +202,7 @@ class Stage(ABC, Generic[B]):
             dropout=training.dropout,
             device=device,
             zero_residual=training.zero_residual,
+            previous_token_init=training.previous_token_init,
         )
         if lora.enabled:
             self.adapters = adapt(model, lora, seed=training.seed)

@@ -1,12 +1,12 @@
 """What a run of alignment gives away that its loss does not. Each check gives one finding or none.
 
 They read the evaluations, which are logged whatever `log_steps` says; the thresholds are those of the alarms in the
-log (`evaluation/preferences.py`).
+log (`evaluation/alarms.py`).
 """
 
 from __future__ import annotations
 
-from tiny_transformer.evaluation.preferences import FALL, GROWTH, KL
+from tiny_transformer.evaluation.alarms import FALL, GROWTH, KL
 from tiny_transformer.reports.diagnosis.evidence import Evidence, Finding
 from tiny_transformer.reports.formats import count
 
