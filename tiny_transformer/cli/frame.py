@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import update_wrapper
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -19,7 +19,6 @@ from tiny_transformer.config.secrets import WHERE_THEY_GO, is_secret
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage.reading import at_home
 
-T = TypeVar("T")
 # --out-dir and --out_dir are the same option
 SETTINGS: dict[str, Any] = {
     "token_normalize_func": lambda name: name.replace("-", "_"),
@@ -75,23 +74,24 @@ def _refuse_empty(param: Any, given: Any) -> None:
         raise UserError(f"{name} is empty", where="command line", remedy=remedy)
 
 
-def takes(options: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Callable[..., None]]:
-    """A verb whose options are the fields of a dataclass: `verb(context, options)`.
+def takes(*kinds: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A verb whose options are the fields of one dataclass or several: `verb(context, options, ...)`.
 
     Typer reads options off the parameters of a function; this gives it one with a parameter for each field.
     """
-    hints = get_type_hints(options, include_extras=True)
     given = [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
         )
-        for field in fields(options)  # ty: ignore[invalid-argument-type]
+        for kind in kinds
+        for hints in [get_type_hints(kind, include_extras=True)]
+        for field in fields(kind)
     ]
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 
-    def with_options(verb: Callable[[typer.Context, T], None]) -> Callable[..., None]:
+    def with_options(verb: Callable[..., None]) -> Callable[..., None]:
         def call(context: typer.Context, **words: Any) -> None:
-            verb(context, options(**words))
+            verb(context, *(kind(**{field.name: words[field.name] for field in fields(kind)}) for kind in kinds))
 
         update_wrapper(call, verb)
         call.__signature__ = inspect.Signature([context, *given])  # ty: ignore[missing-attribute]
@@ -104,6 +104,12 @@ def is_given(context: typer.Context, name: str) -> bool:
     """Whether an option stands on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_given(context: typer.Context, why: str, names: Iterable[str]) -> None:
+    """Refuse options that would be passed over, with the reason, such as `says nothing about a model`."""
+    if given := [name for name in names if is_given(context, name)]:
+        raise UserError(f"--{given[0]} {why}", where="command line", remedy=f"leave --{given[0]} out")
 
 
 def whole_or_null(text: str) -> str:
@@ -161,8 +167,7 @@ CheckpointOption = Annotated[
         help="A checkpoint or run directory, or a run's name. Default: the newest best (or last) under runs/.",
     ),
 ]
-
-
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 CheckpointArgument = Annotated[
     Path | None,
     typer.Argument(

@@ -12,9 +12,16 @@ from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.aliases import ALIASES, SWITCHES
 from tiny_transformer.config.presets import PRESETS
+from tiny_transformer.config.reasons import effects_markdown, reasons_markdown
 from tiny_transformer.config.schema import DataConfig, LoraSection, RunConfig, TrainingConfig, on_resume, sections_of
 from tiny_transformer.config.shapes import SHAPES, DecoderConfig
-from tiny_transformer.config.stages import ClassifySection, FinetuneSection, FinetuneTraining
+from tiny_transformer.config.stages import (
+    AlignSection,
+    AlignTraining,
+    ClassifySection,
+    FinetuneSection,
+    FinetuneTraining,
+)
 
 HEAD = """# Every key of a config
 
@@ -44,14 +51,16 @@ def reference_markdown() -> str:
         ("`lora`", "lora", LoraSection),
         ("`finetune`, with `stage: finetune`", "finetune", FinetuneSection),
         ("`classify`, with `stage: classify`", "classify", ClassifySection),
+        ("`align`, with `stage: align`", "align", AlignSection),
     ]
     for title, section, model in sections:
         parts.append(_table(title, section, model, list(model.model_fields)))
-    theirs = FinetuneTraining.model_fields
-    own = [name for name, field in TrainingConfig.model_fields.items() if theirs[name].default != field.default]
-    parts.append(
-        _table("`training`, other defaults with `stage: finetune` and `classify`", "training", FinetuneTraining, own)
-    )
+    for stages, theirs, before in (
+        ("`finetune` and `classify`", FinetuneTraining, TrainingConfig),
+        ("`align`, besides those", AlignTraining, FinetuneTraining),
+    ):
+        own = [n for n, field in before.model_fields.items() if theirs.model_fields[n].default != field.default]
+        parts.append(_table(f"`training`, other defaults with `stage:` {stages}", "training", theirs, own))
     for model in SHAPES.values():
         names = [name for name in model.model_fields if name not in DecoderConfig.model_fields]
         title = f"`model` with `model_type: {model.model_fields['model_type'].default}`"
@@ -61,6 +70,7 @@ def reference_markdown() -> str:
             "Top level", "", RunConfig, [name for name in RunConfig.model_fields if name not in sections_of(RunConfig)]
         )
     )
+    parts += [reasons_markdown(), effects_markdown()]
     parts.append("## Other names for these keys\n\nConfigs written for other projects load as they are.\n")
     parts.append("| name there | our key |\n| --- | --- |")
     parts += [f"| `{name}` | {', '.join(f'`{key}`' for key in keys)} |" for name, keys in sorted(ALIASES.items())]

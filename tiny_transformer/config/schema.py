@@ -181,6 +181,10 @@ class TrainingConfig(Section):
     """Start the output projection of each attention and feed-forward block at zero, so that each block begins as the
     identity."""
 
+    previous_token_init: bool = setting(False, "refuse")
+    """Start the first layer with heads that look at the token before and at the one before that, which looking
+    something up in the text is built on; a `llama` or `qwen3`. They are trained like all other weights."""
+
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "warn")
     """Arithmetic of the matrix products, those of Muon's updates too; weights are always kept in fp32. `bf16` and
     `fp16` (with a loss scale that follows the gradient) are used where the device has them in hardware; `auto` takes
@@ -340,6 +344,11 @@ class RunConfig(Section):
         return _path(value)
 
     @property
+    def home(self) -> str:
+        """Which module of `stages/` holds the class of this stage."""
+        return self.stage
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens in the batch of one update, all processes together."""
         return self.training.micro_batch_size * self.training.grad_accum_steps * self.data.seq_len
@@ -348,6 +357,15 @@ class RunConfig(Section):
     def _adapters_have_a_base(self) -> RunConfig:
         if self.lora.enabled and self.init_from is None:
             raise ValueError("lora.enabled needs init_from: adapters are added to a trained model")
+        return self
+
+    @model_validator(mode="after")
+    def _first_layer_can_look_back(self) -> RunConfig:
+        if self.training.previous_token_init and not self.model.previous_token_init:
+            raise ValueError(
+                f"training.previous_token_init knows the first layer of a llama or qwen3, not that of a "
+                f"{self.model.model_type}: leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -263,6 +263,17 @@ def run_task(name: str, items: Sequence[Item], model: CausalLM, tokenizer: Token
     """What a model scores on the items of a task.
 
     Raises:
+        UserError: see `score_items`.
+    """
+    return summarize(name, items, *score_items(name, items, model, tokenizer, hardware))
+
+
+def score_items(
+    name: str, items: Sequence[Item], model: CausalLM, tokenizer: Tokenizer, hardware: Hardware
+) -> tuple[list[list[PairScore]], int]:
+    """The scores of each item's pairs, and how many items are longer than the model reads.
+
+    Raises:
         UserError: a text that the tokenizer cannot encode, or logits that are no numbers.
     """
     texts = [pair for item in items for pair in item.pairs]
@@ -284,7 +295,7 @@ def run_task(name: str, items: Sequence[Item], model: CausalLM, tokenizer: Token
         of_items.append(scores[start:end])
         num_cut += any(len(context) + len(continuation) - 1 > longest for context, continuation in pairs[start:end])
         start = end
-    return summarize(name, items, of_items, num_cut)
+    return of_items, num_cut
 
 
 def summarize(name: str, items: Sequence[Item], scores: Sequence[Sequence[PairScore]], num_cut: int) -> TaskResult:

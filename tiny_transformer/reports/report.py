@@ -53,9 +53,14 @@ def write_page(path: Path, text: str) -> None:
 
     Raises UserError: USAGE when the path is a directory, IO when the page cannot be written.
     """
+    refuse_directory(path)
+    atomic_write(path, text)
+
+
+def refuse_directory(path: Path) -> None:
+    """Raise UserError where a page cannot be, because a directory is there."""
     if path.is_dir():
         raise UserError(f"{path} is a directory", where="--out", remedy=f"name a file, such as {path / REPORT_NAME}")
-    atomic_write(path, text)
 
 
 def report_html(run: RunFiles, outcome: Outcome, picture: str = "", *, page_dir: Path | None = None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -34,11 +34,13 @@ from tiny_transformer.training.contract import Batch, BatchSource, Evaluation
 from tiny_transformer.training.state import TrainState
 
 B = TypeVar("B", bound=Batch)
-# Stage of a config -> its class: a name in the module called like the stage, or the class of one that lives elsewhere.
+# `home` of a config -> its class: a name in the module that is called so, or the class of one that lives elsewhere.
 HOMES: dict[str, str | type[Stage]] = {
     "pretrain": "Pretraining",
     "finetune": "Finetuning",
     "classify": "Classifying",
+    "align": "Aligning",
+    "grpo": "Rewarding",
 }
 
 
@@ -91,6 +93,26 @@ class RunResult:
     is_first: bool
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What a stage can be told only when the run is about to begin.
+
+    Attributes:
+        model: with the weights that training goes on from.
+        run_dir: where it is.
+        hardware, processes: where, and with whom.
+        writes: whether files may be written there; a replay leaves the run as it is.
+        patiently: does work that writes, and waits while the disk is full.
+    """
+
+    model: CausalLM
+    run_dir: Path
+    hardware: Hardware
+    processes: Processes
+    writes: bool
+    patiently: Callable[[Callable[[], None]], None]
+
+
 class Stage(ABC, Generic[B]):
     """One kind of training, on batches of one kind: `class Pretraining(Stage[TokenBatch])`.
 
@@ -121,6 +143,10 @@ class Stage(ABC, Generic[B]):
         Raises:
             UserError: the data is not there, or does not fit the model.
         """
+
+    def begin(self, beginning: Beginning) -> None:
+        """Called once, before the first batch is asked for: what the model itself is needed for."""
+        return
 
     @abstractmethod
     def batches(self, rank: int, world_size: int) -> BatchSource:
@@ -176,6 +202,7 @@ class Stage(ABC, Generic[B]):
             dropout=training.dropout,
             device=device,
             zero_residual=training.zero_residual,
+            previous_token_init=training.previous_token_init,
         )
         if lora.enabled:
             self.adapters = adapt(model, lora, seed=training.seed)
@@ -207,12 +234,13 @@ class Stage(ABC, Generic[B]):
             save_adapter(model, directory, weights, folder="adapter/", lora=lora, base=base)
 
 
-def stage_class(name: str) -> type[Stage]:
-    """The class of a stage, imported when it is first asked for.
+def stage_class(config: RunConfig) -> type[Stage]:
+    """The class of the stage that a config names, imported when it is first asked for.
 
     Raises:
         UserError: there is no such stage.
     """
+    name = config.home
     if name not in HOMES:
         raise UserError(f"there is no stage {name!r}", where="stage", remedy=f"one of {', '.join(HOMES)}")
     home = HOMES[name]
