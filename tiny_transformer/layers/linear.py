@@ -290,6 +290,12 @@ class LoRALinear(nn.Module):
         """(N, K): what the addition amounts to, as a weight."""
         return (self.alpha / self.rank) * (self.lora_B @ self.lora_A)
 
+    def merged(self) -> torch.Tensor:
+        """(N, K) float32: the weight of the ordinary layer that computes the same."""
+        base = self.base
+        weight = base.weight if isinstance(base, nn.Linear) else base.weight_in(torch.float32)
+        return weight.float() + self.addition().float()
+
 
 def lora_slowly(layer: LoRALinear, x: torch.Tensor) -> torch.Tensor:
     """What `LoRALinear` computes without dropout, with the whole weight written out."""
