@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 from run_helpers import TINY, evaluation, log_without_clock, run_tiny
-from tuning_helpers import tune, tuning_tree, write_labels, write_talks
+from tuning_helpers import tune, tuning_tree, write_labels, write_pairs, write_talks
 
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare.command import prepare
@@ -77,6 +77,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "finetune": {"stage": "finetune", "dropout": 0.1},
     "adapters": {"stage": "finetune", "lora": {"enabled": True, "rank": 2, "dropout": 0.2, "quantize": "int8"}},
     "classify": {"stage": "classify", "dropout": 0.1},
+    "dpo": {"stage": "align", "dropout": 0.1, "sample_tokens": 8},
+    "orpo with adapters": {
+        "stage": "align",
+        "align": {"method": "orpo"},
+        "lora": {"enabled": True, "rank": 2, "dropout": 0.2, "quantize": "int8"},
+        "sample_tokens": 8,
+    },
 }
 
 
@@ -122,8 +129,9 @@ class Chains:
         self.data_dir, self.directory, self.patch = data_dir, directory, monkeypatch
         self.whole: str | None = None
         self.stage, self.lora = self.options.pop("stage", "pretrain"), self.options.pop("lora", {})
+        self.section = {"template": "plain"} | self.options.pop("align", {}) if self.stage == "align" else {}
         if self.stage != "pretrain":
-            write = write_labels if self.stage == "classify" else write_talks
+            write = {"classify": write_labels, "align": write_pairs}.get(self.stage, write_talks)
             self.base, self.talks = directory / "base", write(directory / "talks.jsonl", count=16)
             run_tiny(data_dir, self.base, steps=1, eval_steps=None)
 
@@ -136,7 +144,10 @@ class Chains:
                 "lora": self.lora,
                 "data": {"source": str(self.talks), "seq_len": 32, "val_fraction": 0.2},
             }
-            tree |= {"finetune": {"template": "plain"}} if self.lora else {}  # no new tokens, and short
+            if self.stage == "align":
+                tree |= {"align": self.section}
+            elif self.lora:
+                tree |= {"finetune": {"template": "plain"}}  # no new tokens, and short
             return tune(tree, resume=resume)[0].status
         return run_tiny(self.data_dir, self.directory / name, resume=resume, **self.options).status
 

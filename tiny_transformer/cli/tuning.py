@@ -1,4 +1,4 @@
-"""The verbs that go on from a trained model: finetune, merge, classify."""
+"""The verbs that go on from a trained model: finetune, align, merge, classify."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ from rich.console import Console
 from tiny_transformer.cli.frame import OPEN_SETTINGS, SETTINGS, OutDir, app, as_overrides, overrides_of
 from tiny_transformer.errors import ExitCode
 
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", metavar="FILE", help="A .yaml, .json or .toml file; see configs/.")
+]
+InitFrom = Annotated[
+    Path | None,
+    typer.Option("--init_from", metavar="RUN", help="The model to start from: a run, a checkpoint, a directory."),
+]
+Lora = Annotated[
+    bool, typer.Option("--lora", help="Train low-rank adapters alone: --lora.rank 8, --lora.targets q_proj,v_proj.")
+]
+Minutes = Annotated[float | None, typer.Option(help="Fit the run to this time.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in out_dir exactly where it stood.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in out_dir.")]
+
 
 @app.command(context_settings=OPEN_SETTINGS)
 def finetune(
     context: typer.Context,
-    config: Annotated[
-        str | None, typer.Option("--config", metavar="FILE", help="A .yaml, .json or .toml file; see configs/.")
-    ] = None,
-    init_from: Annotated[
-        Path | None,
-        typer.Option("--init_from", metavar="RUN", help="The model to start from: a run, a checkpoint, a directory."),
-    ] = None,
+    config: ConfigFile = None,
+    init_from: InitFrom = None,
     source: Annotated[
         str | None,
         typer.Option(
@@ -36,16 +45,11 @@ def finetune(
             "else alpaca."
         ),
     ] = None,
-    lora: Annotated[
-        bool,
-        typer.Option("--lora", help="Train low-rank adapters alone: --lora.rank 8, --lora.targets q_proj,v_proj."),
-    ] = False,
+    lora: Lora = False,
     out_dir: OutDir = None,
-    minutes: Annotated[float | None, typer.Option(help="Fit the run to this time.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in out_dir exactly where it stood.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in out_dir.")] = False,
+    minutes: Minutes = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Teach a trained model to answer: supervised fine-tuning on conversations, with a loss on the answers alone.
 
@@ -53,16 +57,57 @@ def finetune(
     too, as in train: --learning_rate 1e-4, --seq_len 512. What is trained, tiny-transformer inspect FILE --template
     chatml shows in colour.
     """
+    options = {"init_from": init_from, "data.source": source, "finetune.template": template, "out_dir": out_dir}
+    words = [*_stage_words("finetune", lora), *as_overrides(options), *overrides_of(context)]
+    _train(config, words, minutes, resume=resume, overwrite=overwrite)
+
+
+@app.command(context_settings=OPEN_SETTINGS)
+def align(
+    context: typer.Context,
+    config: ConfigFile = None,
+    init_from: InitFrom = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="Pairs of answers, of which one is preferred: rows with prompt, chosen and rejected, as texts or "
+            "messages, in .jsonl, .json, .csv or .parquet, a folder or glob, or a data set of the hub."
+        ),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="dpo, orpo or grpo. Default: dpo.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="chatml, qwen3, alpaca, llama3 or plain. Default: what the model was taught.")
+    ] = None,
+    lora: Lora = False,
+    out_dir: OutDir = None,
+    minutes: Minutes = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Teach a model which answers are preferred: DPO and ORPO on pairs, GRPO on its own answers and a verifier.
+
+    With nothing to choose: align --init_from runs/tuned --source FILE --minutes 10. Any key of the config can be set
+    too, as in train: --beta 0.3, --learning_rate 5e-6. It starts from a model that answers already (finetune).
+    """
+    options = {
+        "init_from": init_from,
+        "data.source": source,
+        "align.method": method,
+        "align.template": template,
+        "out_dir": out_dir,
+    }
+    words = [*_stage_words("align", lora), *as_overrides(options), *overrides_of(context)]
+    _train(config, words, minutes, resume=resume, overwrite=overwrite)
+
+
+def _stage_words(stage: str, lora: bool) -> list[str]:
+    return [f"stage={stage}", *(["lora.enabled=true"] if lora else [])]
+
+
+def _train(config: str | None, words: list[str], minutes: float | None, *, resume: bool, overwrite: bool) -> None:
     from tiny_transformer.stages.command import run_training
 
-    options = {"init_from": init_from, "data.source": source, "finetune.template": template, "out_dir": out_dir}
-    overrides = [
-        "stage=finetune",
-        *(["lora.enabled=true"] if lora else []),
-        *as_overrides(options),
-        *overrides_of(context),
-    ]
-    status = run_training(config, overrides, resume=resume, overwrite=overwrite, console=Console(), minutes=minutes)
+    status = run_training(config, words, resume=resume, overwrite=overwrite, console=Console(), minutes=minutes)
     if status == "stopped":
         raise typer.Exit(ExitCode.STOPPED)
 

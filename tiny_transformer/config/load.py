@@ -64,7 +64,7 @@ def load_data_config(overrides: Iterable[str]) -> DataConfig:
 def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
     """Merge layers of assignments, later ones winning, and check the result."""
     schema = _schema(layers)
-    check_settings({_qualify(a): (a.value, a.origin) for layer in layers for a in layer})
+    check_settings({_qualify(a, schema): (a.value, a.origin) for layer in layers for a in layer})
     merged: dict[str, Assignment] = {}
     for layer in layers:
         merged.update(_resolve(layer, schema))
@@ -124,7 +124,8 @@ def parse_override(text: str, origin: str = "command line") -> Assignment:
 
 def keys_of(overrides: Iterable[str]) -> set[str]:
     """The keys that overrides set, in our own words."""
-    return set(_resolve((parse_override(text) for text in overrides), None))
+    layer = [parse_override(text) for text in overrides]
+    return set(_resolve(layer, _schema([layer]) if any(a.key == "stage" for a in layer) else None))
 
 
 def config_name(source: str | Path | None) -> str:
@@ -272,7 +273,7 @@ def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dic
     resolved: dict[str, Assignment] = {}
     keys = valid_keys(schema)
     for assignment in layer:
-        for key, value in translate(_qualify(assignment), assignment.value, assignment.origin):
+        for key, value in translate(_qualify(assignment, schema), assignment.value, assignment.origin):
             other = resolved.get(key)
             if other is not None and other.value != value and other.key == assignment.key:
                 what = f"{other.key} is given twice, as {short(other.value)} and {short(assignment.value)}"
@@ -290,15 +291,16 @@ def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dic
     return resolved
 
 
-def _qualify(assignment: Assignment) -> str:
-    """The key with its section; a bare name is looked up among all sections."""
+def _qualify(assignment: Assignment, schema: type[RunConfig] | None = None) -> str:
+    """The key with its section; a bare name is looked up among the sections of the stage first, then of all."""
     if assignment.key in _written_sections():
         what = f"{assignment.key} is a section, and here it is a value: {short(assignment.value)}"
         raise UserError(what, where=assignment.origin, remedy="write its keys below it, or SECTION.KEY=VALUE")
     names = [*valid_keys(), *ALIASES, *SWITCHES, *UNBUILT]
     if "." in assignment.key or assignment.key in valid_keys():
         return assignment.key
-    for section in (*_section_names(), "hardware", "advanced"):
+    own = [] if schema is None else [s for s in sections_of(schema) if f"{s}.{assignment.key}" in valid_keys(schema)]
+    for section in (*own, *_section_names(), "hardware", "advanced"):
         if f"{section}.{assignment.key}" in names:
             return f"{section}.{assignment.key}"
     raise _unknown(assignment)
@@ -309,6 +311,9 @@ def _unknown(assignment: Assignment) -> UserError:
         what = f"unknown key {assignment.key} = {HIDDEN}"
         return UserError(what, where=assignment.origin, remedy=WHERE_THEY_GO)
     names = [*valid_keys(), *ALIASES]
+    if (lower := assignment.key.lower()) != assignment.key and lower in {*_written_sections(), *names}:
+        what = f"unknown key {assignment.key} = {short(assignment.value)}"
+        return UserError(what, where=assignment.origin, remedy=f"did you mean {lower}? Keys are written small")
     leaf = assignment.key.rpartition(".")[2]
     near = difflib.get_close_matches(assignment.key, names, n=1, cutoff=0.5)
     near = near or [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from tiny_transformer.config.schema import RunConfig, Section, TrainingConfig, setting
 
@@ -18,9 +18,9 @@ class FinetuneTraining(TrainingConfig):
     weight_decay: float = setting(0.0, "warn", ge=0)
     """Decay towards zero, on matrices only (not on norms and biases)."""
 
-    eval_steps: int | None = setting(50, "warn", ge=1)
-    """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best`
-    checkpoint."""
+    eval_steps: Annotated[int, Field(ge=1)] | Literal["auto"] | None = setting(50, "warn")
+    """Evaluate on the validation split every this many steps, and at the end. `auto`: eight times, spread evenly over
+    the run. With `null` there is no evaluation, and no `best` checkpoint."""
 
     sample_prompts: tuple[str, ...] = setting((), "allow", max_length=16)
     """Texts continued as they stand, without the chat template. The end of the run shows answers to questions of the
@@ -79,5 +79,58 @@ class ClassifyConfig(RunConfig):
     """The labels."""
 
 
+class AlignTraining(FinetuneTraining):
+    """The optimisation, with defaults for a model that can answer already."""
+
+    learning_rate: float = setting(1e-5, "warn", gt=0)
+    """Peak rate of AdamW."""
+
+    micro_batch_size: int = setting(8, "warn", ge=1)
+    """Examples in one forward and backward pass: pairs of answers, of which both are read. With `grad_accum_steps` it
+    makes the batch of one step, of which several processes each take an equal part."""
+
+
+class AlignSection(Section):
+    """Which of two answers is better, and how that is learnt."""
+
+    method: Literal["dpo", "orpo", "grpo"] = setting("dpo", "refuse")
+    """`dpo` (pairs, against the model as it was at first), `orpo` (pairs, without a reference) or `grpo` (the model's
+    own answers, judged by a verifier)."""
+
+    beta: float = setting(0.1, "refuse", gt=0)
+    """How much a preference weighs: of `dpo` the inverse temperature, so that a smaller one lets the model go further
+    from its reference; of `orpo` the weight of the odds ratio beside the cross-entropy of the chosen answer."""
+
+    template: Literal["auto", "chatml", "qwen3", "alpaca", "llama3", "plain"] = setting("auto", "refuse")
+    """How a conversation is written for the model. `auto`: the template that the checkpoint was taught, or that its
+    control tokens ask for."""
+
+    system_prompt: str | None = setting(None, "refuse", min_length=1)
+    """A system message for conversations that have none."""
+
+    skip_bad_rows: bool = setting(False, "refuse")
+    """Leave out records that are no pair, and say how many; without it the first is refused with its line."""
+
+
+class AlignConfig(RunConfig):
+    """Alignment with preferences or verifiable rewards."""
+
+    training: AlignTraining = AlignTraining()
+    """The optimisation."""
+
+    align: AlignSection = AlignSection()
+    """The preferences."""
+
+    @property
+    def home(self) -> str:
+        """Pairs are learnt from in `align`; every other method has a module of its own."""
+        return "align" if self.align.method in ("dpo", "orpo") else self.align.method
+
+
 # The config class of each stage: `RunConfig`, or a class with a section of its own more.
-CONFIGS: dict[str, type[RunConfig]] = {"pretrain": RunConfig, "finetune": FinetuneConfig, "classify": ClassifyConfig}
+CONFIGS: dict[str, type[RunConfig]] = {
+    "pretrain": RunConfig,
+    "finetune": FinetuneConfig,
+    "classify": ClassifyConfig,
+    "align": AlignConfig,
+}

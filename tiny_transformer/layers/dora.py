@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear
+from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear, wide_weight
 
 
 class DoRALinear(LoRALinear):
@@ -34,12 +34,12 @@ class DoRALinear(LoRALinear):
     def start(self, generator: torch.Generator) -> None:
         """Draw A as `LoRALinear` does, and take the lengths of the rows of W as m."""
         super().start(generator)
-        self.lora_magnitude_vector.copy_(row_lengths(base_weight(self.base)))
+        self.lora_magnitude_vector.copy_(row_lengths(wide_weight(self.base)))
 
     def _factor(self) -> torch.Tensor:
         """(N,): m / |V|."""
         with torch.no_grad():
-            lengths = row_lengths(base_weight(self.base) + self.addition())
+            lengths = row_lengths(wide_weight(self.base) + self.addition())
         return self.lora_magnitude_vector / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)  # a row may be zero
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -55,11 +55,6 @@ class DoRALinear(LoRALinear):
         return self._factor()[:, None] * super().merged()
 
 
-def base_weight(layer: nn.Linear | QuantizedLinear) -> torch.Tensor:
-    """(N, K) float32: the weight of a layer of either kind."""
-    return layer.weight_in(torch.float32) if isinstance(layer, QuantizedLinear) else layer.weight.float()
-
-
 def row_lengths(weight: torch.Tensor) -> torch.Tensor:
     """(N,): the Euclidean length of each row of a weight (N, K)."""
     return torch.linalg.vector_norm(weight, dim=1)
@@ -67,6 +62,6 @@ def row_lengths(weight: torch.Tensor) -> torch.Tensor:
 
 def dora_slowly(layer: DoRALinear, x: torch.Tensor) -> torch.Tensor:
     """What `DoRALinear` computes without dropout, row by row of the whole weight."""
-    weight = base_weight(layer.base) + layer.addition()
+    weight = wide_weight(layer.base) + layer.addition()
     rows = [m * row / row.square().sum().sqrt() for m, row in zip(layer.lora_magnitude_vector, weight, strict=True)]
     return functional.linear(x, torch.stack(rows).to(x.dtype), layer.base.bias)

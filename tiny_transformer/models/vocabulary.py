@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from tiny_transformer.errors import UserError
-from tiny_transformer.layers.dora import base_weight, row_lengths
+from tiny_transformer.layers.dora import row_lengths
+from tiny_transformer.layers.linear import wide_weight
 from tiny_transformer.models.adapter_base import Base, identity_of
 from tiny_transformer.models.adapters import MAGNITUDE, is_adapter
 from tiny_transformer.models.building import copy_tensors, tensors_of
@@ -90,7 +91,7 @@ def load_base_weights(
     for name, target in tensors_of(model).items():
         if name.endswith(MAGNITUDE):
             layer = cast("nn.Linear | QuantizedLinear", base.get_submodule(name.removesuffix(f".{MAGNITUDE}")))
-            taken[name] = row_lengths(base_weight(layer).to(target.device))
+            taken[name] = row_lengths(wide_weight(layer).to(target.device))
         elif not is_adapter(name):
             taken[name] = found[name.replace(".base.", ".")]
     copy_tensors(taken, model, part_of)

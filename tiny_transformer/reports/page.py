@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -234,8 +236,10 @@ def environment_section(run: RunFiles) -> str:
     return f'<section><h2>Environment</h2><div class="tables">{tables}</div>{command_line}</section>'
 
 
-def files_section(run: RunFiles) -> str:
-    """Where everything is, as links that work beside the report, and how to go on."""
+def files_section(run: RunFiles, page_dir: Path) -> str:
+    """Where everything is, as links that work from the directory of the page, and how to go on."""
+    way = os.path.relpath(run.path.resolve(), page_dir.resolve())
+    prefix, beside = ("", ", beside this page") if way == "." else (f"{way}/", "")
     files = [
         ("best", "the checkpoint with the lowest validation loss: a Hugging Face model directory"),
         ("last", "the newest checkpoint"),
@@ -246,12 +250,12 @@ def files_section(run: RunFiles) -> str:
         ("classification.json", "the confusion above"),
     ]
     rows = "".join(
-        f'<tr><th scope="row"><a href="{esc(quote(name))}">{esc(name)}</a></th><td>{what}</td></tr>'
+        f'<tr><th scope="row"><a href="{esc(quote(prefix + name))}">{esc(name)}</a></th><td>{what}</td></tr>'
         for name, what in files
         if (run.path / name).exists()
     )
     steps = ", ".join(
-        f'<a href="{esc(quote(c.path.name))}">{esc(c.path.name)}</a>' + (" (not whole)" if c.problem else "")
+        f'<a href="{esc(quote(prefix + c.path.name))}">{esc(c.path.name)}</a>' + (" (not whole)" if c.problem else "")
         for c in run.checkpoints
     )
     rows += f'<tr><th scope="row">checkpoints</th><td>{steps}</td></tr>' if steps else ""
@@ -265,7 +269,7 @@ def files_section(run: RunFiles) -> str:
         hint = f"<h3>let it write</h3><pre>{esc(command)}</pre>"
     problems = "".join(f"<li>{esc(problem)}</li>" for problem in run.problems)
     problems = f"<h3>what is missing</h3><ul>{problems}</ul>" if problems else ""
-    return f"""<section><h2>Files</h2><p class="note">In <code>{esc(run.path)}</code>, beside this page.</p>
+    return f"""<section><h2>Files</h2><p class="note">In <code>{esc(run.path)}</code>{beside}.</p>
 <table class="rows files"><tbody>{rows}</tbody></table>{problems}{hint}</section>"""
 
 

@@ -44,7 +44,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
             atomic_write(Path(run_dir) / PICTURE_NAME, picture)  # before the page, which leads to it
     except Exception as error:  # the page tells the numbers
         run.problems.append(f"{PICTURE_NAME} could not be made: {in_words(error)}")
-    write_page(path, report_html(run, outcome, picture))
+    write_page(path, report_html(run, outcome, picture, page_dir=path.parent))
     return path
 
 
@@ -53,13 +53,18 @@ def write_page(path: Path, text: str) -> None:
 
     Raises UserError: USAGE when the path is a directory, IO when the page cannot be written.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a directory", where="--out", remedy=f"name a file, such as {path / REPORT_NAME}")
+    refuse_directory(path)
     atomic_write(path, text)
 
 
-def report_html(run: RunFiles, outcome: Outcome, picture: str = "") -> str:
-    """The whole page; `picture` is for readers without scripts."""
+def refuse_directory(path: Path) -> None:
+    """Raise UserError where a page cannot be, because a directory is there."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory", where="--out", remedy=f"name a file, such as {path / REPORT_NAME}")
+
+
+def report_html(run: RunFiles, outcome: Outcome, picture: str = "", *, page_dir: Path | None = None) -> str:
+    """The whole page; `picture` is for readers without scripts, `page_dir` where it goes if not into the run."""
     sections = {
         "Heading": lambda: page.heading(run, outcome),
         "Diagnosis": lambda: diagnosis_section(diagnose_run(run), len(run.log)),
@@ -72,7 +77,7 @@ def report_html(run: RunFiles, outcome: Outcome, picture: str = "") -> str:
         "The same prompt through time": lambda: page.samples_over_time_section(run.samples),
         "Settings": lambda: page.settings_section(run.config),
         "Environment": lambda: page.environment_section(run),
-        "Files": lambda: page.files_section(run),
+        "Files": lambda: page.files_section(run, page_dir or run.path),
     }
     parts = [guarded(title, make) for title, make in sections.items()]
     return whole_page(f"{run.name} · tiny-transformer run", parts)

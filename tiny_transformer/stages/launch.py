@@ -49,7 +49,7 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
     if hardware.note:
         console.print(hardware.note, highlight=False)
     request = take_over(request, run_dir, console)
-    stage = stage_class(request.config.stage).open(request, run_dir, hardware, processes, console)
+    stage = stage_class(request.config).open(request, run_dir, hardware, processes, console)
     check_tokenizer(request, stage)
     begun = time.monotonic()
     stage.config = settle_attention(stage.config, run_dir, hardware, processes, console, resume=request.resume)

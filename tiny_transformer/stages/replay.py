@@ -54,10 +54,11 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
     quiet = config.training.model_copy(update={"eval_steps": None, "early_stopping_patience": None, "loggers": ()})
     hardware = choose_hardware(quiet.device, quiet.precision)
     request = Request(config, run_dir.name, asked=frozenset(), resume=True)  # `check_data` judges the data
-    stage = stage_class(config.stage).open(request, run_dir, hardware, ALONE, console)
+    stage = stage_class(config).open(request, run_dir, hardware, ALONE, console)
     run = Run(request, stage, directory, hardware, console)
     check_data(directory, stage.fingerprints())
     run.load(directory.newest_whole(before=step))
+    run.begin(writes=False)
     pace = planning.Pace(replace(plan, is_fixed=True), quiet, None, lambda plan: None)
     with TrainingProgress(console, step, run.state.step) as progress:
         job = run.job(pace, save=_save_nothing, log=lambda record: None, progress=progress)

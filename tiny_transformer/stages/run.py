@@ -29,7 +29,7 @@ from tiny_transformer.parallel.stop import StopSignals, output_note
 from tiny_transformer.stages.preflight import check_disk
 from tiny_transformer.stages.resume_check import check_changes, identity_of
 from tiny_transformer.stages.samples import Sampler, distinct_prompts
-from tiny_transformer.stages.stage import Request, RunResult, Stage
+from tiny_transformer.stages.stage import Beginning, Request, RunResult, Stage
 from tiny_transformer.stages.summary import announce
 from tiny_transformer.storage import Checkpoint, RunDirectory, StepLog, atomic_write
 from tiny_transformer.storage.runs import LOG_FILE, NOT_FINITE_FILE, load_identity
@@ -104,6 +104,7 @@ class Run:
             restore_links(self.directory, self.state)
             check_disk(self.directory, self.config, self.model, self.optimizers, self.identity, self.stage.tokenizer)
         log, keep = self._records(stack) if self.processes.is_first else (None, lambda record: None)
+        self.begin(writes=True)
         pace = self._pace()
         parameters = sum(p.numel() for p in self.model.parameters())
         device = self.hardware.describe() + self.processes.describe()
@@ -111,7 +112,8 @@ class Run:
         announce(self.directory.path, pace.plan, self.config, data, parameters, device, self.console)
         stop = stack.enter_context(StopSignals())
         self.patient = Patience(stop, partial(self.console.print, highlight=False, markup=False))
-        with TrainingProgress(self.console, pace.total_steps, self.state.step) as progress:
+        is_asked = pace.plan.asked != planning.Asked(None, None, None)
+        with TrainingProgress(self.console, pace.total_steps, self.state.step, is_asked=is_asked) as progress:
             job = self.job(pace, save=self._writer(pace, log), log=keep, progress=progress)
             status = train(job, self.state, stop)
         return RunResult(self.directory.path, status, self.state, self.stage, self.hardware, self.processes.is_first)
@@ -136,6 +138,11 @@ class Run:
         self.state = load_state(path, self.model, self.optimizers)
         if self.hardware.precision != "fp16":
             self.state.loss_scale = 1.0
+
+    def begin(self, *, writes: bool) -> None:
+        """Tell the stage that its model has its weights now."""
+        own = self.model, self.directory.path, self.hardware, self.processes
+        self.stage.begin(Beginning(*own, writes, lambda do: self.patient(do)))
 
     def job(self, pace: planning.Pace, *, save: Save, log: Callable[[dict[str, Any]], None], progress: Progress) -> Job:
         """What the loop is handed."""
@@ -233,7 +240,9 @@ class Run:
         training, agree = self.config.training, self.processes.broadcast
         model, sharing, optimizers = self.build()
         compiled = self.compiled(model)
-        micro_batches = list(self.batches.micro_batches(0, training.micro_batch_size))
+        begun = time.monotonic()
+        micro_batches = list(self.batches.micro_batches(self.state.step, training.micro_batch_size))
+        fetch_seconds = agree(time.monotonic() - begun)
 
         def step() -> None:
             loss, hardware = self.stage.loss, self.hardware
@@ -255,7 +264,7 @@ class Run:
                 writer(TrainState(step=1), "running", is_best=False)
 
         budget = 60 * (training.max_train_minutes or 0.0)
-        step_seconds = measure_seconds(step, agree, at_least_seconds=min(2.0, 0.01 * budget))
+        step_seconds = fetch_seconds + measure_seconds(step, agree, at_least_seconds=min(2.0, 0.01 * budget))
         save_seconds = measure_seconds(save, agree, at_least_seconds=0.0, warm_up=0, least=1)
         return Speed(step_seconds, self._evaluation_seconds(), save_seconds, self._sampling_seconds())
 

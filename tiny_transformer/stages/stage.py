@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -36,11 +36,13 @@ from tiny_transformer.training.contract import Batch, BatchSource, Evaluation
 from tiny_transformer.training.state import TrainState
 
 B = TypeVar("B", bound=Batch)
-# Stage of a config -> its class: a name in the module called like the stage, or the class of one that lives elsewhere.
+# `home` of a config -> its class: a name in the module that is called so, or the class of one that lives elsewhere.
 HOMES: dict[str, str | type[Stage]] = {
     "pretrain": "Pretraining",
     "finetune": "Finetuning",
     "classify": "Classifying",
+    "align": "Aligning",
+    "grpo": "Rewarding",
 }
 
 
@@ -93,6 +95,26 @@ class RunResult:
     is_first: bool
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What a stage can be told only when the run is about to begin.
+
+    Attributes:
+        model: with the weights that training goes on from.
+        run_dir: where it is.
+        hardware, processes: where, and with whom.
+        writes: whether files may be written there; a replay leaves the run as it is.
+        patiently: does work that writes, and waits while the disk is full.
+    """
+
+    model: CausalLM
+    run_dir: Path
+    hardware: Hardware
+    processes: Processes
+    writes: bool
+    patiently: Callable[[Callable[[], None]], None]
+
+
 class Stage(ABC, Generic[B]):
     """One kind of training, on batches of one kind: `class Pretraining(Stage[TokenBatch])`.
 
@@ -104,14 +126,14 @@ class Stage(ABC, Generic[B]):
         checks: names of the diagnosis's checks that apply; None for all.
         adds_tokens: whether its tokenizer may know more than that of the checkpoint it starts from.
         adapters: what low-rank adapters train, in words; "" without them.
-        base: what adapters stand on, once weights were loaded; None without adapters.
+        stands_on: the base of adapters, once weights were loaded; None without adapters.
         spent_seconds: what `open` has spent of the run's minutes: choosing a model counts, preparing data does not.
     """
 
     checks: ClassVar[tuple[str, ...] | None] = None
     adds_tokens: ClassVar[bool] = False
     adapters: str = ""
-    base: Base | None = None
+    stands_on: Base | None = None
     spent_seconds: float = 0.0
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
@@ -125,6 +147,10 @@ class Stage(ABC, Generic[B]):
         Raises:
             UserError: the data is not there, or does not fit the model.
         """
+
+    def begin(self, beginning: Beginning) -> None:
+        """Called once, before the first batch is asked for: what the model itself is needed for."""
+        return
 
     @abstractmethod
     def batches(self, rank: int, world_size: int) -> BatchSource:
@@ -180,6 +206,7 @@ class Stage(ABC, Generic[B]):
             dropout=training.dropout,
             device=device,
             zero_residual=training.zero_residual,
+            previous_token_init=training.previous_token_init,
         )
         if lora.enabled:
             self.adapters = adapt(model, lora, seed=training.seed)
@@ -191,7 +218,7 @@ class Stage(ABC, Generic[B]):
         if start is not None and not start.is_dir():
             raise UserError(f"{start}, which this run starts from, no longer exists", where="init_from")
         if start is not None and self.config.lora.enabled:
-            self.base = load_base_weights(model, start, self.config.lora, local_part)
+            self.stands_on = load_base_weights(model, start, self.config.lora, local_part)
         elif start is not None:
             load_weights(model, start, local_part)
 
@@ -204,7 +231,7 @@ class Stage(ABC, Generic[B]):
         """
         load_weights(model, checkpoint, local_part)
         if self.config.lora.enabled:
-            self.base = find_base(checkpoint)
+            self.stands_on = find_base(checkpoint)
 
     def save(self, model: CausalLM, directory: Staging, weights: dict[str, Tensor]) -> None:
         """Write what a checkpoint holds besides the trainer's state: a model directory, tokenizer included."""
@@ -216,20 +243,21 @@ class Stage(ABC, Generic[B]):
         """Write model and tokenizer, or adapters in PEFT's form in the model's place; programs stop at any of
         `end_ids`."""
         ends = list(end_ids) if len(end_ids) > 1 else end_ids[0]
-        if self.base is not None:
-            save_adapter(model, directory, weights, lora=self.config.lora, base=self.base, eos_token_id=ends)
+        if self.stands_on is not None:
+            save_adapter(model, directory, weights, lora=self.config.lora, base=self.stands_on, eos_token_id=ends)
             write_generation_config(directory, eos_token_id=ends)
         else:
             save_model(model, directory, weights, eos_token_id=ends)
         self.tokenizer.save(directory, max_length=model.config.max_position_embeddings, end_ids=end_ids)
 
 
-def stage_class(name: str) -> type[Stage]:
-    """The class of a stage, imported when it is first asked for.
+def stage_class(config: RunConfig) -> type[Stage]:
+    """The class of the stage that a config names, imported when it is first asked for.
 
     Raises:
         UserError: there is no such stage.
     """
+    name = config.home
     if name not in HOMES:
         raise UserError(f"there is no stage {name!r}", where="stage", remedy=f"one of {', '.join(HOMES)}")
     home = HOMES[name]

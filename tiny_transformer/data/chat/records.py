@@ -5,16 +5,17 @@ A record is told from the others by its keys. What is not understood is refused 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from tiny_transformer.data.prepare.files import read_rows
 from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.reading import at_home
 from tiny_transformer.tokenizers.chat import ChatTemplate, Message, Role
 
+R = TypeVar("R")
 ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
@@ -64,10 +65,37 @@ def read_conversations(
     Raises:
         UserError: no records there, or one that is no conversation, with its line.
     """
-    for where, row in _rows(source):
+
+    def messages(row: Any) -> tuple[Message, ...]:
+        return with_system(messages_of(row, template), system)
+
+    for read, where in read_records(source, messages, skips_bad=skips_bad, reading=reading):
+        yield Conversation(read, where)
+
+
+def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """The messages, with a system prompt where they have none and there is one to give."""
+    return (Message("system", system), *messages) if system and messages[0].role != "system" else messages
+
+
+def read_records(
+    source: str, understand: Callable[[Any], R], *, skips_bad: bool, reading: Reading
+) -> Iterator[tuple[R, str]]:
+    """The records of a file, folder, glob or hub data set, each as `understand` reads it, and where it stands.
+
+    Args:
+        source: where the records are.
+        understand: a row as what it stands for; refuses what it cannot read, without saying where that is.
+        skips_bad: leave out records that are refused; they are kept in `reading`.
+        reading: is filled in.
+
+    Raises:
+        UserError: no records there, or one that is refused, with its line.
+    """
+    for where, row in records_of(source):
         reading.num_records += 1
         try:
-            messages = messages_of(row, template)
+            understood = understand(row)
         except UserError as error:
             told = UserError(
                 error.what,
@@ -79,9 +107,7 @@ def read_conversations(
                 raise told from None
             reading.skipped.append(told)
             continue
-        if system and messages[0].role != "system":
-            messages = (Message("system", system), *messages)
-        yield Conversation(messages, where)
+        yield understood, where
 
 
 def messages_of(row: Any, template: ChatTemplate) -> tuple[Message, ...]:
@@ -90,8 +116,8 @@ def messages_of(row: Any, template: ChatTemplate) -> tuple[Message, ...]:
     Raises:
         UserError: it is no conversation, without saying where it stands.
     """
-    messages = _listed(row) if isinstance(row, list) else _of_object(row, template)
-    _check_order(messages)
+    messages = listed_messages(row) if isinstance(row, list) else _of_object(row, template)
+    check_order(messages)
     return tuple(messages)
 
 
@@ -100,27 +126,35 @@ def _of_object(row: Any, template: ChatTemplate) -> list[Message]:
         raise UserError(f"a record is an object, and this is of type {type(row).__name__}")
     for key in ("messages", "conversations", "conversation"):
         if row.get(key) is not None:
-            messages = _listed(row[key])
+            messages = listed_messages(row[key])
             system = row.get("system")
-            return [Message("system", _text(system, "system")), *messages] if system else messages
-    system = [Message("system", _text(row["system"], "system"))] if row.get("system") else []
+            return [Message("system", text_of(system, "system")), *messages] if system else messages
+    system = [Message("system", text_of(row["system"], "system"))] if row.get("system") else []
     if row.get("instruction") is not None:
         answer = next((key for key in ANSWERS if key in row), None)
         if answer is None:
             raise UserError(f"the record has an instruction and no {' or '.join(ANSWERS)}")
-        question = _text(row["instruction"], "instruction")
-        if given := _input(row.get("input")):
-            question += template.before_input + given
-        return [*system, Message("user", question), Message("assistant", _text(row[answer], answer))]
+        question = instruction_of(row, template)
+        return [*system, Message("user", question), Message("assistant", text_of(row[answer], answer))]
     for asked, answer in PAIRS:
         if asked in row and answer in row:
-            pair = Message("user", _text(row[asked], asked)), Message("assistant", _text(row[answer], answer))
+            pair = Message("user", text_of(row[asked], asked)), Message("assistant", text_of(row[answer], answer))
             return [*system, *pair]
     keys = ", ".join(str(key)[:40] for key in list(row)[:8]) or "none"
     raise UserError(f"the record is of no known form; its keys: {keys}", remedy=f"write {KNOWN_FORMS}")
 
 
-def _listed(value: Any) -> list[Message]:
+def instruction_of(row: dict[str, Any], template: ChatTemplate) -> str:
+    """An instruction, with its input where it has one.
+
+    Raises:
+        UserError: one of them is no text.
+    """
+    given = _input(row.get("input"))
+    return text_of(row["instruction"], "instruction") + (template.before_input + given if given else "")
+
+
+def listed_messages(value: Any) -> list[Message]:
     """Messages of OpenAI's form (role, content) or ShareGPT's (from, value)."""
     if not isinstance(value, list) or not value:
         raise UserError("the messages are not a list of at least one")
@@ -131,11 +165,11 @@ def _listed(value: Any) -> list[Message]:
         role, content = one.get("role", one.get("from")), one.get("content", one.get("value"))
         if not isinstance(role, str) or role not in ROLES:
             raise UserError(f"message {number} has the role {role!r:.60}; known are {', '.join(ROLES)}")
-        messages.append(Message(ROLES[role], _text(content, f"message {number}")))
+        messages.append(Message(ROLES[role], text_of(content, f"message {number}")))
     return messages
 
 
-def _text(value: Any, name: str) -> str:
+def text_of(value: Any, name: str) -> str:
     """A text that is not empty, without the blanks around it."""
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         kinds = {part.get("type") for part in cast(list[dict[str, Any]], value)}
@@ -156,13 +190,18 @@ def _text(value: Any, name: str) -> str:
 def _input(value: Any) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         return ""
-    text = _text(value, "input")
+    text = text_of(value, "input")
     if text in NO_VALUES:
         raise UserError(f"input is the word {text}, as programs write it for an empty cell", remedy="leave it empty")
     return text
 
 
-def _check_order(messages: list[Message]) -> None:
+def check_order(messages: Sequence[Message]) -> None:
+    """Refuse roles out of order: perhaps a system message, then user and assistant in turn, an answer last.
+
+    Raises:
+        UserError: which message stands in the wrong place.
+    """
     turns = messages[1:] if messages[0].role == "system" else messages
     for i, message in enumerate(turns):
         expected = "assistant" if i % 2 else "user"
@@ -173,9 +212,9 @@ def _check_order(messages: list[Message]) -> None:
         raise UserError("the conversation ends without an answer, so there is nothing to learn from it")
 
 
-def _rows(source: str) -> Iterator[tuple[str, Any]]:
+def records_of(source: str) -> Iterator[tuple[str, Any]]:
     """Records with their places."""
-    if not Path(source).expanduser().exists() and looks_like_hub_id(source):
+    if not at_home(source).exists() and looks_like_hub_id(source):
         yield from _hub_rows(source)
         return
     for path in find_files(source).paths:
