@@ -142,6 +142,7 @@ OTHER_OF_STAGES: dict[str, dict[str, Any]] = {
         "lora.alpha": 4.0,
         "lora.dropout": 0.1,
         "lora.rslora": True,
+        "lora.use_dora": True,
         "lora.targets": ["*.q_proj"],
         "lora.quantize": "int4",
     },
