@@ -207,6 +207,7 @@ def make_files(root: Path) -> None:
     (root / "data").mkdir()
     for name, first in {"my.txt": 0, "data/input.txt": 0, "data/more.txt": 1}.items():
         (root / name).write_text("\n\n".join(lines[first:]), encoding="utf-8")
+    shutil.copy(PAGE.parent.parent / "data/tiny_corpus.txt", root / "data")
     tables: dict[str, list[dict[str, Any]]] = {
         "answers.jsonl": [{"instruction": f"Count to {i}.", "output": f"It is {i}."} for i in range(30)],
         "pairs.jsonl": [{"prompt": f"Count to {i}.", "chosen": f"It is {i}.", "rejected": "No."} for i in range(30)],

@@ -117,11 +117,31 @@ def test_an_output_of_something_else_is_refused_and_stays(checkpoint, prompts, t
     with pytest.raises(UserError, match="line 3 answers another prompt"):
         answer(checkpoint, prompts, out)
     assert out.read_bytes() == before
+    out.write_bytes(before[:-5])  # a kill has cut its last line: that is mended by who goes on, not by who is refused
+    with pytest.raises(UserError, match="line 3 answers another prompt"):
+        answer(checkpoint, prompts, out)
+    assert out.read_bytes() == before[:-5]
     for foreign in (b"{}\n", b"hello", b"[1]\n"):
         out.write_bytes(foreign)
         with pytest.raises(UserError, match="no output of --prompts"):
             answer(checkpoint, prompts, out)
         assert out.read_bytes() == foreign
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_prompt(tmp_path, monkeypatch):
+    for name, raw in (("p.txt", "hen\r\n"), ("p.jsonl", '{"prompt": "hen"}\n')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + raw.encode())
+        assert [prompt.text for prompt in prompt_files.read_prompts(tmp_path / name)] == ["hen"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfhen\n"), encoding="utf-8"))
+    assert [prompt.text for prompt in prompt_files.read_prompts(Path("-"))] == ["hen"]
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--prompts"])
+def test_standard_input_that_is_no_text_is_told_as_that(home, option, monkeypatch, capsys):
+    """It was a traceback, and "a bug in tiny-transformer"."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9 noir"), encoding="utf-8"))
+    assert run(["generate", "--ckpt", "runs/demo/model", option, "-", "--device", "cpu"]) == ExitCode.BAD_DATA
+    assert "byte 3 is not UTF-8" in capsys.readouterr().err
 
 
 def test_rows_of_json_keep_their_other_keys(checkpoint, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import planted_runs as planted
@@ -10,6 +12,10 @@ import pytest
 from tiny_transformer.evaluation.alarms import alarms, rings
 from tiny_transformer.reports.diagnosis.diagnose import diagnose
 from tiny_transformer.reports.diagnosis.evidence import Evidence
+from tiny_transformer.reports.outcome import outcome_of
+from tiny_transformer.reports.preference_charts import preference_charts
+from tiny_transformer.reports.report import report_html
+from tiny_transformer.reports.run_reader import RunFiles, target_of
 from tiny_transformer.stages.align import Aligning
 
 SOUND = {
@@ -54,6 +60,16 @@ def test_each_alarm_rings_for_its_own_cause(name: str, log_steps: int) -> None:
     assert [finding.key for finding in found] == ([] if expected is None else [expected])
     if name == "both fall":
         assert "by step 60 the chosen answers have lost 9.0 nats and the rejected ones 20.0" in found[0].what
+
+
+def test_the_report_counts_pairs_and_draws_what_the_loss_does_not_show(tmp_path: Path) -> None:
+    run = RunFiles(tmp_path, {}, [], log_of(PLANTED["far"][0]), [], [])
+    outcome = replace(outcome_of(run), target="pair")
+    told = report_html(run, outcome)
+    assert "nats per pair" in told and "pairs seen" in told and "nats per token</th>" not in told
+    assert [chart.key for chart in preference_charts(run.log)] == ["order", "shift", "distance"]
+    assert preference_charts([{"step": 1, "accuracy": 0.5}]) == []
+    assert target_of({"target": "pair"}) == "pair" and target_of({"target": "<b>"}) == target_of({}) == "token"
 
 
 def test_a_run_of_another_stage_is_not_asked() -> None:

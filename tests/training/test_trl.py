@@ -11,7 +11,7 @@ import torch
 
 from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.data.preferences import PairBatch, answer_rows
-from tiny_transformer.models import build_model, save_model
+from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import make_tokenizer
 from tiny_transformer.tokenizers.chat import Encoded
 from tiny_transformer.training.preferences import dpo_loss, orpo_loss
@@ -97,6 +97,29 @@ def test_dpo_is_that_of_trl(beta: float, there: Path, tmp_path: Path) -> None:
     logged = trainer._metrics["train"]
     assert figures["margin"] / 3 == pytest.approx(logged["rewards/margins"][-1], rel=1e-5, abs=1e-6)
     assert figures["accuracy"] / 3 == pytest.approx(logged["rewards/accuracies"][-1])
+
+
+def test_trl_goes_on_from_a_directory_of_ours_and_what_it_saves_opens_here(there: Path, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trainer = trl.DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(there),
+        ref_model=AutoModelForCausalLM.from_pretrained(there),
+        args=trl.DPOConfig(
+            output_dir=str(tmp_path), max_steps=2, learning_rate=1e-3, use_cpu=True, report_to=[], bf16=False
+        ),
+        train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 16),
+        processing_class=AutoTokenizer.from_pretrained(there),
+    )
+    trainer.train()
+    assert trainer.state.log_history[-1]["step"] == 2
+    trainer.save_model(str(tmp_path / "saved"))
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        found, expected = load_model(tmp_path / "saved")(ids), trainer.model.eval()(ids).logits
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert not torch.allclose(found, load_model(there)(ids), atol=1e-3)
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.7])

@@ -16,6 +16,7 @@ from tiny_transformer.cli.frame import (
     OutDir,
     number_or_null,
     whole_or_null,
+    whole_or_word,
 )
 
 SOURCE_HELP = (
@@ -123,9 +124,9 @@ class TrainOptions:
         str | None,
         typer.Option(
             "--eval_steps",
-            parser=whole_or_null,
+            parser=whole_or_word,
             metavar="N",
-            help="Evaluate every N steps and keep the best checkpoint. Default: about eight times a run.",
+            help="Evaluate every N steps and keep the best checkpoint. Default: auto, eight times a run.",
         ),
     ] = None
     save_steps: Annotated[

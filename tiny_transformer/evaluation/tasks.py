@@ -22,6 +22,7 @@ from torch import Tensor
 from tiny_transformer.data.prepare.unpack import bad, open_text
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.layers.norm import at_least_float32
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.tokenizers import Tokenizer
 
@@ -245,7 +246,7 @@ def _score_batch(
         asked = torch.cat([hidden[i, len(row) - 1 - n : len(row) - 1] for i, (row, n) in _each(rows, num_targets)])
         logits: Tensor = model.lm_head(asked)  # (N, V): the head is applied where a continuation stands, and only there
     targets = torch.tensor([i for row, n in zip(rows, num_targets, strict=True) for i in row[-n:]]).to(asked.device)
-    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    log_probs = torch.log_softmax(at_least_float32(logits), dim=-1)
     chosen = log_probs.gather(-1, targets[:, None])[:, 0].cpu()
     likeliest = (logits.argmax(-1) == targets).cpu()
     return [

@@ -48,6 +48,20 @@ def load(
     return LoadedModel(open_checkpoint(path, device=device, dtype=dtype), engine)
 
 
+def generate_story(prompt: str, *, path: Path | str | None = None, **options: Any) -> str:
+    """A prompt with what a trained model writes after it; document 002's helper. To write much, `load` once.
+
+    Args:
+        prompt: how the story begins.
+        path: as of `load`; None takes the newest best checkpoint.
+        options: those of `LoadedModel.generate`; `max_length` is another name of `max_new_tokens`.
+
+    Raises:
+        UserError: what `load` and `LoadedModel.generate` raise.
+    """
+    return prompt + load(path).generate(_text(prompt), **options)
+
+
 class LoadedModel:
     """A model with its tokenizer: text or tokens in, text, tokens or logits out.
 

@@ -54,7 +54,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     if str(path) != STANDARD_INPUT and path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"{path} is neither .txt nor .jsonl", remedy="a prompt a line, or objects with a key `prompt`")
     try:
-        text = sys.stdin.read() if where == "standard input" else read_regular(path, MAX_BYTES).decode("utf-8")
+        text = standard_input() if where == "standard input" else read_regular(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"byte {error.start} is not UTF-8", where=where, exit_code=ExitCode.BAD_DATA) from None
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -63,6 +63,23 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not prompts:
         raise UserError("there are no prompts", where=where, remedy="write one a line", exit_code=ExitCode.BAD_DATA)
     return prompts
+
+
+def standard_input() -> str:
+    """All of standard input, without the mark of byte order that some programs begin with.
+
+    Raises:
+        UserError: BAD_DATA, it is not UTF-8.
+    """
+    try:
+        return sys.stdin.read().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"byte {error.start} is not UTF-8",
+            where="standard input",
+            remedy="make UTF-8 of it, for example with iconv",
+            exit_code=ExitCode.BAD_DATA,
+        ) from None
 
 
 def _of_json(line: str, where: str) -> Prompt:
@@ -96,12 +113,13 @@ class AnswerFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._whole_bytes: int | None = None  # before a line that a kill cut short
         self.lines = self._whole_lines() if path.exists() else []
         self.settings: dict[str, Any] | None = self.lines[0]["settings"] if self.lines else None
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         data = read_regular(self.path, 64 * MAX_BYTES)
-        whole = data[: data.rfind(b"\n") + 1]  # a line cut short by a kill is written again
+        whole = data[: data.rfind(b"\n") + 1]
         lines = []
         for number, line in enumerate(whole.splitlines(), 1):
             try:
@@ -119,12 +137,15 @@ class AnswerFile:
         if not lines and data:
             raise UserError("this is no output of --prompts", where=str(self.path), remedy="give --out another name")
         if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
+            self._whole_bytes = len(whole)
         return lines
 
     def add(self, answers: Sequence[dict[str, Any]]) -> None:
-        """Append lines, and have them on the disk before going on."""
+        """Append lines, in place of one that was cut short, and have them on the disk before going on."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._whole_bytes is not None:
+            os.truncate(self.path, self._whole_bytes)
+            self._whole_bytes = None
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
             file.flush()

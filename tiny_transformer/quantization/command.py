@@ -99,10 +99,8 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
     if out.exists() and not options.replace:
         raise UserError("already there, and not to be overwritten", where=str(out), remedy="choose another --out")
     old = opened.model
-    if describe_swaps(old):
-        raise UserError(
-            f"{opened.path} holds swapped layers already", remedy="quantize the checkpoint that it was made of"
-        )
+    if told := _not_from_here(old):
+        raise UserError(told[0], where=str(opened.path), remedy=told[1])
     notes.print(f"[dim]{escape(opened.sentence)}[/]", highlight=False, soft_wrap=True)
     notes.print(f"[dim]{escape(_method(options.kind, text))}[/]", highlight=False, soft_wrap=True)
     new = quantized(old, options.kind, text)
@@ -123,6 +121,17 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
     next_step = command_line("tiny-transformer", "generate", "--ckpt", out)
     console.print(f"wrote {out}\nnext: {next_step}", highlight=False, markup=False, soft_wrap=True)
     return out, before, after
+
+
+def _not_from_here(model: CausalLM) -> tuple[str, str] | None:
+    """Why a model cannot be quantized, and what to do instead; None: it can."""
+    swaps = describe_swaps(model)
+    if any(record["kind"] == "lora" for record in swaps):
+        return "this model is a base with adapters beside it", "make one model of them first: tiny-transformer merge"
+    if swaps:
+        what = "the weights of this model are rounded to 8 or 4 bits already; rounding them again would only lose more"
+        return what, "quantize the checkpoint that it was made from"
+    return None
 
 
 def default_out(checkpoint: Path, kind: str) -> Path:

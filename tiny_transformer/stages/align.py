@@ -45,6 +45,7 @@ class Aligning(ChatStage[PairBatch]):
         console: where alarms are told.
     """
 
+    target = "pair"
     checks = (
         *("diverged", "rate_too_high", "loss_scale_collapsed", "overfitting", "slowed_down", "overhead"),
         *("likelihoods_fall", "kl_runs_away", "answers_grow"),
@@ -99,8 +100,7 @@ class Aligning(ChatStage[PairBatch]):
 
     def loss(self, model: CausalLM, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """That of the method."""
-        function = dpo_loss if self.section.method == "dpo" else orpo_loss
-        return function(model, batch, self.section.beta)
+        return (dpo_loss if self.section.method == "dpo" else orpo_loss)(model, batch, self.section.beta)
 
     def evaluation_batches(self) -> Iterator[PairBatch]:
         """The held-out pairs in order."""
@@ -141,8 +141,8 @@ class Aligning(ChatStage[PairBatch]):
         words = "not measured (set eval_steps)"
         if "val_accuracy" in figures:
             words = f"{figures['val_accuracy']:.1%} in the right order, margin {figures['val_margin']:.3f}"
-        told = f"\n{result.status.replace('_', ' ')}: held-out pairs {words}; {state.step:,} steps"
-        console.print(f"{told}, {state.elapsed_seconds / 60:.1f} minutes", highlight=False)
+        told = f"\n{result.status}: held-out pairs {words}; {state.step:,} steps, "
+        console.print(f"{told}{state.elapsed_seconds / 60:.1f} minutes".replace("_", " "), highlight=False)
         answer_held_out(result, self.data.start, [pair.messages for pair in self.data.val], console)
 
     def show_batch(self, micro_batches: Sequence[PairBatch]) -> Table:

@@ -22,10 +22,9 @@ from tiny_transformer.config.secrets import last_parts, without_secrets
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.text import encode_prompt
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.models import load_weights
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import ALONE, Processes
-from tiny_transformer.parallel.sharing import Sharded, Sharing, local_part, share
+from tiny_transformer.parallel.sharing import Sharded, Sharing, share
 from tiny_transformer.parallel.stop import StopSignals, output_note
 from tiny_transformer.stages.preflight import check_disk
 from tiny_transformer.stages.resume_check import check_changes, identity_of
@@ -113,7 +112,9 @@ class Run:
         announce(self.directory.path, pace.plan, self.config, data, parameters, device, self.console)
         stop = stack.enter_context(StopSignals())
         self.patient = Patience(stop, partial(self.console.print, highlight=False, markup=False))
-        with TrainingProgress(self.console, pace.total_steps, self.state.step) as progress:
+        is_asked = pace.plan.asked != planning.Asked(None, None, None)
+        told = {"is_asked": is_asked, "target": self.stage.target}
+        with TrainingProgress(self.console, pace.total_steps, self.state.step, **told) as progress:
             job = self.job(pace, save=self._writer(pace, log), log=keep, progress=progress)
             status = train(job, self.state, stop)
         return RunResult(self.directory.path, status, self.state, self.stage, self.hardware, self.processes.is_first)
@@ -134,7 +135,7 @@ class Run:
 
     def _load_from(self, path: Path) -> None:
         check_changes(load_identity(path), self.config, self.identity, path, self.console)
-        load_weights(self.model, path, local_part)
+        self.stage.load_saved_weights(self.model, path)
         self.state = load_state(path, self.model, self.optimizers)
         if self.hardware.precision != "fp16":
             self.state.loss_scale = 1.0
@@ -297,6 +298,7 @@ class Run:
             "versions": environment(),
             "command": without_secrets(self.request.command),
             **({} if self.config.init_from is None else {"init_from": last_parts(str(self.config.init_from))}),
+            **({} if self.stage.target == "token" else {"target": self.stage.target}),
             **({} if self.stage.checks is None else {"checks": list(self.stage.checks)}),
             **self.stage.facts(),
         }

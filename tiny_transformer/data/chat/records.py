@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 from tiny_transformer.data.prepare.files import read_rows
 from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.reading import at_home
 from tiny_transformer.tokenizers.chat import ChatTemplate, Message, Role
 
 R = TypeVar("R")
@@ -214,7 +214,7 @@ def check_order(messages: Sequence[Message]) -> None:
 
 def records_of(source: str) -> Iterator[tuple[str, Any]]:
     """Records with their places."""
-    if not Path(source).expanduser().exists() and looks_like_hub_id(source):
+    if not at_home(source).exists() and looks_like_hub_id(source):
         yield from _hub_rows(source)
         return
     for path in find_files(source).paths:
