@@ -107,6 +107,7 @@ OTHER: dict[str, Any] = {
     "training.quantize": "int8",
     "training.sample_tokens": 7,
     "training.sample_drafter": "ngram",
+    "training.log_attention": True,
 }
 OTHER_ELSEWHERE = {
     "llama": {"norm_type": "layernorm", "sliding_window": 8, "qkv_bias": True},

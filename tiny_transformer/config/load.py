@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, check_settings, implied, translate
+from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, implied, translate
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, RunConfig, sections_of
 from tiny_transformer.config.secrets import HIDDEN, WHERE_THEY_GO, is_secret
@@ -64,7 +64,6 @@ def load_data_config(overrides: Iterable[str]) -> DataConfig:
 def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
     """Merge layers of assignments, later ones winning, and check the result."""
     schema = _schema(layers)
-    check_settings({_qualify(a, schema): (a.value, a.origin) for layer in layers for a in layer})
     merged: dict[str, Assignment] = {}
     for layer in layers:
         merged.update(_resolve(layer, schema))
