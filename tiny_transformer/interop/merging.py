@@ -37,7 +37,9 @@ def merge(source: Path, out_dir: Path, *, base: Path | None) -> Path:
             raise UserError(f"{source} has its base in it", where="command line", remedy="leave --base out")
         opened = OpenCheckpoint(find_checkpoint(source)[0])
     if not describe_swaps(opened.model):
-        raise UserError("there is nothing to merge: all layers are ordinary ones", where=str(opened.path))
+        raise UserError(
+            "there is nothing to merge: all layers are ordinary ones", where=str(opened.path), remedy="use it as it is"
+        )
     restore_layers(opened.model)
     ends = list(opened.end_ids)
     write_import(
