@@ -7,9 +7,11 @@ of the batch, sees the same examples in every step, and resuming needs the step 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +21,17 @@ from tiny_transformer.data.packing import IGNORE_INDEX, BestFit, Concatenated, P
 from tiny_transformer.data.token_file import TokenFile
 from tiny_transformer.errors import UserError
 
-__all__ = ["IGNORE_INDEX", "Batches", "ExampleBatches", "TokenBatch", "batches_in_order", "evaluation_batches"]
+__all__ = [
+    "IGNORE_INDEX",
+    "Batches",
+    "BatchesInOrder",
+    "ExampleBatches",
+    "TokenBatch",
+    "batches_in_order",
+    "evaluation_batches",
+]
+
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -58,12 +70,12 @@ class TokenBatch:
         )
 
 
-class ExampleBatches:
-    """Training batches of any list of examples.
+class BatchesInOrder(ABC, Generic[B]):
+    """Training batches of any list of examples; the order is a keyed permutation of each epoch.
 
     Args:
-        examples: what an epoch consists of.
-        global_batch_size: rows of one step over all processes.
+        num_examples: what an epoch consists of.
+        global_batch_size: examples of one step over all processes.
         seed: of the order.
         rank, world_size: which equal part of each batch this process takes.
 
@@ -72,17 +84,20 @@ class ExampleBatches:
     """
 
     def __init__(
-        self, examples: Packing, *, global_batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self, num_examples: int, *, global_batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         if global_batch_size % world_size:
             raise UserError(
-                f"a batch of {global_batch_size} sequences cannot be shared equally by {world_size} processes",
+                f"a batch of {global_batch_size} examples cannot be shared equally by {world_size} processes",
                 remedy="choose a batch size that is a multiple of the number of processes",
             )
-        self._examples, self.num_examples = examples, len(examples)
-        self.global_batch_size, self._seed = global_batch_size, seed
+        self.num_examples, self.global_batch_size, self._seed = num_examples, global_batch_size, seed
         self._local_rows = global_batch_size // world_size
         self._first_row = rank * self._local_rows
+
+    @abstractmethod
+    def make(self, sample_ids: np.ndarray, step: int) -> B:
+        """The examples of these numbers as one batch of update number `step`."""
 
     @property
     def steps_per_epoch(self) -> float:
@@ -93,24 +108,49 @@ class ExampleBatches:
         """How many times the data has been seen before update number `step`."""
         return step * self.global_batch_size / self.num_examples
 
-    def batch(self, step: int) -> TokenBatch:
+    def batch(self, step: int) -> B:
         """This process's part of the batch of update number `step`, counted from 0."""
-        return _make_batch(self._examples, self._sample_ids(step))
+        return self.make(self._own_ids(step), step)
 
-    def micro_batches(self, step: int, micro_batch_size: int) -> Iterator[TokenBatch]:
+    def micro_batches(self, step: int, micro_batch_size: int) -> Iterator[B]:
         """The same rows in the same order, `micro_batch_size` at a time; the last may have fewer."""
-        sample_ids = self._sample_ids(step)
+        sample_ids = self._own_ids(step)
         for start in range(0, len(sample_ids), micro_batch_size):
-            yield _make_batch(self._examples, sample_ids[start : start + micro_batch_size])
+            yield self.make(sample_ids[start : start + micro_batch_size], step)
 
-    def _sample_ids(self, step: int) -> np.ndarray:
+    def sample_ids(self, step: int) -> np.ndarray:
+        """Which examples of their epochs the whole batch of a step has, all processes together."""
+        first = step * self.global_batch_size
+        return self._numbers(first, first + self.global_batch_size)
+
+    def _own_ids(self, step: int) -> np.ndarray:
         first = step * self.global_batch_size + self._first_row
-        epochs, places = np.divmod(np.arange(first, first + self._local_rows), self.num_examples)
+        return self._numbers(first, first + self._local_rows)
+
+    def _numbers(self, first: int, stop: int) -> np.ndarray:
+        epochs, places = np.divmod(np.arange(first, stop), self.num_examples)
         sample_ids = np.empty_like(places)
         for epoch in np.unique(epochs):
             now = epochs == epoch
             sample_ids[now] = _permutation(self.num_examples, self._seed, int(epoch))(places[now])
         return sample_ids
+
+
+class ExampleBatches(BatchesInOrder[TokenBatch]):
+    """Training batches of token windows.
+
+    Args:
+        examples: what an epoch consists of.
+        order: see `BatchesInOrder`.
+    """
+
+    def __init__(self, examples: Packing, **order: int) -> None:
+        super().__init__(len(examples), **order)
+        self._examples = examples
+
+    def make(self, sample_ids: np.ndarray, step: int) -> TokenBatch:
+        """The windows of these numbers."""
+        return _make_batch(self._examples, sample_ids)
 
 
 class Batches(ExampleBatches):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tiny_transformer.data.order import Permutation
+from tiny_transformer.data.batches import BatchesInOrder
 from tiny_transformer.data.prepare.files import read_rows
 from tiny_transformer.data.prepare.find import find_files
 from tiny_transformer.errors import ExitCode, UserError
@@ -53,58 +53,22 @@ class LabelBatch:
         return LabelBatch(*moved, sample_ids=self.sample_ids)
 
 
-class LabelBatches:
-    """Batches of labelled texts; the order is a keyed permutation of each epoch, as that of token windows.
+class LabelBatches(BatchesInOrder[LabelBatch]):
+    """Training batches of labelled texts.
 
     Args:
         examples: the training texts.
         pad_id: fills short rows.
-        global_batch_size: texts of one step over all processes.
-        seed: of the order.
-        rank, world_size: which equal part of each batch this process takes.
-
-    Raises:
-        UserError: the batch cannot be shared equally.
+        order: see `BatchesInOrder`.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[LabelledText],
-        pad_id: int,
-        *,
-        global_batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if global_batch_size % world_size:
-            raise UserError(
-                f"a batch of {global_batch_size} texts cannot be shared equally by {world_size} processes",
-                remedy="choose a batch size that is a multiple of the number of processes",
-            )
-        self._examples, self._pad_id, self._seed = examples, pad_id, seed
-        self._batch_size, self._rows = global_batch_size, global_batch_size // world_size
-        self._first = rank * self._rows
+    def __init__(self, examples: Sequence[LabelledText], pad_id: int, **order: int) -> None:
+        super().__init__(len(examples), **order)
+        self._examples, self._pad_id = examples, pad_id
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """How many steps see every text once."""
-        return len(self._examples) / self._batch_size
-
-    def epoch(self, step: int) -> float:
-        """How many times the texts have been seen before update number `step`."""
-        return step / self.steps_per_epoch
-
-    def micro_batches(self, step: int, micro_batch_size: int) -> Iterator[LabelBatch]:
-        """This process's part of the batch of update number `step`, in pieces."""
-        first, size = step * self._batch_size + self._first, len(self._examples)
-        numbers = [self._number(place, size) for place in range(first, first + self._rows)]
-        for start in range(0, len(numbers), micro_batch_size):
-            yield make_batch(self._examples, numbers[start : start + micro_batch_size], self._pad_id)
-
-    def _number(self, place: int, size: int) -> int:
-        epoch, inside = divmod(place, size)
-        return int(Permutation(size, seed=self._seed, epoch=epoch)(np.array([inside]))[0])
+    def make(self, sample_ids: np.ndarray, step: int) -> LabelBatch:
+        """The texts of these numbers."""
+        return make_batch(self._examples, sample_ids.tolist(), self._pad_id)
 
 
 def make_batch(examples: Sequence[LabelledText], numbers: Sequence[int], pad_id: int) -> LabelBatch:

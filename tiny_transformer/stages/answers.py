@@ -41,7 +41,7 @@ def show_answers(result: RunResult, data: ChatData, console: Console) -> None:
     opened, training = OpenCheckpoint(checkpoint.path, device=str(result.hardware.device)), data.config.training
     settings = SamplingConfig(temperature=0.7, top_p=0.95, max_new_tokens=training.sample_tokens, seed=training.seed)
     questions = _questions(data)
-    answers = answer(opened.model, opened.tokenizer, data.template, questions, settings)
+    answers = answer(opened.model, opened.tokenizer, data.start.template, questions, settings)
     ended = sum(one.reason == "end" for one in answers)
     for question, one in list(zip(questions, answers, strict=True))[:NUM_SHOWN]:
         console.print(Text.assemble("\n", (question[-1].content, "bold"), "\n", one.text))
@@ -65,7 +65,7 @@ def _questions(data: ChatData) -> list[tuple[Message, ...]]:
         example.messages[: [message.role for message in example.messages].index("assistant")]
         for example in data.val.examples
     )
-    return [q for q in asked if len(data.template.prompt_ids(data.tokenizer, q)) <= limit][:NUM_ANSWERS]
+    return [q for q in asked if len(data.start.template.prompt_ids(data.start.tokenizer, q)) <= limit][:NUM_ANSWERS]
 
 
 def show_rows(micro_batches: Sequence[TokenBatch], tokenizer: Tokenizer) -> Table:

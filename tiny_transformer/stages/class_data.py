@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,12 +26,13 @@ from tiny_transformer.data.labels import (
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation.classes import ClassFigures, evaluate_classes
 from tiny_transformer.models.classifier import load_classifier
+from tiny_transformer.stages.chat import with_length
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory, atomic_write
 from tiny_transformer.storage.runs import CLASSES_FILE
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer
 
-VAL_FRACTION, DEFAULT_EPOCHS = 0.1, 3.0
+VAL_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,8 @@ def _refuse(config: ClassifyConfig) -> None:
 
 def _completed(config: ClassifyConfig, labels: list[str], num_texts: int) -> ClassifyConfig:
     """With its labels, and its length in tokens."""
-    training, classify = config.training, config.classify.model_copy(update={"labels": tuple(labels)})
-    lengths = (training.steps, training.max_tokens, training.epochs, training.max_train_minutes)
-    epochs = DEFAULT_EPOCHS if lengths == (None,) * len(lengths) else training.epochs
-    if epochs is not None:
-        tokens = math.ceil(epochs * num_texts * config.data.seq_len)
-        tokens = min(tokens, training.max_tokens or tokens)
-        training = training.model_copy(update={"epochs": epochs, "max_tokens": tokens})
+    training = with_length(config.training, num_texts, config.data.seq_len)
+    classify = config.classify.model_copy(update={"labels": tuple(labels)})
     return config.model_copy(update={"training": training, "classify": classify})
 
 

@@ -16,22 +16,20 @@ from tiny_transformer.data.batches import ExampleBatches, TokenBatch, batches_in
 from tiny_transformer.evaluation.loss import evaluate_split
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
-from tiny_transformer.models.open import CHAT_TEMPLATE
 from tiny_transformer.models.vocabulary import load_grown_weights
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing, local_part
 from tiny_transformer.stages.answers import show_answers, show_rows
-from tiny_transformer.stages.chat_data import ChatData, new_token_ids, open_chat_data
-from tiny_transformer.stages.resume_check import DATA, TOKENIZER
-from tiny_transformer.stages.stage import Request, RunResult, Stage
-from tiny_transformer.storage import Staging
+from tiny_transformer.stages.chat import ChatStage, new_token_ids
+from tiny_transformer.stages.chat_data import ChatData, open_chat_data
+from tiny_transformer.stages.resume_check import DATA
+from tiny_transformer.stages.stage import Request, RunResult
 from tiny_transformer.tokenizers import load_tokenizer
-from tiny_transformer.tokenizers.chat import Marks
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
 
 
-class Finetuning(Stage[TokenBatch]):
+class Finetuning(ChatStage[TokenBatch]):
     """Learn to answer as in conversations.
 
     Args:
@@ -42,8 +40,8 @@ class Finetuning(Stage[TokenBatch]):
     adds_tokens = True
 
     def __init__(self, data: ChatData) -> None:
-        super().__init__(data.config, data.tokenizer)
-        self.data, self.template = data, data.template
+        super().__init__(data.config, data.start)
+        self.data = data
         self.train_rows, self.val_rows = data.rows(data.train), data.rows(data.val)
 
     @classmethod
@@ -76,7 +74,7 @@ class Finetuning(Stage[TokenBatch]):
 
     def load_first_weights(self, model: CausalLM) -> None:
         """Those of `init_from`; new control tokens begin as the mean of the words."""
-        base, new_ids = self.config.init_from, self.data.new_ids
+        base, new_ids = self.config.init_from, self.data.start.new_ids
         if base is not None and base.is_dir():  # a run that goes on from its very beginning has its own tokenizer
             new_ids = new_token_ids(self.template, self.tokenizer, load_tokenizer(base))
         if base is None or not new_ids:
@@ -84,25 +82,15 @@ class Finetuning(Stage[TokenBatch]):
         else:
             load_grown_weights(model, base, new_ids, local_part)
 
-    def save(self, model: CausalLM, directory: Staging, weights: dict[str, Tensor]) -> None:
-        """A model directory with its chat template; programs stop at the end of an answer and at that of a text."""
-        end_ids = tuple(dict.fromkeys((self.template.end_id(self.tokenizer), self.tokenizer.end_id)))
-        self.save_model(model, directory, weights, end_ids)
-        directory.write(CHAT_TEMPLATE, self.template.jinja(Marks.of(self.tokenizer)))
-
     def fingerprints(self) -> dict[str, str]:
         """Tokens, mask and tokenizer by their hashes."""
-        return {DATA: self.data.train.fingerprint, TOKENIZER: self.tokenizer.fingerprint}
+        return {DATA: self.data.train.fingerprint, **super().fingerprints()}
 
     def facts(self) -> dict[str, Any]:
         """The tokenizer, the template, the size of the data."""
-        train, val, tokenizer = self.data.train, self.data.val, self.tokenizer
+        train, val = self.data.train, self.data.val
         return {
-            "tokenizer": {
-                "name": tokenizer.name,
-                "vocab_size": tokenizer.vocab_size,
-                "fingerprint": tokenizer.fingerprint,
-            },
+            **super().facts(),
             "data": {
                 "source": last_parts(self.config.data.source),
                 "template": self.template.name,
@@ -127,8 +115,8 @@ class Finetuning(Stage[TokenBatch]):
             f"out ({self.template.name}), {train.num_targets:,} tokens of answers in {rows:,} rows of "
             f"{self.config.data.seq_len:,}; this run sees {total_steps * batch / rows:.2f} times that"
         ]
-        if data.new_ids:
-            names = ", ".join(map(self.tokenizer.spelling, data.new_ids))
+        if data.start.new_ids:
+            names = ", ".join(map(self.tokenizer.spelling, data.start.new_ids))
             parts.append(f"new control tokens {names} begin as the mean of all words")
         if data.reading.skipped:
             parts.append(

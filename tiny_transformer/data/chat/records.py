@@ -5,16 +5,17 @@ A record is told from the others by its keys. What is not understood is refused 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from tiny_transformer.data.prepare.files import read_rows
 from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.tokenizers.chat import ChatTemplate, Message, Role
 
+R = TypeVar("R")
 ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
@@ -64,10 +65,37 @@ def read_conversations(
     Raises:
         UserError: no records there, or one that is no conversation, with its line.
     """
+
+    def messages(row: Any) -> tuple[Message, ...]:
+        return with_system(messages_of(row, template), system)
+
+    for read, where in read_records(source, messages, skips_bad=skips_bad, reading=reading):
+        yield Conversation(read, where)
+
+
+def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """The messages, with a system prompt where they have none and there is one to give."""
+    return (Message("system", system), *messages) if system and messages[0].role != "system" else messages
+
+
+def read_records(
+    source: str, understand: Callable[[Any], R], *, skips_bad: bool, reading: Reading
+) -> Iterator[tuple[R, str]]:
+    """The records of a file, folder, glob or hub data set, each as `understand` reads it, and where it stands.
+
+    Args:
+        source: where the records are.
+        understand: a row as what it stands for; refuses what it cannot read, without saying where that is.
+        skips_bad: leave out records that are refused; they are kept in `reading`.
+        reading: is filled in.
+
+    Raises:
+        UserError: no records there, or one that is refused, with its line.
+    """
     for where, row in records_of(source):
         reading.num_records += 1
         try:
-            messages = messages_of(row, template)
+            understood = understand(row)
         except UserError as error:
             told = UserError(
                 error.what,
@@ -79,9 +107,7 @@ def read_conversations(
                 raise told from None
             reading.skipped.append(told)
             continue
-        if system and messages[0].role != "system":
-            messages = (Message("system", system), *messages)
-        yield Conversation(messages, where)
+        yield understood, where
 
 
 def messages_of(row: Any, template: ChatTemplate) -> tuple[Message, ...]:
