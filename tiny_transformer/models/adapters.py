@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +224,20 @@ def base_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
             rows = tensors[name][::37] if name == EMBEDDING else tensors[name]
             digest.update(name.encode() + rows.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def without_adapters(model: CausalLM) -> Generator[None]:
+    """The model as it was before it was adapted, while the block runs."""
+    layers = [layer for _, layer in _adapters(model)]
+    alphas = [layer.alpha for layer in layers]
+    try:
+        for layer in layers:
+            layer.alpha = 0.0
+        yield
+    finally:
+        for layer, alpha in zip(layers, alphas, strict=True):
+            layer.alpha = alpha
 
 
 def _adapters(model: CausalLM) -> Iterator[tuple[str, LoRALinear]]:

@@ -92,7 +92,7 @@ def read_records(
     Raises:
         UserError: no records there, or one that is refused, with its line.
     """
-    for where, row in records_of(source):
+    for where, row in _rows(source):
         reading.num_records += 1
         try:
             understood = understand(row)
@@ -199,7 +199,7 @@ def _check_order(messages: list[Message]) -> None:
         raise UserError("the conversation ends without an answer, so there is nothing to learn from it")
 
 
-def records_of(source: str) -> Iterator[tuple[str, Any]]:
+def _rows(source: str) -> Iterator[tuple[str, Any]]:
     """Records with their places."""
     if not Path(source).expanduser().exists() and looks_like_hub_id(source):
         yield from _hub_rows(source)
