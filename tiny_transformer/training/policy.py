@@ -1,7 +1,7 @@
 """Group-relative policy optimisation: rewards of a group of answers become advantages, and these a loss.
 
 Sources: Shao et al. 2024, DeepSeekMath, section 4.1 (`grpo`); Yu et al. 2025, DAPO (`dapo`); Liu et al. 2025,
-Understanding R1-Zero-Like Training (`dr_grpo`).
+Understanding R1-Zero-Like Training (`dr_grpo`); the ratio before the distance: DeepSeek-V3.2, 2025, section 3.1.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def policy_loss(model: CausalLM, batch: PolicyBatch, settings: PolicySettings) -
     if batch.reference is not None:
         distance = batch.reference - log_probs
         kl = distance.exp() - distance - 1  # Schulman's estimator: never negative, right on average
-        losses = losses + settings.kl_weight * kl
+        losses = losses + settings.kl_weight * ratio * kl  # with the ratio its gradient is that of the distance itself
         figures["kl"] = kl.sum().item()
     if settings.loss_type == "grpo":
         losses = losses / batch.is_written.sum(dim=1)[row]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tiny_transformer.errors import in_words
-from tiny_transformer.reports.diagnosis import learning, rates, running
+from tiny_transformer.reports.diagnosis import learning, rates, rewards, running
 from tiny_transformer.reports.diagnosis.evidence import Evidence, Finding
 from tiny_transformer.reports.run_reader import RunFiles, state_of
 
@@ -32,6 +32,12 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     running.slowed_down,
     running.overhead,
     running.small_validation,
+    rewards.unjudged,
+    rewards.no_signal,
+    rewards.rewards_stuck,
+    rewards.lengths_growing,
+    rewards.same_words,
+    rewards.kl_running_away,
 )
 # What follows from a finding is not told beside it.
 RATE_TOO_HIGH = {"stuck", "no warm-up", "batch too small", "clipped every step", "overfitting", "dead layers"}
@@ -41,6 +47,7 @@ EXPLAINS = {
     "rate too high": RATE_TOO_HIGH,
     "rate too low": {"stuck", "clipped every step"},
     "batch too small": {"clipped every step", "stuck"},
+    "no signal": {"rewards stuck"},
 }
 HEALTHY = (
     f"Nothing unusual in the training: {len(CHECKS)} checks of loss, updates, data and time found nothing wrong. "
