@@ -156,7 +156,7 @@ def _encoded(side: Sequence[Question], tokenizer: Tokenizer, template: ChatTempl
 def _completed(request: Request, config: AlignConfig, num_questions: int, longest: int) -> AlignConfig:
     """With what follows from the questions: the size of a batch, the length of rows and of the run."""
     training, group_size, data = config.training, config.grpo.group_size, config.data
-    if not request.resume and not {"micro_batch_size", "grad_accum_steps"} & training.model_fields_set:
+    if not {"micro_batch_size", "grad_accum_steps"} & training.model_fields_set:
         training = training.model_copy(update={"micro_batch_size": MICRO_BATCH, "grad_accum_steps": PASSES})
     rows = training.micro_batch_size * training.grad_accum_steps
     if rows % group_size:
@@ -165,9 +165,9 @@ def _completed(request: Request, config: AlignConfig, num_questions: int, longes
             where=f"micro_batch_size {training.micro_batch_size} x grad_accum_steps {training.grad_accum_steps}",
             remedy=f"make it a multiple of grpo.group_size, {group_size}",
         )
-    if not request.resume:
-        seq_len = ROW_STEP * math.ceil((longest + config.grpo.max_new_tokens) / ROW_STEP)
-        data = data.model_copy(update={"seq_len": min(seq_len, config.model.max_position_embeddings)})
+    seq_len = ROW_STEP * math.ceil((longest + config.grpo.max_new_tokens) / ROW_STEP)
+    seq_len = data.seq_len if request.resume else min(seq_len, config.model.max_position_embeddings)
+    data = data.model_copy(update={"seq_len": seq_len, "packing": "documents"})
     lengths = (training.steps, training.max_tokens, training.epochs, training.max_train_minutes)
     epochs = DEFAULT_EPOCHS if lengths == (None,) * len(lengths) else training.epochs
     if epochs is not None:

@@ -50,7 +50,7 @@ EXPLAINS = {
     "no signal": {"rewards stuck"},
 }
 HEALTHY = (
-    f"Nothing unusual in the training: {len(CHECKS)} checks of loss, updates, data and time found nothing wrong. "
+    "Nothing unusual in the training: no check of loss, updates, data and time found anything wrong. "
     "How good the model is, the loss tells."
 )
 TOO_SHORT = "Nothing unusual in what was logged, but that is too few steps to call this run healthy."

@@ -18,6 +18,7 @@ FEWEST_STEPS = 20  # before that rewards may well be where they began
 SURE = 3.0  # standard errors
 NO_SIGNAL = 0.9  # of the groups, from beginning to end: nine tenths of what is written teaches nothing
 SOLVED = 0.9  # of the highest reward ever logged: groups that are equal there have learnt what there was
+MOSTLY = 0.75  # of the groups are equal there
 GROWN = 2.0  # times as long as at first
 SAME, DIFFERENT = 0.9, 0.5  # of the answers share their words late, and did not early
 # Nats per token: at 0.5 an average token is e^0.5 = 1.6 times as likely, or less likely, as the reference finds it; ten
@@ -53,7 +54,8 @@ def no_signal(e: Evidence) -> Finding | None:
         f"In {equal.mean():.0%} of the groups all answers had the same reward ({reward[1]:.3g} on average at the end): "
         "where all are alike, none is better than the others, and nothing is learnt.",
         "Questions that the model answers neither always nor never teach most: choose easier or harder ones, a "
-        "verifier that gives parts of the reward, a higher grpo.temperature, or more answers to a question (grpo.group_size).",
+        "verifier that gives parts of the reward, a higher grpo.temperature, or more answers to a question "
+        "(grpo.group_size).",
     )
 
 
@@ -66,8 +68,8 @@ def rewards_stuck(e: Evidence) -> Finding | None:
     early, late, error = found
     held_out = e.curve("val_reward")[1]
     has_risen = late - early > SURE * error or (len(held_out) > 1 and held_out[-1] > held_out[0] + 0.02)
-    is_full = late >= SOLVED * values.max() and e.curve("equal_groups")[1][-1:].sum() >= 0.5
-    if has_risen or is_full or early > 0.9 * values.max() > 0:
+    is_full = late >= SOLVED * values.max() and e.curve("equal_groups")[1][-1:].sum() >= MOSTLY
+    if has_risen or is_full:
         return None
     return Finding(
         "rewards stuck",
