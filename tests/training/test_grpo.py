@@ -44,7 +44,7 @@ def test_a_verifier_that_pays_for_a_phrase_gets_it_and_that_is_told(
     hack = tmp_path / "hack.py"
     hack.write_text("def pays(prompt, text):\n    return text.count('e')\n")
     grpo = {"verifier": f"{hack}:pays", "kl_weight": 0.0, "group_size": 8, "max_new_tokens": 8}
-    training = {"steps": 30, "micro_batch_size": 16, "learning_rate": 1e-2, "eval_steps": None, "save_steps": 60}
+    training = {"steps": 50, "micro_batch_size": 16, "learning_rate": 1e-2, "eval_steps": None, "save_steps": 60}
     _, told = tune(reward_tree(base, questions, tmp_path / "r", grpo=grpo, training=training), shows=True)
     log = log_without_clock(tmp_path / "r")
     assert log[-1]["reward"] > log[0]["reward"] + 4
