@@ -133,7 +133,7 @@ FRESH = [
             ("d_model = 64", "hidden_size")),
     Mistake("sequences longer than the model", config(data={"seq_len": 128}), "train --config r.yaml", ExitCode.USAGE,
             ("128", "64")),
-    Mistake("patience without evaluation", config(training={"early_stopping_patience": 2}), "train --config r.yaml",
+    Mistake("patience without evaluation", config(training={"early_stopping_patience": 2, "eval_steps": None}), "train --config r.yaml",
             ExitCode.USAGE, ("eval_steps",)),
     Mistake("an option without its value", nothing, "generate --num_samples", ExitCode.USAGE,
             ("--num_samples", "generate --help")),

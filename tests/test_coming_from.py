@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = {
     "data": {"source": "my.txt", "seq_len": 32},
     "training": {"micro_batch_size": 2, "sample_prompts": [], "eval_tokens": 64},
 }
-TRAINING = ("train", "finetune")
+TRAINING = ("train", "finetune", "align")
 LENGTHS = ("steps", "max_tokens", "max_iters")
 # Read and not run: Numba compiles for ten seconds; a model of llama2.c, whose import has its own tests.
 ONLY_READ = ("--engine fast", "import stories.bin")
@@ -125,8 +125,8 @@ def test_every_command_is_accepted_and_every_config_is_read(repository: Path, mo
             given = {name: value for name, value in context.params.items() if name in TrainOptions.__annotations__}
             config, overrides = _config_and_overrides(context, TrainOptions(**given))
             load_run_config(config, overrides)
-        elif verb == "finetune":
-            load_run_config(context.params["config"], ["stage=finetune", "init_from=runs/demo"])
+        elif verb in ("finetune", "align"):
+            load_run_config(context.params["config"], [f"stage={verb}", "init_from=runs/demo"])
         else:
             assert not context.args or verb == "profile", f"not an option: {context.args}"
 
@@ -207,8 +207,10 @@ def make_files(root: Path) -> None:
     (root / "data").mkdir()
     for name, first in {"my.txt": 0, "data/input.txt": 0, "data/more.txt": 1}.items():
         (root / name).write_text("\n\n".join(lines[first:]), encoding="utf-8")
+    shutil.copy(PAGE.parent.parent / "data/tiny_corpus.txt", root / "data")
     tables: dict[str, list[dict[str, Any]]] = {
         "answers.jsonl": [{"instruction": f"Count to {i}.", "output": f"It is {i}."} for i in range(30)],
+        "pairs.jsonl": [{"prompt": f"Count to {i}.", "chosen": f"It is {i}.", "rejected": "No."} for i in range(30)],
         "labels.jsonl": [{"text": f"so {word} {i}", "label": word} for i in range(20) for word in ("dull", "fine")],
         "questions.jsonl": [{"query": "Who ran?", "choices": ["a hen", "a stone"], "gold": 0}],
     }
@@ -247,7 +249,7 @@ def small_command(verb: str, words: list[str], number: int) -> list[str]:
     if verb in TRAINING:
         kept += ["--config", "small.yaml"] * (not {"--config", "--resume"} & set(kept))
         kept += ["--source", "answers.jsonl"] * (verb == "finetune" and "--source" not in kept)
-        kept += ["--seq_len", "128"] * (verb == "finetune" or "--stage" in kept)
+        kept += ["--seq_len", "128"] * (verb in ("finetune", "align") or "--stage" in kept)
         kept += ["steps=3"]
     return kept
 

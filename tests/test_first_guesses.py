@@ -16,6 +16,7 @@ from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import ExitCode
 from tiny_transformer.stages.launch import choose_run_dir
 from tiny_transformer.stages.training_data import as_read
+from tiny_transformer.storage.reading import at_home
 
 
 @pytest.fixture
@@ -268,6 +269,62 @@ def test_the_home_directory_is_meant_wherever_a_path_is(home: Path, asked: list[
     assert run(["train", "--data_dir=~/x", "training.out_dir=~/y"]) == 0
     assert (asked[-1].config.out_dir, asked[-1].config.data.data_dir) == (home / "home/y", home / "home/x")
     assert run(["inspect", "~/x"]) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "~nobody-here/x.txt"],
+        ["train", "--out_dir", "~nobody-here/x"],
+        ["train", "--source", "~nobody-here/x"],
+        ["train", "--init_from", "~nobody-here/x"],
+        ["train", "data.data_dir=~nobody-here/x"],
+        ["prepare", "--out_dir", "~nobody-here/x"],
+        ["prepare", "--tokenizer", "~nobody-here/x"],
+        ["generate", "--ckpt", "~nobody-here/x"],
+        ["doctor", "~nobody-here/x"],
+    ],
+)
+def test_the_home_of_nobody_is_said_and_not_made(
+    words: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no user 'nobody-here' here" in said(words, capsys)
+    assert not Path("~nobody-here").exists()
+
+
+def test_a_name_that_begins_like_a_home_is_itself_where_it_is_there(home: Path) -> None:
+    Path("~mine.txt").write_text("a")
+    assert at_home("~mine.txt") == Path("~mine.txt")
+    assert at_home("~/x") == home / "home" / "x"
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["prepare", "--out_dir", ""], "--out_dir"),
+        (["prepare", "--out_dir="], "--out_dir"),
+        (["train", "--data_dir", "", "--steps", "1"], "--data_dir"),
+        (["train", "--config", ""], "--config"),
+        (["train", "--source", ""], "data.source"),
+        (["train", ""], "data.source"),
+        (["train", "out_dir=''"], "out_dir"),
+        (["generate", "--ckpt", ""], "--checkpoint"),
+        (["generate", "--prompts", ""], "--prompts"),
+        (["evaluate", ""], "CKPT"),
+        (["report", "a", ""], "RUN"),
+        (["report", "", "--out", "x.html"], "RUN"),
+        (["doctor", ""], "DIR"),
+        (["inspect", ""], "DIR|FILE"),
+        (["import", "", "--out_dir", "x"], "SOURCE"),
+    ],
+)
+def test_an_empty_path_is_not_this_directory(
+    words: list[str], name: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--out_dir "$UNSET"` put its files into the current directory."""
+    told = said(words, capsys)
+    assert f"{name} is empty" in told or f"{name} = '': an empty" in told
+    assert sorted(path.name for path in Path().iterdir()) == ["home", "my.txt"]
 
 
 def test_names_are_never_markup(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tiny_transformer.generation.loaded import load
+    from tiny_transformer.generation.loaded import generate_story, load
     from tiny_transformer.generation.qwen3_model import Qwen3Model
 
 __version__ = "0.1.0"
-__all__ = ["Qwen3Model", "load"]
-_HOMES = {"load": "loaded", "Qwen3Model": "qwen3_model"}
+__all__ = ["Qwen3Model", "generate_story", "load"]
+_HOMES = {"load": "loaded", "generate_story": "loaded", "Qwen3Model": "qwen3_model"}
 
 
 def __getattr__(name: str) -> Any:

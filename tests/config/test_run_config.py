@@ -149,6 +149,9 @@ def test_every_alias_leads_to_a_key_that_exists() -> None:
             "model.hidden_size",
         ),
         ("c.json", '{"trainin": {"steps": 5}}', "c.json, line 1", "unknown key trainin", "training"),
+        ("c.yaml", "Training: {steps: 5}\n", "c.yaml, line 1", "unknown key Training", "did you mean training?"),
+        ("c.yaml", "training: {Steps: 5}\n", "c.yaml, line 1", "unknown key training.Steps", "training.steps?"),
+        ("c.yaml", "training: {eval_steps: often}\n", "c.yaml, line 1", "a number or auto is needed", ""),
         ("c.yaml", "training:\n  steps: many\n", "c.yaml, line 2", "training.steps = 'many'", ""),
         ("c.yaml", "training:\n  dropout: 1.5\n", "c.yaml, line 2", "training.dropout = 1.5", ""),
         (
@@ -174,7 +177,7 @@ def test_every_alias_leads_to_a_key_that_exists() -> None:
             "model_type",
         ),
         ("c.yaml", "data: {seq_len: 4096}\n", "c.yaml", "longer than model.max_position_embeddings", ""),
-        ("c.yaml", "training: {early_stopping_patience: 2}\n", "c.yaml", "needs eval_steps", ""),
+        ("c.yaml", "training: {early_stopping_patience: 2, eval_steps: null}\n", "c.yaml", "needs eval_steps", ""),
         ("c.ini", "x=1\n", "c.ini", "cannot tell the format", "*.yaml"),
     ],
 )

@@ -25,6 +25,7 @@ from tiny_transformer.hardware import choose_hardware, keep_freed_memory
 from tiny_transformer.models import build_model
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
+from tiny_transformer.training.modifiers import checkpoint_gradients
 from tiny_transformer.training.optimizers import Optimizers
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -64,6 +65,8 @@ def prepare(config: RunConfig) -> tuple[Callable[[], None], Callable[[], int]]:
     hardware = choose_hardware(config.training.device, config.training.precision)
     torch.manual_seed(0)  # the same tokens each time: experts meet the same numbers of them
     model = build_model(config.model, seed=0, dropout=config.training.dropout).train()
+    if config.training.gradient_checkpointing:
+        checkpoint_gradients(model)
     optimizers, batches = Optimizers(model, config.training, hardware.update_dtype), RandomTokens(config)
 
     def step() -> None:

@@ -59,6 +59,7 @@ STEPS = [
     "vocab_size=1024",
     "model_type=llama hidden_size=320 num_hidden_layers=2 tie_word_embeddings=false optimizer=muon grad_accum_steps=2 "
     "seq_len=64 micro_batch_size=4 vocab_size=2048",
+    "hidden_size=128 num_hidden_layers=6 seq_len=256 micro_batch_size=4 vocab_size=512 gradient_checkpointing=true",
     "hidden_size=128 num_hidden_layers=2 packing=documents seq_len=256 micro_batch_size=4 vocab_size=1024",
     "model_type=qwen3_next hidden_size=64 num_hidden_layers=2 full_attention_interval=2 num_experts=4 seq_len=64 "
     "micro_batch_size=2 vocab_size=512",
@@ -214,6 +215,17 @@ def test_memory_of_a_step_by_kind() -> None:
     assert counted.memory["gradients"] == counted.most["gradients"] == weights
     assert 2 * weights < counted.memory["optimizer"] < 2.01 * weights  # and a count of steps for each parameter
     assert counted.most["logits"] >= 2 * 4 * 16 * 24 * 96  # the logits and their gradient
+
+
+def test_checkpointed_gradients_hold_one_block_at_a_time() -> None:
+    """Otherwise a run that fits would be refused for want of memory, with this as the remedy."""
+    options = ["num_hidden_layers=8", "seq_len=128", "vocab_size=96", "hidden_size=64", "micro_batch_size=4"]
+    plain, checkpointed = (
+        count_step(load_run_config(None, [*options, f"gradient_checkpointing={word}"]), choose_hardware("cpu", "fp32"))
+        for word in ("false", "true")
+    )
+    assert checkpointed.memory["activations"] < plain.memory["activations"] / 4
+    assert checkpointed.training.total() > 1.2 * plain.training.total()  # a third, but for the head
 
 
 def measure_steps(configs: list[list[str]], directory: Path) -> list[dict[str, int]]:

@@ -175,7 +175,7 @@ def test_an_address_is_answered_with_what_fetches_it(address: str, remedy: str) 
 @pytest.mark.parametrize(
     ("name", "what", "remedy"),
     [
-        ("~nobody-of-that-name/a.txt", "no such file", "give a file"),
+        ("~nobody-of-that-name/a.txt", "there is no user 'nobody-of-that-name'", "write it out"),
         ("a.txt/b", "no such file", "give a file"),
         ("gone", "a link that leads nowhere", "give a file"),
         ("round", "a link that leads nowhere", "give a file"),

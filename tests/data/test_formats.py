@@ -125,6 +125,8 @@ def test_long_rows_come_whole_and_one_after_another(tmp_path: Path) -> None:
         ("a.tsv", "text\tn\na\t1\t2\n", 2, "a row has 3 fields"),
         ("a.ndjson", '{"text": "a"}\n{"text": ["a", "b"]}\n', 2, "no text in the field 'text'"),
         ("a.ndjson", '{"text": "a"}\n{"text":\n', 2, "line 2 is not JSON"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b", "text": "c"}\n', 2, "the key 'text' stands twice"),
+        ("a.json", '[{"text": "a"},\n{"text": "b", "text": "c"}]\n', 2, "the key 'text' stands twice"),
     ],
 )
 def test_broken_rows_say_where(tmp_path: Path, name: str, text: str, line: int, what: str) -> None:

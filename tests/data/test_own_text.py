@@ -11,6 +11,7 @@ import pytest
 
 from tiny_transformer.data.prepare.sources import Document, open_source
 from tiny_transformer.data.prepare.texts import MAX_DOCUMENT_CHARS, Pieces
+from tiny_transformer.errors import UserError
 
 from .conftest import WORDS, prepared
 
@@ -108,6 +109,14 @@ def test_a_separator_at_an_end_divides_nothing(tmp_path: Path, mark: str) -> Non
     text = prose(20_000)
     (tmp_path / "my.txt").write_text(mark.format(text), encoding="utf-8")
     check(text, pieces_of(tmp_path / "my.txt"), least=0.08, most=0.13, count=5)
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe"])
+def test_equal_files_are_said_where_too_little_is_left(tmp_path: Path, tokenizer: str) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("One text. " * 30)
+    with pytest.raises(UserError, match="one document of 300 bytes, and 2 more that are equal to it"):
+        prepared(tmp_path / "*.txt", tmp_path / "o", tokenizer=tokenizer, seq_len=8)
 
 
 def test_documents_and_several_files_are_left_to_their_hashes(tmp_path: Path) -> None:

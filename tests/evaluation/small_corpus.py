@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
+from tiny_transformer.cli import run
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.data.batches import Batches
@@ -170,3 +172,24 @@ def entropy_of_all() -> float:
     logs = [PLAIN.parser.derivations(text)[0].log_probability for text in all_texts(PLAIN.tree, {})]
     assert math.isclose(math.fsum(map(math.exp, logs)), 1.0, abs_tol=1e-12)
     return -math.fsum(math.exp(log_p) * log_p for log_p in logs)
+
+
+SEED_RUNS = {"s1": 1, "s2": 2}
+
+
+def seed_runs(root: Path) -> Path:
+    """Two runs of one config that differ in their seed, in `runs/`, and the data they learnt from in `data/`."""
+    PLAIN.prepare(root / "data", count=300)
+    shape = {name: getattr(SHAPE, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 256}
+    for name, seed in SEED_RUNS.items():
+        training = {"steps": 4, "micro_batch_size": 4, "eval_tokens": 64, "log_steps": 1, "sample_prompts": ["Ann"]}
+        settings = {
+            "model": {**shape, **heads},
+            "data": {"data_dir": str(root / "data"), "seq_len": SEQ_LEN},
+            "training": {**training, "seed": seed, "device": "cpu"},
+            "out_dir": str(root / "runs" / name),
+        }
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        assert run(["train", "--config", str(root / f"{name}.yaml")]) == 0
+    return root

@@ -234,9 +234,9 @@ def test_data_of_another_tokenizer_is_refused(evaluate: Screen) -> None:
     ("options", "words"),
     [
         ({"split": "test"}, "no split 'test'"),
-        ({"max_batches": 0}, "max_batches = 0"),
-        ({"skills": True, "num_stories": 0}, "num_stories = 0"),
-        ({"stories": 0}, "stories = 0"),
+        ({"max_batches": 0}, "--max_batches 0"),
+        ({"skills": True, "num_stories": 0}, "--num_stories 0"),
+        ({"stories": 0}, "--stories 0"),
         ({"data_dir": Path("nowhere")}, "nowhere holds no prepared data"),
         ({"checkpoint": Path("data")}, "not a checkpoint"),
     ],

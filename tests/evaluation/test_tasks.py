@@ -232,7 +232,7 @@ def test_what_goes_with_a_loss_does_not_go_with_questions(
         (["--task", str(tmp_path / "none")], "no such task file"),
         (["--task", str(checkpoint)], "no .jsonl file in"),
         (["--task", str(checkpoint / "config.json")], "is no .jsonl file"),
-        (["--task", str(task), "--limit", "0"], "limit = 0"),
+        (["--task", str(task), "--limit", "0"], "--limit 0"),
     ):
         assert run(["evaluate", str(checkpoint), *words]) != 0
         assert said in capsys.readouterr().err

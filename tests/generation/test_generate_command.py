@@ -9,9 +9,12 @@ import pytest
 from rich.console import Console
 
 from tiny_transformer import load
-from tiny_transformer.errors import UserError
-from tiny_transformer.generation.command import GenerateOptions, run_generate
-from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.cli import run
+from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.generation.command import run_generate
+from tiny_transformer.generation.loaded import settings_of
+from tiny_transformer.generation.requests import GenerateRequest
+from tiny_transformer.generation.sampling import FILTERS, SamplingConfig, refuse_idle
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.tokenizers import make_tokenizer
 
@@ -19,7 +22,7 @@ from tiny_transformer.tokenizers import make_tokenizer
 def written(checkpoint: Path, capsys: pytest.CaptureFixture[str], **options: object) -> str:
     settings = SamplingConfig(max_new_tokens=12, seed=5)
     run_generate(
-        GenerateOptions("Once", checkpoint, device="cpu", **options),  # ty: ignore[invalid-argument-type]
+        GenerateRequest("Once", checkpoint, device="cpu", **options),  # ty: ignore[invalid-argument-type]
         settings,
         Console(file=io.StringIO()),
     )
@@ -57,7 +60,7 @@ def other_tokenizer(directory: Path) -> Path:
 
 
 def test_no_samples_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="num_samples = 0"):
+    with pytest.raises(UserError, match="--num_samples 0"):
         written(checkpoint, capsys, num_samples=0)
 
 
@@ -65,7 +68,7 @@ def test_the_engine_is_chosen_and_named(checkpoint: Path, capsys: pytest.Capture
     notes = io.StringIO()
 
     def note(**options: object) -> str:
-        chosen = GenerateOptions("Once", checkpoint, device="cpu", **options)  # ty: ignore[invalid-argument-type]
+        chosen = GenerateRequest("Once", checkpoint, device="cpu", **options)  # ty: ignore[invalid-argument-type]
         run_generate(chosen, SamplingConfig(max_new_tokens=2, seed=5), Console(file=notes, width=1000))
         return notes.getvalue().splitlines()[-1]
 
@@ -86,3 +89,16 @@ def test_both_engines_write_the_same_text(checkpoint: Path, capsys: pytest.Captu
     lm = load(checkpoint, device="cpu", engine="fast")
     assert lm.engine.startswith("compiled step, fp32")
     assert lm.generate("Once", temperature=0) == load(checkpoint, device="cpu").generate("Once", temperature=0)
+
+
+@pytest.mark.parametrize("option", ["--top_k 5", "--top_p 0.9", "--min_p 0.1"])
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_a_filter_beside_temperature_0_is_refused(verb: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is off, and chat's own top_p, is passed over."""
+    assert run([verb, "--temperature", "0", *option.split(), "Hello"]) == ExitCode.USAGE
+    name = option.split()[0].removeprefix("--")
+    assert f"{name} has no effect at temperature 0" in capsys.readouterr().err
+    refuse_idle({"temperature": 0, "top_k": 0, "top_p": 1.0, "min_p": None}, FILTERS)
+    refuse_idle({"temperature": 0, "top_p": 0.9}, ())
+    with pytest.raises(UserError, match="top_k has no effect"):
+        settings_of({"temperature": 0, "top_k": 3})

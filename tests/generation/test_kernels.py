@@ -13,16 +13,8 @@ from tiny_transformer.generation.engines import choose_engine, why_not_fast
 from tiny_transformer.models import build_model
 from tiny_transformer.models.swaps import add_lora, quantize_layers, quantize_words
 
-SHAPE = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-}
+from .conftest import SHAPE
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE),

@@ -159,6 +159,13 @@ def test_a_number_of_drafts_without_a_drafter_is_refused(lm):
             write("Once", num_draft_tokens=3)
 
 
+def test_a_story_is_the_prompt_and_what_is_written_after_it(lm, checkpoint):
+    story = tiny_transformer.generate_story("Once", path=checkpoint, max_length=12, seed=2)
+    assert story == "Once" + lm.generate("Once", max_new_tokens=12, seed=2) != "Once"
+    with pytest.raises(UserError, match="of type list"):
+        tiny_transformer.generate_story(["Once"], path=checkpoint)  # ty: ignore[invalid-argument-type]
+
+
 def test_the_package_has_load_and_nothing_else_new():
     assert tiny_transformer.load is load
     with pytest.raises(AttributeError, match="no attribute 'laod'"):

@@ -14,8 +14,9 @@ from rich.console import Console
 from tiny_transformer.cli import run
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.generation import prompt_files
-from tiny_transformer.generation.command import GenerateOptions, run_generate
+from tiny_transformer.generation.command import run_generate
 from tiny_transformer.generation.prompt_files import read_prompts
+from tiny_transformer.generation.requests import GenerateRequest
 from tiny_transformer.generation.sampling import SamplingConfig
 
 SETTINGS = SamplingConfig(max_new_tokens=8, temperature=1.2, seed=5)
@@ -31,7 +32,7 @@ def prompts(tmp_path: Path) -> Path:
 
 def answer(checkpoint: Path, prompts: Path, out: Path, settings=SETTINGS, **options) -> list[dict]:
     options = {"num_samples": 2, "batch_size": 3, **options}
-    chosen = GenerateOptions(checkpoint=checkpoint, prompts=prompts, out=out, device="cpu", **options)
+    chosen = GenerateRequest(checkpoint=checkpoint, prompts=prompts, out=out, device="cpu", **options)
     run_generate(chosen, settings, Console(file=io.StringIO()))
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
@@ -116,6 +117,10 @@ def test_an_output_of_something_else_is_refused_and_stays(checkpoint, prompts, t
     with pytest.raises(UserError, match="line 3 answers another prompt"):
         answer(checkpoint, prompts, out)
     assert out.read_bytes() == before
+    out.write_bytes(before[:-5])  # a kill has cut its last line: that is mended by who goes on, not by who is refused
+    with pytest.raises(UserError, match="line 3 answers another prompt"):
+        answer(checkpoint, prompts, out)
+    assert out.read_bytes() == before[:-5]
     for foreign in (b"{}\n", b"hello", b"[1]\n"):
         out.write_bytes(foreign)
         with pytest.raises(UserError, match="no output of --prompts"):
@@ -128,7 +133,7 @@ def test_rows_of_json_keep_their_other_keys(checkpoint, tmp_path):
     source.write_text('{"id": 7, "prompt": "Once\\nupon", "text": "theirs"}\n', encoding="utf-8")
     found = answer(checkpoint, source, out, num_samples=1)[0]
     assert found["id"] == 7 and found["prompt"] == "Once\nupon" and found["text"] != "theirs"
-    told, chosen = io.StringIO(), GenerateOptions(checkpoint=checkpoint, prompts=source, device="cpu")
+    told, chosen = io.StringIO(), GenerateRequest(checkpoint=checkpoint, prompts=source, device="cpu")
     run_generate(chosen, SETTINGS, Console(file=told, width=1000))
     assert "text: of the prompts' lines not repeated" in told.getvalue()
 
@@ -212,7 +217,7 @@ def test_a_word_that_is_a_run_is_not_taken_for_a_prompt(home, capsys):
         (["--prompts", "p.txt", "--stream"], "--stream shows one text"),
         (["--out", "o.jsonl"], "--out needs --prompts"),
         (["--json", "--stream"], "--json and --stream"),
-        (["--prompts", "p.txt", "--batch_size", "0"], "batch_size = 0"),
+        (["--prompts", "p.txt", "--batch_size", "0"], "--batch_size 0"),
         (["--prompt", "a", "--batch_size", "4"], "--batch_size is for --prompts"),
         (["--prompts", "p.txt", "--num_draft_tokens", "4"], "--num_draft_tokens and --prompts"),
         (["--prompts", "p.txt", "--engine", "quick"], "there is no engine 'quick'"),

@@ -37,6 +37,17 @@ def test_what_is_learnt_stands_between_brackets(
     assert "<|im_start|>assistant⏎\n《A hen.⏎\nReally.<|im_end|>》⏎\n" in capsys.readouterr().out
 
 
+def test_of_a_pair_both_answers_are_shown(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": "Who?", "chosen": answer, "rejected": "A fox."} for answer in ("A hen.", "An egg.")]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    asked = ["inspect", str(tmp_path / "p.jsonl"), "--template", "plain", "--ckpt", str(model)]
+    assert run([*asked, "--index", "1", "--count", "1"]) == 0
+    told = capsys.readouterr().out
+    words = " ".join(told.split())
+    assert "line 2, chosen: 13 tokens, 8 of them learnt" in words and "line 2, rejected: 12 tokens" in words
+    assert "Who?⏎\n《An egg.<|endoftext|>》" in told and "Who?⏎\n《A fox.<|endoftext|>》" in told
+
+
 def test_what_fine_tuning_refuses_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.jsonl").write_text('{"question": "Who?"}', encoding="utf-8")
     assert run(["inspect", str(tmp_path / "t.jsonl"), "--ckpt", str(model)]) == 65

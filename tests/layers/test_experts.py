@@ -110,3 +110,13 @@ def test_load_is_each_layers_share_of_assignments():
     routing = Routing(torch.zeros(4, 4), chosen, torch.ones(4, 2))
     load = expert_load([routing, routing], torch.tensor([[0, 0, 0, -1]]))
     torch.testing.assert_close(load, torch.tensor([[3, 2, 1, 0]] * 2) / 6)
+
+
+def test_double_precision_stays_double():
+    logits = random(7, 5)
+    routing = route(logits, 2)
+    assert routing.probabilities.dtype == routing.weights.dtype == torch.float64
+    torch.testing.assert_close(routing.probabilities, logits.exp() / logits.exp().sum(-1, True), rtol=1e-14, atol=0)
+    assert route(logits.half(), 2).probabilities.dtype == torch.float32
+    load = expert_load([routing], None)
+    assert load.dtype == torch.float64 and load.sum().item() == pytest.approx(1.0, abs=1e-15)

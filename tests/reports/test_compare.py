@@ -259,7 +259,7 @@ def test_what_cannot_be_written_or_reported_is_answered_with_what_can(
         told = capsys.readouterr().err
         assert f"error: {what}\n" in told
         assert f"  try: {remedy}" in told
-    assert run(["compare", "first", "second"]) == ExitCode.OK
+    assert run(["report", "first", "second"]) == ExitCode.OK
     assert capsys.readouterr().out == "compare.html\n"
     assert run(["report", "first", "second/../first"]) == ExitCode.OK
     assert capsys.readouterr().out == "first/report.html\n"

@@ -440,6 +440,15 @@ def test_the_first_page_leads_to_the_picture_beside_it(tmp_path: Path) -> None:
     assert "loss.svg" in page.attributes("href")
 
 
+def test_a_page_elsewhere_leads_to_the_files_of_its_run(tmp_path: Path) -> None:
+    run = made.make_run(tmp_path / "runs", "a b")
+    (tmp_path / "pages").mkdir()
+    page = Page(write_report(run, tmp_path / "pages" / "p.html"))
+    assert "beside this page" not in page.text and "beside this page" in page_of(run).text
+    links = {attributes.get("href") for tag, attributes in page.tags if tag == "a"}
+    assert {"../runs/a%20b/log.jsonl", "../runs/a%20b/config.yaml"} <= links
+
+
 def test_a_picture_that_cannot_be_written_is_named_and_the_page_is_made_all_the_same(tmp_path: Path) -> None:
     run = made.make_run(tmp_path, "demo")
     (run / "loss.svg").mkdir()

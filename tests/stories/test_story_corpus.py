@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_corpus
 
 from tiny_transformer.data import stories
 from tiny_transformer.data.stories.analysis import ambiguities
@@ -32,6 +33,11 @@ def sample() -> list[stories.Story]:
 def test_first_stories_have_not_changed():
     text = "\n\n".join(s.text for s in itertools.islice(stories.documents(0), 200))
     assert hashlib.sha256(text.encode("ascii")).hexdigest() == FIRST_200
+
+
+def test_the_tiny_corpus_is_told_again() -> None:
+    """Red: `python tests/tiny_corpus.py`."""
+    assert tiny_corpus.PATH.read_bytes() == tiny_corpus.tiny_corpus().encode("utf-8")
 
 
 def test_a_story_depends_on_seed_and_index_only():

@@ -20,6 +20,7 @@ from tiny_transformer.tokenizers import (
     make,
     make_tokenizer,
     published,
+    tell_apart,
 )
 from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, QWEN2_PATTERN
 
@@ -235,6 +236,14 @@ def test_fingerprint_depends_on_content_and_not_on_its_order(tokenizers):
     assert reordered.fingerprint == tokenizers["bpe"].fingerprint
     content["model"]["merges"] = content["model"]["merges"][:-1]
     assert Tokenizer(content, name="bpe").fingerprint != tokenizers["bpe"].fingerprint
+
+
+def test_two_tokenizers_are_told_apart_by_name_or_by_size():
+    small, large = (make_tokenizer("bpe", texts=LEARNT_FROM, vocab_size=size) for size in (300, 302))
+    other = make_tokenizer("bpe", texts=[text[::-1] for text in LEARNT_FROM], vocab_size=300)
+    assert tell_apart(small, make_tokenizer("byte")) == ("bpe", "byte")
+    assert tell_apart(small, large) == ("bpe of 300 tokens", "bpe of 302 tokens")
+    assert tell_apart(small, other) == ("bpe of 300 tokens", "bpe of 300 others")
 
 
 def test_importing_the_room_imports_neither_torch_nor_the_tokenizers_library():

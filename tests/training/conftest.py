@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from run_helpers import prepare_tiny
+from run_helpers import prepare_tiny, run_tiny
 from worlds import Worlds
 
 
@@ -18,6 +18,14 @@ from worlds import Worlds
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some stories in bytes."""
     return prepare_tiny(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def base_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps that other stages start from; nobody changes it."""
+    run_dir = tmp_path_factory.mktemp("base") / "base"
+    run_tiny(tiny_data, run_dir, steps=2, eval_steps=None)
+    return run_dir
 
 
 @pytest.fixture(scope="session")

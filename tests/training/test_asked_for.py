@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.data.meta import META_FILE, read_meta
 from tiny_transformer.data.prepare.files import name_of
-from tiny_transformer.errors import ExitCode
+from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.stages.launch import choose_run_dir
 from tiny_transformer.stages.training_data import as_read, open_training_data, settle_data_dir, with_evaluations
 
@@ -285,28 +286,44 @@ def test_a_run_is_called_after_its_text(source: str, name: str, home: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("training", "eval_steps", "eval_tokens"),
+    ("training", "eval_steps", "eval_tokens", "without_text"),
     [
-        ({"steps": 100}, 13, None),
-        ({"steps": 3}, 1, None),
-        ({}, 125, None),  # 1,000 steps
-        ({"max_tokens": 1600, "micro_batch_size": 2}, 7, 8 * 2 * 16),  # 50 steps; 700 tokens are more than eight read
-        ({"steps": 80, "max_train_minutes": 1}, 10, None),
-        ({"steps": 80, "eval_tokens": 9, "micro_batch_size": 2}, 10, 9),
-        ({"steps": 80, "eval_steps": None}, None, None),
-        ({"steps": 80, "eval_steps": 33}, 33, None),
-        ({"max_train_minutes": 1}, None, None),
+        ({}, "auto", None, None),
+        ({"max_train_minutes": 1}, "auto", None, None),
+        ({"micro_batch_size": 2}, "auto", 8 * 2 * 16, None),  # 700 tokens are more than eight steps read
+        ({"eval_tokens": 9, "micro_batch_size": 2}, "auto", 9, None),
+        ({"eval_steps": None}, None, None, None),
+        ({"eval_steps": 33}, 33, None, 33),
     ],
 )
-def test_a_run_of_known_length_is_evaluated_about_eight_times(
-    training: dict[str, Any], eval_steps: int | None, eval_tokens: int | None
+def test_how_often_and_on_how_much_a_run_is_evaluated(
+    training: dict[str, Any], eval_steps: object, eval_tokens: int | None, without_text: int | None
 ) -> None:
     config = load_run_config({"data": {"seq_len": 16}, "training": training})
     meta: Any = SimpleNamespace(val=SimpleNamespace(num_tokens=700))
     found = with_evaluations(config, meta).training
     assert (found.eval_steps, found.eval_tokens) == (eval_steps, eval_tokens)
     nothing: Any = SimpleNamespace(val=SimpleNamespace(num_tokens=1))
-    assert with_evaluations(config, nothing).training == config.training
+    assert with_evaluations(config, nothing).training.eval_steps == without_text
+
+
+def test_without_held_out_text_nothing_can_stop_early() -> None:
+    nothing: Any = SimpleNamespace(val=SimpleNamespace(num_tokens=1))
+    with pytest.raises(UserError, match="early_stopping_patience needs validation text"):
+        with_evaluations(load_run_config({"training": {"early_stopping_patience": 2}}), nothing)
+
+
+def evaluated_steps(run_dir: str) -> list[int]:
+    records = [json.loads(line) for line in Path(run_dir, "log.jsonl").read_text().splitlines()]
+    return [record["step"] for record in records if "val_loss" in record]
+
+
+def test_a_resumption_of_another_length_is_evaluated_as_its_own_length_asks(home: Path) -> None:
+    """It kept the interval of the length that was asked for at first: 40 steps were evaluated twenty times."""
+    quick = [*SHAPE, *SMALL, "--device", "cpu", "--micro_batch_size", "2", "training.sample_prompts=[]"]
+    assert run(["train", "my.txt", "--steps", "16", "--out_dir", "r", *quick]) == 0
+    assert run(["train", "--resume", "--out_dir", "r", "--steps", "40"]) == 0
+    assert evaluated_steps("r") == [2, 4, 6, 8, 10, 12, 14, 16, 20, 25, 30, 35, 40]
 
 
 def test_own_text_and_steps_are_enough_for_a_loss_on_held_out_text(
@@ -316,7 +333,9 @@ def test_own_text_and_steps_are_enough_for_a_loss_on_held_out_text(
     assert run(["train", "--source", "my.txt", "--steps", "16", *quick]) == 0
     told = capsys.readouterr().out
     assert "still" not in told and "no evaluation" not in told and "this model" in told
-    records = [json.loads(line) for line in Path("runs/my/log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if "val_loss" in record] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert evaluated_steps("runs/my") == [2, 4, 6, 8, 10, 12, 14, 16]
     assert (Path("runs/my/best")).exists()
-    assert load_run_config(Path("runs/my/config.yaml")).training.eval_steps == 2
+    assert load_run_config(Path("runs/my/config.yaml")).training.eval_steps == "auto"
+    passes = float(re.search(r"this run sees ([\d.]+) times", told)[1])  # ty: ignore[not-subscriptable]
+    last = json.loads(Path("runs/my/log.jsonl").read_text().splitlines()[-1])
+    assert passes == round(last["epoch"], 2)

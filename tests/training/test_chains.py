@@ -23,7 +23,7 @@ import pytest
 import torch
 from reward_helpers import reward_tree, write_questions
 from run_helpers import TINY, evaluation, log_without_clock, run_tiny
-from tuning_helpers import tune, tuning_tree, write_labels, write_talks
+from tuning_helpers import tune, tuning_tree, write_labels, write_pairs, write_talks
 
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare.command import prepare
@@ -78,8 +78,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "finetune": {"stage": "finetune", "dropout": 0.1},
     "adapters": {"stage": "finetune", "lora": {"enabled": True, "rank": 2, "dropout": 0.2, "quantize": "int8"}},
     "classify": {"stage": "classify", "dropout": 0.1},
-    "rewards": {"stage": "align", "dropout": 0.1, "micro_batch_size": 8},
+    "rewards": {"stage": "align", "grpo": {}, "dropout": 0.1, "micro_batch_size": 8},
     "rewards, two updates a round": {"stage": "align", "grpo": {"updates_per_round": 2}, "micro_batch_size": 8},
+    "dpo": {"stage": "align", "dropout": 0.1, "sample_tokens": 8},
+    "orpo with adapters": {
+        "stage": "align",
+        "align": {"method": "orpo"},
+        "lora": {"enabled": True, "rank": 2, "dropout": 0.2, "quantize": "int8"},
+        "sample_tokens": 8,
+    },
 }
 
 
@@ -125,15 +132,17 @@ class Chains:
         self.data_dir, self.directory, self.patch = data_dir, directory, monkeypatch
         self.whole: str | None = None
         self.stage, self.lora = self.options.pop("stage", "pretrain"), self.options.pop("lora", {})
-        self.grpo = self.options.pop("grpo", {})
+        self.grpo = self.options.pop("grpo", None)
+        self.section = {"template": "plain"} | self.options.pop("align", {}) if self.stage == "align" else {}
         if self.stage != "pretrain":
-            write = {"classify": write_labels, "align": write_questions}.get(self.stage, write_talks)
+            write = {"classify": write_labels, "align": write_pairs}.get(self.stage, write_talks)
+            write = write if self.grpo is None else write_questions
             self.base, self.talks = directory / "base", write(directory / "talks.jsonl", count=16)
             run_tiny(data_dir, self.base, steps=1, eval_steps=None)
 
     def run(self, name: str, *, resume: bool = False) -> str:
         """One start; its status."""
-        if self.stage == "align":
+        if self.grpo is not None:
             tree = reward_tree(self.base, self.talks, self.directory / name, training=self.options, grpo=self.grpo)
             return tune(tree, resume=resume)[0].status
         if self.stage != "pretrain":
@@ -143,7 +152,10 @@ class Chains:
                 "lora": self.lora,
                 "data": {"source": str(self.talks), "seq_len": 32, "val_fraction": 0.2},
             }
-            tree |= {"finetune": {"template": "plain"}} if self.lora else {}  # no new tokens, and short
+            if self.stage == "align":
+                tree |= {"align": self.section}
+            elif self.lora:
+                tree |= {"finetune": {"template": "plain"}}  # no new tokens, and short
             return tune(tree, resume=resume)[0].status
         return run_tiny(self.data_dir, self.directory / name, resume=resume, **self.options).status
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from run_helpers import fingerprint, log_without_clock, run_tiny
+from run_helpers import fingerprint, log_without_clock
 from torch.nn import functional as F
 from tuning_helpers import tune
 
@@ -28,10 +28,8 @@ from tiny_transformer.training import loop
 
 
 @pytest.fixture(scope="module")
-def base(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("base") / "base"
-    run_tiny(tiny_data, run_dir, steps=2, eval_steps=None)
-    return run_dir / "last"
+def base(base_run: Path) -> Path:
+    return base_run / "last"
 
 
 @pytest.fixture(scope="module")

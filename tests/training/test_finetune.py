@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from run_helpers import fingerprint, log_without_clock, run_tiny
+from run_helpers import fingerprint, log_without_clock
 from tuning_helpers import tune, tuning_tree, write_talks
 
 from tiny_transformer.cli import run
@@ -30,11 +30,9 @@ from tiny_transformer.training import loop
 
 
 @pytest.fixture(scope="module")
-def base(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(base_run: Path) -> Path:
     """A trained run with room for a conversation."""
-    run_dir = tmp_path_factory.mktemp("base") / "base"
-    run_tiny(tiny_data, run_dir, steps=2, eval_steps=None)
-    return run_dir
+    return base_run
 
 
 @pytest.fixture(scope="module")

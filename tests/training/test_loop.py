@@ -11,6 +11,8 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation.loss import evaluate_split
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model
+from tiny_transformer.models.contract import BackboneOutput
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.stop import StopSignals
 from tiny_transformer.stages import run as stage
@@ -353,3 +356,18 @@ def test_what_the_first_process_alone_does_is_announced_by_all(
     monkeypatch.setattr(stage.Run, "sampler", lambda self: None)  # as in the other processes
     run_tiny(tiny_data, tmp_path / "other", **options)
     assert marks == as_first
+
+
+def test_the_loss_of_a_model_in_double_precision_is_not_rounded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
+    labels = torch.randint(7, (2, 5), generator=generator)
+    model: Any = SimpleNamespace(
+        backbone=lambda *a, **k: BackboneOutput(logits, torch.zeros(())),
+        lm_head=torch.nn.Identity(),
+        config=SimpleNamespace(num_mtp_layers=0),
+    )
+    batch = TokenBatch(labels, labels, 10, torch.arange(2))
+    loss, _ = language_modelling_loss(model, batch)
+    expected = -logits.log_softmax(-1).gather(-1, labels[..., None]).sum()
+    assert loss.dtype == torch.float64 and abs((loss - expected) / expected) < 1e-14

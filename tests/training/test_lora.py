@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_helpers import fingerprint, run_tiny
+from run_helpers import fingerprint
 from safetensors.torch import load_file
 from tuning_helpers import tune, tuning_tree, write_talks
 
@@ -24,10 +24,8 @@ QUICK = {"optimizer": "adamw", "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
-def base(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("base") / "base"
-    run_tiny(tiny_data, run_dir, steps=2, eval_steps=None)
-    return run_dir / "last"
+def base(base_run: Path) -> Path:
+    return base_run / "last"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import io
 import math
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,7 @@ class Machine:
         save_seconds: float,
         slower: Callable[[float], float] = lambda now: 1.0,
     ) -> None:
-        self.now, self.factors, self.plans = 0.0, [], []
+        self.now, self.factors, self.plans, self.evaluated_at = 0.0, [], [], []
         self._step_seconds, self._save_seconds, self._slower = step_seconds, save_seconds, slower
 
     def monotonic(self) -> float:
@@ -69,6 +70,7 @@ class Machine:
         return Gradient(1.0, 1.0, 64, {}), self.factors[-1]
 
     def evaluate(self) -> Evaluation:
+        self.evaluated_at.append(self.now)
         self.pass_by(5.5)
         return Evaluation(1000.0 - self.now, {})  # each is the best so far, and saved
 
@@ -143,6 +145,19 @@ def test_a_machine_that_nearly_stands_still_is_noticed_by_the_clock(
     machine = Machine(lambda now: 0.1, 0.2, slower=lambda now: 1.0 if now < 0.42 * 60 * MINUTES else factor)
     machine.run(monkeypatch, CONFIG.model_copy(update={"eval_steps": 5000, "save_steps": None}))
     assert machine.now == pytest.approx(60 * MINUTES, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["steady", "half as fast"])
+def test_minutes_alone_are_evaluated_eight_times_and_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With saves of their own, and without; the length is planned anew again and again."""
+    speeds = {"steady": lambda now: 0.1, "half as fast": lambda now: 0.1 if now < 200 else 0.2}
+    for save_steps in (None, 75):
+        machine = Machine(speeds[name], 2.0)
+        machine.run(monkeypatch, CONFIG.model_copy(update={"eval_steps": "auto", "save_steps": save_steps}))
+        assert machine.now == pytest.approx(60 * MINUTES, rel=0.03)
+        assert len(machine.evaluated_at) == 8
+        gaps = [b - a for a, b in pairwise([0.0, *machine.evaluated_at])]
+        assert max(gaps) < 2.5 * min(gaps)
 
 
 def test_a_machine_that_others_use_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,8 @@ def test_a_disk_that_is_too_full_is_told_before_the_first_step(
 def test_a_resumed_run_needs_room_for_what_is_not_there_yet(tiny_data: Path, tmp_path: Path) -> None:
     def missing(**training: Any) -> int:
         return preflight.missing_saves(
-            RunDirectory(tmp_path / "r"), load_run_config({"training": {"save_steps": None, **training}})
+            RunDirectory(tmp_path / "r"),
+            load_run_config({"training": {"save_steps": None, "eval_steps": None, **training}}),
         )
 
     (tmp_path / "r").mkdir()

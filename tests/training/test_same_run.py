@@ -86,6 +86,7 @@ OTHER: dict[str, Any] = {
     "training.dropout": 0.2,
     "training.final_dropout": 0.0,
     "training.zero_residual": True,
+    "training.previous_token_init": True,
     "training.parallelism": "fsdp",
     "training.deterministic": True,
     "training.lost_rank_seconds": 11,
@@ -145,6 +146,13 @@ OTHER_OF_STAGES: dict[str, dict[str, Any]] = {
         "lora.quantize": "int4",
     },
     "classify": {"classify.label_field": "kind", "classify.labels": ["a", "b"], "classify.class_weights": True},
+    "align": {
+        "align.method": "orpo",
+        "align.beta": 0.5,
+        "align.template": "alpaca",
+        "align.system_prompt": "Be brief.",
+        "align.skip_bad_rows": True,
+    },
 }
 NOT_COMPARED = {"out_dir", "init_from", "stage"}  # where the run was found and began; the stage decides the keys
 SECTIONS = {"data": DataConfig, "training": TrainingConfig}

@@ -120,9 +120,12 @@ def test_of_steps_tokens_and_minutes_the_shortest_counts() -> None:
 
 
 def test_a_resumed_run_counts_the_minutes_it_has_used() -> None:
-    config = TrainingConfig(max_train_minutes=2, save_steps=None)
+    config = TrainingConfig(max_train_minutes=2, save_steps=None, eval_steps=None)
     plan = plan_for_minutes(config, 64, TrainState(step=50, elapsed_seconds=60.0), Speed(1.0, 0.0, 2.0))
     assert plan.total_steps == 50 + 58
+    config = config.model_copy(update={"eval_steps": "auto"})  # half of eight evaluations are left, each with its save
+    plan = plan_for_minutes(config, 64, TrainState(step=50, elapsed_seconds=60.0), Speed(1.0, 0.0, 2.0))
+    assert plan.total_steps == 50 + 60 - 4 * 2
 
 
 def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:

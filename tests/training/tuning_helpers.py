@@ -34,6 +34,17 @@ def write_labels(path: Path, count: int = 40) -> Path:
     return path
 
 
+def write_pairs(path: Path, count: int = 40) -> Path:
+    """Questions with an answer that repeats and one that does not."""
+    rows = [
+        {"prompt": f"{word} {n}?", "chosen": word * 2, "rejected": word[::-1] + "."}
+        for n in range(count // 4)
+        for word in ("he", "eg", "fox", "no")
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
 def tuning_tree(base: Path, source: Path, out_dir: Path, **changes: Any) -> dict[str, Any]:
     """The config of the run; `training` and other sections are added to it."""
     training = {key: value for key, value in TINY["training"].items() if key != "dropout"}

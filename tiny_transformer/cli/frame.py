@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import update_wrapper
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -17,8 +17,8 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from tiny_transformer import __version__
 from tiny_transformer.config.secrets import WHERE_THEY_GO, is_secret
 from tiny_transformer.errors import UserError
+from tiny_transformer.storage.reading import at_home
 
-T = TypeVar("T")
 # --out-dir and --out_dir are the same option
 SETTINGS: dict[str, Any] = {
     "token_normalize_func": lambda name: name.replace("-", "_"),
@@ -48,7 +48,7 @@ class Verb(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the words of the command line: an option that holds one value is given once, and `~` is the home
         directory wherever a path is meant (no shell expands it in `--out_dir=~/x`)."""
-        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        values, _, given = self.make_parser(ctx).parse_args(args=list(args))
         single = [param for param in given if isinstance(param, TyperOption) and not param.multiple]
         if twice := [param for param in single if not param.is_flag and single.count(param) > 1]:
             name = max(twice[0].opts, key=len)
@@ -56,30 +56,42 @@ class Verb(TyperCommand):
         rest = super().parse_args(ctx, args)
         for param in self.params:
             name, value = param.name or "", ctx.params.get(param.name)
-            if isinstance(value, Path) or (isinstance(value, str) and name in PATHS):
-                ctx.params[name] = type(value)(expanded(value))
+            is_path = isinstance(value, Path) or (isinstance(value, str) and name in PATHS)
+            if is_path or (isinstance(value, list) and isinstance(next(iter(value), None), Path)):
+                _refuse_empty(param, values.get(name))
+            if is_path:
+                ctx.params[name] = type(value)(at_home(value))
             elif isinstance(value, list):
-                ctx.params[name] = [expanded(item) if isinstance(item, Path) else item for item in value]
+                ctx.params[name] = [at_home(item) if isinstance(item, Path) else item for item in value]
         return rest
 
 
-def takes(options: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Callable[..., None]]:
-    """A verb whose options are the fields of a dataclass: `verb(context, options)`.
+def _refuse_empty(param: Any, given: Any) -> None:
+    """An empty path, as a shell makes of a variable that is not set, would be the current directory."""
+    if "" in (given if isinstance(given, list | tuple) else [given]):
+        name = max(param.opts, key=len) if isinstance(param, TyperOption) else str(param.metavar).strip("[].")
+        remedy = "name a path, or leave it out; . is this directory"
+        raise UserError(f"{name} is empty", where="command line", remedy=remedy)
+
+
+def takes(*kinds: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A verb whose options are the fields of one dataclass or several: `verb(context, options, ...)`.
 
     Typer reads options off the parameters of a function; this gives it one with a parameter for each field.
     """
-    hints = get_type_hints(options, include_extras=True)
     given = [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
         )
-        for field in fields(options)  # ty: ignore[invalid-argument-type]
+        for kind in kinds
+        for hints in [get_type_hints(kind, include_extras=True)]
+        for field in fields(kind)
     ]
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 
-    def with_options(verb: Callable[[typer.Context, T], None]) -> Callable[..., None]:
+    def with_options(verb: Callable[..., None]) -> Callable[..., None]:
         def call(context: typer.Context, **words: Any) -> None:
-            verb(context, options(**words))
+            verb(context, *(kind(**{field.name: words[field.name] for field in fields(kind)}) for kind in kinds))
 
         update_wrapper(call, verb)
         call.__signature__ = inspect.Signature([context, *given])  # ty: ignore[missing-attribute]
@@ -88,23 +100,26 @@ def takes(options: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Ca
     return with_options
 
 
-def expanded(path: Path | str) -> Path:
-    """The path with `~` as the home directory; as it stands where there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
 def is_given(context: typer.Context, name: str) -> bool:
     """Whether an option stands on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
+def refuse_given(context: typer.Context, why: str, names: Iterable[str]) -> None:
+    """Refuse options that would be passed over, with the reason, such as `says nothing about a model`."""
+    if given := [name for name in names if is_given(context, name)]:
+        raise UserError(f"--{given[0]} {why}", where="command line", remedy=f"leave --{given[0]} out")
+
+
 def whole_or_null(text: str) -> str:
     """A whole number, or `null` for none, as a config has it."""
     return _checked(text, int, "a whole number")
+
+
+def whole_or_word(text: str) -> str:
+    """As `whole_or_null`, or `auto`."""
+    return "auto" if text.lower() == "auto" else _checked(text, int, "a whole number, auto")
 
 
 def number_or_null(text: str) -> str:
@@ -118,7 +133,7 @@ def _checked(text: str, kind: type[int] | type[float], what: str) -> str:
     try:
         return str(kind(text))
     except ValueError:
-        raise typer.BadParameter(f"{text} is neither {what} nor null") from None
+        raise typer.BadParameter(f"{text} is not {what} or null") from None
 
 
 class _Verbs(TyperGroup):
@@ -152,8 +167,7 @@ CheckpointOption = Annotated[
         help="A checkpoint or run directory, or a run's name. Default: the newest best (or last) under runs/.",
     ),
 ]
-
-
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 CheckpointArgument = Annotated[
     Path | None,
     typer.Argument(

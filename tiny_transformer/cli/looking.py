@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, app, is_given, one_checkpoint
+from tiny_transformer.cli.frame import SETTINGS, app, one_checkpoint, refuse_given, takes
+from tiny_transformer.cli.options import InspectOptions
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.find import find_run, find_runs, newest_run
 
@@ -35,75 +36,40 @@ def runs(
 
 
 @app.command(context_settings=SETTINGS)
-def inspect(
-    context: typer.Context,
-    target: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="DIR|FILE",
-            help="Prepared data (default: data/), a file of conversations, or with --prompt a model: a run's name, a "
-            "directory.",
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="Look at a model while it reads this text: guesses, attention, heads, blocks, on one page."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="With --prompt: the page. Default: inspect.html here.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="train or val.")] = "train",
-    index: Annotated[int, typer.Option(help="The first sequence shown, in the order of the file.")] = 0,
-    count: Annotated[int, typer.Option(help="How many sequences.")] = 2,
-    seq_len: Annotated[
-        int | None, typer.Option("--seq_len", help="Tokens in a sequence. Default: what the data was prepared for.")
-    ] = None,
-    packing: Annotated[
-        str, typer.Option(help="concat joins documents and cuts; documents packs whole ones, as a run would.")
-    ] = "concat",
-    template: Annotated[
-        str | None,
-        typer.Option(help="Show conversations as this chat template writes them, with what is learnt in colour."),
-    ] = None,
-    ckpt_dir: CheckpointOption = None,
-) -> None:
-    """Look at what a model reads, or with --prompt at a model while it reads.
+@takes(InspectOptions)
+def inspect(context: typer.Context, options: InspectOptions) -> None:
+    """Look at what a model reads or, with --prompt, at a model while it reads.
 
-    Of prepared data: sequences with the borders of tokens and documents. Of a file of conversations: as fine-tuning
-    reads it, with what is learnt in colour. Of a model: one HTML page that opens anywhere.
+    Prepared data: sequences, with the borders of tokens and documents. A file of conversations: as fine-tuning reads
+    them, with the trained part in colour. A model: one HTML page that opens anywhere.
     """
-    if prompt is not None:
+    target = options.target
+    if options.prompt is not None:
         from tiny_transformer.inspection.model_page import inspect_model
 
-        _refuse_beside(context, "a model", ("split", "index", "count", "seq_len", "packing", "template"))
-        inspect_model(one_checkpoint(ckpt_dir, target), prompt, out, Console())
+        of_data = ("split", "index", "count", "seq_len", "packing", "template")
+        refuse_given(context, "says nothing about a model", of_data)
+        inspect_model(one_checkpoint(options.ckpt_dir, target), options.prompt, options.out, Console())
         return
-    if out is not None:
-        raise UserError(
-            "--out is for --prompt", where="command line", remedy='add --prompt "some words", or leave it out'
-        )
+    if options.out is not None:
+        remedy = 'add --prompt "some words", or leave it out'
+        raise UserError("--out is for --prompt", where="command line", remedy=remedy)
     is_table = target is not None and target.suffix in (".jsonl", ".json", ".csv", ".parquet")
-    if target is not None and (is_table or template is not None or ckpt_dir is not None):
+    if target is not None and (is_table or options.template is not None or options.ckpt_dir is not None):
         from tiny_transformer.inspection.conversations import inspect_conversations
 
-        _refuse_beside(context, "conversations", ("split", "seq_len", "packing"))
-        inspect_conversations(str(target), template, ckpt_dir, index=index, count=count, console=Console())
+        refuse_given(context, "says nothing about conversations", ("split", "seq_len", "packing"))
+        shown = {"index": options.index, "count": options.count}
+        inspect_conversations(str(target), options.template, options.ckpt_dir, **shown, console=Console())
         return
-    if ckpt_dir is not None:
+    if options.ckpt_dir is not None:
         remedy = 'add --prompt "some words", or name a file of conversations'
         raise UserError("--ckpt alone shows nothing", where="command line", remedy=remedy)
-    _refuse_beside(context, "prepared data", ("template",))
-    from tiny_transformer.inspection.tokens import InspectOptions, inspect_data
+    refuse_given(context, "says nothing about prepared data", ("template",))
+    from tiny_transformer.inspection import tokens
 
-    inspect_data(target or Path("data"), InspectOptions(split, index, count, seq_len, packing), Console())
-
-
-def _refuse_beside(context: typer.Context, what: str, names: tuple[str, ...]) -> None:
-    """Refuse options that change nothing in a look at `what`."""
-    if given := [name for name in names if is_given(context, name)]:
-        raise UserError(
-            f"--{given[0]} says nothing about {what}", where="command line", remedy=f"leave --{given[0]} out"
-        )
+    how = tokens.InspectOptions(options.split, options.index, options.count, options.seq_len, options.packing)
+    tokens.inspect_data(target or Path("data"), how, Console())
 
 
 @app.command(context_settings=SETTINGS)
@@ -184,4 +150,3 @@ def _one(name: Path) -> Path:
 
 
 app.command("list", hidden=True, context_settings=SETTINGS)(runs)
-app.command("compare", hidden=True, context_settings=SETTINGS)(report)

@@ -1,110 +1,109 @@
-"""The verbs that measure a model: evaluate, and evaluate_checkpoints, which ranks several."""
+"""The verbs that measure a model: evaluate; and compare, which ranks several."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, CheckpointArgument, CheckpointToo, app, one_checkpoint
+from tiny_transformer.cli.frame import SETTINGS, app, one_checkpoint, refuse_given, takes
+from tiny_transformer.cli.options import CompareOptions, EvaluateOptions
 from tiny_transformer.errors import UserError
+
+NOT_OF_TASKS = ("data_dir", "split", "max_batches", "skills", "num_stories", "stories", "config", "tokenizer")
+NOT_OF_CASES = ("data_dir", "documents", "prompt", "max_new_tokens", "seed_spread", "out")
 
 
 @app.command(context_settings=SETTINGS)
-def evaluate(
-    checkpoint: CheckpointArgument = None,
-    named: CheckpointToo = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data_dir", metavar="DIR", help="Prepared data. Default: what the run learnt from.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="val or train. Default: val; with --skills fresh stories, never seen before.")
-    ] = None,
-    max_batches: Annotated[
-        int | None, typer.Option("--max_batches", help="Score so many batches of 16 sequences. Default: all.")
-    ] = None,
-    skills: Annotated[
-        bool, typer.Option("--skills", help="What is lost by skill and by place in the story (story corpus only).")
-    ] = False,
-    num_stories: Annotated[int, typer.Option("--num_stories", help="How many stories --skills reads.")] = 500,
-    task: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Answer the questions of a .jsonl file (HellaSwag, ARC, PIQA, OpenBookQA, WinoGrande, BLiMP, LAMBADA "
-            "and their forms) or a folder of them; may be given several times.",
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="With --task: only so many of the first questions.")] = None,
-    stories: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Let the model write N stories and read them: is the hero kept, are sums right?"
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
-    config: Annotated[Path | None, typer.Option(hidden=True)] = None,  # names the data, as it does for train
-    tokenizer: Annotated[str, typer.Option(hidden=True)] = "auto",  # as in generate
-) -> None:
-    """How well a model predicts: loss, perplexity, bits per byte, beside the best possible where that is known.
+@takes(EvaluateOptions)
+def evaluate(context: typer.Context, options: EvaluateOptions) -> None:
+    """How well a model predicts: loss, perplexity and bits per byte, beside the best possible where that is known.
 
-    A loss below the best possible is no success but a mistake somewhere, and is told as a warning.
+    A loss below the best possible is no success but a mistake somewhere, and brings a warning.
     """
-    checkpoint = one_checkpoint(checkpoint, named)
-    if task or limit is not None:
+    checkpoint = one_checkpoint(options.checkpoint, options.named)
+    if options.task:
         from tiny_transformer.evaluation.task_command import run_tasks
 
-        given = {
-            "--data_dir": data_dir,
-            "--split": split,
-            "--max_batches": max_batches,
-            "--skills": skills or None,
-            "--stories": stories,
-            "--config": config,
-            "--tokenizer": None if tokenizer == "auto" else tokenizer,
-        }
-        refused = [name for name, value in given.items() if value is not None]
-        if refused or not task:
-            what = f"{refused[0]} is not for --task" if refused else "--limit is for --task"
-            raise UserError(what, where="command line", remedy="leave it out, or evaluate twice")
-        run_tasks(
-            checkpoint,
-            task,
-            limit=limit,
-            device=device,
-            as_json=as_json,
-            console=Console(),
-            notes=Console(stderr=True),
-        )
+        refuse_given(context, "is not for --task", NOT_OF_TASKS)
+        how = {"limit": options.limit, "device": options.device, "as_json": options.as_json}
+        run_tasks(checkpoint, options.task, **how, console=Console(), notes=Console(stderr=True))
         return
-    from tiny_transformer.evaluation.command import EvaluateOptions, data_of_config, run_evaluate
+    refuse_given(context, "is for --task", ("limit",))
+    from tiny_transformer.evaluation import command
 
-    if config is not None:
+    data_dir = options.data_dir
+    if options.config is not None:
         if data_dir is not None:
             raise UserError("--config and --data_dir both name the data", where="command line", remedy="give only one")
-        data_dir = data_of_config(config)
-    options = EvaluateOptions(
-        checkpoint, data_dir, split, max_batches, skills, num_stories, stories, device, as_json, tokenizer
+        data_dir = command.data_of_config(options.config)
+    asked = command.EvaluateOptions(
+        checkpoint=checkpoint,
+        data_dir=data_dir,
+        split=options.split,
+        max_batches=options.max_batches,
+        skills=options.skills,
+        num_stories=options.num_stories,
+        stories=options.stories,
+        device=options.device,
+        as_json=options.as_json,
+        tokenizer=options.tokenizer,
     )
-    run_evaluate(options, Console(), Console(stderr=True))
+    command.run_evaluate(asked, Console(), Console(stderr=True))
+
+
+@app.command(context_settings=SETTINGS)
+@takes(CompareOptions)
+def compare(context: typer.Context, options: CompareOptions) -> None:
+    """Measure models on the same documents: bits per byte with intervals, the same prompts, size and speed.
+
+    Says which differences are more than chance, of the documents and of the seed. Writes a page with the loss curves of
+    their runs too; `report A B` draws these alone and opens no model. Models that learnt from different texts are
+    measured and not ranked.
+    """
+    from tiny_transformer.evaluation.measuring import MeasuringOptions
+    from tiny_transformer.reports.compare_command import run_compare
+
+    names = [*(options.names or []), *(options.checkpoints or [])]
+    if not names:
+        raise UserError("what is compared?", where="command line", remedy="tiny-transformer compare RUN RUN")
+    if options.cases is not None:
+        _rank_by_cases(context, names, options)
+        return
+    chosen = {} if options.seed_spread is None else {"seed_spread": options.seed_spread}
+    measured = MeasuringOptions(
+        data_dir=options.data_dir,
+        num_documents=options.documents,
+        prompts=tuple(options.prompt or ()),
+        max_new_tokens=options.max_new_tokens,
+        tokenizer=options.tokenizer,
+        device=options.device,
+        **chosen,
+    )
+    consoles = {"console": Console(), "notes": Console(stderr=True)}
+    run_compare(names, measured, out=options.out, as_json=options.as_json, **consoles)
+
+
+def _rank_by_cases(context: typer.Context, names: list[Path], options: CompareOptions) -> None:
+    from tiny_transformer.evaluation.ranking import rank_checkpoints, ranking_json, show_ranking
+
+    refuse_given(context, "is not for --cases", NOT_OF_CASES)
+    ranked = rank_checkpoints(names, options.cases or Path(), options.tokenizer, options.device)
+    if options.as_json:
+        print(json.dumps(ranking_json(ranked), indent=2))
+    else:
+        show_ranking(ranked, Console())
 
 
 @app.command("evaluate_checkpoints", hidden=True, context_settings=SETTINGS)
-def evaluate_checkpoints(
-    checkpoints: Annotated[
-        list[Path], typer.Option(metavar="DIR|GLOB", help="Checkpoints, runs or a glob; may be given several times.")
-    ],
-    cases: Annotated[Path, typer.Option(metavar="FILE", help="Prompts and targets, in YAML; see cases/.")],
-    tokenizer: Annotated[str, typer.Option(help="auto: each checkpoint's own.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-) -> None:
-    """Rank checkpoints by how likely each finds the targets of a case file after their prompts; the best first."""
-    from tiny_transformer.evaluation.ranking import rank_checkpoints, show_ranking
-
-    show_ranking(rank_checkpoints(checkpoints, cases, tokenizer, device), Console())
+@takes(CompareOptions)
+def evaluate_checkpoints(context: typer.Context, options: CompareOptions) -> None:
+    """Rank checkpoints by how likely each finds the targets of a case file after their prompts: `compare --cases`."""
+    if options.cases is None:
+        raise UserError("--cases is missing", where="command line", remedy="--cases cases/stories.yaml")
+    compare(context, **vars(options))
 
 
 app.command("eval_val", hidden=True, context_settings=SETTINGS)(evaluate)

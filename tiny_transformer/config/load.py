@@ -311,6 +311,9 @@ def _unknown(assignment: Assignment) -> UserError:
         what = f"unknown key {assignment.key} = {HIDDEN}"
         return UserError(what, where=assignment.origin, remedy=WHERE_THEY_GO)
     names = [*valid_keys(), *ALIASES]
+    if (lower := assignment.key.lower()) != assignment.key and lower in {*_written_sections(), *names}:
+        what = f"unknown key {assignment.key} = {short(assignment.value)}"
+        return UserError(what, where=assignment.origin, remedy=f"did you mean {lower}? Keys are written small")
     leaf = assignment.key.rpartition(".")[2]
     near = difflib.get_close_matches(assignment.key, names, n=1, cutoff=0.5)
     near = near or [

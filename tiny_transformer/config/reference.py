@@ -3,13 +3,16 @@ docs/CONFIG_REFERENCE.md`."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from collections.abc import Sequence
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.aliases import ALIASES, SWITCHES
 from tiny_transformer.config.presets import PRESETS
+from tiny_transformer.config.reasons import effects_markdown, reasons_markdown
 from tiny_transformer.config.schema import DataConfig, LoraSection, RunConfig, TrainingConfig, on_resume, sections_of
 from tiny_transformer.config.shapes import SHAPES, DecoderConfig
 from tiny_transformer.config.stages import (
@@ -69,6 +72,7 @@ def reference_markdown() -> str:
             "Top level", "", RunConfig, [name for name in RunConfig.model_fields if name not in sections_of(RunConfig)]
         )
     )
+    parts += [reasons_markdown(), effects_markdown()]
     parts.append("## Other names for these keys\n\nConfigs written for other projects load as they are.\n")
     parts.append("| name there | our key |\n| --- | --- |")
     parts += [f"| `{name}` | {', '.join(f'`{key}`' for key in keys)} |" for name, keys in sorted(ALIASES.items())]
@@ -99,17 +103,18 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    words = _type_words(field.annotation)
+    return _with_range(_type_words(field.annotation), field.metadata)
+
+
+def _with_range(words: str, metadata: Sequence[Any]) -> str:
     limits = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    ranges = [
-        f"{sign} {getattr(m, name):,}" for m in field.metadata for name, sign in limits.items() if hasattr(m, name)
-    ]
+    ranges = [f"{sign} {getattr(m, name):,}" for m in metadata for name, sign in limits.items() if hasattr(m, name)]
     return " ".join([words, *([", ".join(ranges)] if ranges else [])])
 
 
 def _type_words(annotation: Any) -> str:
     if hasattr(annotation, "__metadata__"):  # Annotated
-        return _type_words(annotation.__origin__)
+        return _with_range(_type_words(annotation.__origin__), annotation.__metadata__)
     arguments = [a for a in get_args(annotation) if a is not type(None)]
     if arguments and all(isinstance(a, str) for a in arguments):
         return " / ".join(f"`{a}`" for a in arguments)
@@ -117,6 +122,8 @@ def _type_words(annotation: Any) -> str:
         return _type_words(arguments[0])
     if all(isinstance(a, type) and issubclass(a, BaseModel) for a in arguments[:1] or [annotation]):
         return "mapping"
+    if get_origin(annotation) in (Union, UnionType):
+        return " / ".join(_type_words(a) for a in arguments)
     if arguments:
         return f"list of {_type_words(arguments[0])}"
     names = {"int": "integer", "float": "number", "str": "text", "bool": "true / false", "Path": "path"}

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.fields import FieldInfo
 
 from tiny_transformer.config.shapes import ModelConfig, Qwen3Config
+from tiny_transformer.storage.reading import at_home
 
 OnResume = Literal["refuse", "warn", "allow", "data"]
 
@@ -34,9 +35,11 @@ def on_resume(field: FieldInfo) -> OnResume:
     return extra["on_resume"] if isinstance(extra, dict) else "refuse"  # ty: ignore[invalid-explicit-return]
 
 
-def at_home(path: Path | None) -> Path | None:
-    """The path with `~` as the home directory."""
-    return path.expanduser() if path is not None and path.parts[:1] == ("~",) else path
+def _path(value: Any) -> Any:
+    """A path as it is meant; none that is empty, which would be the current directory."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("an empty path; leave it out for the default, . is the current directory")
+    return at_home(value) if isinstance(value, str | Path) else value
 
 
 class Section(BaseModel):
@@ -80,10 +83,17 @@ class DataConfig(Section):
     seq_len: int = setting(256, "refuse", ge=2, le=1_048_576)
     """Tokens a model sees at once in training."""
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", mode="before")
     @classmethod
-    def _home(cls, value: Path | None) -> Path | None:
-        return at_home(value)
+    def _home(cls, value: Any) -> Any:
+        return _path(value)
+
+    @field_validator("source")
+    @classmethod
+    def _something(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("an empty name; leave it out for the built-in stories")
+        return value
 
 
 class TrainingConfig(Section):
@@ -171,6 +181,10 @@ class TrainingConfig(Section):
     """Start the output projection of each attention and feed-forward block at zero, so that each block begins as the
     identity."""
 
+    previous_token_init: bool = setting(False, "refuse")
+    """Start the first layer with heads that look at the token before and at the one before that, which looking
+    something up in the text is built on; a `llama` or `qwen3`. They are trained like all other weights."""
+
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "warn")
     """Arithmetic of the matrix products, those of Muon's updates too; weights are always kept in fp32. `bf16` and
     `fp16` (with a loss scale that follows the gradient) are used where the device has them in hardware; `auto` takes
@@ -194,13 +208,13 @@ class TrainingConfig(Section):
     seed: int = setting(0, "refuse", ge=0, lt=2**63)
     """Decides initial weights, the order of examples and dropout."""
 
-    eval_steps: int | None = setting(None, "warn", ge=1)
-    """Evaluate on the validation split every this many steps, and at the end. Default: about eight times in a run of
-    known length. With `null` there is no evaluation, and no `best` checkpoint."""
+    eval_steps: Annotated[int, Field(ge=1)] | Literal["auto"] | None = setting("auto", "warn")
+    """Evaluate on the validation split every this many steps, and at the end. `auto`: eight times, spread evenly over
+    the run, however long it turns out to be. With `null` there is no evaluation, and no `best` checkpoint."""
 
     eval_tokens: int | None = setting(None, "warn", ge=1)
     """Evaluate on this many tokens from the beginning of the validation split, rounded up to a whole batch. Default:
-    all of it; where `eval_steps` has its default too, at most as many as eight steps train on. Bits per byte then count
+    all of it; with `eval_steps: auto` at most as many as eight steps train on. Bits per byte then count
     as many bytes a token as the whole split has."""
 
     save_steps: int | None = setting(500, "allow", ge=1)
@@ -324,10 +338,10 @@ class RunConfig(Section):
     """Start from the weights of this checkpoint, run or imported model instead of random ones. Its shape and tokenizer
     are taken over; optimizer, schedule and step count start anew."""
 
-    @field_validator("out_dir", "init_from")
+    @field_validator("out_dir", "init_from", mode="before")
     @classmethod
-    def _home(cls, value: Path | None) -> Path | None:
-        return at_home(value)
+    def _home(cls, value: Any) -> Any:
+        return _path(value)
 
     @property
     def home(self) -> str:
@@ -343,6 +357,15 @@ class RunConfig(Section):
     def _adapters_have_a_base(self) -> RunConfig:
         if self.lora.enabled and self.init_from is None:
             raise ValueError("lora.enabled needs init_from: adapters are added to a trained model")
+        return self
+
+    @model_validator(mode="after")
+    def _first_layer_can_look_back(self) -> RunConfig:
+        if self.training.previous_token_init and not self.model.previous_token_init:
+            raise ValueError(
+                f"training.previous_token_init knows the first layer of a llama or qwen3, not that of a "
+                f"{self.model.model_type}: leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tiny_transformer.config.schema import RunConfig, Section, TrainingConfig, setting
 
@@ -18,9 +18,9 @@ class FinetuneTraining(TrainingConfig):
     weight_decay: float = setting(0.0, "warn", ge=0)
     """Decay towards zero, on matrices only (not on norms and biases)."""
 
-    eval_steps: int | None = setting(50, "warn", ge=1)
-    """Evaluate on the validation split every this many steps, and at the end. Without it there is no `best`
-    checkpoint."""
+    eval_steps: Annotated[int, Field(ge=1)] | Literal["auto"] | None = setting(50, "warn")
+    """Evaluate on the validation split every this many steps, and at the end. `auto`: eight times, spread evenly over
+    the run. With `null` there is no evaluation, and no `best` checkpoint."""
 
     sample_prompts: tuple[str, ...] = setting((), "allow", max_length=16)
     """Texts continued as they stand, without the chat template. The end of the run shows answers to questions of the

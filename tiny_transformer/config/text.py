@@ -58,16 +58,7 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     line_of: dict[str, int] = {}
     try:
         text = read_regular(path, MAX_CONFIG_BYTES).decode("utf-8-sig")
-        node = None
-        suffix = path.suffix.lower()
-        if suffix == ".json":
-            tree = parse_json(text)
-            with suppress(yaml.YAMLError):  # JSON is YAML but for a few letters: only the lines would be missing
-                node = parse_yaml(text)[1]
-        elif suffix == ".toml":
-            tree = parse_toml(text)
-        else:
-            tree, node = parse_yaml(text)
+        tree, node = _parse(text, path.suffix.lower())
         tree = numbers(tree)
         _collect_lines(node, "", line_of)
     except OSError as error:
@@ -110,6 +101,18 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
             exit_code=ExitCode.BAD_DATA,
         )
     return tree, line_of
+
+
+def _parse(text: str, suffix: str) -> tuple[Any, yaml.Node | None]:
+    """The tree in a text of the kind that its suffix says, and the nodes that know their lines, where there are any."""
+    if suffix == ".toml":
+        return parse_toml(text), None
+    if suffix != ".json":
+        return parse_yaml(text)
+    tree = parse_json(text)
+    with suppress(yaml.YAMLError):  # JSON is YAML but for a few letters: only the lines would be missing
+        return tree, parse_yaml(text)[1]
+    return tree, None
 
 
 def _collect_lines(node: yaml.Node | None, prefix: str, line_of: dict[str, int]) -> None:

@@ -28,7 +28,7 @@ from tiny_transformer.models import empty_model
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.losses import language_modelling_loss
-from tiny_transformer.training.modifiers import use_blocked_attention
+from tiny_transformer.training.modifiers import checkpoint_gradients, use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
 
 aten = torch.ops.aten
@@ -203,6 +203,8 @@ def count_step(config: RunConfig, hardware: Hardware) -> StepCost:
     assert vocab_size is not None  # the caller's promise
     forward: Counter[str] = Counter()
     model = empty_model(config.model, dropout=training.dropout, device="meta").train()
+    if training.gradient_checkpointing:
+        checkpoint_gradients(model)
     if training.attention == "blocks":
         use_blocked_attention(model)
     with FakeTensorMode(), Ledger(vocab_size) as ledger:

@@ -48,6 +48,7 @@ from tiny_transformer.storage.runs import (
     readable_states,
     started_in,
 )
+from tiny_transformer.tokenizers import tell_apart
 
 BATCH_SIZE = 16
 SPLITS = ("val", "train")
@@ -102,7 +103,7 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
     """
     _refuse_what_cannot_be(options)
     opened = open_checkpoint(options.checkpoint, device=options.device, dtype=torch.float32)
-    data_dir = options.data_dir or _data_dir_of(opened.path, opened.run_config)
+    data_dir = options.data_dir or data_dir_of(opened.path, opened.run_config)
     dataset = open_dataset(data_dir)
     _refuse_other_tokenizer(opened, dataset, data_dir)
     opened.check_tokenizer(options.tokenizer)
@@ -132,7 +133,7 @@ def _refuse_what_cannot_be(options: EvaluateOptions) -> None:
     for name in ("max_batches", "num_stories", "stories"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise UserError(f"{name} = {value} is not possible", remedy=f"{name}: 1 or more")
+            raise UserError(f"--{name} {value} is not possible", remedy=f"--{name}: 1 or more")
 
 
 def _tell_skills(
@@ -242,7 +243,7 @@ def data_of_config(config: Path) -> Path:
     return data_dir
 
 
-def _data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
+def data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
     """What the run was trained on: where its config says, seen from here or from where it was started, else beneath
     data/; in each place only if it is the same data."""
     if config is None:
@@ -289,8 +290,9 @@ def _identity_of(checkpoint: Path) -> dict[str, Any]:
 def _refuse_other_tokenizer(opened: OpenCheckpoint, dataset: Dataset, data_dir: Path) -> None:
     own, theirs = opened.tokenizer, dataset.tokenizer
     if own.fingerprint != theirs.fingerprint:
+        its, models = tell_apart(theirs, own)
         raise UserError(
-            f"{data_dir} was prepared with another tokenizer ({theirs.name}) than the model's ({own.name})",
+            f"{data_dir} was prepared with another tokenizer ({its}) than the model's ({models})",
             where=str(data_dir),
             remedy="prepare the text with the model's: "
             + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),

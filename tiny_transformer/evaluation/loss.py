@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
 from tiny_transformer.data.meta import SplitMeta
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.layers.norm import at_least_float32
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.sharing import NOT_SHARED, Sharing
 
@@ -105,11 +106,10 @@ def _turns(batches: Iterable[TokenBatch], size: int) -> Iterator[list[TokenBatch
 
 
 def token_losses(model: CausalLM, batch: TokenBatch, hardware: Hardware) -> torch.Tensor:
-    """Nats lost on each target of a batch: (B, T) float32, 0 where there is no target."""
+    """Nats lost on each target of a batch: (B, T), at least float32, 0 where there is no target."""
     batch = batch.to(hardware.device)
     with hardware.autocast():
         logits = model(batch.input_ids, positions=batch.positions, doc_ids=batch.doc_ids)
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    )
+    wide = at_least_float32(logits.flatten(0, 1))
+    losses = F.cross_entropy(wide, batch.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
     return losses.view_as(batch.labels)

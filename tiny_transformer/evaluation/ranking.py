@@ -1,12 +1,13 @@
-"""Which of several checkpoints continues short prompts best: `tiny-transformer evaluate_checkpoints`."""
+"""Which of several checkpoints continues short prompts best: `tiny-transformer compare --cases`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 from rich.console import Console
@@ -16,7 +17,9 @@ from rich.table import Table
 from tiny_transformer.config.text import MAX_CONFIG_BYTES, parse_yaml
 from tiny_transformer.data.prepare.unpack import bad
 from tiny_transformer.errors import UserError
-from tiny_transformer.evaluation.tasks import Item, TaskResult, run_task
+from tiny_transformer.evaluation.loss import perplexity_in_words
+from tiny_transformer.evaluation.paired import MIN_DOCUMENTS, Difference, ratio_interval
+from tiny_transformer.evaluation.tasks import Item, TaskResult, score_items, summarize
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models.find import find_runs
 from tiny_transformer.models.open import open_checkpoint
@@ -26,10 +29,19 @@ _FORM = "a list of `prompt` and `target`, each a text, or `cases` with that list
 
 
 class Ranked(NamedTuple):
-    """One checkpoint and what it scores: the share of targets that greedy decoding writes, and their perplexity."""
+    """One checkpoint and what it scores.
+
+    Attributes:
+        checkpoint: where it is.
+        result: the share of targets that greedy decoding writes, and their perplexity.
+        nats: (N,) what each case's target costs.
+        behind: nats a case more than the best, with the interval over cases; None for the best.
+    """
 
     checkpoint: Path
     result: TaskResult
+    nats: np.ndarray
+    behind: Difference | None = None
 
 
 def rank_checkpoints(names: Sequence[Path], cases: Path, tokenizer: str, device: str = "auto") -> list[Ranked]:
@@ -44,15 +56,18 @@ def rank_checkpoints(names: Sequence[Path], cases: Path, tokenizer: str, device:
     Raises:
         UserError: a bad case file, no checkpoint of that name, or one with another tokenizer.
     """
-    items, hardware, ranked = read_cases(cases), choose_hardware(device, "fp32"), {}
+    items, hardware, found = read_cases(cases), choose_hardware(device, "fp32"), {}
     for name in find_runs(names)[0]:
         opened = open_checkpoint(name, device=device, dtype=torch.float32)
         opened.check_tokenizer(tokenizer)
         target = opened.path.resolve()  # best and last are often one checkpoint
-        if target not in ranked:
-            result = run_task(opened.path.name, items, opened.model, opened.tokenizer, hardware)
-            ranked[target] = Ranked(opened.path, result)
-    return sorted(ranked.values(), key=lambda one: one.result.perplexity or math.inf)
+        if target not in found:
+            scores, num_cut = score_items(opened.path.name, items, opened.model, opened.tokenizer, hardware)
+            nats = np.array([-score.log_likelihood for (score,) in scores])
+            found[target] = Ranked(opened.path, summarize(opened.path.name, items, scores, num_cut), nats)
+    best, *others = sorted(found.values(), key=lambda one: float(one.nats.sum()))
+    ones = np.ones(len(items))
+    return [best, *(one._replace(behind=Difference(ratio_interval(one.nats - best.nats, ones))) for one in others)]
 
 
 def read_cases(path: Path) -> list[Item]:
@@ -81,12 +96,32 @@ def _case(row: object, path: Path, number: int) -> Item:
     return Item(((prompt.rstrip(), f" {target.strip()}"),), None, (1,))
 
 
+def ranking_json(ranked: Sequence[Ranked]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    rows = []
+    for checkpoint, result, _, behind in ranked:
+        row: dict[str, Any] = {
+            "checkpoint": str(checkpoint),
+            "perplexity": result.perplexity,
+            "greedy": result.accuracy,
+        }
+        if behind is not None and behind.interval.is_known:
+            row |= {"nats_behind": behind.interval._asdict(), "verdict": behind.verdict}
+        rows.append(row)
+    return rows
+
+
 def show_ranking(ranked: Sequence[Ranked], console: Console) -> None:
     """A row a checkpoint, the best first."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("checkpoint", "perplexity of targets", "written greedily"):
-        table.add_column(heading, justify="left" if heading == "checkpoint" else "right", no_wrap=True)
-    for checkpoint, result in ranked:
+    for heading in ("checkpoint", "perplexity of targets", "written greedily", "than the best"):
+        is_text = heading in ("checkpoint", "than the best")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading != "checkpoint")
+    for checkpoint, result, _, behind in ranked:
         right = f"{round(result.accuracy * result.num_items)} of {result.num_items}"
-        table.add_row(escape(str(checkpoint)), f"{result.perplexity:,.1f}", right)
+        verdict = "" if behind is None else behind.verdict
+        table.add_row(escape(str(checkpoint)), perplexity_in_words(math.log(result.perplexity or 1)), right, verdict)
     console.print(table)
+    if len(ranked) > 1 and ranked[0].result.num_items < MIN_DOCUMENTS:
+        told = f"\n{ranked[0].result.num_items} cases are too few to tell a difference from chance"
+        console.print(f"{told} ({MIN_DOCUMENTS} are needed)", highlight=False, soft_wrap=True)

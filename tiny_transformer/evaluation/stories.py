@@ -88,7 +88,6 @@ def split_stories(tokens: TokenFile, tokenizer: Tokenizer, count: int) -> list[T
     return told
 
 
-@torch.inference_mode()
 def story_costs(model: CausalLM, texts: Sequence[str], reading: Reading) -> list[TokenCosts]:
     """What the model, in evaluation mode, pays for each token of each text.
 
@@ -99,18 +98,26 @@ def story_costs(model: CausalLM, texts: Sequence[str], reading: Reading) -> list
         UserError: the tokenizer does not give back a text character for character.
     """
     tokenizer = reading.tokenizer
-    documents = [np.array([*ids, tokenizer.end_id]) for ids in tokenizer.encode_batch(list(texts))]
-    costs = [np.full(len(document), np.nan) for document in documents]
-    windows = [window for i, document in enumerate(documents) for window in _windows(i, document, reading)]
+    documents = tokenizer.encode_batch(list(texts))
+    costs = document_costs(model, documents, reading)
+    return [
+        TokenCosts(nats, token_ends(tokenizer, ids, text))
+        for nats, ids, text in zip(costs, documents, texts, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def document_costs(model: CausalLM, documents: Sequence[Sequence[int]], reading: Reading) -> list[np.ndarray]:
+    """The `nats` of `TokenCosts` for documents that are tokens already."""
+    ended = [np.array([*ids, reading.tokenizer.end_id]) for ids in documents]
+    costs = [np.full(len(document), np.nan) for document in ended]
+    windows = [window for i, document in enumerate(ended) for window in _windows(i, document, reading)]
     for first in range(0, len(windows), _BATCH_SIZE):
         rows = windows[first : first + _BATCH_SIZE]
         losses = token_losses(model, _batch(rows), reading.hardware).double().cpu().numpy()
         for row, loss in zip(rows, losses, strict=True):
             costs[row.story][row.start : row.start + row.num_targets] = loss[row.skip : row.skip + row.num_targets]
-    return [
-        TokenCosts(nats, token_ends(tokenizer, ids[:-1].tolist(), text))
-        for nats, ids, text in zip(costs, documents, texts, strict=True)
-    ]
+    return costs
 
 
 def token_ends(tokenizer: Tokenizer, ids: list[int], text: str) -> np.ndarray:
@@ -123,8 +130,8 @@ def token_ends(tokenizer: Tokenizer, ids: list[int], text: str) -> np.ndarray:
     pieces = [decoder.push(token_id) for token_id in ids]
     if "".join(pieces) != text:
         raise UserError(
-            f"the {tokenizer.name} tokenizer does not give back a story character for character",
-            remedy="--skills needs one that does: bpe, byte, char, gpt2, qwen3",
+            f"the {tokenizer.name} tokenizer does not give back a text character for character",
+            remedy="this measurement needs one that does: bpe, byte, char, gpt2, qwen3",
         )
     return np.cumsum([len(piece) for piece in pieces])
 

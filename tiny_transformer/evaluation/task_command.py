@@ -48,7 +48,7 @@ def run_tasks(
         UserError: no checkpoint, no task file, a line that is no question.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"limit = {limit} is not possible", remedy="limit: 1 or more")
+        raise UserError(f"--limit {limit} is not possible", remedy="--limit: 1 or more")
     files = list(_task_files(paths))
     tasks = {name: read_items(path, limit) for name, path in files}  # a bad line is told before a minute is spent
     opened = open_checkpoint(checkpoint, device=device, dtype=torch.float32)

@@ -22,6 +22,7 @@ from torch import Tensor
 from tiny_transformer.data.prepare.unpack import bad, open_text
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
+from tiny_transformer.layers.norm import at_least_float32
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.tokenizers import Tokenizer
 
@@ -245,7 +246,7 @@ def _score_batch(
         asked = torch.cat([hidden[i, len(row) - 1 - n : len(row) - 1] for i, (row, n) in _each(rows, num_targets)])
         logits: Tensor = model.lm_head(asked)  # (N, V): the head is applied where a continuation stands, and only there
     targets = torch.tensor([i for row, n in zip(rows, num_targets, strict=True) for i in row[-n:]]).to(asked.device)
-    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    log_probs = torch.log_softmax(at_least_float32(logits), dim=-1)
     chosen = log_probs.gather(-1, targets[:, None])[:, 0].cpu()
     likeliest = (logits.argmax(-1) == targets).cpu()
     return [
@@ -260,6 +261,17 @@ def _each(rows: Sequence[Sequence[int]], counts: Sequence[int]) -> enumerate[tup
 
 def run_task(name: str, items: Sequence[Item], model: CausalLM, tokenizer: Tokenizer, hardware: Hardware) -> TaskResult:
     """What a model scores on the items of a task.
+
+    Raises:
+        UserError: see `score_items`.
+    """
+    return summarize(name, items, *score_items(name, items, model, tokenizer, hardware))
+
+
+def score_items(
+    name: str, items: Sequence[Item], model: CausalLM, tokenizer: Tokenizer, hardware: Hardware
+) -> tuple[list[list[PairScore]], int]:
+    """The scores of each item's pairs, and how many items are longer than the model reads.
 
     Raises:
         UserError: a text that the tokenizer cannot encode, or logits that are no numbers.
@@ -283,7 +295,7 @@ def run_task(name: str, items: Sequence[Item], model: CausalLM, tokenizer: Token
         of_items.append(scores[start:end])
         num_cut += any(len(context) + len(continuation) - 1 > longest for context, continuation in pairs[start:end])
         start = end
-    return summarize(name, items, of_items, num_cut)
+    return of_items, num_cut
 
 
 def summarize(name: str, items: Sequence[Item], scores: Sequence[Sequence[PairScore]], num_cut: int) -> TaskResult:

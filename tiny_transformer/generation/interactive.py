@@ -6,11 +6,11 @@ import json
 import sys
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage import atomic_write
+from tiny_transformer.storage.reading import at_home
 
 HELP = """\
 /help        this list
@@ -131,7 +131,7 @@ class Session:
         return True
 
     def _save(self, name: str) -> None:
-        path = Path(name).expanduser()
+        path = at_home(name)
         if not name:
             raise UserError("/save needs a file", remedy="/save talk.json")
         if path.exists():

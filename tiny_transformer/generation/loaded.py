@@ -14,7 +14,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.generation.drafting import speculation_of
 from tiny_transformer.generation.engines import choose_engine
 from tiny_transformer.generation.rows import check_prompts, continue_ids
-from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.generation.sampling import SamplingConfig, refuse_idle
 from tiny_transformer.generation.speculative import Speculation
 from tiny_transformer.generation.text import Writing, encode_prompt
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
@@ -46,6 +46,20 @@ def load(
     if not isinstance(dtype, torch.dtype | None):
         raise UserError(f"dtype = {dtype!r} is not possible", remedy="torch.bfloat16 or torch.float32, or leave it out")
     return LoadedModel(open_checkpoint(path, device=device, dtype=dtype), engine)
+
+
+def generate_story(prompt: str, *, path: Path | str | None = None, **options: Any) -> str:
+    """A prompt with what a trained model writes after it; document 002's helper. To write much, `load` once.
+
+    Args:
+        prompt: how the story begins.
+        path: as of `load`; None takes the newest best checkpoint.
+        options: those of `LoadedModel.generate`; `max_length` is another name of `max_new_tokens`.
+
+    Raises:
+        UserError: what `load` and `LoadedModel.generate` raise.
+    """
+    return prompt + load(path).generate(_text(prompt), **options)
 
 
 class LoadedModel:
@@ -174,7 +188,7 @@ def settings_of(options: dict[str, Any]) -> SamplingConfig:
     """Sampling settings from keywords; the rest keep their defaults.
 
     Raises:
-        UserError: an option that does not exist, or a value out of range.
+        UserError: an option that does not exist, a value out of range, or a filter beside temperature 0.
     """
     for other in options.keys() & OTHER_NAMES.keys():
         name = OTHER_NAMES[other]
@@ -186,4 +200,5 @@ def settings_of(options: dict[str, Any]) -> SamplingConfig:
             near = difflib.get_close_matches(name, OPTIONS, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"one of {', '.join(OPTIONS)}"
             raise UserError(f"there is no option {name}", remedy=remedy)
+    refuse_idle(options, options)
     return SamplingConfig(**options)

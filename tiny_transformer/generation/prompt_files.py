@@ -96,12 +96,13 @@ class AnswerFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._whole_bytes: int | None = None  # before a line that a kill cut short
         self.lines = self._whole_lines() if path.exists() else []
         self.settings: dict[str, Any] | None = self.lines[0]["settings"] if self.lines else None
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         data = read_regular(self.path, 64 * MAX_BYTES)
-        whole = data[: data.rfind(b"\n") + 1]  # a line cut short by a kill is written again
+        whole = data[: data.rfind(b"\n") + 1]
         lines = []
         for number, line in enumerate(whole.splitlines(), 1):
             try:
@@ -119,12 +120,15 @@ class AnswerFile:
         if not lines and data:
             raise UserError("this is no output of --prompts", where=str(self.path), remedy="give --out another name")
         if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
+            self._whole_bytes = len(whole)
         return lines
 
     def add(self, answers: Sequence[dict[str, Any]]) -> None:
-        """Append lines, and have them on the disk before going on."""
+        """Append lines, in place of one that was cut short, and have them on the disk before going on."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._whole_bytes is not None:
+            os.truncate(self.path, self._whole_bytes)
+            self._whole_bytes = None
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
             file.flush()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,28 @@ class SamplingConfig:
         for option in RANGES:
             _check_number(option, getattr(self, option))
         object.__setattr__(self, "stop", _checked_stop(self.stop))
+
+
+def refuse_idle(options: Mapping[str, Any], chosen: Collection[str]) -> None:
+    """Refuse a filter that was asked for beside temperature 0, which takes the likeliest token whatever the filters
+    leave.
+
+    Args:
+        options: settings by their names.
+        chosen: those that somebody asked for by name.
+
+    Raises:
+        UserError: the first of them.
+    """
+    is_off = {"top_k": 0, "top_p": 1, "min_p": 0}
+    if options.get("temperature") != 0:
+        return
+    for name in FILTERS:
+        if name in chosen and options.get(name) not in (None, is_off[name]):
+            remedy = f"leave out {name}, or choose a temperature above 0"
+            raise UserError(
+                f"{name} has no effect at temperature 0: the likeliest token is always taken", remedy=remedy
+            )
 
 
 def _check_number(option: str, value: Any) -> None:

@@ -10,12 +10,14 @@ from rich.text import Text
 
 from tiny_transformer.data.chat.checks import check_template
 from tiny_transformer.data.chat.conversations import Example, encode_conversations
-from tiny_transformer.data.chat.records import Reading, read_conversations
+from tiny_transformer.data.chat.pairs import ANSWERS, encode_pairs, read_pairs
+from tiny_transformer.data.chat.records import Reading, read_conversations, records_of
 from tiny_transformer.errors import UserError
 from tiny_transformer.inspection.tokens import CONTROL, LINE_BREAK, PART
 from tiny_transformer.models.open import open_checkpoint
 from tiny_transformer.reports.formats import plain
 from tiny_transformer.tokenizers import Tokenizer
+from tiny_transformer.tokenizers.chat import ChatTemplate, Message
 from tiny_transformer.tokenizers.templates import CHATML, template_called, template_of
 
 TRAINED, TRAINED_CONTROL = "black on #d9f2d0", "bold black on #8fd18f"
@@ -46,8 +48,7 @@ def inspect_conversations(
     opened = open_checkpoint(checkpoint)
     chosen = template_called(template) if template else template_of(opened.tokenizer, opened.template) or CHATML
     tokenizer = opened.tokenizer.with_control_tokens(chosen.control_tokens)
-    talks = read_conversations(source, chosen, system=None, skips_bad=False, reading=Reading())
-    examples = encode_conversations(tokenizer, chosen, islice(talks, index, index + count))
+    examples = _examples(source, chosen, tokenizer, slice(index, index + count))
     if not examples:
         raise UserError(f"there is no conversation {index} in {source}", remedy="a smaller --index")
     check_template(tokenizer, chosen, examples)
@@ -66,6 +67,25 @@ def inspect_conversations(
             markup=False,
         )
         console.print(conversation_text(example, tokenizer, in_colour=in_colour))
+
+
+def _examples(source: str, template: ChatTemplate, tokenizer: Tokenizer, shown: slice) -> list[Example]:
+    """The conversations of a file; of one with preferences each pair twice, with either answer."""
+    _, first = next(records_of(source), ("", None))
+    if not (isinstance(first, dict) and first.keys() >= set(ANSWERS)):
+        talks = read_conversations(source, template, system=None, skips_bad=False, reading=Reading())
+        return encode_conversations(tokenizer, template, islice(talks, shown.start, shown.stop))
+    pairs = list(
+        islice(read_pairs(source, template, system=None, skips_bad=False, reading=Reading()), shown.start, shown.stop)
+    )
+    return [
+        Example((*pair.messages, Message("assistant", text)), encoded, f"{pair.where}, {name}")
+        for pair, both in zip(pairs, encode_pairs(tokenizer, template, pairs), strict=True)
+        for name, text, encoded in (
+            ("chosen", pair.chosen, both.chosen),
+            ("rejected", pair.rejected, both.rejected),
+        )
+    ]
 
 
 def conversation_text(example: Example, tokenizer: Tokenizer, *, in_colour: bool) -> Text:

@@ -20,7 +20,7 @@ class Routing(NamedTuple):
     """Where one layer's router sent its tokens.
 
     Attributes:
-        probabilities: (N, E) float32, the router's softmax over all experts.
+        probabilities: (N, E) at least float32, the router's softmax over all experts.
         chosen: (N, k) int64, each token's experts.
         weights: (N, k), the share of each in the token's result.
     """
@@ -37,7 +37,7 @@ def route(logits: torch.Tensor, num_experts_per_tok: int) -> Routing:
         logits: (N, E).
         num_experts_per_tok: k.
     """
-    probabilities = logits.softmax(dim=-1, dtype=torch.float32)
+    probabilities = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
     weights, chosen = probabilities.topk(num_experts_per_tok, dim=-1)
     return Routing(probabilities, chosen, weights)
 
@@ -104,7 +104,7 @@ def expert_load(routings: Sequence[Routing], doc_ids: torch.Tensor | None) -> to
     for routing in routings:
         chosen = routing.chosen[_is_token(routing, doc_ids)]
         counts = torch.bincount(chosen.flatten(), minlength=routing.probabilities.shape[1])
-        rows.append(counts / counts.sum().clamp(min=1))
+        rows.append(counts.to(routing.probabilities.dtype) / counts.sum().clamp(min=1))
     return torch.stack(rows)
 
 

@@ -55,7 +55,7 @@ class RecurrentCache(LayerCache):
 
     Attributes:
         window: (B, K - 1, C) the last inputs of the convolution, zeros where another document stood.
-        state: (B, H, Dk, Dv) float32.
+        state: (B, H, Dk, Dv), at least float32.
     """
 
     def __init__(self, window: torch.Tensor, state: torch.Tensor) -> None:

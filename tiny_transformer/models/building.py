@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from tiny_transformer.config.shapes import DecoderConfig
 from tiny_transformer.layers.norm import ZeroCentredRMSNorm
 from tiny_transformer.models.contract import CausalLM
+from tiny_transformer.models.previous_token import look_back
 
 _DECAY_RATES = (0.01, 16.0)  # of the delta rule's memories at the start; a rate of 0 would have no logarithm
 
@@ -38,6 +39,7 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     zero_residual: bool = False,
+    previous_token_init: bool = False,
 ) -> CausalLM:
     """A model with fresh weights: matrices N(0, initializer_range), scales 1, biases 0, decay rates uniform.
 
@@ -50,6 +52,7 @@ def build_model(
         dropout: see the model class.
         dtype, device: of the weights.
         zero_residual: start the last weight of each residual branch at zero, so that each block begins as the identity.
+        previous_token_init: start the first layer with heads that look at the token before; see `look_back`.
     """
     model = empty_model(config, dropout=dropout, dtype=dtype, device=device)
     generator = torch.Generator().manual_seed(seed)
@@ -59,6 +62,8 @@ def build_model(
             nn.init.zeros_(parameter)
         else:
             initialise(name, parameter, std=config.initializer_range, generator=generator)
+    if previous_token_init:
+        look_back(model, generator=generator)
     return model
 
 

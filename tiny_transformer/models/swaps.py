@@ -109,6 +109,7 @@ def add_lora(
 
 def restore_layers(model: CausalLM) -> None:
     """Make all swapped layers ordinary ones again, in place: integers become weights, additions are added."""
+    import torch
     from torch import nn
 
     from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
@@ -134,7 +135,8 @@ def restore_layers(model: CausalLM) -> None:
         if isinstance(module, LoRALinear):
             linear = cast(nn.Linear, module.base)  # the loop above has made it one
             weight = linear.weight.detach()
-            linear.weight = nn.Parameter((weight.float() + module.addition().detach().float()).to(weight.dtype))
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            linear.weight = nn.Parameter((weight.to(wide) + module.addition().detach().to(wide)).to(weight.dtype))
             model.set_submodule(name, linear)
     for parameter in model.parameters():
         parameter.requires_grad_(True)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +18,7 @@ from tiny_transformer.data.prepare.command import is_prepared
 from tiny_transformer.data.token_file import Dataset, open_dataset
 from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
-from tiny_transformer.generation.decoder import Decoder
+from tiny_transformer.evaluation.speed import tokens_per_second, weight_bytes
 from tiny_transformer.generation.engines import choose_engine
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.interop.hf import beside_the_weights
@@ -32,11 +29,11 @@ from tiny_transformer.models.swaps import describe_swaps, quantize_layers, quant
 from tiny_transformer.quantization.gptq import quantize_by_inputs
 from tiny_transformer.storage.commit import publish
 from tiny_transformer.storage.runs import CONFIG_FILE
+from tiny_transformer.tokenizers import tell_apart
 
 KINDS = ("int8", "int4")
 CALIBRATION_SEQUENCES = 128
 BATCH_SIZE = 16
-TIMED_TOKENS, TIMED_TURNS = 32, 3
 
 
 @dataclass(frozen=True)
@@ -102,10 +99,8 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
     if out.exists() and not options.replace:
         raise UserError("already there, and not to be overwritten", where=str(out), remedy="choose another --out")
     old = opened.model
-    if describe_swaps(old):
-        raise UserError(
-            f"{opened.path} holds swapped layers already", remedy="quantize the checkpoint that it was made of"
-        )
+    if told := _not_from_here(old):
+        raise UserError(told[0], where=str(opened.path), remedy=told[1])
     notes.print(f"[dim]{escape(opened.sentence)}[/]", highlight=False, soft_wrap=True)
     notes.print(f"[dim]{escape(_method(options.kind, text))}[/]", highlight=False, soft_wrap=True)
     new = quantized(old, options.kind, text)
@@ -117,7 +112,7 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
             here.write(name, content)
     for name, model in (("before", old), (options.kind, new)):
         notes.print(f"[dim]tokens/s of {name}: {escape(choose_engine(model))}[/]", highlight=False, soft_wrap=True)
-    speeds = _tokens_per_second(old, new)
+    speeds = tokens_per_second(old, new)
     before, after = (
         Measured(weight_bytes(path), _loss(model, text, options.max_batches), speed)
         for path, model, speed in ((opened.path, old, speeds[0]), (out, new, speeds[1]))
@@ -126,6 +121,17 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
     next_step = command_line("tiny-transformer", "generate", "--ckpt", out)
     console.print(f"wrote {out}\nnext: {next_step}", highlight=False, markup=False, soft_wrap=True)
     return out, before, after
+
+
+def _not_from_here(model: CausalLM) -> tuple[str, str] | None:
+    """Why a model cannot be quantized, and what to do instead; None: it can."""
+    swaps = describe_swaps(model)
+    if any(record["kind"] == "lora" for record in swaps):
+        return "this model is a base with adapters beside it", "make one model of them first: tiny-transformer merge"
+    if swaps:
+        what = "the weights of this model are rounded to 8 or 4 bits already; rounding them again would only lose more"
+        return what, "quantize the checkpoint that it was made from"
+    return None
 
 
 def default_out(checkpoint: Path, kind: str) -> Path:
@@ -147,11 +153,6 @@ def quantized(model: CausalLM, kind: str, text: _Text | None) -> CausalLM:
     return model
 
 
-def weight_bytes(checkpoint: Path) -> int:
-    """What the weight files of a checkpoint take on disk."""
-    return sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
-
-
 def _method(kind: str, text: _Text | None) -> str:
     if kind == "int8":
         return "int8: a scale a row, rounded to nearest; embedding and head too"
@@ -168,9 +169,9 @@ def _text_of(opened: OpenCheckpoint, data_dir: Path | None) -> _Text | None:
         return None
     dataset, limit = open_dataset(named), opened.config.max_position_embeddings
     if dataset.tokenizer.fingerprint != opened.tokenizer.fingerprint:
+        its, models = tell_apart(dataset.tokenizer, opened.tokenizer)
         raise UserError(
-            f"{named} was prepared with another tokenizer ({dataset.tokenizer.name}) than the model's "
-            f"({opened.tokenizer.name})",
+            f"{named} was prepared with another tokenizer ({its}) than the model's ({models})",
             where=str(named),
             remedy="prepare the text with the model's: "
             + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),
@@ -184,32 +185,6 @@ def _loss(model: CausalLM, text: _Text | None, max_batches: int | None) -> Split
         return None
     hardware, num_bytes = choose_hardware("cpu", "fp32"), text.dataset.meta.val.num_bytes
     return evaluate_split(model, text.batches("val", max_batches), num_bytes=num_bytes, hardware=hardware)
-
-
-def _tokens_per_second(*models: CausalLM) -> list[float]:
-    """New tokens a second of each model, one row, greedily; in turn, medians."""
-    most = min(model.config.max_position_embeddings for model in models) - 1
-    seconds: list[list[float]] = [[] for _ in models]
-    for turn in range(TIMED_TURNS + 1):
-        for model, found in zip(models, seconds, strict=True):
-            decoder = Decoder(model, 1, most + 1)
-            step = _greedy_step(decoder)
-            begun = time.monotonic()
-            for _ in range(min(TIMED_TOKENS, most)):
-                step()
-            if turn:  # the first is for warming up
-                found.append((time.monotonic() - begun) / min(TIMED_TOKENS, most))
-    return [1 / median(found) for found in seconds]
-
-
-def _greedy_step(decoder: Decoder) -> Callable[[], None]:
-    ids = decoder.feed_last([[0]]).argmax(-1, keepdim=True)
-
-    def step() -> None:
-        nonlocal ids
-        ids = decoder.feed_last(ids).argmax(-1, keepdim=True)
-
-    return step
 
 
 def _show(kind: str, before: Measured, after: Measured, console: Console) -> None:

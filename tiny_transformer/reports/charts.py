@@ -40,12 +40,13 @@ class Chart:
     figure: dict[str, Any]
 
 
-def charts(log: list[dict[str, Any]], floor: float | None) -> list[Chart]:
+def charts(log: list[dict[str, Any]], floor: float | None, target: str = "token") -> list[Chart]:
     """The charts that the rows of a log have data for, the loss first. What cannot change, or did not, is not drawn.
 
     Args:
         log: rows with increasing `step`.
         floor: the best loss possible on this corpus, in nats per token, where it is known.
+        target: what the loss is a mean over.
     """
     grad_norm = "before clipping; single peaks are normal, a lasting rise is not"
     ratios = (
@@ -53,7 +54,7 @@ def charts(log: list[dict[str, Any]], floor: float | None) -> list[Chart]:
         "more at first; hatched: not at all"
     )
     found = (
-        _loss_chart(log, floor),
+        _loss_chart(log, floor, target),
         _rate_chart(log),
         _noisy_chart(log, "tokens_per_second", "Throughput", "tokens per second", "count"),
         _noisy_chart(log, "grad_norm", "Gradient norm", grad_norm, "norm"),
@@ -129,7 +130,8 @@ def _along(log: list[dict[str, Any]], field: str, steps: np.ndarray) -> np.ndarr
     return np.interp(steps, at, values) if len(at) else None
 
 
-def _lines(unit: str, form: str, series: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+def lines(unit: str, form: str, series: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """The figure of a chart of curves."""
     return {"kind": "lines", "unit": unit, "form": form, "series": series, "levels": [], "view": None, **more}
 
 
@@ -138,7 +140,7 @@ def loss_levels(floor: float | None) -> list[dict[str, Any]]:
     return [] if floor is None else [{"name": "best loss possible", "role": "floor", "y": floor}]
 
 
-def _loss_chart(log: list[dict[str, Any]], floor: float | None) -> Chart | None:
+def _loss_chart(log: list[dict[str, Any]], floor: float | None, target: str) -> Chart | None:
     training, validation = column(log, next_token_key(log)), column(log, "val_loss")
     if not len(training[0]) and not len(validation[0]):
         return None
@@ -148,7 +150,11 @@ def _loss_chart(log: list[dict[str, Any]], floor: float | None) -> Chart | None:
     smooth = (training[0], smoothed(training[1]))
     view = close_up([smooth, validation], [] if floor is None else [floor])
     note = "how surprised the model is by the next token, on average: lower is better"
-    return Chart("loss", "Loss", note, _lines("nats per token", "loss", series, levels=loss_levels(floor), view=view))
+    if target != "token":
+        note = f"what training makes small, on average over {target}s: lower is better"
+    return Chart(
+        "loss", "Loss", note, lines(f"nats per {target}", "loss", series, levels=loss_levels(floor), view=view)
+    )
 
 
 def _rate_chart(log: list[dict[str, Any]]) -> Chart | None:
@@ -162,7 +168,7 @@ def _rate_chart(log: list[dict[str, Any]]) -> Chart | None:
     if len(muon[0]):
         series.append(line(log, "Muon: the blocks' matrices", role="val", curve=muon))
     note = "how large a step the optimizer takes"
-    return Chart("learning-rate", "Learning rate", note, _lines("", "rate", series, zero=True))
+    return Chart("learning-rate", "Learning rate", note, lines("", "rate", series, zero=True))
 
 
 def _noisy_chart(log: list[dict[str, Any]], key: str, title: str, note: str, form: str) -> Chart | None:
@@ -173,7 +179,7 @@ def _noisy_chart(log: list[dict[str, Any]], key: str, title: str, note: str, for
     view = close_up([(curve[0], smoothed(curve[1]))], [0.0])
     if view is not None and curve[1].min() >= 0:
         view[0] = 0.0
-    return Chart(key.replace("_", "-"), title, note, _lines("", form, series, zero=True, view=view))
+    return Chart(key.replace("_", "-"), title, note, lines("", form, series, zero=True, view=view))
 
 
 def _memory_chart(log: list[dict[str, Any]]) -> Chart | None:
@@ -188,7 +194,7 @@ def _memory_chart(log: list[dict[str, Any]]) -> Chart | None:
         return None
     series = [line(log, name, role=role, curve=(at, values / 1e6)) for role, name, (at, values) in curves if len(at)]
     note = "the most in use at one time so far, in MB; it should not go on growing"
-    return Chart("memory", "Memory", note, _lines("MB", "count", series, zero=True))
+    return Chart("memory", "Memory", note, lines("MB", "count", series, zero=True))
 
 
 def is_flat(values: np.ndarray, share: float = FLAT) -> bool:

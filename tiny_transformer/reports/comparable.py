@@ -70,12 +70,12 @@ class Entry:
         return (packing, None, "") if is_all else (packing, read, self.tokenizer)
 
 
-def entries_of(runs: list[RunFiles]) -> list[Entry]:
-    """The runs in the order in which they were named."""
+def entries_of(runs: list[RunFiles], places: list[int] | None = None) -> list[Entry]:
+    """The runs in the order in which they were named, which decides about their colours unless `places` does."""
     saved = {_data_settings(run): run.newest.info for run in reversed(runs) if run.newest and _data_settings(run)}
     return [
         Entry(place, name, run, outcome_of(run), run.newest.info if run.newest else saved.get(_data_settings(run), {}))
-        for place, (run, name) in enumerate(zip(runs, unique_names(runs), strict=True))
+        for place, run, name in zip(places or range(len(runs)), runs, unique_names(runs), strict=True)
     ]
 
 

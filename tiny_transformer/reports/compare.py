@@ -6,6 +6,7 @@ Only what is comparable is compared: see `comparable`.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from tiny_transformer.errors import UserError
+from tiny_transformer.evaluation.comparison import Comparison
 from tiny_transformer.reports.charts import Chart, close_up, column, line, loss_levels, smoothed
 from tiny_transformer.reports.comparable import Entry, entries_of, same_text, share_a_tokenizer, unlike, verdict
 from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
 from tiny_transformer.reports.diagnosis.evidence import Finding
 from tiny_transformer.reports.formats import NOTHING, count, duration, large, loss, setting, shorten, signed, size
+from tiny_transformer.reports.measured import measured_section, prompts_section
 from tiny_transformer.reports.outcome import Outcome
 from tiny_transformer.reports.page import MAX_KEY_CHARS, chart_section, esc
 from tiny_transformer.reports.report import guarded, whole_page, write_page
@@ -30,31 +33,50 @@ WORSE_THAN_UNTRAINED = 1.25  # the chart goes up to so many times the first loss
 _ABSENT = object()
 
 
-def write_comparison(run_dirs: list[Path], out: Path = DEFAULT_OUT) -> Path:
+def write_comparison(run_dirs: list[Path], out: Path = DEFAULT_OUT, measured: Comparison | None = None) -> Path:
     """Makes or renews a page about several runs and returns its path.
+
+    Args:
+        run_dirs: whose curves and settings are shown; none where only models without a run were measured.
+        out: the page.
+        measured: what `compare` found on the same documents, which stands first; None: only what the runs logged.
 
     Raises:
         UserError: too many runs, one that is none, or the page cannot be written.
     """
     if len(run_dirs) > MAX_RUNS:
         raise UserError(f"{len(run_dirs)} runs are too many for one page", remedy=f"name {MAX_RUNS} at most")
-    write_page(out, comparison_html([read_run(path) for path in run_dirs]))
+    write_page(out, comparison_html([read_run(path) for path in run_dirs], measured))
     return out
 
 
-def comparison_html(runs: list[RunFiles]) -> str:
+def comparison_html(runs: list[RunFiles], measured: Comparison | None = None) -> str:
     """The whole page."""
-    entries = entries_of(runs)
+    places = {} if measured is None else {one.name: place for place, one in enumerate(measured.models)}
+    entries = entries_of(runs, None if measured is None else _colours(runs, measured))
     groups = same_text(entries)
-    sentences = "".join(f'<p class="outcome">{esc(words)}</p>' for words in verdict(groups))
-    sections = {
-        "Charts": lambda: _charts_section(groups),
-        "Where they came out": lambda: _figures_section(entries, groups),
-        "What differs in the settings": lambda: _differences_section(entries),
-    }
-    parts = [f"<header><h1>{len(runs)} runs</h1>{sentences}</header>"]
-    parts += [guarded(title, make) for title, make in sections.items()]
-    return whole_page(f"{len(runs)} runs · tiny-transformer", parts)
+    title = f"{len(runs)} runs" if measured is None else f"{len(measured.models)} models"
+    told = verdict(groups) if measured is None else measured.outcome()
+    sections: dict[str, Callable[[], str]] = {}
+    if measured is not None:
+        sections["On the same documents"] = lambda: measured_section(measured, places)
+        sections["The same prompts"] = lambda: prompts_section(measured, places)
+    if runs:
+        sections["Charts"] = lambda: _charts_section(groups)
+        sections["Where they came out"] = lambda: _figures_section(entries, groups)
+    if len(runs) > 1:
+        sections["What differs in the settings"] = lambda: _differences_section(entries)
+    sentences = "".join(f'<p class="outcome">{esc(words)}</p>' for words in told)
+    parts = [f"<header><h1>{title}</h1>{sentences}</header>"]
+    parts += [guarded(heading, make) for heading, make in sections.items()]
+    return whole_page(f"{title} · tiny-transformer", parts)
+
+
+def _colours(runs: list[RunFiles], measured: Comparison) -> list[int]:
+    """The colour of each run: that of its first model, else one that no model has."""
+    of_models = {one.run: place for place, one in reversed(list(enumerate(measured.models)))}
+    rest = iter(range(len(measured.models), len(measured.models) + len(runs)))
+    return [of_models[run] if (run := os.path.realpath(one.path)) in of_models else next(rest) for one in runs]
 
 
 def _charts_section(groups: list[list[Entry]]) -> str:

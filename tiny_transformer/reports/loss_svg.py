@@ -44,8 +44,8 @@ text.floor { fill: #17795e; }
 </style>"""
 
 
-def loss_svg(log: list[dict[str, Any]], floor: float | None) -> str:
-    """Training and validation loss in nats per token by step, beside the best loss possible where it is known.
+def loss_svg(log: list[dict[str, Any]], floor: float | None, target: str = "token") -> str:
+    """Training and validation loss in nats per `target` by step, beside the best loss possible where it is known.
 
     Numbers only: no text of a run gets into it. Empty when the log holds fewer than two losses.
     """
@@ -55,7 +55,7 @@ def loss_svg(log: list[dict[str, Any]], floor: float | None) -> str:
         return ""
     smooth = smoothed(losses)
     frame = _Frame.around(steps, smooth, (val_steps, val_losses), floor)
-    parts = [frame.grid()]
+    parts = [frame.grid(target)]
     kept = thinned(losses, MAX_POINTS)
     parts.append(frame.curve("raw", steps[kept], losses[kept]))
     parts.append(frame.curve("train", steps[kept], smooth[kept]))
@@ -131,7 +131,7 @@ class _Frame:
         )
         return "\n".join([*marks, words])
 
-    def grid(self) -> str:
+    def grid(self, target: str) -> str:
         """Lines with their numbers."""
         lines = []
         for value in _round_numbers(self.low, self.high, 6):
@@ -141,7 +141,7 @@ class _Frame:
         for step in _round_numbers(0.0, self.last_step, 8):
             lines.append(f'<text x="{self.x(step):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{step:,.0f}</text>')
         lines.append(f'<text x="{RIGHT}" y="{BOTTOM + 38}" text-anchor="end">step</text>')
-        lines.append(f'<text x="2" y="{TOP - 12}">nats per token</text>')
+        lines.append(f'<text x="2" y="{TOP - 12}">nats per {target}</text>')
         return "\n".join(lines)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiny_transformer.reports.formats import count, duration, loss
-from tiny_transformer.reports.run_reader import RunFiles, next_token_key, number, section, state_of
+from tiny_transformer.reports.run_reader import RunFiles, next_token_key, number, section, state_of, target_of
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Key figures; None where the run does not tell. Losses are in nats per token unless they say otherwise."""
+    """Key figures; None where the run does not tell. Losses are in nats per `target` unless they say otherwise."""
 
     state: str  # see `state_of`
     step: float | None
@@ -26,6 +26,7 @@ class Outcome:
     resumable: bool  # whether there is a whole checkpoint
     floor: float | None
     floor_bits_per_byte: float | None
+    target: str  # what the loss is a mean over, in one word
 
     @property
     def gap(self) -> float | None:
@@ -70,11 +71,10 @@ class Outcome:
         if self.val_loss is None:
             if self.train_loss is None:
                 return "No loss was logged."
-            return (
-                f"The training loss came to {loss(self.train_loss)} nats per token; held-out text was never evaluated."
-            )
+            nats = f"{loss(self.train_loss)} nats per {self.target}"
+            return f"The training loss came to {nats}; held-out text was never evaluated."
         bits = "" if self.val_bits_per_byte is None else f" ({loss(self.val_bits_per_byte)} bits per byte)"
-        words = f"On held-out text the loss is {loss(self.val_loss)} nats per token{bits}"
+        words = f"On held-out text the loss is {loss(self.val_loss)} nats per {self.target}{bits}"
         if self.gap is None:
             return f"{words}."
         side = "above" if self.gap >= 0 else "below"
@@ -106,4 +106,5 @@ def outcome_of(run: RunFiles) -> Outcome:
         resumable=run.newest is not None,
         floor=number(floor, "nats_per_token"),
         floor_bits_per_byte=number(floor, "bits_per_byte"),
+        target=target_of(info),
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -49,7 +51,7 @@ def key_figures(outcome: Outcome, log: list[dict[str, Any]]) -> str:
     of_all = f"of {count(total)}" if total and outcome.step is not None and outcome.step < total else ""
     cards = [
         ("steps", count(outcome.step), of_all),
-        ("tokens seen", large(outcome.num_tokens), ""),
+        (f"{outcome.target}s seen", large(outcome.num_tokens), ""),
         ("training time", duration(outcome.elapsed_seconds), ""),
         ("parameters", large(outcome.num_parameters), ""),
         *([("memory at most", size(memory), "")] if memory else []),
@@ -64,7 +66,7 @@ def key_figures(outcome: Outcome, log: list[dict[str, Any]]) -> str:
 def _loss_table(outcome: Outcome) -> str:
     if outcome.val_loss is None:
         return f"""<div><table class="losses">
-<thead><tr><th></th><th scope="col">nats per token</th></tr></thead>
+<thead><tr><th></th><th scope="col">nats per {outcome.target}</th></tr></thead>
 <tbody><tr class="ours"><th scope="row">training loss</th><td>{loss(outcome.train_loss)}</td></tr></tbody>
 </table>
 <p class="note">No validation loss: <code>training.eval_steps</code> has the model tested on held-out text.</p></div>"""
@@ -86,7 +88,7 @@ def _loss_table(outcome: Outcome) -> str:
     else:
         notes.append("The best loss possible is the corpus’s own entropy: no model can stay below it on new text.")
     return f"""<div><table class="losses">
-<thead><tr><th></th><th scope="col">nats per token</th><th scope="col">bits per byte</th></tr></thead>
+<thead><tr><th></th><th scope="col">nats per {outcome.target}</th><th scope="col">bits per byte</th></tr></thead>
 <tbody>{body}</tbody></table><p class="note">{esc(" ".join(notes))}</p></div>"""
 
 
@@ -234,8 +236,10 @@ def environment_section(run: RunFiles) -> str:
     return f'<section><h2>Environment</h2><div class="tables">{tables}</div>{command_line}</section>'
 
 
-def files_section(run: RunFiles) -> str:
-    """Where everything is, as links that work beside the report, and how to go on."""
+def files_section(run: RunFiles, page_dir: Path) -> str:
+    """Where everything is, as links that work from the directory of the page, and how to go on."""
+    way = os.path.relpath(run.path.resolve(), page_dir.resolve())
+    prefix, beside = ("", ", beside this page") if way == "." else (f"{way}/", "")
     files = [
         ("best", "the checkpoint with the lowest validation loss: a Hugging Face model directory"),
         ("last", "the newest checkpoint"),
@@ -246,12 +250,12 @@ def files_section(run: RunFiles) -> str:
         ("classification.json", "the confusion above"),
     ]
     rows = "".join(
-        f'<tr><th scope="row"><a href="{esc(quote(name))}">{esc(name)}</a></th><td>{what}</td></tr>'
+        f'<tr><th scope="row"><a href="{esc(quote(prefix + name))}">{esc(name)}</a></th><td>{what}</td></tr>'
         for name, what in files
         if (run.path / name).exists()
     )
     steps = ", ".join(
-        f'<a href="{esc(quote(c.path.name))}">{esc(c.path.name)}</a>' + (" (not whole)" if c.problem else "")
+        f'<a href="{esc(quote(prefix + c.path.name))}">{esc(c.path.name)}</a>' + (" (not whole)" if c.problem else "")
         for c in run.checkpoints
     )
     rows += f'<tr><th scope="row">checkpoints</th><td>{steps}</td></tr>' if steps else ""
@@ -265,7 +269,7 @@ def files_section(run: RunFiles) -> str:
         hint = f"<h3>let it write</h3><pre>{esc(command)}</pre>"
     problems = "".join(f"<li>{esc(problem)}</li>" for problem in run.problems)
     problems = f"<h3>what is missing</h3><ul>{problems}</ul>" if problems else ""
-    return f"""<section><h2>Files</h2><p class="note">In <code>{esc(run.path)}</code>, beside this page.</p>
+    return f"""<section><h2>Files</h2><p class="note">In <code>{esc(run.path)}</code>{beside}.</p>
 <table class="rows files"><tbody>{rows}</tbody></table>{problems}{hint}</section>"""
 
 

@@ -20,6 +20,7 @@ from tiny_transformer.reports.diagnosis.evidence import time_spent
 from tiny_transformer.reports.loss_svg import loss_svg
 from tiny_transformer.reports.outcome import Outcome, outcome_of
 from tiny_transformer.reports.page_findings import classes_section, diagnosis_section, knowledge_section, time_section
+from tiny_transformer.reports.preference_charts import preference_charts
 from tiny_transformer.reports.run_reader import RunFiles, read_run
 from tiny_transformer.storage import atomic_write
 
@@ -40,11 +41,11 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     outcome = outcome_of(run)
     picture = ""
     try:
-        if picture := loss_svg(run.log, outcome.floor):
+        if picture := loss_svg(run.log, outcome.floor, outcome.target):
             atomic_write(Path(run_dir) / PICTURE_NAME, picture)  # before the page, which leads to it
     except Exception as error:  # the page tells the numbers
         run.problems.append(f"{PICTURE_NAME} could not be made: {in_words(error)}")
-    write_page(path, report_html(run, outcome, picture))
+    write_page(path, report_html(run, outcome, picture, page_dir=path.parent))
     return path
 
 
@@ -53,26 +54,33 @@ def write_page(path: Path, text: str) -> None:
 
     Raises UserError: USAGE when the path is a directory, IO when the page cannot be written.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a directory", where="--out", remedy=f"name a file, such as {path / REPORT_NAME}")
+    refuse_directory(path)
     atomic_write(path, text)
 
 
-def report_html(run: RunFiles, outcome: Outcome, picture: str = "") -> str:
-    """The whole page; `picture` is for readers without scripts."""
+def refuse_directory(path: Path) -> None:
+    """Raise UserError where a page cannot be, because a directory is there."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory", where="--out", remedy=f"name a file, such as {path / REPORT_NAME}")
+
+
+def report_html(run: RunFiles, outcome: Outcome, picture: str = "", *, page_dir: Path | None = None) -> str:
+    """The whole page; `picture` is for readers without scripts, `page_dir` where it goes if not into the run."""
     sections = {
         "Heading": lambda: page.heading(run, outcome),
         "Diagnosis": lambda: diagnosis_section(diagnose_run(run), len(run.log)),
         "Figures": lambda: page.key_figures(outcome, run.log),
         "Knowledge": lambda: knowledge_section(run.skills, run.written, run.growth),
         "Confusion": lambda: classes_section(run.classes),
-        "Charts": lambda: page.chart_section(charts(run.log, outcome.floor), picture),
+        "Charts": lambda: page.chart_section(
+            [*charts(run.log, outcome.floor, outcome.target), *preference_charts(run.log)], picture
+        ),
         "Where the time went": lambda: time_section(time_spent(run.log), outcome.elapsed_seconds),
         "Samples": lambda: page.samples_section(run.samples),
         "The same prompt through time": lambda: page.samples_over_time_section(run.samples),
         "Settings": lambda: page.settings_section(run.config),
         "Environment": lambda: page.environment_section(run),
-        "Files": lambda: page.files_section(run),
+        "Files": lambda: page.files_section(run, page_dir or run.path),
     }
     parts = [guarded(title, make) for title, make in sections.items()]
     return whole_page(f"{run.name} · tiny-transformer run", parts)

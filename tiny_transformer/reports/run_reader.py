@@ -157,6 +157,12 @@ def number(row: dict[str, Any], key: str) -> float | None:
         return None
 
 
+def target_of(info: dict[str, Any]) -> str:
+    """What the loss of a run is a mean over: `token`, unless its checkpoint says `text` or `pair` or the like."""
+    word = info.get("target")
+    return word if isinstance(word, str) and word.isalpha() and len(word) <= 20 else "token"
+
+
 def next_token_key(log: list[dict[str, Any]]) -> str:
     """What the training loss of next tokens alone, which a validation loss is to stand beside, is called in a log:
     `loss` is what is minimised, and more for a model with experts or an MTP head."""

@@ -14,6 +14,7 @@ from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.run_reader import read_run
+from tiny_transformer.stages.chat import ChatStart
 from tiny_transformer.stages.chat_data import ChatData
 from tiny_transformer.stages.samples import keep_samples
 from tiny_transformer.stages.stage import RunResult
@@ -34,14 +35,25 @@ def show_answers(result: RunResult, data: ChatData, console: Console) -> None:
         f"{state.step:,} steps, {state.num_tokens:,} tokens of answers, {state.elapsed_seconds / 60:.1f} minutes",
         highlight=False,
     )
-    run = RunDirectory(result.run_dir)
+    asked = [
+        example.messages[: [message.role for message in example.messages].index("assistant")]
+        for example in data.val.examples
+    ]
+    answer_held_out(result, data.start, asked, console)
+
+
+def answer_held_out(
+    result: RunResult, start: ChatStart, asked: Sequence[tuple[Message, ...]], console: Console
+) -> None:
+    """Let the best checkpoint answer questions that it was not trained on; show some of its answers, keep all."""
+    run, training = RunDirectory(result.run_dir), result.stage.config.training
     checkpoint = run.resolve("best") or run.resolve("last")
     if checkpoint is None:
         return
-    opened, training = OpenCheckpoint(checkpoint.path, device=str(result.hardware.device)), data.config.training
+    opened = OpenCheckpoint(checkpoint.path, device=str(result.hardware.device))
     settings = SamplingConfig(temperature=0.7, top_p=0.95, max_new_tokens=training.sample_tokens, seed=training.seed)
-    questions = _questions(data)
-    answers = answer(opened.model, opened.tokenizer, data.start.template, questions, settings)
+    questions = with_room(asked, start, result.stage.config.model.max_position_embeddings)[:NUM_ANSWERS]
+    answers = answer(opened.model, opened.tokenizer, start.template, questions, settings)
     ended = sum(one.reason == "end" for one in answers)
     for question, one in list(zip(questions, answers, strict=True))[:NUM_SHOWN]:
         console.print(Text.assemble("\n", (question[-1].content, "bold"), "\n", one.text))
@@ -58,14 +70,10 @@ def show_answers(result: RunResult, data: ChatData, console: Console) -> None:
     keep_samples(result.run_dir, samples)
 
 
-def _questions(data: ChatData) -> list[tuple[Message, ...]]:
-    """Held-out conversations up to their first answer, those that leave room for one."""
-    limit = data.config.model.max_position_embeddings // 2
-    asked = dict.fromkeys(
-        example.messages[: [message.role for message in example.messages].index("assistant")]
-        for example in data.val.examples
-    )
-    return [q for q in asked if len(data.start.template.prompt_ids(data.start.tokenizer, q)) <= limit][:NUM_ANSWERS]
+def with_room(asked: Sequence[tuple[Message, ...]], start: ChatStart, context_length: int) -> list[tuple[Message, ...]]:
+    """The different questions that leave half of the context for an answer."""
+    limit = context_length // 2
+    return [q for q in dict.fromkeys(asked) if len(start.template.prompt_ids(start.tokenizer, q)) <= limit]
 
 
 def show_rows(micro_batches: Sequence[TokenBatch], tokenizer: Tokenizer) -> Table:

@@ -37,6 +37,7 @@ class Classifying(Stage[LabelBatch]):
         data: texts and labels, with the completed config.
     """
 
+    target = "text"
     checks = ("diverged", "rate_too_high", "loss_scale_collapsed", "overfitting", "slowed_down", "overhead")
 
     def __init__(self, data: ClassData) -> None:

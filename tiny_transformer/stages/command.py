@@ -16,6 +16,7 @@ from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import RunConfig, sections_of
 from tiny_transformer.data.prepare.request import KEYS
 from tiny_transformer.errors import UserError, command_line
+from tiny_transformer.storage.reading import at_home
 from tiny_transformer.storage.runs import CONFIG_FILE, holds_a_run, newest_run, nothing_to_resume
 
 LENGTHS = ("steps", "max_tokens", "epochs")
@@ -160,7 +161,7 @@ def meaning_of(word: str) -> str:
     Raises:
         UserError: it is a run.
     """
-    path = Path(word).expanduser()
+    path = at_home(word)
     if word in PRESETS or (path.suffix in SUFFIXES and _is_config(path)):
         return "config"
     if (path / CONFIG_FILE).is_file():

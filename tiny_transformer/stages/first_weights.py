@@ -17,7 +17,7 @@ from tiny_transformer.models.config_file import read_config, refuse_classifier
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.stages.stage import Request, Stage
 from tiny_transformer.storage.runs import CONFIG_FILE
-from tiny_transformer.tokenizers import load_tokenizer
+from tiny_transformer.tokenizers import load_tokenizer, tell_apart
 
 MADE_HERE = ("byte", "char", "bpe")  # tokenizers that are made for the text at hand
 
@@ -70,8 +70,9 @@ def check_tokenizer(request: Request, stage: Stage) -> None:
         return
     own, shape = load_tokenizer(checkpoint), stage.config.model
     if own.fingerprint != stage.tokenizer.fingerprint:
+        its, models = tell_apart(stage.tokenizer, own)
         raise UserError(
-            f"the data was prepared with a different tokenizer ({stage.tokenizer.name}) from that of {checkpoint}",
+            f"the data was prepared with a different tokenizer ({its}) from that of {checkpoint} ({models})",
             where=str(stage.config.data.data_dir),
             remedy=f"leave out --tokenizer, or prepare the text with {command_line('--tokenizer', checkpoint)}",
         )

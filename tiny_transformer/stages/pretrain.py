@@ -133,7 +133,7 @@ class Pretraining(Stage[TokenBatch]):
     def describe_data(self, total_steps: int) -> str:
         """The text, its size, and how often the run sees it."""
         meta, tokenizer = self.dataset.meta, self.tokenizer
-        passes = total_steps * self.config.tokens_per_step / meta.train.num_tokens
+        passes = self.batches(0, 1).epoch(total_steps)  # as the log counts: without the tokens that fill no sequence
         return (
             f"{meta.source}, {meta.train.num_tokens:,} tokens ({tokenizer.name}, {tokenizer.vocab_size:,} words); "
             f"this run sees {passes:.2f} times that"

@@ -113,7 +113,9 @@ class Run:
         announce(self.directory.path, pace.plan, self.config, data, parameters, device, self.console)
         stop = stack.enter_context(StopSignals())
         self.patient = Patience(stop, partial(self.console.print, highlight=False, markup=False))
-        with TrainingProgress(self.console, pace.total_steps, self.state.step) as progress:
+        is_asked = pace.plan.asked != planning.Asked(None, None, None)
+        told = {"is_asked": is_asked, "target": self.stage.target}
+        with TrainingProgress(self.console, pace.total_steps, self.state.step, **told) as progress:
             job = self.job(pace, save=self._writer(pace, log), log=keep, progress=progress)
             status = train(job, self.state, stop)
         return RunResult(self.directory.path, status, self.state, self.stage, self.hardware, self.processes.is_first)
@@ -297,6 +299,7 @@ class Run:
             "versions": environment(),
             "command": without_secrets(self.request.command),
             **({} if self.config.init_from is None else {"init_from": last_parts(str(self.config.init_from))}),
+            **({} if self.stage.target == "token" else {"target": self.stage.target}),
             **({} if self.stage.checks is None else {"checks": list(self.stage.checks)}),
             **self.stage.facts(),
         }

@@ -122,6 +122,7 @@ class Stage(ABC, Generic[B]):
 
     Attributes:
         checks: names of the diagnosis's checks that apply; None for all.
+        target: what its loss is a mean over, in one word; reports say so.
         adds_tokens: whether its tokenizer may know more than that of the checkpoint it starts from.
         adapters: what low-rank adapters train, in words; "" without them.
         spent_seconds: what `open` has spent of the run's minutes: choosing a model counts, preparing data does not.
@@ -129,6 +130,7 @@ class Stage(ABC, Generic[B]):
 
     checks: ClassVar[tuple[str, ...] | None] = None
     adds_tokens: ClassVar[bool] = False
+    target: ClassVar[str] = "token"
     adapters: str = ""
     spent_seconds: float = 0.0
 
@@ -202,6 +204,7 @@ class Stage(ABC, Generic[B]):
             dropout=training.dropout,
             device=device,
             zero_residual=training.zero_residual,
+            previous_token_init=training.previous_token_init,
         )
         if lora.enabled:
             self.adapters = adapt(model, lora, seed=training.seed)

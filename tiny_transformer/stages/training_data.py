@@ -24,9 +24,8 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.stages.resume_check import DATA
 from tiny_transformer.stages.stage import Request
 from tiny_transformer.storage.runs import readable_states, started_in
-from tiny_transformer.training.plan import counted_plan, plan_for_counts
 
-EVALUATIONS, EVALUATED_STEPS = 8, 8
+EVALUATED_STEPS = 8  # whose tokens an evaluation reads at most
 
 
 def settle_data_dir(request: Request, run_dir: Path, console: Console) -> RunConfig:
@@ -144,16 +143,23 @@ def as_read(config: RunConfig, dataset: Dataset) -> RunConfig:
 
 
 def with_evaluations(config: RunConfig, meta: Meta) -> RunConfig:
-    """The config of a run of known length that evaluates about eight times, where nobody has said how often, each time
-    on no more text than eight steps train on."""
-    training, counted = config.training, counted_plan(config.training, config.tokens_per_step)
-    if counted is None and training.max_train_minutes is None:
-        counted = plan_for_counts(training, config.tokens_per_step)
-    if "eval_steps" in training.model_fields_set or counted is None or meta.val.num_tokens < 2:
-        return config
-    told: dict[str, int] = {"eval_steps": math.ceil(counted.total_steps / EVALUATIONS)}
-    if training.eval_tokens is None and meta.val.num_tokens > EVALUATED_STEPS * config.tokens_per_step:
-        told["eval_tokens"] = EVALUATED_STEPS * config.tokens_per_step
+    """The config where nobody has said how often to evaluate: each time on no more text than eight steps train on, and
+    never without held-out text.
+
+    Raises:
+        UserError: the run is to stop early, and there is no held-out text.
+    """
+    training, told = config.training, dict[str, int | None]()
+    if training.eval_steps == "auto" and meta.val.num_tokens < 2:
+        if training.early_stopping_patience is not None:
+            raise UserError(
+                "early_stopping_patience needs validation text, and this data has none",
+                remedy="prepare it with a larger --val_fraction, or leave early_stopping_patience out",
+            )
+        told["eval_steps"] = None
+    elif training.eval_steps == "auto" and training.eval_tokens is None:
+        most = EVALUATED_STEPS * config.tokens_per_step
+        told = {"eval_tokens": most} if meta.val.num_tokens > most else {}
     return config.model_copy(update={"training": training.model_copy(update=told)})
 
 

@@ -53,6 +53,24 @@ def read_regular(path: Path | str, max_bytes: int = MAX_SMALL_BYTES) -> bytes:
     return raw
 
 
+def at_home(path: Path | str) -> Path:
+    """The path with a leading `~` as a home directory, as a shell has it.
+
+    Raises:
+        UserError: there is no such user, and no file of that very name: what is written would be looked for elsewhere.
+    """
+    home = Path(os.path.expanduser(path))  # noqa: PTH111 - that of Path raises where there is no such user
+    first = home.parts[0] if home.parts else ""
+    if first.startswith("~") and not os.path.lexists(first):
+        whose = f"no user {first[1:]!r}" if first != "~" else "no home directory"
+        raise UserError(
+            f"there is {whose} here, so {path} leads nowhere",
+            where="path",
+            remedy=f"write it out; a name that begins so is meant as ./{path}",
+        )
+    return home
+
+
 def check_inside(path: Path) -> None:
     """Refuse a file of a model directory that is a link to somewhere else.
 

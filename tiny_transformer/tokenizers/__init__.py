@@ -8,7 +8,7 @@ from tiny_transformer.tokenizers.documents import DocumentEncoder, EncodedDocume
 from tiny_transformer.tokenizers.load import load_tokenizer
 from tiny_transformer.tokenizers.make import TRAINED_KINDS, choose_vocab_size, make_tokenizer
 from tiny_transformer.tokenizers.streaming import StreamDecoder
-from tiny_transformer.tokenizers.tokenizer import END_TOKEN, Tokenizer
+from tiny_transformer.tokenizers.tokenizer import END_TOKEN, Tokenizer, tell_apart
 
 __all__ = [
     "END_TOKEN",
@@ -20,4 +20,5 @@ __all__ = [
     "choose_vocab_size",
     "load_tokenizer",
     "make_tokenizer",
+    "tell_apart",
 ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.reading import at_home
 from tiny_transformer.tokenizers.load import byte_level_content, load_tokenizer, tokenizer_content
 from tiny_transformer.tokenizers.patterns import QWEN2_PATTERN, byte_characters
 from tiny_transformer.tokenizers.published import PUBLISHED, download_tokenizer
@@ -59,7 +58,7 @@ def make_tokenizer(
             f"vocab_size {vocab_size} does not apply to {name}, which is trained already",
             remedy="leave vocab_size out, or use --tokenizer bpe",
         )
-    path = Path(os.path.expanduser(directory or name))  # noqa: PTH111 - Path's own raises where there is no such user
+    path = at_home(directory or name)
     if path.exists():
         return load_tokenizer(path)
     if not directory and (name in PUBLISHED or _looks_like_hub_id(name)):

@@ -278,6 +278,14 @@ def _build_backend(content: dict[str, Any], name: str) -> tokenizers.Tokenizer:
     return backend
 
 
+def tell_apart(one: Tokenizer, other: Tokenizer) -> tuple[str, str]:
+    """How a message calls two different tokenizers: by their names, and by their sizes where the names are equal."""
+    if one.name != other.name:
+        return one.name, other.name
+    which = "others" if one.vocab_size == other.vocab_size else "tokens"
+    return f"{one.name} of {one.vocab_size:,} tokens", f"{other.name} of {other.vocab_size:,} {which}"
+
+
 def _characters_of(content: dict[str, Any]) -> frozenset[str] | None:
     """All characters a text may hold, when the model drops or replaces others (a character vocabulary); else None."""
     model = content["model"]

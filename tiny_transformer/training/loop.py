@@ -110,7 +110,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], bool]) -> st
             job.progress.length(job.pace.total_steps)
         total_steps = job.pace.total_steps
         is_last = state.step + 1 >= total_steps
-        evaluates = job.evaluate is not None and (is_last or (state.step + 1) % (config.eval_steps or total_steps) == 0)
+        evaluates = job.evaluate is not None and (is_last or job.pace.evaluates_at(state.step + 1))
         is_logged = evaluates or is_last or is_log_step(state.step + 1, config.log_steps)
         update_stats = UpdateStats(job.model, job.sharing) if is_logged else None
         job.sharing.processes.mark("step", state.step)  # what was announced is over: whoever hangs now is found

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
+from tiny_transformer.layers.norm import at_least_float32
 from tiny_transformer.models.contract import CausalLM, MultiTokenLM, has_mtp_head
 
 
@@ -56,5 +57,6 @@ def _mtp_loss(model: MultiTokenLM, hidden: Tensor, batch: TokenBatch) -> tuple[T
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed over labels (B, T), of logits (B, T, V), in float32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+    """Summed over labels (B, T), of logits (B, T, V), in float32 at least."""
+    wide = at_least_float32(logits.flatten(0, 1))
+    return F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -23,7 +23,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.reading import read_regular
 from tiny_transformer.storage.runs import readable_states
 from tiny_transformer.training.schedules import Schedule
-from tiny_transformer.training.speed import Speed, Stopwatch
+from tiny_transformer.training.speed import NUM_EVALUATIONS, Speed, Stopwatch
 from tiny_transformer.training.state import MAX_COUNT, TrainState
 
 FILE = "plan.json"
@@ -36,6 +36,8 @@ WSD_DECAY_FRACTION = 0.2
 # Progress at which the sample prompts are continued (see `samples`): close together at first, where a text changes
 # most (noise, then words, then sentences), and at the end.
 SAMPLE_POINTS = (0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
+# Progress at which a run with `eval_steps: auto` is evaluated.
+EVALUATION_POINTS = tuple(n / NUM_EVALUATIONS for n in range(1, NUM_EVALUATIONS + 1))
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,9 @@ def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainS
     """
     counted = counted_plan(config, tokens_per_step)
     minutes = config.max_train_minutes or 0.0
-    left = len(SAMPLE_POINTS) if state.step == 0 else 0
-    steps = state.step + speed.steps_in(60 * minutes - state.elapsed_seconds, config, left, state.step)
+    left, seconds = len(SAMPLE_POINTS) if state.step == 0 else 0, 60 * minutes - state.elapsed_seconds
+    num_evaluations = math.ceil(NUM_EVALUATIONS * min(1.0, max(0.0, seconds / (60 * minutes))))
+    steps = state.step + speed.steps_in(seconds, config, left, state.step, num_evaluations)
     if counted is not None and counted.total_steps <= steps:
         return counted
     return make_plan(config, steps, f"{steps:,} steps of {speed.step:.2g} s fit {in_minutes(minutes)}", is_fixed=False)
@@ -209,8 +212,22 @@ class Pace:
 
     def samples_at(self, step: int) -> bool:
         """Whether the update that made `step` steps passed one of `SAMPLE_POINTS`."""
+        return self._passes(step, SAMPLE_POINTS)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the config asks for an evaluation after `step` steps; that of the last step nobody needs to ask for.
+
+        With `auto` it is due where the run has passed one more of `EVALUATION_POINTS`, so that a run whose length
+        changes on the way, or with a resumption, is still evaluated as often.
+        """
+        every = self._config.eval_steps
+        if every == "auto":
+            return self._passes(step, EVALUATION_POINTS)
+        return every is not None and step % every == 0
+
+    def _passes(self, step: int, points: Iterable[float]) -> bool:
         before, now = self.progress(step - 1), self.progress(step)
-        return any(before < point <= now for point in SAMPLE_POINTS)
+        return any(before < point <= now for point in points)
 
     def revise(self, state: TrainState) -> bool:
         """Fit the number of steps to the speed so far, if it is time to; true when the plan changed."""
@@ -221,8 +238,12 @@ class Pace:
         if not self._stopwatch.is_ready(state) or not self._agree(done >= self._next_revision):
             return False
         speed = self._stopwatch.read(state)
-        num_samplings = sum(point > self._plan.progress(state.step) for point in SAMPLE_POINTS)
-        left = speed.steps_in(60 * minutes - state.elapsed_seconds, self._config, num_samplings, state.step)
+        seconds = 60 * minutes - state.elapsed_seconds
+        samplings, evaluations = (
+            sum(point > self._plan.progress(state.step) for point in points)
+            for points in (SAMPLE_POINTS, EVALUATION_POINTS)
+        )
+        left = speed.steps_in(seconds, self._config, samplings, state.step, evaluations)
         total = self._agree(state.step + left)
         reason = f"{total:,} steps of {speed.step:.2g} s fit {in_minutes(minutes)}"
         if total > self._most_steps:

@@ -12,6 +12,7 @@ from tiny_transformer.config.schema import TrainingConfig
 from tiny_transformer.training.state import TrainState
 
 FEWEST_STEPS = 3  # that a speed is taken from
+NUM_EVALUATIONS = 8  # of a run whose config does not say how often it is evaluated
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,20 @@ class Speed:
     save: float
     sampling: float = 0.0
 
-    def steps_in(self, seconds: float, config: TrainingConfig, num_samplings: int = 0, done: int = 0) -> int:
+    def steps_in(
+        self,
+        seconds: float,
+        config: TrainingConfig,
+        num_samplings: int = 0,
+        done: int = 0,
+        num_evaluations: int = NUM_EVALUATIONS,
+    ) -> int:
         """How many updates after `done` come nearest to a time, with their evaluations and saves, the last ones of
-        both, and so many rounds of samples. (A step more can cost an evaluation more.)"""
+        both, and so many rounds of samples. (A step more can cost an evaluation more.) `num_evaluations` is how many
+        are left with `eval_steps: auto`."""
         seconds -= num_samplings * self.sampling
+        if config.eval_steps == "auto":  # however many steps there will be
+            seconds -= num_evaluations * (self.evaluation + self.save)
         fits, too_many = 1, 2 + int(max(0.0, seconds) / max(self.step, 1e-9))
         while too_many - fits > 1:
             steps = (fits + too_many) // 2
@@ -45,6 +56,9 @@ class Speed:
             return total // interval - done // interval if interval else 0
 
         every, saved = config.eval_steps, config.save_steps
+        if every == "auto":  # counted beforehand, that of the last step and its save too
+            saves = between(saved) - bool(saved and total % saved == 0)
+            return (total - done) * self.step + saves * self.save
         evaluations = between(every) + bool(every and total % every)
         saves = between(saved) - (between(math.lcm(every, saved)) if every and saved else 0) + evaluations
         if saved and total % saved == 0:

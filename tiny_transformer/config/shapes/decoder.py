@@ -87,6 +87,9 @@ class DecoderConfig(BaseModel):
     residual_outputs: ClassVar[tuple[str, ...]] = ("o_proj.weight", "down_proj.weight")
     """Endings of the names of the last weights in each residual branch: at zero, a block is the identity."""
 
+    previous_token_init: ClassVar[bool] = False
+    """Whether `training.previous_token_init` knows the first layer: an attention with RoPE behind a norm."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, protected_namespaces=()
     )

@@ -77,6 +77,7 @@ class LlamaConfig(DecoderConfig):
     }
     gguf_imports = (GgufForm("llama", is_interleaved=True), GgufForm("qwen2"))
     minutes_ladder = True
+    previous_token_init = True
 
     model_type: Literal["llama"] = "llama"
     """Which architecture; decides which other keys exist."""

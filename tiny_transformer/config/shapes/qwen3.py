@@ -43,6 +43,7 @@ class Qwen3Config(DecoderConfig):
     hf_forms: ClassVar = {"qwen3": HfForm(_QWEN3)}
     gguf_imports = (GgufForm("qwen3"),)
     minutes_ladder = True
+    previous_token_init = True
 
     model_type: Literal["qwen3"] = "qwen3"
     """Which architecture; decides which other keys exist."""

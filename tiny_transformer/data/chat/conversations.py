@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -63,7 +63,17 @@ def encode_conversations(
     return examples
 
 
-def split(examples: Sequence[Example], val_fraction: float | None) -> tuple[list[Example], list[Example]]:
+class Asked(Protocol):
+    """What has messages, among them a question."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]: ...
+
+
+A = TypeVar("A", bound=Asked)
+
+
+def split(examples: Sequence[A], val_fraction: float | None) -> tuple[list[A], list[A]]:
     """Training and validation: by a hash of the first question, so that answers to one question stay on one side and
     none moves when records are added. Each side has at least one.
 

@@ -5,14 +5,14 @@ A record is told from the others by its keys. What is not understood is refused 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 from tiny_transformer.data.prepare.files import read_rows
 from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.reading import at_home
 from tiny_transformer.tokenizers.chat import ChatTemplate, Message, Role
 
 R = TypeVar("R")
@@ -92,7 +92,7 @@ def read_records(
     Raises:
         UserError: no records there, or one that is refused, with its line.
     """
-    for where, row in _rows(source):
+    for where, row in records_of(source):
         reading.num_records += 1
         try:
             understood = understand(row)
@@ -117,7 +117,7 @@ def messages_of(row: Any, template: ChatTemplate) -> tuple[Message, ...]:
         UserError: it is no conversation, without saying where it stands.
     """
     messages = listed_messages(row) if isinstance(row, list) else _of_object(row, template)
-    _check_order(messages)
+    check_order(messages)
     return tuple(messages)
 
 
@@ -134,9 +134,7 @@ def _of_object(row: Any, template: ChatTemplate) -> list[Message]:
         answer = next((key for key in ANSWERS if key in row), None)
         if answer is None:
             raise UserError(f"the record has an instruction and no {' or '.join(ANSWERS)}")
-        question = text_of(row["instruction"], "instruction")
-        if given := _input(row.get("input")):
-            question += template.before_input + given
+        question = instruction_of(row, template)
         return [*system, Message("user", question), Message("assistant", text_of(row[answer], answer))]
     for asked, answer in PAIRS:
         if asked in row and answer in row:
@@ -144,6 +142,16 @@ def _of_object(row: Any, template: ChatTemplate) -> list[Message]:
             return [*system, *pair]
     keys = ", ".join(str(key)[:40] for key in list(row)[:8]) or "none"
     raise UserError(f"the record is of no known form; its keys: {keys}", remedy=f"write {KNOWN_FORMS}")
+
+
+def instruction_of(row: dict[str, Any], template: ChatTemplate) -> str:
+    """An instruction, with its input where it has one.
+
+    Raises:
+        UserError: one of them is no text.
+    """
+    given = _input(row.get("input"))
+    return text_of(row["instruction"], "instruction") + (template.before_input + given if given else "")
 
 
 def listed_messages(value: Any) -> list[Message]:
@@ -188,7 +196,12 @@ def _input(value: Any) -> str:
     return text
 
 
-def _check_order(messages: list[Message]) -> None:
+def check_order(messages: Sequence[Message]) -> None:
+    """Refuse roles out of order: perhaps a system message, then user and assistant in turn, an answer last.
+
+    Raises:
+        UserError: which message stands in the wrong place.
+    """
     turns = messages[1:] if messages[0].role == "system" else messages
     for i, message in enumerate(turns):
         expected = "assistant" if i % 2 else "user"
@@ -199,9 +212,9 @@ def _check_order(messages: list[Message]) -> None:
         raise UserError("the conversation ends without an answer, so there is nothing to learn from it")
 
 
-def _rows(source: str) -> Iterator[tuple[str, Any]]:
+def records_of(source: str) -> Iterator[tuple[str, Any]]:
     """Records with their places."""
-    if not Path(source).expanduser().exists() and looks_like_hub_id(source):
+    if not at_home(source).exists() and looks_like_hub_id(source):
         yield from _hub_rows(source)
         return
     for path in find_files(source).paths:

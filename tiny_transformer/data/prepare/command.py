@@ -158,7 +158,7 @@ class _Work:
             self._num_passes = 2
             documents = spool = self._spooled(documents)
             if spool.highest <= spool.lowest:  # fewer than two documents; duplicates are out already
-                self._refuse_so_few(spool.num_bytes)
+                self._refuse_so_few(spool.num_bytes, spool.num_duplicates)
             tokenizer = self._trained_tokenizer(documents, split)
         train, val, num_used_ids = encode_splits(
             documents, tokenizer, self.directory, split=split, workers=self.workers, on_bytes=self._advance
@@ -178,7 +178,7 @@ class _Work:
             val=val,
         )
         if meta.train.num_documents + meta.val.num_documents < 2:
-            self._refuse_so_few(meta.train.num_bytes + meta.val.num_bytes)
+            self._refuse_so_few(meta.train.num_bytes + meta.val.num_bytes, meta.num_duplicates)
         self._check_lengths(meta)
         self._num_total = self._num_done // self._num_passes
         self._advance(0)
@@ -225,8 +225,10 @@ class _Work:
         texts = (document.text for document in sample)
         return make_tokenizer(name, texts=texts, vocab_size=vocab_size, text_bytes=text_bytes)
 
-    def _refuse_so_few(self, num_bytes: int) -> NoReturn:
+    def _refuse_so_few(self, num_bytes: int, num_duplicates: int) -> NoReturn:
         found = f"one document of {num_bytes:,} bytes" if num_bytes else "no text"
+        if num_duplicates:
+            found += f", and {num_duplicates:,} more that {'is' if num_duplicates == 1 else 'are'} equal to it"
         raise UserError(
             f"{self.source.name} holds {found}: training and validation need at least one document each",
             remedy="give more text: in a .txt a line <|endoftext|> ends a document, and a text without such lines is "

@@ -11,7 +11,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from tiny_transformer.data.prepare import rows, texts
 from tiny_transformer.data.prepare.unpack import PACKED_SUFFIXES, bad, is_packed, unreadable
+from tiny_transformer.storage.reading import at_home
 
 PLAIN_SUFFIXES = (".txt", ".md")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
@@ -43,14 +43,9 @@ UNREAD_SUFFIXES = {
 MOST_HASHED_BYTES = 2**28
 
 
-def path_of(name: str) -> Path:
-    """The path that a name means; `~` is the home directory, of a user that there is."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - that of Path raises where there is no such user
-
-
 def name_of(source: str) -> str:
     """A short name for a source, for directories: the file's or folder's name without the suffixes of its kind."""
-    path = path_of(source)
+    path = at_home(source)
     while glob.has_magic(path.name) and path.parent != path and not path.exists():
         path = path.parent
     path = path if path.name.strip(".") else path.resolve()

@@ -27,11 +27,11 @@ from tiny_transformer.data.prepare.files import (
     kind_of,
     kinds_in_words,
     packing_of,
-    path_of,
 )
 from tiny_transformer.data.prepare.unpack import is_packed, open_text
 from tiny_transformer.data.prepare.walk import Walk, place_of
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.storage.reading import at_home
 
 _MOST_NAMED = 6  # suffixes in a sentence
 _COUNTED_BY_NAME = ("folder", "broken link", "special file", "empty file")
@@ -52,7 +52,7 @@ def find_files(name: str) -> Found:
     Raises:
         UserError: nothing is there, or nothing that holds text; it names what is there instead.
     """
-    path = path_of(name)
+    path = at_home(name)
     if path.is_file():
         kind, sentences = kind_of(path), []
         if kind not in READ_SUFFIXES | UNREAD_SUFFIXES.keys():

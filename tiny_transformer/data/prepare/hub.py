@@ -19,6 +19,7 @@ from typing import Any
 from tiny_transformer.data.prepare.files import read_documents as read_file
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunLock, atomic_write
+from tiny_transformer.storage.reading import at_home
 from tiny_transformer.tokenizers.published import hub_is_reachable
 
 PART_BYTES = 16 * 2**20  # of text in a part of the cache
@@ -62,7 +63,7 @@ class Cache:
     """
 
     def __init__(self, hub_set: HubSet) -> None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        home = at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
         name = hub_set.repository.strip("/").rsplit("/", 1)[-1]
         digest = hashlib.sha256(repr(hub_set).encode()).hexdigest()
         self.directory = home / "tiny-transformer" / "hub" / f"{name}-{digest[:12]}"

@@ -17,8 +17,8 @@ from typing import Any
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.meta import OLD_IDENTITY, SOURCE_IDENTITY, Meta
 from tiny_transformer.data.prepare import hub
-from tiny_transformer.data.prepare.files import path_of
 from tiny_transformer.data.prepare.sources import STORIES, Source, source_of
+from tiny_transformer.storage.reading import at_home
 from tiny_transformer.tokenizers import TRAINED_KINDS, Tokenizer, make_tokenizer
 
 # Keys of the section `data` that decide the tokens, in the order in which they are told.
@@ -114,7 +114,7 @@ def _other_source(data: DataConfig, meta: Meta) -> str | None:
 
 def _identity(data: DataConfig) -> str | None:
     """What identifies the text that the source gives now; None where that is not known without a network or a file."""
-    is_there = path_of(data.source).exists()
+    is_there = at_home(data.source).exists()
     if data.source != STORIES and (data.source in hub.KNOWN_SETS or not is_there):
         return None
     return request_of(data, source_of(data), None)[SOURCE_IDENTITY]
@@ -122,7 +122,7 @@ def _identity(data: DataConfig) -> str | None:
 
 def _is_the_tokenizer(name: str, meta: Meta) -> bool:
     there = meta.request.get("tokenizer", meta.tokenizer)
-    if is_trained_here(name) or not path_of(name).exists():
+    if is_trained_here(name) or not at_home(name).exists():
         return name.replace("auto", "bpe") == there.replace("auto", "bpe")
     return make_tokenizer(name).fingerprint == meta.tokenizer_fingerprint
 

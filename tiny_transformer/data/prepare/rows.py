@@ -23,6 +23,18 @@ _NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t"}
 
 
+class _RepeatedError(Exception):
+    """An object has two values of one name, of which Python's reader would keep the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise _RepeatedError(f"the key {name[:80]!r} stands twice in one object")
+    return found
+
+
 def json_lines_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """One JSON value a line, with the line's number."""
     with open_text(path, whole_lines=True) as lines:
@@ -30,7 +42,9 @@ def json_lines_rows(path: Path) -> Iterator[tuple[int, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_object)
+            except _RepeatedError as error:
+                raise bad(str(error), path, line=number) from None
             except (ValueError, RecursionError) as error:
                 raise bad(f"line {number} is not JSON ({error})", path, line=number) from None
             yield number, row
@@ -93,10 +107,12 @@ class _Values:
                 return ""
 
     def _value(self) -> Any:
-        decoder = json.JSONDecoder()
+        decoder = json.JSONDecoder(object_pairs_hook=_object)
         while True:
             try:
                 value, end = decoder.raw_decode(self._text, self._place)
+            except _RepeatedError as error:
+                raise self._bad(str(error)) from None
             except RecursionError:
                 raise self._bad("nested too deeply") from None
             except ValueError as error:

@@ -17,6 +17,7 @@ from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare import files, hub
 from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.errors import UserError
+from tiny_transformer.storage.reading import at_home
 
 STORIES = "stories"
 STORIES_DEFAULT_BYTES = 16_000_000
@@ -110,7 +111,7 @@ def open_source(
         return _stories(max_bytes or STORIES_DEFAULT_BYTES, seed)
     if name in hub.KNOWN_SETS:
         return _from_hub(name, replace(hub.KNOWN_SETS[name], text_field=text_field), max_bytes)
-    if not files.path_of(name).exists() and looks_like_hub_id(name):
+    if not at_home(name).exists() and looks_like_hub_id(name):
         return _from_hub(name, hub.HubSet(name, text_field=text_field), max_bytes)
     _refuse_a_slip(name)
     found, note = find_files(name)
@@ -127,7 +128,7 @@ def open_source(
     return Source(
         name=name,
         licence=UNKNOWN_LICENCE,
-        fingerprint=files.identity_of(found, files.path_of(name)),
+        fingerprint=files.identity_of(found, at_home(name)),
         max_bytes=max_bytes,
         total_bytes=min(num_bytes, max_bytes or num_bytes) if all(map(files.is_plain_text, found)) else max_bytes,
         start=start,
@@ -138,7 +139,7 @@ def open_source(
 def _refuse_a_slip(name: str) -> None:
     """Refuse what is no path and nearly one of the names."""
     near = difflib.get_close_matches(name.strip("/").lower(), (STORIES, *hub.KNOWN_SETS), n=1, cutoff=0.7)
-    if near and not any(sign in name for sign in "*?[{") and not os.path.lexists(files.path_of(name)):
+    if near and not any(sign in name for sign in "*?[{") and not os.path.lexists(at_home(name)):
         raise UserError(f"no such file, folder or data set: {name}", remedy=f"did you mean --source {near[0]}?")
 
 

@@ -154,7 +154,7 @@ class Proofreader:
                 yield reading._replace(place=(option, 0, follow), chose_ending=ending)
             return
         at = reading.at
-        for written, entry, kind, is_right in self._written(node, reading.slots):
+        for written, entry, kind, is_right in self._written(node, reading.slots, text[at]):
             stop = at + len(written)
             if stop <= end and text.startswith(written, at):
                 rest = follow
@@ -166,12 +166,15 @@ class Proofreader:
             checks = reading.checks if kind is None else (reading.checks, Check(at, stop, kind, is_right))
             yield _Reading(reading.wrong + (not is_right), stop, rest, slots, checks, reading.chose_ending)
 
-    def _written(self, node: Node, slots: Slots) -> Iterator[tuple[str, Entry | None, str | None, bool]]:
-        """What can stand at a node: the text, what is to be remembered, what is checked, whether it is right."""
+    def _written(
+        self, node: Node, slots: Slots, letter: str | None = None
+    ) -> Iterator[tuple[str, Entry | None, str | None, bool]]:
+        """What can stand at a node: the text, what is to be remembered, what is checked, whether it is right. With a
+        letter only what begins with it, which of a long list of words is little."""
         if isinstance(node, Literal):
             yield node.text, None, None, True
         elif isinstance(node, Reference):
-            yield from self._repeated(node, slots)
+            yield from self._repeated(node, slots, letter)
         elif isinstance(node, Sum):
             known = node.left in slots and node.right in slots
             value = slots[node.left].value + node.sign * slots[node.right].value if known else None
@@ -180,23 +183,28 @@ class Proofreader:
                 is_right = meant is None or entry is meant
                 yield entry.forms[node.form], meant or entry, "sums" if meant else None, is_right
         elif isinstance(node, Draw):
+            entries = self._domains.draws(node, letter)
+            if not entries:
+                return
             needed = (*((node.owner,) if node.owner else ()), *node.without)
             known = bool(needed) and all(slot in slots for slot in needed)
             allowed = set(map(id, available(node, slots.__getitem__))) if known else set()
-            for entry in self._domains.drawn[id(node)]:
+            for entry in entries:
                 bound = None if node.slot == FORGOTTEN else entry
                 yield entry.forms[node.form], bound, "things" if known else None, not known or id(entry) in allowed
 
-    def _repeated(self, node: Reference, slots: Slots) -> Iterator[tuple[str, Entry | None, str | None, bool]]:
+    def _repeated(
+        self, node: Reference, slots: Slots, letter: str | None
+    ) -> Iterator[tuple[str, Entry | None, str | None, bool]]:
         meant = slots.get(node.slot)
         kind = self._domains.kind(node)
         if meant is not None and node.form in meant.forms:
             yield meant.forms[node.form], None, kind, True
-            for form in self._domains.forms(node):
+            for form in self._domains.forms(node, letter):
                 if form != meant.forms[node.form]:
                     yield form, None, kind, False
             return
-        for form, entries in self._domains.forms(node).items():  # told for the first time in this text
+        for form, entries in self._domains.forms(node, letter).items():  # told for the first time in this text
             yield form, entries[0] if len(entries) == 1 else None, None, True
 
     def _beginnings(self, sequence: tuple[Node, ...], after: Any) -> Iterator[Place]:
@@ -233,7 +241,8 @@ class _Domains:
         self, drawn: dict[int, tuple[Entry, ...]], slots: dict[str, dict[int, Entry]], people: set[str]
     ) -> None:
         self.drawn, self._slots, self._people = drawn, slots, people
-        self._forms: dict[tuple[str, str], dict[str, list[Entry]]] = {}
+        self._forms: dict[tuple[str, str, str | None], dict[str, list[Entry]]] = {}
+        self._draws: dict[tuple[int, str | None], list[Entry]] = {}
 
     def kind(self, node: Reference) -> str:
         """Which of `CHECKS` a reference is."""
@@ -243,15 +252,26 @@ class _Domains:
             return "things"
         return "hero" if node.slot == "hero" else "others"
 
-    def forms(self, node: Reference) -> dict[str, list[Entry]]:
-        """The texts that can stand there, with the entries that are written so."""
-        key = node.slot, node.form
+    def forms(self, node: Reference, letter: str | None) -> dict[str, list[Entry]]:
+        """The texts that can stand there, with the entries that are written so; those with this letter, if given."""
+        key = node.slot, node.form, letter
         if key not in self._forms:
             found = self._forms[key] = {}
             for entry in self._slots[node.slot].values():
-                if node.form in entry.forms:
+                if node.form in entry.forms and _begins(entry.forms[node.form], letter):
                     found.setdefault(entry.forms[node.form], []).append(entry)
         return self._forms[key]
+
+    def draws(self, node: Draw, letter: str | None) -> list[Entry]:
+        """What can be drawn there; what begins with this letter, if one is given."""
+        key = id(node), letter
+        if key not in self._draws:
+            self._draws[key] = [e for e in self.drawn[id(node)] if _begins(e.forms[node.form], letter)]
+        return self._draws[key]
+
+
+def _begins(text: str, letter: str | None) -> bool:
+    return letter is None or text[:1] in ("", letter)
 
 
 def _domains(tree: tuple[Node, ...]) -> _Domains:

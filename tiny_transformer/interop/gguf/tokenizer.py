@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_transformer.data.prepare.files import path_of
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf.pieces import (
     BYTE,
@@ -27,6 +26,7 @@ from tiny_transformer.interop.gguf.pieces import (
     spaces,
     why_not_pieces,
 )
+from tiny_transformer.storage.reading import at_home
 from tiny_transformer.tokenizers.load import byte_level_content, has_tokenizer, load_tokenizer
 from tiny_transformer.tokenizers.make import char_tokenizer
 from tiny_transformer.tokenizers.patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
@@ -148,7 +148,7 @@ def name_refusal(name: str, data_dir: Path) -> str | None:
         UserError: a damaged tokenizer file.
     """
     _, _, directory = name.partition(":")
-    path = data_dir if has_tokenizer(data_dir) else path_of(directory or name)
+    path = data_dir if has_tokenizer(data_dir) else at_home(directory or name)
     if path.exists():
         reason = _why_not(load_tokenizer(path).content)
     elif name in {"bpe", "auto", "byte", *PUBLISHED}:

@@ -141,7 +141,8 @@ class Qwen3NextGatedDeltaNet(nn.Module):
     def make_cache(self, batch_size: int) -> RecurrentCache:
         """Empty, for `batch_size` rows."""
         weight = self.conv1d.weight  # (channels, 1, taps)
-        state = weight.new_zeros(batch_size, self.num_value_heads, self.key_dim, self.value_dim, dtype=torch.float32)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        state = weight.new_zeros(batch_size, self.num_value_heads, self.key_dim, self.value_dim, dtype=dtype)
         return RecurrentCache(weight.new_zeros(batch_size, weight.shape[2] - 1, weight.shape[0]), state)
 
 

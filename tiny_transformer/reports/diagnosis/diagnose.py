@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tiny_transformer.errors import in_words
-from tiny_transformer.reports.diagnosis import learning, rates, rewards, running
+from tiny_transformer.reports.diagnosis import aligning, learning, rates, rewards, running
 from tiny_transformer.reports.diagnosis.evidence import Evidence, Finding
 from tiny_transformer.reports.run_reader import RunFiles, state_of
 
@@ -38,6 +38,12 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     rewards.lengths_growing,
     rewards.same_words,
     rewards.kl_running_away,
+)
+# Those that a stage must name to have them.
+OF_STAGES: tuple[Callable[[Evidence], Finding | None], ...] = (
+    aligning.likelihoods_fall,
+    aligning.kl_runs_away,
+    aligning.answers_grow,
 )
 # What follows from a finding is not told beside it.
 RATE_TOO_HIGH = {"stuck", "no warm-up", "batch too small", "clipped every step", "overfitting", "dead layers"}
@@ -67,7 +73,9 @@ def diagnose(evidence: Evidence) -> list[Finding]:
 def _checks(evidence: Evidence) -> list[Callable[[Evidence], Finding | None]]:
     """Those that apply to the run's stage: all, or those it names in run_info.json."""
     named = evidence.info.get("checks")
-    return [check for check in CHECKS if not isinstance(named, list) or getattr(check, "__name__", "") in named]
+    if not isinstance(named, list):
+        return list(CHECKS)
+    return [check for check in (*CHECKS, *OF_STAGES) if getattr(check, "__name__", "") in named]
 
 
 def _guarded(check: Callable[[Evidence], Finding | None], evidence: Evidence) -> Finding | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tiny_transformer.reports.charts import by_part, column, smoothed
-from tiny_transformer.reports.run_reader import next_token_key, number, section
+from tiny_transformer.reports.run_reader import next_token_key, number, section, target_of
 
 MIN_ROWS = 10  # fewer logged steps can show that something is wrong, not that nothing is
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values, (N,) float64 each
@@ -56,6 +56,11 @@ class Evidence:
     def setting(self, key: str) -> float | None:
         """A number from the section `training`."""
         return number(section(self.config, "training"), key)
+
+    @property
+    def target(self) -> str:
+        """What the loss is a mean over, in one word."""
+        return target_of(self.info)
 
     @property
     def is_muon(self) -> bool:

@@ -66,7 +66,8 @@ def slowed_down(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "slowed down",
-        f"Since step {count(steps[at])} the run makes {count(after)} tokens a second; before, it made {count(before)}.",
+        f"Since step {count(steps[at])} the run makes {count(after)} {e.target}s a second; before, it made "
+        f"{count(before)}.",
         "Something else uses the machine, or it is too hot, or memory is being swapped.",
     )
 

@@ -1,0 +1,67 @@
+"""Heads that begin by looking at the token before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tiny_transformer.config.load import load_run_config
+from tiny_transformer.config.shapes import DecoderConfig, LlamaConfig, Qwen3Config
+from tiny_transformer.errors import UserError
+from tiny_transformer.inspection.observe import observe
+from tiny_transformer.models import build_model
+
+WIDE = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+SHAPES: dict[str, DecoderConfig] = {
+    "qwen3": Qwen3Config(**WIDE, num_attention_heads=4, num_key_value_heads=2),
+    "every head its own keys": Qwen3Config(**WIDE, num_attention_heads=4, num_key_value_heads=4),
+    "slow turns": Qwen3Config(**WIDE, num_attention_heads=4, num_key_value_heads=2, rope_theta=1e6),
+    "fast turns": Qwen3Config(**WIDE, num_attention_heads=4, num_key_value_heads=2, rope_theta=100),
+    "wide heads": Qwen3Config(**WIDE, num_attention_heads=2, num_key_value_heads=1, head_dim=128),
+    "llama": LlamaConfig(**WIDE, num_attention_heads=4, num_key_value_heads=2),
+    "llama with LayerNorm": LlamaConfig(**WIDE, num_attention_heads=4, norm_type="layernorm"),
+    "untied": LlamaConfig(**WIDE, num_attention_heads=4, tie_word_embeddings=False),
+}
+
+
+def weights_of(shape: DecoderConfig, *, init: bool) -> torch.Tensor:
+    """(H, T, T) of the first layer over random tokens."""
+    model = build_model(shape, seed=3, previous_token_init=init).eval()
+    ids = torch.randint(512, (300,), generator=torch.Generator().manual_seed(0))
+    return observe(model, ids.tolist()).attention[0]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_first_heads_look_at_the_two_tokens_before(name):
+    weights = weights_of(SHAPES[name], init=True)
+    assert weights[0].diagonal(-1).min() > 0.8
+    assert weights[1].diagonal(-2)[1:].min() > 0.8
+    plain = weights_of(SHAPES[name], init=False)
+    assert plain[0].diagonal(-1)[100:].max() < 0.05  # otherwise all tokens count alike
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+def test_a_shared_direction_changes_no_probability(name):
+    """With output projections at zero the model gives on the embedding alone: the loss is that of a plain start."""
+    ids = torch.arange(200)[None]
+    with torch.no_grad():
+        logits = build_model(SHAPES[name], seed=3, zero_residual=True, previous_token_init=True).eval()(ids)[0]
+    others = logits.masked_fill(torch.eye(200, 512).bool(), float("-inf"))  # a tied head repeats the token it read
+    assert others.softmax(-1).max() < 0.02
+
+
+def test_it_draws_after_all_other_weights():
+    shape = SHAPES["qwen3"]
+    plain, looking = (build_model(shape, seed=3, previous_token_init=init) for init in (False, True))
+    changed = {n for (n, a), b in zip(plain.named_parameters(), looking.parameters(), strict=True) if not a.equal(b)}
+    first = "model.layers.0.self_attn."
+    assert changed == {"model.embed_tokens.weight"} | {
+        first + name for name in ("q_proj.weight", "k_proj.weight", "q_norm.weight", "k_norm.weight")
+    }
+
+
+@pytest.mark.parametrize("family", ["olmo2", "qwen3_next"])
+def test_other_first_layers_are_refused_by_name(family):
+    tree = {"model": {"model_type": family}, "training": {"steps": 1, "previous_token_init": True}}
+    with pytest.raises(UserError, match=f"llama or qwen3, not that of a {family}"):
+        load_run_config(tree)

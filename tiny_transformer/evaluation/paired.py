@@ -1,0 +1,141 @@
+"""Whether two models differ, judged by what each pays for the same documents: paired bootstrap intervals.
+
+A figure of two models is a ratio of sums over documents, nats to bytes. Documents are drawn with replacement, always
+the same ones for both models, so what makes a document hard for every model cancels. The interval is studentized
+(bootstrap-t): each resampled difference is divided by its own standard error, which keeps the promised coverage where
+documents differ much in length, and with as few as twenty of them. Only numpy is needed.
+
+Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 12.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 2000
+MIN_DOCUMENTS = 20  # with fewer, the interval no longer holds what it promises
+# Standard deviation of bits per byte between seeds of one config, as a share: docs/LOG.md, "Two seeds of one config".
+SEED_SPREAD = 0.0075
+_CHUNK_ELEMENTS = 2**22  # of a table of resampled counts
+# The 0.975 quantile of Student's t by degrees of freedom; beyond them that of the normal distribution.
+_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+_NORMAL_95 = 1.960
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its 95 % interval; NaN where there are too few documents for one."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there were documents enough."""
+        return not math.isnan(self.low)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What one model pays more than another, in bits per byte, or nats per case.
+
+    Attributes:
+        interval: of the difference between these very weights, over documents.
+        seed_margin: the difference that two seeds of one config stay below in 95 % of cases; 0 where that is no
+            question, as for two checkpoints of one run.
+    """
+
+    interval: Interval
+    seed_margin: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, `no difference`, or `not known` with too few documents.
+
+        Chance of documents and chance of the seed are independent, so their widths add as the sides of a right angle.
+        """
+        value, low, high = self.interval.value, self.interval.low, self.interval.high
+        if not self.interval.is_known:
+            return "not known"
+        if low == high == 0 or low <= 0 <= high:
+            return "no difference"
+        towards_zero = value - low if value > 0 else high - value
+        if abs(value) <= math.hypot(towards_zero, self.seed_margin):
+            return "no difference"
+        return "worse" if value > 0 else "better"
+
+
+def ratio_interval(values: np.ndarray, weights: np.ndarray, *, seed: int = 0) -> Interval:
+    """sum(values) / sum(weights) with its 95 % interval over documents.
+
+    Args:
+        values: (N,) of each document, such as the nats that one model pays more than another.
+        weights: (N,) positive, such as its bytes.
+        seed: of the resampling.
+    """
+    values, weights = values.astype(np.float64), weights.astype(np.float64)
+    count, ratio = len(values), float(values.sum() / weights.sum())
+    if count < MIN_DOCUMENTS:
+        return Interval(ratio, math.nan, math.nan)
+    centred = values - ratio * weights  # what is left of each document; sums to 0
+    error = float(_error(centred @ centred, weights.sum(), count))
+    if error <= 1e-12 * max(abs(ratio), float(np.abs(values).max() / weights.mean())):  # all documents say the same
+        return Interval(ratio, ratio, ratio)
+    # Of a resample only these sums are needed: the deviation of its ratio, and that ratio's own standard error.
+    sums = np.stack([centred, weights, centred**2, centred * weights, weights**2], axis=1)  # (N, 5)
+    generator = np.random.default_rng(seed)
+    size = max(1, _CHUNK_ELEMENTS // count)
+    found = []
+    for first in range(0, NUM_RESAMPLES, size):
+        rows = min(size, NUM_RESAMPLES - first)
+        drawn = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)  # how often each was drawn
+        c, w, cc, cw, ww = (counts @ sums).T
+        shift = c / w  # the resampled ratio less the ratio
+        left = np.maximum(cc - 2 * shift * cw + shift**2 * ww, 0.0)  # squares about the resampled ratio
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found.append(shift / _error(left, w, count))
+    studentized = np.concatenate(found)
+    studentized = studentized[np.isfinite(studentized)]
+    low, high = np.quantile(studentized, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(ratio, ratio - float(high) * error, ratio - float(low) * error)
+
+
+def _error(squares: np.ndarray | float, total: np.ndarray | float, count: int) -> np.ndarray:
+    """The standard error of a ratio, by its squared residuals (linearised)."""
+    return np.sqrt(np.asarray(squares) * count / (count - 1)) / total
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """How much seeds of one config differ.
+
+    Attributes:
+        share: the standard deviation of bits per byte, as a share of them.
+        degrees: of freedom, where it was measured; None where it is assumed.
+    """
+
+    share: float = SEED_SPREAD
+    degrees: int | None = None
+
+    def margin(self, bits_per_byte: float) -> float:
+        """What two seeds of one config differ by in at most 95 of 100 cases."""
+        few = self.degrees is not None and self.degrees <= len(_T_95)
+        quantile = _T_95[self.degrees - 1] if few and self.degrees else _NORMAL_95
+        return quantile * math.sqrt(2) * self.share * bits_per_byte
+
+
+def measured_spread(groups: Sequence[Sequence[float]]) -> SeedSpread | None:
+    """The spread from the bits per byte of runs that differ in their seed alone, a list for each config; None where no
+    config has two."""
+    shares = [np.array(group) / np.mean(group) for group in groups if len(group) > 1]
+    degrees = sum(len(one) - 1 for one in shares)
+    if not degrees:
+        return None
+    return SeedSpread(math.sqrt(sum(float(((one - 1) ** 2).sum()) for one in shares) / degrees), degrees)
