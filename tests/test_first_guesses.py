@@ -353,6 +353,13 @@ def test_a_console_that_cannot_show_a_character_shows_another(home: Path, encodi
     assert b"?" in done.stdout and b"next: tiny-transformer train" in done.stdout
 
 
+def test_a_terminal_of_no_width_is_written_to(home: Path) -> None:
+    """Every table and sentence was left out, and the command ended well."""
+    words = [sys.executable, "-m", "tiny_transformer", "runs"]
+    done = subprocess.run(words, env={**os.environ, "COLUMNS": "0"}, capture_output=True, text=True, check=True)
+    assert "No runs here yet" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("module", "first", "shows"),
     [

@@ -128,6 +128,22 @@ def test_an_output_of_something_else_is_refused_and_stays(checkpoint, prompts, t
         assert out.read_bytes() == foreign
 
 
+def test_a_mark_of_byte_order_is_no_part_of_a_prompt(tmp_path, monkeypatch):
+    for name, raw in (("p.txt", "hen\r\n"), ("p.jsonl", '{"prompt": "hen"}\n')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + raw.encode())
+        assert [prompt.text for prompt in prompt_files.read_prompts(tmp_path / name)] == ["hen"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfhen\n"), encoding="utf-8"))
+    assert [prompt.text for prompt in prompt_files.read_prompts(Path("-"))] == ["hen"]
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--prompts"])
+def test_standard_input_that_is_no_text_is_told_as_that(home, option, monkeypatch, capsys):
+    """It was a traceback, and "a bug in tiny-transformer"."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9 noir"), encoding="utf-8"))
+    assert run(["generate", "--ckpt", "runs/demo/model", option, "-", "--device", "cpu"]) == ExitCode.BAD_DATA
+    assert "byte 3 is not UTF-8" in capsys.readouterr().err
+
+
 def test_rows_of_json_keep_their_other_keys(checkpoint, tmp_path):
     source, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"id": 7, "prompt": "Once\\nupon", "text": "theirs"}\n', encoding="utf-8")

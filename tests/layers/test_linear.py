@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tiny_transformer.layers.dora import DoRALinear, dora_slowly
 from tiny_transformer.layers.linear import (
     LoRALinear,
     QuantizedLinear,
@@ -152,3 +153,22 @@ def test_dropout_acts_on_the_addition_alone_and_while_training():
     moved = layer.train()(x) - base(x)
     torch.manual_seed(0)
     torch.testing.assert_close(moved, 2 * functional.dropout(x, 0.5) @ layer.lora_A.T @ layer.lora_B.T, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["plain", "bias", "int8"])
+def test_dora_is_the_weight_of_its_slow_twin_and_at_first_the_layer_itself(kind: str) -> None:
+    torch.manual_seed(4)
+    base: nn.Linear | QuantizedLinear = nn.Linear(45, 30, bias=kind == "bias")
+    if kind == "int8":
+        base = QuantizedLinear.of(base, bits=8, group_size=None)
+    layer, x = DoRALinear(base, rank=3, alpha=6.0), torch.randn(2, 45)
+    layer.start(torch.Generator().manual_seed(2))
+    assert torch.equal(layer(x), base(x))
+    with torch.no_grad():
+        layer.lora_B.normal_()
+        layer.lora_magnitude_vector.mul_(1.5)
+    torch.testing.assert_close(layer(x), dora_slowly(layer, x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer(x), functional.linear(x, layer.merged(), base.bias), rtol=1e-5, atol=1e-5)
+    layer(x).square().sum().backward()
+    learning = {name for name, p in layer.named_parameters() if p.grad is not None}
+    assert learning == {"lora_A", "lora_B", "lora_magnitude_vector"}

@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from tiny_transformer.config.schema import LoraSection
 from tiny_transformer.errors import UserError
 from tiny_transformer.models import load_model, save_model
-from tiny_transformer.models.adapters import CONFIG, WEIGHTS, adapt, load_adapter, load_base_weights, save_adapter
+from tiny_transformer.models.adapter_base import Base, identity_of
+from tiny_transformer.models.adapters import CONFIG, WEIGHTS, adapt, load_adapter, save_adapter
+from tiny_transformer.models.config_file import BASE_FILE
 from tiny_transformer.models.swaps import quantize_layers, restore_layers
+from tiny_transformer.models.vocabulary import load_base_weights
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
 
@@ -26,17 +29,24 @@ def base(shake: Any, all_configs: Any, tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+@torch.no_grad()
+def learn(model: Any) -> None:
+    """Move every adapter of a model, ours or peft's, off its first value."""
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(0, 0.1, generator=generator)
+        if "lora_magnitude_vector" in name:
+            parameter.mul_(1 + 0.2 * torch.rand(parameter.shape, generator=generator))
+
+
 def adapted(base: Path, **settings: Any) -> tuple[Any, LoraSection]:
     """A model whose adapters have learnt something."""
     lora = LoraSection(**{"enabled": True, "rank": 3, "alpha": 5.0, **settings})
     model = load_model(base)
     adapt(model, lora, seed=1)
     load_base_weights(model, base, lora)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("lora_B"):
-                parameter.normal_(0, 0.1, generator=generator)
+    learn(model)
     return model, lora
 
 
@@ -47,34 +57,50 @@ def logits(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
 
 
 def write(model: Any, lora: LoraSection, directory: Path) -> Path:
+    """Save adapters as a checkpoint has them, on the base beside it."""
+    base = directory.parent / "base"
     directory.mkdir()
-    save_adapter(model, directory, model.state_dict(), lora=lora, base="base")
+    known = Base(base, identity_of(load_model(base)))
+    save_adapter(model, directory, model.state_dict(), lora=lora, base=known, eos_token_id=1)
     return directory
 
 
-def test_at_first_nothing_changes_and_only_adapters_learn(base: Path, input_ids: torch.Tensor) -> None:
-    lora, model = LoraSection(enabled=True, dropout=0.5), load_model(base)
-    expected = logits(model, input_ids)
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("kind", ["none", "int8"])
+def test_at_first_nothing_changes_and_only_adapters_learn(
+    kind: str, use_dora: bool, base: Path, input_ids: torch.Tensor
+) -> None:
+    lora, model = LoraSection(enabled=True, dropout=0.5, use_dora=use_dora, quantize=kind), load_model(base)
+    if kind != "none":
+        quantize_layers(model, kind)
+    expected, model = logits(model, input_ids), load_model(base)
     told = adapt(model, lora, seed=1)
     load_base_weights(model, base, lora)
     assert torch.equal(logits(model, input_ids), expected)
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert learning and all(name.endswith((".lora_A", ".lora_B")) for name in learning)
+    endings = (".lora_A", ".lora_B", ".lora_magnitude_vector")[: 3 if use_dora else 2]
+    assert learning and {name[name.rindex(".") :] for name in learning} == set(endings)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert f"{count:,} weights are trained" in told and f"on {len(learning) // 2} layers" in told
+    assert f"{count:,} weights are trained" in told and f"on {len(learning) // len(endings)} layers" in told
 
 
 @pytest.mark.parametrize(
-    ("rslora", "targets"),
-    [(False, ("*_proj",)), (True, ("q_proj", "v_proj")), (False, ("layers.0.self_attn.q_proj",))],
+    ("settings", "targets"),
+    [
+        ({}, ("*_proj",)),
+        ({"rslora": True}, ("q_proj", "v_proj")),
+        ({}, ("layers.0.self_attn.q_proj",)),
+        ({"use_dora": True}, ("*_proj",)),
+        ({"use_dora": True, "rslora": True}, ("v_proj",)),
+    ],
 )
 def test_peft_opens_ours_with_the_same_logits_and_merged_equals_unmerged(
-    rslora: bool, targets: tuple[str, ...], base: Path, input_ids: torch.Tensor, tmp_path: Path
+    settings: dict[str, bool], targets: tuple[str, ...], base: Path, input_ids: torch.Tensor, tmp_path: Path
 ) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model, lora = adapted(base, rslora=rslora, targets=targets)
+    model, lora = adapted(base, **settings, targets=targets)
     directory, expected = write(model, lora, tmp_path / "adapter"), logits(model, input_ids)
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), directory)
     assert torch.allclose(logits(theirs, input_ids), expected, **CLOSE)
@@ -82,38 +108,41 @@ def test_peft_opens_ours_with_the_same_logits_and_merged_equals_unmerged(
     again = load_model(base)
     load_adapter(again, directory)
     assert torch.allclose(logits(again, input_ids), expected, rtol=0, atol=1e-6)
+    whole = load_model(directory)  # the base is named beside the adapters
+    assert torch.equal(logits(whole, input_ids), logits(again, input_ids))
     restore_layers(again)
     assert torch.allclose(logits(again, input_ids), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}])
 def test_what_peft_saves_opens_here_with_the_same_logits(
-    rslora: bool, base: Path, input_ids: torch.Tensor, tmp_path: Path
+    settings: dict[str, bool], base: Path, input_ids: torch.Tensor, tmp_path: Path
 ) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", use_rslora=rslora, task_type="CAUSAL_LM")
+    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
     theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.1)
+    learn(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_model(base)
     load_adapter(ours, tmp_path / "theirs")
     assert torch.allclose(logits(ours, input_ids), logits(theirs, input_ids), **CLOSE)
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_the_frozen_weights_may_be_quantized(kind: str, base: Path, input_ids: torch.Tensor, tmp_path: Path) -> None:
+def test_the_frozen_weights_may_be_quantized(
+    kind: str, use_dora: bool, base: Path, input_ids: torch.Tensor, tmp_path: Path
+) -> None:
     """The adapters are the same file, and come onto whole weights or onto integers."""
-    model, lora = adapted(base, quantize=kind)
+    model, lora = adapted(base, quantize=kind, use_dora=use_dora)
     directory, expected = write(model, lora, tmp_path / "adapter"), logits(model, input_ids)
     again = load_model(base)
     quantize_layers(again, kind)
     load_adapter(again, directory)
     assert torch.allclose(logits(again, input_ids), expected, rtol=0, atol=1e-6)
+    assert torch.equal(logits(load_model(directory), input_ids), expected)
     plain = load_model(base)
     load_adapter(plain, directory)
     assert not torch.allclose(logits(plain, input_ids), expected, rtol=0, atol=1e-3)
@@ -133,7 +162,8 @@ def test_adapters_for_another_model_and_of_other_kinds_are_refused(
     good = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     for change, says in (
         ({"peft_type": "LOHA"}, "type 'LOHA' are not computed here"),
-        ({"use_dora": True}, "use_dora = True is not computed here"),
+        ({"use_dora": True}, "lora_magnitude_vector is missing"),
+        ({"lora_bias": True}, "lora_bias = True is not computed here"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"r": "8"}, "no rank"),
         ({"r": 4}, "of shape"),
@@ -143,7 +173,7 @@ def test_adapters_for_another_model_and_of_other_kinds_are_refused(
             load_adapter(load_model(base), directory)
     (directory / CONFIG).write_text(json.dumps(good), encoding="utf-8")
     save_file({**tensors, "base_model.model.lm_head.weight": torch.zeros(2)}, directory / WEIGHTS)
-    with pytest.raises(UserError, match=r"lm_head\.weight is no half of an addition"):
+    with pytest.raises(UserError, match=r"lm_head\.weight is no part of an addition"):
         load_adapter(load_model(base), directory)
     with pytest.raises(UserError, match="the model has adapters already"):
         load_adapter(adapted(base)[0], directory)
@@ -156,3 +186,34 @@ def test_experts_and_the_delta_rule_can_be_adapted(shake: Any, all_configs: Any,
     adapt(model, LoraSection(enabled=True, targets=("*.mlp.experts.*", "*in_proj*")), seed=0)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert any(".experts.0.up_proj.lora_A" in name for name in names) and any("in_proj" in name for name in names)
+
+
+def test_a_base_that_has_changed_or_gone_is_refused_by_name(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    base = base.rename(tmp_path / "runs" / "base")
+    model, lora = adapted(base)
+    directory = write(model, lora, tmp_path / "runs" / "adapter")
+    moved = (tmp_path / "runs").rename(tmp_path / "elsewhere")  # both together: the place is seen from the adapters
+    base, directory = moved / "base", moved / "adapter"
+    assert str(tmp_path) not in (directory / BASE_FILE).read_text(encoding="utf-8")
+    load_model(directory)
+    config = (base / "config.json").read_text(encoding="utf-8")
+    (base / "config.json").write_text(
+        config.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'), encoding="utf-8"
+    )
+    with pytest.raises(UserError, match=r"base has changed since: rms_norm_eps is 1e-05 in its config\.json"):
+        load_model(directory)
+    (base / "config.json").write_text(config, encoding="utf-8")
+    other = load_model(base)
+    with torch.no_grad():
+        other.get_submodule("model.layers.1.mlp.up_proj").weight[0, 0] += 1e-3
+    save_model(other, base, eos_token_id=1)
+    with pytest.raises(UserError, match="base has changed since: its weights are not those") as refused:
+        load_model(directory)
+    assert f"tiny-transformer merge {directory} --base DIR" in (refused.value.remedy or "")
+    base.rename(moved / "gone")
+    with pytest.raises(UserError, match=r"the base of these adapters is neither at .*base nor at "):
+        load_model(directory)

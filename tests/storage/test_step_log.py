@@ -24,6 +24,20 @@ def write(path, *steps: int) -> StepLog:
     return log
 
 
+@pytest.mark.parametrize("after", [None, 0])
+def test_a_log_that_shares_its_file_with_a_copy_leaves_the_copy_alone(tmp_path, after):
+    """`cp -rl`, `rsync --link-dest`: going on with one run wrote into the log of the other."""
+    write(tmp_path / "log.jsonl", 0, 10).close()
+    (tmp_path / "copy").mkdir()
+    os.link(tmp_path / "log.jsonl", tmp_path / "copy/log.jsonl")
+    log = StepLog(tmp_path / "copy/log.jsonl", after)
+    log.append(records(20)[0])
+    log.sync()
+    log.close()
+    assert read_log(tmp_path / "log.jsonl") == records(0, 10)
+    assert read_log(tmp_path / "copy/log.jsonl") == records(*((0, 20) if after == 0 else (0, 10, 20)))
+
+
 def test_records_are_read_back_in_order(tmp_path):
     write(tmp_path / "run" / "log.jsonl", 0, 10, 20).close()
     assert read_log(tmp_path / "run" / "log.jsonl") == records(0, 10, 20)

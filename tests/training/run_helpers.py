@@ -76,7 +76,8 @@ def evaluation(loss: float) -> Evaluation:
 def fingerprint(run_dir: Path, name: str = "last") -> dict[str, bytes]:
     """The bytes of everything in a checkpoint that training computes."""
     checkpoint = run_dir / name
-    files = ("model.safetensors", "trainer_state/optimizer.safetensors")
+    weights = ("model.safetensors", "adapter_model.safetensors")
+    files = [file for file in (*weights, "trainer_state/optimizer.safetensors") if (checkpoint / file).is_file()]
     return {file: (checkpoint / file).read_bytes() for file in files}
 
 

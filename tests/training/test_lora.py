@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import UserError
 from tiny_transformer.models import load_model
+from tiny_transformer.models.adapter_base import path_from_here
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.stages import run as engine
 from tiny_transformer.training import loop
@@ -42,15 +44,19 @@ def tuned(base: Path, talks: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return run_dir
 
 
-def test_the_base_stays_and_the_optimizer_remembers_adapters_alone(base: Path, tuned: Path) -> None:
-    before, after = load_file(base / "model.safetensors"), load_file(tuned / "last/model.safetensors")
+def test_a_checkpoint_holds_adapters_alone_and_the_optimizer_remembers_no_more(base: Path, tuned: Path) -> None:
+    last = tuned / "last"
+    assert not (last / "model.safetensors").exists() and not (last / "config.json").exists()
+    before, after = load_model(base).state_dict(), load_model(last).state_dict()
+    learnt = {name for name in after if name.endswith((".lora_A", ".lora_B"))}
     for name, tensor in after.items():
         if name.endswith(".lora_B"):
             assert tensor.abs().max() > 0
-        elif not name.endswith(".lora_A"):
+        elif name not in learnt:
             assert torch.equal(tensor, before[name.replace(".base.", ".")])
-    remembered = {n.rpartition("/")[0] for n in load_file(tuned / "last/trainer_state/optimizer.safetensors")}
-    assert remembered == {name for name in after if name.endswith((".lora_A", ".lora_B"))}
+    saved = {f"base_model.model.{name}.weight" for name in learnt}
+    assert load_file(last / "adapter_model.safetensors").keys() == saved
+    assert {n.rpartition("/")[0] for n in load_file(last / "trainer_state/optimizer.safetensors")} == learnt
 
 
 @pytest.mark.slow
@@ -74,7 +80,7 @@ def test_merged_run_and_adapters_beside_the_base_write_the_same(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    adapter = tuned / "last/adapter"
+    adapter = shutil.copytree(tuned / "last", tmp_path / "adapter", ignore=shutil.ignore_patterns("base.json"))
     assert run(["merge", str(tuned), "--out_dir", str(tmp_path / "a")]) == 0
     assert run(["merge", str(adapter), "--base", str(base), "--out_dir", str(tmp_path / "b")]) == 0
     whole = load_model(tuned / "best")
@@ -101,6 +107,14 @@ def test_merged_run_and_adapters_beside_the_base_write_the_same(
     assert "nowhere does not exist" in capsys.readouterr().err
     assert run(["merge", str(base), "--out_dir", str(tmp_path / "c")]) == 2
     assert "there is nothing to merge" in capsys.readouterr().err
+    assert run(["merge", str(base), "--base", str(base), "--out_dir", str(tmp_path / "c")]) == 2
+    assert "has its base in it" in capsys.readouterr().err
+    (adapter / "manifest.json").unlink()
+    assert run(["generate", "--ckpt", str(adapter), *words]) == 2
+    assert f"{adapter} holds adapters and no model" in capsys.readouterr().err
+    (adapter / "adapter_config.json").write_text(
+        (adapter / "adapter_config.json").read_text("utf-8").replace(path_from_here(base), "nowhere"), "utf-8"
+    )
     named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     assert run(["merge", str(adapter), "--out_dir", str(tmp_path / "c")]) == 2
     assert f"the adapters name {named} as their base" in capsys.readouterr().err

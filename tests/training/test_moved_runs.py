@@ -196,7 +196,7 @@ def without_marks(source: Path, target: Path) -> None:
         (target / name).unlink()
 
 
-@pytest.mark.parametrize("copy", [cp("-r"), cp("-rL"), cp("-a"), zipped, links_as_text, without_marks])
+@pytest.mark.parametrize("copy", [cp("-r"), cp("-rL"), cp("-a"), cp("-al"), zipped, links_as_text, without_marks])
 def test_a_copy_is_read_and_goes_on_however_it_was_made(
     copy: Callable[[Path, Path], Any], tiny_data: Path, trained: Path, tmp_path: Path
 ) -> None:

@@ -43,6 +43,8 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that cannot show a character shows another
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]  # a terminal of unknown width, on which nothing at all would be shown
     code = run(sys.argv[1:] if arguments is None else arguments, prog, verb=verb, defaults=defaults)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # One of several processes. The threads of torch.distributed live on until the process ends; one that lets go

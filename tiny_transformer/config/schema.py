@@ -297,6 +297,9 @@ class LoraSection(Section):
     rslora: bool = setting(False, "refuse")
     """Let an addition count `alpha / sqrt(rank)`, so that a higher rank learns as fast."""
 
+    use_dora: bool = setting(False, "refuse")
+    """Let the length of each layer's rows be learnt beside the addition, which then decides their direction (DoRA)."""
+
     quantize: Literal["none", "int8", "int4"] = setting("none", "refuse")
     """Keep the frozen weights in 8 or 4 bits (QLoRA)."""
 

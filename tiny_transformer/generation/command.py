@@ -19,7 +19,13 @@ from tiny_transformer.generation.chat import Conversation, RunningText
 from tiny_transformer.generation.drafting import speculation_of
 from tiny_transformer.generation.engines import choose_engine
 from tiny_transformer.generation.interactive import NO_ANSWER, Session
-from tiny_transformer.generation.prompt_files import STANDARD_INPUT, answer_file, answer_prompts, read_prompts
+from tiny_transformer.generation.prompt_files import (
+    STANDARD_INPUT,
+    answer_file,
+    answer_prompts,
+    read_prompts,
+    standard_input,
+)
 from tiny_transformer.generation.requests import ChatRequest, GenerateRequest, check_request
 from tiny_transformer.generation.rows import check_prompts
 from tiny_transformer.generation.sampling import SamplingConfig
@@ -217,7 +223,7 @@ def _answer(opened: OpenCheckpoint, options: GenerateRequest, settings: Sampling
 
 def _given(prompt: str) -> str:
     """The prompt, or for `-` all of standard input, without the line break that ends it."""
-    return sys.stdin.read().removesuffix("\n") if prompt == STANDARD_INPUT else prompt
+    return standard_input().removesuffix("\n") if prompt == STANDARD_INPUT else prompt
 
 
 def _prompt_of(checkpoint: Path) -> str:

@@ -54,7 +54,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     if str(path) != STANDARD_INPUT and path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"{path} is neither .txt nor .jsonl", remedy="a prompt a line, or objects with a key `prompt`")
     try:
-        text = sys.stdin.read() if where == "standard input" else read_regular(path, MAX_BYTES).decode("utf-8")
+        text = standard_input() if where == "standard input" else read_regular(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"byte {error.start} is not UTF-8", where=where, exit_code=ExitCode.BAD_DATA) from None
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -63,6 +63,23 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not prompts:
         raise UserError("there are no prompts", where=where, remedy="write one a line", exit_code=ExitCode.BAD_DATA)
     return prompts
+
+
+def standard_input() -> str:
+    """All of standard input, without the mark of byte order that some programs begin with.
+
+    Raises:
+        UserError: BAD_DATA, it is not UTF-8.
+    """
+    try:
+        return sys.stdin.read().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"byte {error.start} is not UTF-8",
+            where="standard input",
+            remedy="make UTF-8 of it, for example with iconv",
+            exit_code=ExitCode.BAD_DATA,
+        ) from None
 
 
 def _of_json(line: str, where: str) -> Prompt:

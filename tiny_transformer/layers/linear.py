@@ -290,6 +290,18 @@ class LoRALinear(nn.Module):
         """(N, K): what the addition amounts to, as a weight."""
         return (self.alpha / self.rank) * (self.lora_B @ self.lora_A)
 
+    def merged(self) -> torch.Tensor:
+        """(N, K), float32 or wider: the weight of the ordinary layer that computes the same."""
+        weight = wide_weight(self.base)
+        return weight + self.addition().to(weight.dtype)
+
+
+def wide_weight(layer: nn.Linear | QuantizedLinear) -> torch.Tensor:
+    """(N, K), float32 or wider: the weight of a layer of either kind."""
+    if isinstance(layer, QuantizedLinear):
+        return layer.weight_in(torch.float32)
+    return layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32))
+
 
 def lora_slowly(layer: LoRALinear, x: torch.Tensor) -> torch.Tensor:
     """What `LoRALinear` computes without dropout, with the whole weight written out."""

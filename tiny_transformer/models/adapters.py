@@ -1,8 +1,8 @@
 """Low-rank adapters on a model, and their own files: PEFT's `adapter_config.json` and `adapter_model.safetensors`.
 
-PEFT opens what is written here, and what PEFT writes is opened here, if it is a plain LoRA: additions to linear layers,
-with rank-stabilized scaling or without. Everything else is refused by name. Source of the format: the PEFT library's
-saved directories.
+PEFT opens what is written here, and what PEFT writes is opened here, if it is additions to linear layers, with
+rank-stabilized scaling or without, and with a learnt length of each row (DoRA) or without. Everything else is refused
+by name. Source of the format: the PEFT library's saved directories.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,20 @@ import torch
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.layers.linear import LoRALinear
-from tiny_transformer.models.checkpoint import EMBEDDING
+from tiny_transformer.models.adapter_base import Base, path_from_here, write_base
+from tiny_transformer.models.building import tensors_of
 from tiny_transformer.models.config_file import read_json, read_small_file
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.models.safetensors_file import encode, open_checked, reading
-from tiny_transformer.models.swaps import add_lora, quantize_layers
-from tiny_transformer.models.vocabulary import copy_tensors, load_ordinary, tensors_of
+from tiny_transformer.models.swaps import (
+    EMBEDDING,
+    Record,
+    add_lora,
+    apply_swaps,
+    describe_swaps,
+    quantize_layers,
+    write_swaps,
+)
 from tiny_transformer.storage.commit import Staging, write_into
 from tiny_transformer.storage.reading import check_inside
 from tiny_transformer.storage.runs import holds_a_run
@@ -36,11 +44,11 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE_KEY = "tiny_transformer_base"  # in the header of the weights: what they were trained on
+HALVES, MAGNITUDE = ("lora_A", "lora_B"), "lora_magnitude_vector"
 _PREFIX = "base_model.model."
-_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-# What a configuration of PEFT must say, or leave out, to be a plain LoRA.
+_NAME = re.compile(r"base_model\.model\..+\.(lora_[AB]\.weight|lora_magnitude_vector)")
+# What a configuration of PEFT must say, or leave out, to be additions to linear layers and nothing else.
 _PLAIN: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
     "bias": ("none", None),
     "fan_in_fan_out": (False, None),
     "modules_to_save": (None, []),
@@ -68,10 +76,18 @@ def adapt(model: CausalLM, lora: LoraSection, *, seed: int) -> str:
     # alpha / sqrt(r) is alpha sqrt(r) / r: rank-stabilized scaling (Kalajdzievski, 2023) needs no layer of its own
     alpha = lora.alpha * math.sqrt(lora.rank) if lora.rslora else lora.alpha
     generator = torch.Generator().manual_seed(seed)
-    names = add_lora(model, lora.targets, rank=lora.rank, alpha=alpha, dropout=lora.dropout, generator=generator)
+    names = add_lora(
+        model,
+        lora.targets,
+        rank=lora.rank,
+        alpha=alpha,
+        dropout=lora.dropout,
+        kind="dora" if lora.use_dora else "lora",
+        generator=generator,
+    )
     num_trained = 0
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.endswith((".lora_A", ".lora_B")))
+        parameter.requires_grad_(is_adapter(name))
         num_trained += parameter.numel() if parameter.requires_grad else 0
     base = "" if lora.quantize == "none" else f" in {lora.quantize}"
     return (
@@ -80,67 +96,56 @@ def adapt(model: CausalLM, lora: LoraSection, *, seed: int) -> str:
     )
 
 
-@torch.no_grad()
-def load_base_weights(
-    model: CausalLM,
-    directory: Path | str,
-    lora: LoraSection,
-    part_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-) -> None:
-    """Fill what is frozen in an adapted model with the weights of a directory; the adapters stay as they are.
-
-    Raises:
-        UserError: see `load_ordinary`.
-    """
-    base = load_ordinary(directory)
-    if lora.quantize != "none":
-        quantize_layers(base, lora.quantize)
-    found = tensors_of(base)
-    frozen = [name for name in tensors_of(model) if not name.endswith((".lora_A", ".lora_B"))]
-    copy_tensors({name: found[name.replace(".base.", ".")] for name in frozen}, model, part_of)
-
-
 def save_adapter(
     model: CausalLM,
     directory: Staging | Path | str,
     weights: Mapping[str, torch.Tensor],
     *,
-    folder: str = "",
-    lora: LoraSection | None = None,
-    base: str | None = None,
+    lora: LoraSection,
+    base: Base,
+    **token_ids: int | list[int],
 ) -> None:
-    """Write the adapters of a model as PEFT does.
+    """Write the adapters of a model as PEFT does, what they stand on, and where texts end.
 
     Args:
         model: with adapters of one rank.
         directory: existing, or what `storage.publish` gives.
         weights: the model's tensors by name.
-        folder: inside of it, with a slash at the end.
-        lora: how the scale was asked for.
-        base: where the model without adapters is.
+        lora: how the adapters were asked for.
+        base: the model without them.
+        token_ids: see `save_model`.
     """
     layers = dict(_adapters(model))
-    first = next(iter(layers.values()))
-    stable = lora is not None and lora.rslora
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": first.rank,
-        "lora_alpha": lora.alpha if lora is not None else first.alpha,
-        "lora_dropout": first.dropout.p,
-        "use_rslora": stable,
+        "base_model_name_or_path": path_from_here(base.path),
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.rslora,
+        "use_dora": lora.use_dora,
         "target_modules": _targets(model, list(layers)),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    tensors = {
-        f"{_PREFIX}{name}.lora_{half}.weight": weights[f"{name}.lora_{half}"] for name in layers for half in "AB"
-    }
+    tensors = {_saved_name(name): weights[name] for name in tensors_of(model) if is_adapter(name)}
     header = {"format": "pt", BASE_KEY: base_fingerprint(weights)}
-    write_into(directory, f"{folder}{CONFIG}", json.dumps(config, indent=2) + "\n")
-    write_into(directory, f"{folder}{WEIGHTS}", encode(tensors, header))
+    dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
+    write_base(directory, base, write_swaps(model.config.to_hf(dtype=dtype, **token_ids), describe_swaps(model)))
+    write_into(directory, CONFIG, json.dumps(config, indent=2) + "\n")
+    write_into(directory, WEIGHTS, encode(tensors, header))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a tensor of a model belongs to an adapter."""
+    return name.rpartition(".")[2] in (*HALVES, MAGNITUDE)
+
+
+def _saved_name(name: str) -> str:
+    """What PEFT calls a tensor of ours."""
+    return _PREFIX + name + (".weight" if name.endswith(HALVES) else "")
 
 
 @torch.no_grad()
@@ -158,31 +163,60 @@ def load_adapter(model: CausalLM, directory: Path | str) -> None:
             remedy="leave these out, or make an ordinary model of it first (tiny-transformer merge)",
         )
     config = read_adapter_config(directory)
-    with open_checked(directory / WEIGHTS) as opened, reading(directory / WEIGHTS):
-        header = opened.metadata() or {}
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
-    wrong = next((name for name in tensors if not _NAME.fullmatch(name)), None)
-    if wrong is not None or not tensors:
-        raise _bad(f"{wrong or 'an empty file'} is no half of an addition to a linear layer", directory / WEIGHTS)
+    tensors, header = _read_tensors(directory)
     trained_on = header.get(BASE_KEY)
     if trained_on is not None and trained_on != base_fingerprint(dict(model.named_parameters())):
         raise _another(directory, "its weights are not those that the adapters were trained on")
     rank, alpha = config["r"], float(config.get("lora_alpha", 8))
     alpha = alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
-    names = list(dict.fromkeys(match[1] for name in tensors if (match := _NAME.fullmatch(name))))
+    names = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
     try:
-        add_lora(model, names, rank=rank, alpha=alpha)
+        add_lora(model, names, rank=rank, alpha=alpha, kind="dora" if config.get("use_dora") else "lora")
     except UserError as error:
         raise _another(directory, error.what) from None
-    for name in names:
-        layer = model.get_submodule(name)
-        for half in "AB":
-            target = getattr(layer, f"lora_{half}")
-            found = tensors.get(f"{_PREFIX}{name}.lora_{half}.weight")
-            if found is None or found.shape != target.shape:
-                shape = "missing" if found is None else f"of shape {list(found.shape)}"
-                raise _another(directory, f"lora_{half} of {name} is {shape}, and the layer needs {list(target.shape)}")
-            target.copy_(found)
+    _fill(model, tensors, directory)
+
+
+@torch.no_grad()
+def put_on_base(base: CausalLM, directory: Path, records: list[Record]) -> None:
+    """Put adapters that were saved with their `base.json` on their base, in place.
+
+    Args:
+        base: of ordinary layers; some become integers where the records say so.
+        directory: of the adapters.
+        records: which layers are swapped, see `models.swaps`.
+
+    Raises:
+        UserError: records and adapters do not belong together, or are damaged.
+    """
+    apply_swaps(base, records, filled=True)
+    _fill(base, _read_tensors(directory)[0], directory)
+
+
+def _read_tensors(directory: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
+    """The tensors of adapters by our names, and what the header says."""
+    path = directory / WEIGHTS
+    check_inside(path)
+    with open_checked(path) as opened, reading(path):
+        header = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+    wrong = next((name for name in tensors if not _NAME.fullmatch(name)), None)
+    if wrong is not None or not tensors:
+        raise _bad(f"{wrong or 'an empty file'} is no part of an addition to a linear layer", path)
+    return {name.removeprefix(_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}, header
+
+
+def _fill(model: CausalLM, tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
+    """Copy the tensors of adapters; the model has those that they need, and no others."""
+    targets = {name: tensor for name, tensor in tensors_of(model).items() if is_adapter(name)}
+    for name in sorted(targets.keys() | tensors.keys()):
+        found, target = tensors.get(name), targets.get(name)
+        if target is None:
+            raise _another(directory, f"it has no place for {name}")
+        if found is None or found.shape != target.shape:
+            shape = "missing" if found is None else f"of shape {list(found.shape)}"
+            raise _another(directory, f"{name} is {shape}, and the layer needs {list(target.shape)}")
+        target.copy_(found)
 
 
 def _place_of(path: Path) -> Path:
@@ -196,7 +230,7 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     """A checked `adapter_config.json`.
 
     Raises:
-        UserError: it is not there, damaged, or of another kind than a plain LoRA.
+        UserError: it is not there, damaged, or of another kind than additions to linear layers.
     """
     path = directory / CONFIG
     check_inside(path)
@@ -220,8 +254,8 @@ def base_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     quantization too."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
-        if name == EMBEDDING or (tensors[name].ndim == 1 and "norm" in name):
-            rows = tensors[name][::37] if name == EMBEDDING else tensors[name]
+        if name == f"{EMBEDDING}.weight" or (tensors[name].ndim == 1 and "norm" in name):
+            rows = tensors[name] if "norm" in name else tensors[name][::37]
             digest.update(name.encode() + rows.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -230,14 +264,13 @@ def base_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 def without_adapters(model: CausalLM) -> Generator[None]:
     """The model as it was before it was adapted, while the block runs."""
     layers = [layer for _, layer in _adapters(model)]
-    alphas = [layer.alpha for layer in layers]
     try:
         for layer in layers:
-            layer.alpha = 0.0
+            layer.__dict__["forward"] = layer.base.forward  # of this layer alone, before that of its class
         yield
     finally:
-        for layer, alpha in zip(layers, alphas, strict=True):
-            layer.alpha = alpha
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
 
 
 def _adapters(model: CausalLM) -> Iterator[tuple[str, LoRALinear]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -94,3 +95,20 @@ def initialise(name: str, parameter: nn.Parameter, *, std: float, generator: tor
         parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
     else:
         parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+
+
+def tensors_of(model: CausalLM) -> dict[str, torch.Tensor]:
+    """Weights and buffers by name, tied ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@torch.no_grad()
+def copy_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    model: CausalLM,
+    part_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> None:
+    """Overwrite those weights of a model that `tensors` has, by name; `part_of`: see `load_weights`."""
+    for name, target in tensors_of(model).items():
+        if name in tensors:
+            target.copy_(tensors[name] if part_of is None else part_of(tensors[name], target))

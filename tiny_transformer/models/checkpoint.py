@@ -12,17 +12,20 @@ from contextlib import ExitStack
 from functools import reduce
 from pathlib import Path
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from tiny_transformer.config.hf import config_from_hf
 from tiny_transformer.config.shapes import ModelConfig, Qwen3NextConfig
 from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.layers.rope import rope_frequencies
-from tiny_transformer.models.building import empty_model
-from tiny_transformer.models.config_file import MAX_INDEX_BYTES, read_config, read_json, refuse_classifier
+from tiny_transformer.models.adapter_base import check_base, find_base
+from tiny_transformer.models.adapters import put_on_base
+from tiny_transformer.models.building import copy_tensors, empty_model, tensors_of
+from tiny_transformer.models.config_file import BASE_FILE, MAX_INDEX_BYTES, read_config, read_json, refuse_classifier
 from tiny_transformer.models.safetensors_file import DAMAGED, encode, open_checked, reading
 from tiny_transformer.models.swaps import Record, apply_swaps, describe_swaps, write_swaps
 from tiny_transformer.storage.commit import Staging, write_into
@@ -50,17 +53,21 @@ def load_model(
     """The model in a Hugging Face directory, in evaluation mode.
 
     Args:
-        directory: with config.json and model.safetensors, or shards and their index.
+        directory: with config.json and model.safetensors, or shards and their index; or adapters with base.json.
         device: of the weights.
         dtype: of the weights; None keeps the files' (the widest, where they differ). Quantized layers keep their own.
 
     Raises:
-        UserError: not a model directory, a half-written one, a classifier, or a tensor that is missing, surplus or
-            misshaped.
+        UserError: not a model directory, a half-written one, a classifier, a tensor that is missing, surplus or
+            misshaped, or adapters whose base is gone or has changed.
     """
     directory = Path(directory)
     hf, swaps = read_config(directory)
     refuse_classifier(hf, directory)
+    if (directory / BASE_FILE).is_file():
+        model = _load_on_base(directory, swaps)
+        cast(nn.Module, model).to(device=device, dtype=dtype)
+        return model.eval()
     config = config_from_hf(hf, str(directory / "config.json"))
     with _Weights(directory) as weights:
         config = weights.second_head(config)
@@ -70,6 +77,15 @@ def load_model(
         model = _empty(config, swaps, dtype=dtype or weights.widest_dtype(expected), device=device)
         weights.copy_into(model)
     return model.eval()
+
+
+def _load_on_base(directory: Path, swaps: list[Record]) -> CausalLM:
+    """Adapters on their base, which is found and checked."""
+    base = find_base(directory)
+    model = load_model(base.path)
+    check_base(directory, base, model)
+    put_on_base(model, directory, swaps)
+    return model
 
 
 def _empty(config: ModelConfig, swaps: list[Record], **where: Any) -> CausalLM:
@@ -90,7 +106,16 @@ def load_weights(
         part_of: given a whole tensor and the weight it belongs to, gives what is to be copied there; for weights of
             which this process has only a part.
     """
-    with _Weights(Path(directory)) as weights:
+    directory = Path(directory)
+    if (directory / BASE_FILE).is_file():
+        loaded = _load_on_base(directory, read_config(directory)[1])
+        found, needed = ({name: tuple(t.shape) for name, t in tensors_of(m).items()} for m in (loaded, model))
+        if found != needed:
+            others = _some({name for name, _ in found.items() ^ needed.items()})
+            raise _bad(directory, f"the tensors of these adapters and their base are not the model's: {others}")
+        copy_tensors(tensors_of(loaded), model, part_of)
+        return
+    with _Weights(directory) as weights:
         weights.check(model)
         weights.copy_into(model, part_of)
 
@@ -127,13 +152,20 @@ def save_model(
     dtype = str(tensors.get(EMBEDDING, model.model.norm.weight).dtype).removeprefix("torch.")
     config = write_swaps(model.config.to_hf(dtype=dtype, **token_ids), describe_swaps(model))
     write_into(directory, "config.json", _json(config))
+    write_generation_config(directory, sampling, **token_ids)
+    written = {name: tensor for name, tensor in tensors.items() if not model.config.tie_word_embeddings or name != HEAD}
+    write_into(directory, WEIGHTS, encode(written, {"format": "pt"}))
+
+
+def write_generation_config(
+    directory: Staging | Path | str, sampling: Mapping[str, Any] | None = None, /, **token_ids: int | list[int] | None
+) -> None:
+    """Write generation_config.json; arguments as in `save_model`."""
     generation: dict[str, Any] = {name: token_ids[name] for name in TOKEN_IDS if token_ids.get(name) is not None}
     if end := generation.get("eos_token_id"):
         # What transformers takes for padding anyway, with a warning at each text.
         generation.setdefault("pad_token_id", end[0] if isinstance(end, list) else end)
     write_into(directory, "generation_config.json", _json({**generation, **(sampling or {})}))
-    written = {name: tensor for name, tensor in tensors.items() if not model.config.tie_word_embeddings or name != HEAD}
-    write_into(directory, WEIGHTS, encode(written, {"format": "pt"}))
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -185,7 +217,7 @@ class _Weights:
     def check(self, model: CausalLM) -> None:
         """Compare the files' headers with what the model needs."""
         buffers = dict(model.named_buffers())
-        expected = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
         if missing := expected.keys() - self._files.keys():
             raise _bad(self.directory, f"missing tensors: {_some(missing)}", _UNLIKE)
         surplus = self._files.keys() - expected.keys()
@@ -235,7 +267,7 @@ class _Weights:
     @torch.no_grad()
     def copy_into(self, model: CausalLM, part_of: Callable[..., torch.Tensor] | None = None) -> None:
         """Copy the tensors, see `load_weights`; a tied model's surplus head must equal its embedding."""
-        for name, target in _tensors(model).items():
+        for name, target in tensors_of(model).items():
             with reading(self.directory):
                 tensor = self._files[name].get_tensor(name)
             target.copy_(tensor if part_of is None else part_of(tensor, target))
@@ -243,11 +275,6 @@ class _Weights:
             head, embedding = (self._files[name].get_tensor(name) for name in (HEAD, EMBEDDING))
             if not torch.equal(head, embedding):
                 raise _bad(self.directory, f"{HEAD} differs from {EMBEDDING}, but config.json ties them", _UNLIKE)
-
-
-def _tensors(model: CausalLM) -> dict[str, torch.Tensor]:
-    """Weights and buffers by name, tied ones once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _weight_files(directory: Path) -> Mapping[str, set[str] | None]:

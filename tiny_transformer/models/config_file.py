@@ -14,6 +14,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.swaps import Record, read_swaps
 from tiny_transformer.storage.reading import check_inside, read_regular
 
+BASE_FILE = "base.json"  # beside adapters: what they stand on, and the config.json of both together
 MAX_CONFIG_BYTES = 2**20
 MAX_GROUPS = 10_000  # an empty list is two bytes in the file and dozens in memory
 MAX_END_IDS = 100
@@ -31,10 +32,14 @@ def load_config(directory: Path | str) -> ModelConfig:
 
 
 def read_config(directory: Path | str) -> tuple[dict[str, Any], list[Record]]:
-    """What `config.json` says, and which layers are swapped: see `models.swaps`. Errors as in `load_config`."""
+    """What `config.json` says, and which layers are swapped: see `models.swaps`. Of adapters with a `base.json` it
+    stands there. Errors as in `load_config`."""
     directory = Path(directory)
     path = directory / "config.json"
     check_inside(path)
+    if not path.exists() and (directory / BASE_FILE).is_file():
+        config = read_json(directory / BASE_FILE).get("config")
+        return read_swaps(config if isinstance(config, dict) else {}, str(directory / BASE_FILE))
     if not path.is_file():
         what = "is not a directory" if not directory.is_dir() else "is not a model directory: it has no config.json"
         if path.exists():

@@ -22,9 +22,9 @@ from tiny_transformer.storage.temporary import LEFTOVER_PREFIX
 
 RUNS_DIR = Path("runs")
 LINKS = ("best", "last")  # what a run is asked for, in this order
-CONFIG, MANIFEST = "config.json", "manifest.json"
+CONFIG, BASE, ADAPTER, MANIFEST = "config.json", "base.json", "adapter_config.json", "manifest.json"
 DATA = "meta.json"  # only prepared data has it
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
 def find_runs(names: Sequence[Path | str], runs_dir: Path = RUNS_DIR) -> tuple[list[Path], list[str]]:
@@ -101,7 +101,7 @@ def _of_runs(paths: list[Path]) -> list[Path]:
     found = []
     for path in paths:
         with suppress(OSError):
-            if path.is_dir() and (_is_run(path) or any((path / name).is_file() for name in (CONFIG, MANIFEST))):
+            if path.is_dir() and (_is_run(path) or any((path / name).is_file() for name in (CONFIG, BASE, MANIFEST))):
                 found.append(path)
     return found
 
@@ -145,7 +145,12 @@ def _checkpoint_at(path: Path, runs_dir: Path) -> tuple[Path, str]:
             f"{path} holds prepared data and no model",
             remedy=f"name a run or checkpoint; data is named with --data_dir {path}",
         )
-    if not any((path / name).is_file() for name in (CONFIG, MANIFEST)):
+    if not any((path / name).is_file() for name in (CONFIG, BASE, MANIFEST)):
+        if (path / ADAPTER).is_file():
+            raise UserError(
+                f"{path} holds adapters and no model",
+                remedy=f"name their base: --ckpt BASE --adapter {path}, or tiny-transformer merge {path} --base BASE",
+            )
         run = runs_dir / path
         remedy = f"the run of that name is {run}" if run != path and run.is_dir() else _suggestion(runs_dir)
         raise UserError(f"{path} is not a checkpoint directory: no {CONFIG}", remedy=remedy)

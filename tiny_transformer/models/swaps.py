@@ -33,6 +33,8 @@ _NUMBERS: dict[str, dict[str, tuple[tuple[type, ...], float, float]]] = {
     "int4": {"group_size": ((int, type(None)), 2, 2**20)},
     "lora": {"rank": ((int,), 1, 2**16), "alpha": ((int, float), 0, 1e6), "dropout": ((int, float), 0, 1)},
 }
+_NUMBERS["dora"] = _NUMBERS["lora"]
+ADDITIONS = ("lora", "dora")  # kinds that come on top of a layer; the others take its place
 
 
 # --- in a model
@@ -76,6 +78,7 @@ def add_lora(
     rank: int,
     alpha: float,
     dropout: float = 0.0,
+    kind: str = "lora",
     generator: torch.Generator | None = None,
 ) -> list[str]:
     """Put a low-rank addition beside each linear layer whose name ends in one of the patterns; the layers' names.
@@ -84,6 +87,7 @@ def add_lora(
         model: its layers may be quantized already. Swapped in place; what is not swapped stays as it is.
         patterns: such as `q_proj`, `*_proj` or `layers.0.*`: the end of a name, from a dot on.
         rank, alpha, dropout: see `layers.linear.LoRALinear`.
+        kind: `lora`, or `dora`: see `layers.dora`.
         generator: draws the first half of each addition; None: seed 0.
 
     Raises:
@@ -91,7 +95,7 @@ def add_lora(
     """
     import torch
 
-    record = _possible({"kind": "lora", "rank": rank, "alpha": alpha, "dropout": dropout})
+    record = _possible({"kind": kind, "rank": rank, "alpha": alpha, "dropout": dropout})
     known, names = _linear_names(model), []
     for pattern in patterns:
         found = [name for name in known if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
@@ -109,7 +113,6 @@ def add_lora(
 
 def restore_layers(model: CausalLM) -> None:
     """Make all swapped layers ordinary ones again, in place: integers become weights, additions are added."""
-    import torch
     from torch import nn
 
     from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
@@ -134,9 +137,7 @@ def restore_layers(model: CausalLM) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             linear = cast(nn.Linear, module.base)  # the loop above has made it one
-            weight = linear.weight.detach()
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            linear.weight = nn.Parameter((weight.to(wide) + module.addition().detach().to(wide)).to(weight.dtype))
+            linear.weight = nn.Parameter(module.merged().detach().to(linear.weight.dtype))
             model.set_submodule(name, linear)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -156,17 +157,20 @@ def _swap(model: CausalLM, record: Mapping[str, Any], names: Iterable[str], *, f
     """Swap layers by name; `filled`: they compute what the old ones did."""
     from torch import nn
 
+    from tiny_transformer.layers.dora import DoRALinear
     from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
 
+    is_addition = record["kind"] in ADDITIONS
     for name in names:
         old = model.get_submodule(name)
-        if record["kind"] == "lora" and isinstance(old, (nn.Linear, QuantizedLinear)):
+        if is_addition and isinstance(old, (nn.Linear, QuantizedLinear)):
             weight = model.model.norm.weight
             numbers = {key: record[key] for key in ("rank", "alpha", "dropout")}
-            new: nn.Module = LoRALinear(old, dtype=weight.dtype, device=weight.device, **numbers)
-        elif record["kind"] != "lora" and isinstance(old, nn.Linear):
+            added = DoRALinear if record["kind"] == "dora" else LoRALinear
+            new: nn.Module = added(old, dtype=weight.dtype, device=weight.device, **numbers)
+        elif not is_addition and isinstance(old, nn.Linear):
             new = (QuantizedLinear.of if filled else QuantizedLinear.like)(old, **_form(record))
-        elif record["kind"] != "lora" and isinstance(old, nn.Embedding):
+        elif not is_addition and isinstance(old, nn.Embedding):
             new = (QuantizedEmbedding.of if filled else QuantizedEmbedding.like)(old, **_form(record))
         else:
             raise UserError(
@@ -187,6 +191,7 @@ def _form(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe_swaps(model: CausalLM) -> list[Record]:
     """What `apply_swaps` needs to make the same layers: one record for each kind and its numbers. Empty: none."""
+    from tiny_transformer.layers.dora import DoRALinear
     from tiny_transformer.layers.linear import LoRALinear, QuantizedWeight
 
     swapped: dict[tuple[tuple[str, Any], ...], list[str]] = {}
@@ -195,30 +200,31 @@ def describe_swaps(model: CausalLM) -> list[Record]:
             record: Record = {"kind": f"int{module.bits}", "group_size": module.group_size}
         elif isinstance(module, LoRALinear):
             numbers = {"rank": module.rank, "alpha": module.alpha, "dropout": module.dropout.p}
-            record = {"kind": "lora", **numbers}
+            record = {"kind": "dora" if isinstance(module, DoRALinear) else "lora", **numbers}
         else:
             continue
         swapped.setdefault(tuple(record.items()), []).append(name.removesuffix(".base"))
     everything, records = [*_linear_names(model), EMBEDDING], []
     for numbers, names in swapped.items():
         records.append({**dict(numbers), "names": _shorten(names, everything)})
-    return sorted(records, key=lambda record: record["kind"] == "lora")  # an addition comes on top
+    return sorted(records, key=lambda record: record["kind"] in ADDITIONS)  # an addition comes on top
 
 
-def apply_swaps(model: CausalLM, records: Iterable[Record]) -> None:
-    """Swap layers of a new model, in place, as records say; their weights are still to be loaded.
+def apply_swaps(model: CausalLM, records: Iterable[Record], *, filled: bool = False) -> None:
+    """Swap layers of a model, in place, as records say. The weights of the new layers are still to be loaded;
+    `filled`: integers are made of the old ones, and only additions are still to be loaded.
 
     Raises:
         UserError: a name that the model's linear layers do not have.
     """
     linear = _linear_names(model)
     for record in records:
-        known = linear if record["kind"] == "lora" else [*linear, EMBEDDING]
+        known = linear if record["kind"] in ADDITIONS else [*linear, EMBEDDING]
         patterns = frozenset(record["names"])
         if unknown := patterns - {form for name in known for form in (name, _general(name))}:
             raise _bad(f"no linear layer of this model is named {short(min(unknown))}")
         names = [name for name in known if not patterns.isdisjoint((name, _general(name)))]
-        _swap(model, record, names, filled=False)
+        _swap(model, record, names, filled=filled)
 
 
 def write_swaps(hf: dict[str, Any], records: list[Record]) -> dict[str, Any]:

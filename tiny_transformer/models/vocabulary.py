@@ -1,16 +1,29 @@
-"""A model to start from, and one whose tokenizer has learnt new control tokens: more rows, with a known beginning."""
+"""A model to start from, with adapters or with new control tokens, whose rows have a known beginning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from tiny_transformer.errors import UserError
+from tiny_transformer.layers.dora import row_lengths
+from tiny_transformer.layers.linear import wide_weight
+from tiny_transformer.models.adapter_base import Base, identity_of
+from tiny_transformer.models.adapters import MAGNITUDE, is_adapter
+from tiny_transformer.models.building import copy_tensors, tensors_of
 from tiny_transformer.models.checkpoint import EMBEDDING, HEAD, load_model
+from tiny_transformer.models.config_file import read_config
 from tiny_transformer.models.contract import CausalLM
-from tiny_transformer.models.swaps import describe_swaps
+from tiny_transformer.models.swaps import quantize_layers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tiny_transformer.config.schema import LoraSection
+    from tiny_transformer.layers.linear import QuantizedLinear
 
 
 @torch.no_grad()
@@ -42,37 +55,47 @@ def load_grown_weights(
     copy_tensors(tensors, model, part_of)
 
 
-@torch.no_grad()
-def copy_tensors(
-    tensors: Mapping[str, torch.Tensor],
-    model: CausalLM,
-    part_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-) -> None:
-    """Overwrite those weights of a model that `tensors` has, by name; see `load_weights`."""
-    for name, target in tensors_of(model).items():
-        if name in tensors:
-            target.copy_(tensors[name] if part_of is None else part_of(tensors[name], target))
-
-
-def tensors_of(model: CausalLM) -> dict[str, torch.Tensor]:
-    """Weights and buffers by name, tied ones once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
 def load_ordinary(directory: Path | str) -> CausalLM:
     """A model whose layers are all ordinary ones, to start from.
 
     Raises:
         UserError: see `load_model`; or some of its layers are swapped.
     """
-    model = load_model(directory)
-    if describe_swaps(model):
+    if read_config(directory)[1]:
         raise UserError(
             "the model to start from has swapped layers already (adapters, or weights in integers)",
             where=str(directory),
             remedy="tiny-transformer merge makes an ordinary model of it",
         )
-    return model
+    return load_model(directory)
+
+
+@torch.no_grad()
+def load_base_weights(
+    model: CausalLM,
+    directory: Path | str,
+    lora: LoraSection,
+    part_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> Base:
+    """Fill what is frozen in an adapted model with the weights of a directory, and say what that is; the adapters stay
+    as they are, but for the lengths of rows that DoRA learns, which are the base's.
+
+    Raises:
+        UserError: see `load_ordinary`.
+    """
+    base = load_ordinary(directory)
+    known = Base(Path(directory), identity_of(base))
+    if lora.quantize != "none":
+        quantize_layers(base, lora.quantize)
+    found, taken = tensors_of(base), {}
+    for name, target in tensors_of(model).items():
+        if name.endswith(MAGNITUDE):
+            layer = cast("nn.Linear | QuantizedLinear", base.get_submodule(name.removesuffix(f".{MAGNITUDE}")))
+            taken[name] = row_lengths(wide_weight(layer).to(target.device))
+        elif not is_adapter(name):
+            taken[name] = found[name.replace(".base.", ".")]
+    copy_tensors(taken, model, part_of)
+    return known
 
 
 def _grown(weight: torch.Tensor, new_ids: Sequence[int], rows: int) -> torch.Tensor:

@@ -22,10 +22,9 @@ from tiny_transformer.config.secrets import last_parts, without_secrets
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.text import encode_prompt
 from tiny_transformer.hardware import Hardware
-from tiny_transformer.models import load_weights
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import ALONE, Processes
-from tiny_transformer.parallel.sharing import Sharded, Sharing, local_part, share
+from tiny_transformer.parallel.sharing import Sharded, Sharing, share
 from tiny_transformer.parallel.stop import StopSignals, output_note
 from tiny_transformer.stages.preflight import check_disk
 from tiny_transformer.stages.resume_check import check_changes, identity_of
@@ -136,7 +135,7 @@ class Run:
 
     def _load_from(self, path: Path) -> None:
         check_changes(load_identity(path), self.config, self.identity, path, self.console)
-        load_weights(self.model, path, local_part)
+        self.stage.load_saved_weights(self.model, path)
         self.state = load_state(path, self.model, self.optimizers)
         if self.hardware.precision != "fp16":
             self.state.loss_scale = 1.0

@@ -20,12 +20,14 @@ from rich.table import Table
 from torch import Tensor
 
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model, load_weights, save_model
-from tiny_transformer.models.adapters import adapt, load_base_weights, save_adapter
+from tiny_transformer.models.adapter_base import Base, find_base
+from tiny_transformer.models.adapters import adapt, save_adapter
+from tiny_transformer.models.checkpoint import write_generation_config
 from tiny_transformer.models.contract import CausalLM
+from tiny_transformer.models.vocabulary import load_base_weights
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing, local_part
 from tiny_transformer.storage import Staging
@@ -125,6 +127,7 @@ class Stage(ABC, Generic[B]):
         target: what its loss is a mean over, in one word; reports say so.
         adds_tokens: whether its tokenizer may know more than that of the checkpoint it starts from.
         adapters: what low-rank adapters train, in words; "" without them.
+        stands_on: the base of adapters, once weights were loaded; None without adapters.
         spent_seconds: what `open` has spent of the run's minutes: choosing a model counts, preparing data does not.
     """
 
@@ -132,6 +135,7 @@ class Stage(ABC, Generic[B]):
     adds_tokens: ClassVar[bool] = False
     target: ClassVar[str] = "token"
     adapters: str = ""
+    stands_on: Base | None = None
     spent_seconds: float = 0.0
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
@@ -216,9 +220,20 @@ class Stage(ABC, Generic[B]):
         if start is not None and not start.is_dir():
             raise UserError(f"{start}, which this run starts from, no longer exists", where="init_from")
         if start is not None and self.config.lora.enabled:
-            load_base_weights(model, start, self.config.lora, local_part)
+            self.stands_on = load_base_weights(model, start, self.config.lora, local_part)
         elif start is not None:
             load_weights(model, start, local_part)
+
+    def load_saved_weights(self, model: CausalLM, checkpoint: Path) -> None:
+        """Put the weights of one of the run's own checkpoints into a model, or this process's parts of them; those of
+        adapters stand on their base, which is found and checked again.
+
+        Raises:
+            UserError: see `load_weights`.
+        """
+        load_weights(model, checkpoint, local_part)
+        if self.config.lora.enabled:
+            self.stands_on = find_base(checkpoint)
 
     def save(self, model: CausalLM, directory: Staging, weights: dict[str, Tensor]) -> None:
         """Write what a checkpoint holds besides the trainer's state: a model directory, tokenizer included."""
@@ -227,13 +242,15 @@ class Stage(ABC, Generic[B]):
     def save_model(
         self, model: CausalLM, directory: Staging, weights: dict[str, Tensor], end_ids: tuple[int, ...]
     ) -> None:
-        """Write model and tokenizer, and adapters in PEFT's form; programs stop at any of `end_ids`."""
+        """Write model and tokenizer, or adapters in PEFT's form in the model's place; programs stop at any of
+        `end_ids`."""
         ends = list(end_ids) if len(end_ids) > 1 else end_ids[0]
-        save_model(model, directory, weights, eos_token_id=ends)
+        if self.stands_on is not None:
+            save_adapter(model, directory, weights, lora=self.config.lora, base=self.stands_on, eos_token_id=ends)
+            write_generation_config(directory, eos_token_id=ends)
+        else:
+            save_model(model, directory, weights, eos_token_id=ends)
         self.tokenizer.save(directory, max_length=model.config.max_position_embeddings, end_ids=end_ids)
-        if (lora := self.config.lora).enabled:
-            base = last_parts(str(self.config.init_from))
-            save_adapter(model, directory, weights, folder="adapter/", lora=lora, base=base)
 
 
 def stage_class(config: RunConfig) -> type[Stage]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage.commit import make_directories
+from tiny_transformer.storage.commit import atomic_write, make_directories
 from tiny_transformer.storage.fs import CHUNK_BYTES, refusals
 from tiny_transformer.storage.lock import is_same_file
 from tiny_transformer.storage.reading import MAX_LOG_BYTES, open_regular, read_regular
@@ -56,6 +56,9 @@ class StepLog:
         kept = [(record, end) for record, end in _records(self.path) if after is None or record["step"] <= after]
         with refusals("write", self.path):
             make_directories(self.path.parent)
+            if self.path.is_file() and self.path.lstat().st_nlink > 1:
+                # A copy made of hard links shares this file with the run it was made of, which stays as it is.
+                atomic_write(self.path, read_regular(self.path, MAX_LOG_BYTES))
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
         try:
             self._cut(kept)
