@@ -212,7 +212,8 @@ class Chains:
         for link in ("last", "best"):
             for file in sorted((run_dir / link / "trainer_state").glob("*.safetensors")):
                 digest.update(file.read_bytes())
-            digest.update((run_dir / link / "model.safetensors").read_bytes())
+            (weights,) = (run_dir / link).glob("*model.safetensors")  # adapters leave their base where it is
+            digest.update(weights.read_bytes())
             state = json.loads((run_dir / link / "trainer_state/state.json").read_text())
             if self.is_planned_by_the_clock:  # `undisturbed` fixes it
                 state["plan"] = {k: v for k, v in state["plan"].items() if k not in ("is_fixed", "sha256")}
