@@ -51,6 +51,12 @@ def test_the_path_leads_from_page_to_page() -> None:
         assert way_on in text.strip().splitlines()[-1]
 
 
+def test_every_link_of_the_path_leads_to_a_file() -> None:
+    for page in (LEARN.parent / "LEARNING_PATH.md", *PAGES):
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+
+
 def path_text() -> str:
     return (LEARN.parent / "LEARNING_PATH.md").read_text(encoding="utf-8")
 

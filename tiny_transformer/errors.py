@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from enum import IntEnum
 from pathlib import Path
 
@@ -85,6 +86,20 @@ def out_of_memory(error: BaseException) -> UserError | None:
     said = f": {' '.join(str(error).split())[:160]}" if str(error) else ""
     return UserError(
         f"there is not enough memory{said}",
-        remedy="a smaller batch or model, fewer programs beside it, or a higher limit (ulimit -v)",
+        remedy="in training a smaller --micro_batch_size (with more --grad_accum_steps) or --gradient_checkpointing; "
+        "else a smaller model, fewer programs beside it, or a higher limit (ulimit -v)",
         exit_code=ExitCode.IO,
+    )
+
+
+def missing_package(error: BaseException) -> UserError | None:
+    """What to tell when a package of somebody else's is not there: another Python than the one it was installed for.
+    None for any other error."""
+    name = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or name in ("", __package__):
+        return None
+    return UserError(
+        f"the package {name} is not installed for this Python",
+        where=sys.executable,
+        remedy="source .venv/bin/activate, where there is one; else, in the checkout: pip install -e '.[all]'",
     )

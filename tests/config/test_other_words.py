@@ -142,7 +142,6 @@ def test_an_advanced_section_that_is_off_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("log_attention", True),
         ("draft_model", "runs/small"),
         ("use_flash_attention", True),
         ("dropout_annealing", True),
@@ -154,27 +153,8 @@ def test_what_is_not_built_is_refused_by_name(key: str, value: Any) -> None:
     assert error.where == "config"
 
 
-@pytest.mark.parametrize(
-    ("key", "switch"),
-    [
-        ("attention_log_steps", "log_attention"),
-    ],
-)
-def test_a_setting_of_what_is_not_built_is_refused_unless_its_switch_is_off(key: str, switch: str) -> None:
-    error = refused({"advanced": {key: 8}})
-    assert f"advanced.{key} = 8 is a setting of advanced.{switch}, which is not built here" in error.what
-    assert error.where == "config" and error.remedy
-    assert refused(None, f"advanced.{key}=8").where == "command line"
-    off = {"advanced": {switch: False}}
-    assert load_run_config(off, [f"advanced.{key}=8"]) == load_run_config(None)
-    others = {"quantize", "speculative_sampling", "log_attention"} - {switch}
-    unknown = refused({"advanced": {"quantize_bits": 8, "quantize": "none"}})  # is no setting of ours
-    assert "unknown key" in unknown.what
-    assert "is a setting of" in refused({"advanced": {key: 8, **dict.fromkeys(others, False)}}).what
-
-
-def test_who_wants_attention_logged_is_told_how_to_look_at_it() -> None:
-    assert "tiny-transformer inspect" in str(refused({"advanced": {"log_attention": True}}).remedy)
+def test_attention_is_logged_where_the_older_word_asks_for_it() -> None:
+    assert load_run_config({"advanced": {"log_attention": True}}).training.log_attention
 
 
 def test_settings_of_adapters_need_their_switch() -> None:

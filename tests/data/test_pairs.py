@@ -62,6 +62,14 @@ def test_each_form_gives_the_same_pair(form: str, suffix: str, tmp_path: Path) -
     assert pair[:3] == ((SYSTEM, QUESTION), "Four.", "Five.") and str(path) in pair.where
 
 
+def test_a_prompt_beside_several_turns_is_their_first_question(tmp_path: Path) -> None:
+    turns = [*ASKED, {"role": "assistant", "content": "Four."}, {"role": "user", "content": "And one?"}]
+    row = {"prompt": "Two and two?", "chosen": [*turns, GOOD], "rejected": [*turns, BAD]}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    (pair,) = read(tmp_path / "p.jsonl")
+    assert [message.content for message in pair.messages] == ["Be brief.", "Two and two?", "Four.", "And one?"]
+
+
 def test_a_table_and_an_input_are_read(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("instruction,input,chosen,rejected\nAdd,2 and 2,Four.,Five.\n", encoding="utf-8")
     (pair,) = read(tmp_path / "p.csv", ALPACA)

@@ -60,7 +60,7 @@ def test_scores_come_from_one_child_and_what_it_prints_disturbs_nothing(file):
     ("function", "problem"),
     [
         ("fails", "ZeroDivisionError: "),
-        ("wrong", "it returned 'x', which is no number"),
+        ("wrong", "it returned 'x', which is no finite number"),
         ("nothing", "it returned nan"),
         ("dies", "ended with 3"),
     ],

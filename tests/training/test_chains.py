@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from reward_helpers import reward_tree, write_questions
 from run_helpers import TINY, evaluation, log_without_clock, run_tiny
 from tuning_helpers import tune, tuning_tree, write_labels, write_pairs, write_talks
 
@@ -77,6 +78,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "finetune": {"stage": "finetune", "dropout": 0.1},
     "adapters": {"stage": "finetune", "lora": {"enabled": True, "rank": 2, "dropout": 0.2, "quantize": "int8"}},
     "classify": {"stage": "classify", "dropout": 0.1},
+    "rewards": {"stage": "align", "grpo": {}, "dropout": 0.1, "micro_batch_size": 8},
+    "rewards, two updates a round": {"stage": "align", "grpo": {"updates_per_round": 2}, "micro_batch_size": 8},
     "dpo": {"stage": "align", "dropout": 0.1, "sample_tokens": 8},
     "orpo with adapters": {
         "stage": "align",
@@ -129,14 +132,19 @@ class Chains:
         self.data_dir, self.directory, self.patch = data_dir, directory, monkeypatch
         self.whole: str | None = None
         self.stage, self.lora = self.options.pop("stage", "pretrain"), self.options.pop("lora", {})
+        self.grpo = self.options.pop("grpo", None)
         self.section = {"template": "plain"} | self.options.pop("align", {}) if self.stage == "align" else {}
         if self.stage != "pretrain":
             write = {"classify": write_labels, "align": write_pairs}.get(self.stage, write_talks)
+            write = write if self.grpo is None else write_questions
             self.base, self.talks = directory / "base", write(directory / "talks.jsonl", count=16)
             run_tiny(data_dir, self.base, steps=1, eval_steps=None)
 
     def run(self, name: str, *, resume: bool = False) -> str:
         """One start; its status."""
+        if self.grpo is not None:
+            tree = reward_tree(self.base, self.talks, self.directory / name, training=self.options, grpo=self.grpo)
+            return tune(tree, resume=resume)[0].status
         if self.stage != "pretrain":
             tree = tuning_tree(self.base, self.talks, self.directory / name, training=self.options)
             tree |= {

@@ -200,6 +200,7 @@ def test_a_save_is_timed_before_the_first_step_and_leaves_nothing(
         return now[0]
 
     monkeypatch.setattr("tiny_transformer.training.speed.time", SimpleNamespace(perf_counter=tick))
+    monkeypatch.setattr("tiny_transformer.stages.run.time", SimpleNamespace(monotonic=lambda: 0.0))  # of fetching
     monkeypatch.setattr(RunDirectory, "publish_step", slow)
     dataset, console = open_dataset(tiny_data), Console(file=io.StringIO())
     request = tiny_request(tiny_data, run.path, max_train_minutes=0.02)

@@ -107,6 +107,7 @@ OTHER: dict[str, Any] = {
     "training.quantize": "int8",
     "training.sample_tokens": 7,
     "training.sample_drafter": "ngram",
+    "training.log_attention": True,
 }
 OTHER_ELSEWHERE = {
     "llama": {"norm_type": "layernorm", "sliding_window": 8, "qkv_bias": True},
@@ -153,6 +154,18 @@ OTHER_OF_STAGES: dict[str, dict[str, Any]] = {
         "align.template": "alpaca",
         "align.system_prompt": "Be brief.",
         "align.skip_bad_rows": True,
+        "grpo.verifier": "regex:x",
+        "grpo.verifier_seconds": 2.0,
+        "grpo.verifier_failure": "stop",
+        "grpo.group_size": 4,
+        "grpo.max_new_tokens": 9,
+        "grpo.temperature": 2.0,
+        "grpo.loss_type": "grpo",
+        "grpo.scale_rewards": "none",
+        "grpo.kl_weight": 0.1,
+        "grpo.clip": 0.1,
+        "grpo.clip_high": 0.3,
+        "grpo.updates_per_round": 2,
     },
 }
 NOT_COMPARED = {"out_dir", "init_from", "stage"}  # where the run was found and began; the stage decides the keys
@@ -234,7 +247,8 @@ def test_the_shape_of_every_architecture_is_fixed(model_type: str, key: str) -> 
 @pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in OTHER_OF_STAGES.items() for key in keys])
 def test_what_a_stage_learns_from_and_with_is_fixed(kind: str, key: str) -> None:
     lora = {} if key == "lora.enabled" or not key.startswith("lora.") else {"lora": {"enabled": True}}
-    config = {**TINY, **lora, "stage": kind, "init_from": "elsewhere"}
+    method = {"align": {"method": "grpo"}} if key.startswith("grpo.") else {}
+    config = {**TINY, **lora, **method, "stage": kind, "init_from": "elsewhere"}
     before = load_run_config(config)
     after = load_run_config(config, [f"{key}={json.dumps(OTHER_OF_STAGES[kind][key])}"])
     with pytest.raises(UserError, match=rf"cannot resume: {re.escape(key)} was "):

@@ -22,7 +22,7 @@ from tiny_transformer.cli import training, tuning, writing, using, looking, exch
 # isort: on
 from tiny_transformer.cli.frame import Verb, app
 from tiny_transformer.config.secrets import WHERE_THEY_GO, is_secret
-from tiny_transformer.errors import ExitCode, UserError, out_of_memory
+from tiny_transformer.errors import ExitCode, UserError, missing_package, out_of_memory
 
 __all__ = ["app", "main", "run"]
 
@@ -102,7 +102,7 @@ def run(
     except Exception as error:
         if isinstance(error, MemoryError | ImportError | RuntimeError):
             try:
-                if told := out_of_memory(error):
+                if told := missing_package(error) or out_of_memory(error):
                     typer.echo(str(told), err=True)
                     return told.exit_code
             except MemoryError:  # not enough to put it in words, nor for what Python does at its end

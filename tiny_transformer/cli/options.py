@@ -401,6 +401,15 @@ class GenerateOptions:
     interactive: Annotated[
         bool, typer.Option("--interactive", help="Type prompts, one after another, into one running text.")
     ] = False
+    log_attention: Annotated[
+        bool,
+        typer.Option(
+            "--log_attention", help="Save the attention weights of the text to attention.safetensors, 256 MB at most."
+        ),
+    ] = False
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Also draw them, to attention.png; needs the extra `plot` (matplotlib).")
+    ] = False
     adapter: Annotated[
         Path | None,
         typer.Option(

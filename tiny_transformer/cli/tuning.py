@@ -71,10 +71,18 @@ def align(
         str | None,
         typer.Option(
             help="Pairs of answers, of which one is preferred: rows with prompt, chosen and rejected, as texts or "
-            "messages, in .jsonl, .json, .csv or .parquet, a folder or glob, or a data set of the hub."
+            "messages; for grpo rows with question (or prompt, messages) and answer; in .jsonl, .json, .csv or "
+            ".parquet, a folder or glob, or a data set of the hub."
         ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="dpo, orpo or grpo. Default: dpo.")] = None,
+    verifier: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM",
+            help="For grpo, what an answer is worth: exact, regex:PATTERN or FILE.py:function. Default: exact.",
+        ),
+    ] = None,
     template: Annotated[
         str | None, typer.Option(help="chatml, qwen3, alpaca, llama3 or plain. Default: what the model was taught.")
     ] = None,
@@ -94,6 +102,7 @@ def align(
         "data.source": source,
         "align.method": method,
         "align.template": template,
+        "grpo.verifier": verifier,
         "out_dir": out_dir,
     }
     words = [*_stage_words("align", lora), *as_overrides(options), *overrides_of(context)]

@@ -17,6 +17,7 @@ from tiny_transformer.errors import UserError, command_line
 
 if TYPE_CHECKING:
     from tiny_transformer.generation.sampling import SamplingConfig
+    from tiny_transformer.models.open import OpenCheckpoint
 
 
 @app.command(context_settings=SETTINGS)
@@ -39,6 +40,17 @@ def generate(context: typer.Context, options: GenerateOptions, sampling: Samplin
     is_typed = is_one_text and options.out is None and sys.stdin.isatty() and sys.stdout.isatty()
     same = ("num_samples", "tokenizer", "stream", "as_json", "prompts", "out", "batch_size")
     same += ("speculative", "num_draft_tokens", "vote", "adapter")
+    notes = Console(stderr=True)
+    if options.plot:
+        from tiny_transformer.inspection.attention_file import check_plot
+
+        check_plot()
+
+    def watch(opened: OpenCheckpoint, ids: list[int]) -> None:
+        from tiny_transformer.inspection.attention_file import save_attention
+
+        save_attention(opened, ids, notes, plot=options.plot)
+
     request = GenerateRequest(
         prompt=prompt,
         checkpoint=checkpoint,
@@ -46,9 +58,10 @@ def generate(context: typer.Context, options: GenerateOptions, sampling: Samplin
         engine=sampling.engine,
         is_seed_chosen=is_given(context, "seed"),
         interactive=options.interactive or is_typed,
+        log_attention=options.log_attention or options.plot,
         **{name: getattr(options, name) for name in same},
     )
-    run_generate(request, _settings(context, sampling), Console(stderr=True))
+    run_generate(request, _settings(context, sampling), notes, watch)
 
 
 @app.command(context_settings=SETTINGS)

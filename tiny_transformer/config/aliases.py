@@ -7,7 +7,7 @@ error, never a silent choice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from tiny_transformer.errors import UserError
 
@@ -69,6 +69,7 @@ SWITCHES: dict[str, tuple[str, Any]] = {
     "training.bf16": ("training.precision", "bf16"),
     "training.fp16": ("training.precision", "fp16"),
     "advanced.use_lora": ("lora.enabled", True),
+    "advanced.log_attention": ("training.log_attention", True),
     "advanced.speculative_sampling": ("training.sample_drafter", "auto"),
     "advanced.use_mqa": ("model.num_key_value_heads", 1),
     "advanced.multi_query": ("model.num_key_value_heads", 1),
@@ -76,25 +77,14 @@ SWITCHES: dict[str, tuple[str, Any]] = {
 }
 
 
-class Unbuilt(NamedTuple):
-    """What to do instead of switching something on that is not built here, and how the names of its settings begin."""
-
-    remedy: str
-    settings: tuple[str, ...] = ()
-
-
 _KERNELS = "leave it out: PyTorch takes the quickest kernel that the device has"
-# Switches of what is not built here. Off they say nothing, and neither do their settings beside them. What is built one
-# day gets a line in ALIASES, which goes first.
-UNBUILT: dict[str, Unbuilt] = {
-    "advanced.log_attention": Unbuilt(
-        'leave it out; tiny-transformer inspect RUN --prompt "some words" shows the attention of each head',
-        ("attention_log_",),
-    ),
-    "advanced.draft_model": Unbuilt("training.sample_drafter names a smaller model's run"),
-    "advanced.use_flash_attention": Unbuilt(_KERNELS),
-    "advanced.flash_attention": Unbuilt(_KERNELS),
-    "advanced.dropout_annealing": Unbuilt("training.final_dropout is the rate at the last step"),
+# Switches of what is not built here, and what to do instead. Off they say nothing. What is built one day gets a line in
+# ALIASES, which goes first.
+UNBUILT: dict[str, str] = {
+    "advanced.draft_model": "training.sample_drafter names a smaller model's run",
+    "advanced.use_flash_attention": _KERNELS,
+    "advanced.flash_attention": _KERNELS,
+    "advanced.dropout_annealing": "training.final_dropout is the rate at the last step",
 }
 _OFF = (None, False, 0, "", "none", "None", "null", "off", "no", "false")
 
@@ -146,39 +136,13 @@ def translate(key: str, value: Any, origin: str | None = None) -> list[tuple[str
     if key in UNBUILT and key not in ALIASES:
         if value in _OFF:
             return []
-        raise UserError(f"{key} = {value!r} is not built here", where=origin, remedy=UNBUILT[key].remedy)
-    if switch_of(key):
-        return []  # `check_settings` has seen that the switch is off
+        raise UserError(f"{key} = {value!r} is not built here", where=origin, remedy=UNBUILT[key])
     pairs = []
     for name in ALIASES.get(key, (key,)):
         spellings = VALUES.get(name, {})
         known = isinstance(value, (str, int)) and not isinstance(value, bool) and value in spellings
         pairs.append((name, spellings[value] if known else value))
     return pairs
-
-
-def switch_of(key: str) -> str | None:
-    """The switch of something that is not built here, if a key is a setting of it."""
-    section, _, leaf = key.partition(".")
-    if section != "advanced" or key in ALIASES or key in SWITCHES or key in UNBUILT:
-        return None
-    return next((switch for switch, unbuilt in UNBUILT.items() if leaf.startswith(unbuilt.settings)), None)
-
-
-def check_settings(written: Mapping[str, tuple[Any, str]]) -> None:
-    """Refuse a setting of what is not built here, unless its switch is written too; that is refused when it is on.
-
-    Args:
-        written: the name a user gave, with its section -> the value, and where it stands.
-
-    Raises:
-        UserError: the first of them.
-    """
-    for key, (value, origin) in written.items():
-        switch = switch_of(key)
-        if switch is not None and switch not in written and value not in _OFF:
-            what = f"{key} = {value!r} is a setting of {switch}, which is not built here"
-            raise UserError(what, where=origin, remedy=UNBUILT[switch].remedy)
 
 
 def implied(written: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, check_settings, implied, translate
+from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, implied, translate
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, RunConfig, sections_of
 from tiny_transformer.config.secrets import HIDDEN, WHERE_THEY_GO, is_secret
@@ -64,7 +64,6 @@ def load_data_config(overrides: Iterable[str]) -> DataConfig:
 def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
     """Merge layers of assignments, later ones winning, and check the result."""
     schema = _schema(layers)
-    check_settings({_qualify(a, schema): (a.value, a.origin) for layer in layers for a in layer})
     merged: dict[str, Assignment] = {}
     for layer in layers:
         merged.update(_resolve(layer, schema))
@@ -315,12 +314,10 @@ def _unknown(assignment: Assignment) -> UserError:
         what = f"unknown key {assignment.key} = {short(assignment.value)}"
         return UserError(what, where=assignment.origin, remedy=f"did you mean {lower}? Keys are written small")
     leaf = assignment.key.rpartition(".")[2]
-    near = difflib.get_close_matches(assignment.key, names, n=1, cutoff=0.5)
-    near = near or [
-        n
-        for n in names
-        if n.rpartition(".")[2] in difflib.get_close_matches(leaf, [n.rpartition(".")[2] for n in names], n=1)
-    ]
+    leaves = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in names], n=1)
+    same_leaf = [name for name in names if name.rpartition(".")[2] in leaves]
+    same_name = difflib.get_close_matches(assignment.key, names, n=1, cutoff=0.5)
+    near = same_leaf or same_name if leaf == assignment.key else same_name or same_leaf  # the section may be left out
     return UserError(
         f"unknown key {assignment.key} = {assignment.value!r}",
         where=assignment.origin,
@@ -349,8 +346,11 @@ def _explain(error: ValidationError, merged: Mapping[str, Assignment]) -> UserEr
     assignment = merged.get(".".join(location[:2]))
     reason = _in_the_users_words(str(problem.get("ctx", {}).get("error", problem["msg"])), merged)
     if assignment is None:  # a rule about several keys, or about one that was not written
-        written = [a.origin for key, a in merged.items() if not location or key.startswith(location[0])]
-        return UserError(reason, where=written[0] if written else None)
+        written = {key: a for key, a in merged.items() if not location or key.startswith(location[0])}
+        words = set(re.findall(r"\w+", reason))
+        named = [a for key, a in written.items() if words & {name.rpartition(".")[2] for name in (key, a.key)}]
+        places = dict.fromkeys(a.origin for a in named or [*written.values()][:1])
+        return UserError(reason, where="; ".join(places) or None)
     if problem["type"] == "extra_forbidden":
         model_type = merged["model.model_type"].value if "model.model_type" in merged else "qwen3"
         return UserError(

@@ -21,6 +21,7 @@ from tiny_transformer.config.stages import (
     ClassifySection,
     FinetuneSection,
     FinetuneTraining,
+    GrpoSection,
 )
 
 HEAD = """# Every key of a config
@@ -52,6 +53,7 @@ def reference_markdown() -> str:
         ("`finetune`, with `stage: finetune`", "finetune", FinetuneSection),
         ("`classify`, with `stage: classify`", "classify", ClassifySection),
         ("`align`, with `stage: align`", "align", AlignSection),
+        ("`grpo`, with `align.method: grpo`", "grpo", GrpoSection),
     ]
     for title, section, model in sections:
         parts.append(_table(title, section, model, list(model.model_fields)))

@@ -246,6 +246,10 @@ class TrainingConfig(Section):
     `ngram` (earlier text), `mtp` (the model's own MTP head), a checkpoint or run of a smaller model with the same
     tokenizer, or `auto`: `mtp` where there is such a head, else `ngram`. The texts are the same. Null: nobody."""
 
+    log_attention: bool = setting(False, "allow")
+    """When `generate` writes one text with a checkpoint of this run, also save its attention weights, to
+    `attention.safetensors` in the working directory: what `generate --log_attention` does."""
+
     quantize: Literal["int8", "int4"] | None = setting(None, "allow")
     """At the end of the run, also write its best checkpoint with weights of 8 or 4 bits, to `int8` or `int4` in the run
     directory: what `tiny-transformer quantize` does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tiny_transformer.config.schema import RunConfig, Section, TrainingConfig, setting
 
@@ -112,6 +112,55 @@ class AlignSection(Section):
     """Leave out records that are no pair, and say how many; without it the first is refused with its line."""
 
 
+class GrpoSection(Section):
+    """Answers that a verifier judges, with `align.method: grpo`. `micro_batch_size x grad_accum_steps` answers are
+    learnt from in a step; default: 64."""
+
+    verifier: str = setting("exact", "refuse", min_length=1)
+    """What an answer is worth: `exact` (1 where it equals the known answer, as text or as a number; of several lines
+    what stands behind `####`, else the last number), `regex:PATTERN` (what the pattern finds last, its first group, is
+    compared), or `FILE.py:function` (`function(prompt, text, answer)` returns a number, in a process of its own)."""
+
+    verifier_seconds: float = setting(10.0, "refuse", gt=0, le=3600)
+    """A function that has not judged an answer after so long is ended, and so is all that it has started."""
+
+    verifier_failure: Literal["zero", "stop"] = setting("zero", "refuse")
+    """An answer that the function cannot judge (it raises, hangs, or returns no number) is worth `zero`, is counted as
+    `unjudged` in the log and told in the report; or the run ends (`stop`). It always ends where none can be judged."""
+
+    group_size: int = setting(8, "refuse", ge=2, le=4096)
+    """Answers to a question; each is compared with the mean of its group."""
+
+    max_new_tokens: int = setting(128, "refuse", ge=1, le=100_000)
+    """Tokens of an answer at most."""
+
+    temperature: float = setting(1.0, "refuse", ge=0.01, le=100)
+    """Logits are divided by it where answers are drawn, and where their probabilities are found."""
+
+    loss_type: Literal["dapo", "grpo", "dr_grpo"] = setting("dapo", "refuse")
+    """What the loss is a mean of: `dapo` of all written tokens; `grpo` of answers, each a mean of its tokens, so that
+    tokens of short answers weigh more; `dr_grpo` of answers, each the sum of its tokens divided by
+    `max_new_tokens`."""
+
+    scale_rewards: Literal["group", "batch", "none"] = setting("group", "refuse")
+    """Divide what a reward is above its group's mean by the standard deviation of the `group`, or of the whole `batch`,
+    or not."""
+
+    kl_weight: float = setting(0.04, "refuse", ge=0)
+    """Weight of the distance to the reference, the model as it was at first (with adapters: the same without them).
+    With 0 there is no reference, and no `kl` in the log."""
+
+    clip: float = setting(0.2, "refuse", gt=0, lt=1)
+    """A token's probability may count up to this share less (and, without `clip_high`, more) than when it was written.
+    Says something only where several updates learn from the same answers."""
+
+    clip_high: float | None = setting(None, "refuse", gt=0)
+    """The same for more. Default: `clip`."""
+
+    updates_per_round: int = setting(1, "refuse", ge=1, le=1000)
+    """Updates that learn from the same answers."""
+
+
 class AlignConfig(RunConfig):
     """Alignment with preferences or verifiable rewards."""
 
@@ -120,6 +169,19 @@ class AlignConfig(RunConfig):
 
     align: AlignSection = AlignSection()
     """The preferences."""
+
+    grpo: GrpoSection = GrpoSection()
+    """Answers that a verifier judges."""
+
+    @model_validator(mode="after")
+    def _settings_need_their_method(self) -> AlignConfig:
+        if self.align.method != "grpo" and (others := self.grpo.model_fields_set) and self._says_more(others):
+            raise ValueError(f"grpo.{min(others)} says nothing without align.method: grpo (--method grpo)")
+        return self
+
+    def _says_more(self, names: set[str]) -> bool:
+        """Whether one of these keys of `grpo` is not as it is by default: a run's own config has them all."""
+        return any(getattr(self.grpo, name) != GrpoSection.model_fields[name].default for name in names)
 
     @property
     def home(self) -> str:

@@ -131,7 +131,9 @@ def settle_labels(found: Counter[str], asked: Sequence[str], places: dict[str, s
     labels = list(asked) or sorted(found)
     if len(labels) < 2:
         raise UserError(
-            f"two labels are needed, and there is {labels[0] if labels else 'none'}", exit_code=ExitCode.BAD_DATA
+            f"two labels are needed, and there is {labels[0] if labels else 'none'}",
+            remedy="add rows with another label",
+            exit_code=ExitCode.BAD_DATA,
         )
     return labels
 

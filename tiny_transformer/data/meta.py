@@ -223,7 +223,8 @@ def damaged(file: Path, problem: str, *, offset: int | None = None) -> UserError
     return UserError(
         f"damaged data: {problem}",
         where=str(file) if offset is None else f"{file}, byte {offset:,}",
-        remedy="make it again: tiny-transformer prepare --overwrite",
+        remedy="make it again from its text: "
+        + command_line("tiny-transformer", "prepare", "--source", "YOUR_TEXT", "--out_dir", file.parent, "--overwrite"),
         exit_code=ExitCode.BAD_DATA,
     )
 

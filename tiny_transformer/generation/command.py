@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +40,12 @@ DEFAULT_PROMPT = "Once upon a time"
 TURNS = 10  # of a conversation, to tell whether it pays to load the compiled step
 
 
-def run_generate(options: GenerateRequest, settings: SamplingConfig, notes: Console) -> None:
+Watch = Callable[[OpenCheckpoint, list[int]], None]  # told the tokens of a text when it has been written
+
+
+def run_generate(
+    options: GenerateRequest, settings: SamplingConfig, notes: Console, watch: Watch | None = None
+) -> None:
     """Write continuations of a prompt to standard output, or of many to a file; what was chosen goes to `notes`.
 
     Raises:
@@ -54,6 +60,10 @@ def run_generate(options: GenerateRequest, settings: SamplingConfig, notes: Cons
         from tiny_transformer.models.adapters import load_adapter
 
         load_adapter(opened.model, options.adapter)
+    logs = watch is not None and (options.log_attention or _logs_attention(opened))
+    if logs and (options.prompts is not None or options.interactive or options.num_samples > 1):
+        notes.print("[dim]training.log_attention is for one text: nothing is saved of several[/]", highlight=False)
+        logs = False
     if options.prompts is not None:
         _answer(opened, options, settings, notes)
         return
@@ -80,8 +90,17 @@ def run_generate(options: GenerateRequest, settings: SamplingConfig, notes: Cons
             show_json({"sample": sample, "prompt": prompt, **asdict(continuation), "seed": settings.seed})
     else:
         _write(writing, prompt, options)
+    if watch is not None and logs:
+        watch(opened, writing.ids[0])
     if speculation is not None:
         notes.print(f"[dim]{speculation.tally.sentence()}[/]", highlight=False, soft_wrap=True)
+
+
+def _logs_attention(opened: OpenCheckpoint) -> bool:
+    """Whether the run's config asks for it."""
+    with suppress(UserError):  # a config of another version
+        return opened.run_config is not None and opened.run_config.training.log_attention
+    return False
 
 
 def _speculation(opened: OpenCheckpoint, options: GenerateRequest) -> Speculation | None:

@@ -56,7 +56,9 @@ def read_prompts(path: Path) -> list[Prompt]:
     try:
         text = standard_input() if where == "standard input" else read_regular(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"byte {error.start} is not UTF-8", where=where, exit_code=ExitCode.BAD_DATA) from None
+        remedy = "save it as UTF-8 (for Latin-1: iconv -f latin1 -t utf-8)"
+        what = f"byte {error.start} is not UTF-8"
+        raise UserError(what, where=where, remedy=remedy, exit_code=ExitCode.BAD_DATA) from None
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     is_json = path.suffix == ".jsonl"
     prompts = [_of_json(line, f"{where}, line {n}") if is_json else Prompt(line.rstrip("\r"), {}) for n, line in lines]

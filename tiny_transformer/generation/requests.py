@@ -33,6 +33,7 @@ class GenerateRequest:
         engine: who computes single tokens of one text: see `engines.choose_engine`.
         vote: show of several continuations the one that wins: `majority`, `regex:PATTERN` or `verifier:FILE.py:name`.
         adapter: a directory of low-rank adapters to put on the model.
+        log_attention: hand the tokens of the text to `watch`; where it is not asked for, the run's config decides.
     """
 
     prompt: str | None = None
@@ -52,6 +53,7 @@ class GenerateRequest:
     vote: str | None = None
     engine: str = "auto"
     adapter: Path | None = None
+    log_attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,5 +120,10 @@ def check_request(options: GenerateRequest, settings: SamplingConfig) -> None:
         raise UserError(what, where="command line", remedy=f"--prompt TEXT, or leave {drafted[0]} out")
     if options.interactive and options.num_samples > 1:
         raise UserError("--interactive writes one text", where="command line", remedy="leave out --num_samples")
+    many = (("--prompts", options.prompts), ("--interactive", options.interactive), ("--vote", options.vote))
+    beside = [name for name, value in (*many, ("--num_samples", options.num_samples > 1)) if value]
+    if options.log_attention and beside:
+        what = f"--log_attention is for one text, and {beside[0]} is given"
+        raise UserError(what, where="command line", remedy="leave one out")
     if options.as_json and options.stream:
         raise UserError("--json and --stream are both given", where="command line", remedy="give one of them")

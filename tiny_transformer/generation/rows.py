@@ -42,6 +42,7 @@ class Generation(Iterator[list[int | None]]):
     Attributes:
         logits: (B, V) of the last step, before any sampling option.
         finish_reasons: for each row None while it is being written, then `end`, `stop`, `length` or `context`.
+        ended_by: for each row the token of `end_ids` that ended it, else None.
         decoder: has read every token but the newest.
 
     Raises:
@@ -67,6 +68,7 @@ class Generation(Iterator[list[int | None]]):
         # The last token of a full context still has a successor.
         self._budgets = [min(settings.max_new_tokens, context_length - len(prompt) + 1) for prompt in prompts]
         self.finish_reasons: list[FinishReason | None] = [None] * len(prompts)
+        self.ended_by: list[int | None] = [None] * len(prompts)
         self._step = 0
         self._prompts = [tuple(prompt) for prompt in prompts]
         self._new_ids: Tensor | None = None  # (B, 1), once the prompts have been read
@@ -112,7 +114,7 @@ class Generation(Iterator[list[int | None]]):
             if self.finish_reasons[row] is not None:
                 given.append(None)
             elif token in self._end_ids:
-                self.finish_reasons[row] = "end"
+                self.finish_reasons[row], self.ended_by[row] = "end", token
                 given.append(None)
             else:
                 given.append(token)

@@ -72,6 +72,9 @@ class Writing:
         keys: see `Generation`.
         speculation: how texts are drafted; they are written one after the other then, and are the same.
 
+    Attributes:
+        ids: of each row, the prompt's tokens and those written so far.
+
     Raises:
         UserError: the tokenizer does not fit the model, or a prompt cannot be encoded or is longer than the context.
     """
@@ -98,6 +101,7 @@ class Writing:
             else SpeculativeGeneration(model, encoded, settings, speculation, **ids, keys=keys)
         )
         self._counts = [0] * len(encoded)
+        self.ids = [list(ids) for ids in encoded]
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         was_training = self._model.training
@@ -108,6 +112,7 @@ class Writing:
                     if token is None:
                         continue
                     self._counts[index] += 1
+                    self.ids[index].append(token)
                     if piece := row.push(token):
                         yield index, piece
                     if row.stopped:

@@ -1,6 +1,7 @@
 """Scores of texts by a Python function of the user's, in a child process with a time limit.
 
     def function(prompt: str, text: str) -> float | bool: ...
+    def function(prompt: str, text: str, answer: str | None) -> float | bool: ...  # where answers are known
 
 The child is started once and asked again and again; one that does not answer in time is killed with everything it has
 started, and the next text gets a new one. It may do what the user may: a verifier is a program of the user's own.
@@ -38,7 +39,8 @@ class Verifier:
 
     Args:
         path: the Python file.
-        function: its name there: `function(prompt, text)` gives a number, or true or false.
+        function: its name there: `function(prompt, text)` gives a number, or true or false. One that takes three gets
+            the known answer too.
         timeout_seconds: for one text.
 
     Raises:
@@ -47,7 +49,7 @@ class Verifier:
 
     def __init__(self, path: Path, function: str, *, timeout_seconds: float = 10.0) -> None:
         if not path.is_file():
-            raise UserError(f"{path} does not exist", remedy="--vote verifier:FILE.py:function")
+            raise UserError(f"{path} does not exist", remedy="name a function in a Python file: FILE.py:function")
         self._path, self._function, self._timeout = path, function, timeout_seconds
         self._child: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
@@ -60,24 +62,28 @@ class Verifier:
     ) -> None:
         self.close()
 
-    def score(self, prompt: str, text: str) -> Verdict:
-        """The function's score of a text.
+    def start(self) -> None:
+        """Start the child, if there is none.
 
         Raises:
             UserError: the file cannot be loaded, or has no such function.
         """
-        child = self._child or self._start()
+        self._started()
+
+    def score(self, prompt: str, text: str, answer: str | None = None) -> Verdict:
+        """The function's score of a text; errors as for `start`."""
+        child = self._started()
         with suppress(BrokenPipeError):  # it has died: there is no answer
-            self._send(child, [prompt, text])
-        answer = self._answer(self._timeout)
-        if answer is None:
+            self._send(child, [prompt, text, answer])
+        said = self._answer(self._timeout)
+        if said is None:
             self.close()
             return Verdict(0.0, f"no answer within {self._timeout:g} s")
-        if not answer:
+        if not said:
             code = child.wait()
             self.close()
             return Verdict(0.0, f"the process of the verifier ended with {code}")
-        return Verdict(answer.get("score", 0.0), answer.get("problem", ""))
+        return Verdict(said.get("score", 0.0), said.get("problem", ""))
 
     def close(self) -> None:
         """End the child and whatever it has started."""
@@ -92,7 +98,9 @@ class Verifier:
                 if pipe is not None:
                     pipe.close()
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _started(self) -> subprocess.Popen[str]:
+        if self._child is not None:
+            return self._child
         words = [sys.executable, "-P", str(PROGRAM), str(self._path), self._function]
         pipe = subprocess.PIPE
         child = subprocess.Popen(words, stdin=pipe, stdout=pipe, encoding="utf-8", start_new_session=True)
@@ -110,7 +118,7 @@ class Verifier:
         return child
 
     @staticmethod
-    def _send(child: subprocess.Popen[str], value: list[str]) -> None:
+    def _send(child: subprocess.Popen[str], value: list[str | None]) -> None:
         if child.stdin is not None:
             child.stdin.write(json.dumps(value) + "\n")
             child.stdin.flush()

@@ -39,7 +39,9 @@ def merge(source: Path, out_dir: Path, *, base: Path | None) -> Path:
         load_adapter(opened.model, place)
         taken = opened.path
     if not describe_swaps(opened.model):
-        raise UserError("there is nothing to merge: all layers are ordinary ones", where=str(opened.path))
+        raise UserError(
+            "there is nothing to merge: all layers are ordinary ones", where=str(opened.path), remedy="use it as it is"
+        )
     restore_layers(opened.model)
     talker = OpenCheckpoint(place) if (place / TOKENIZER_FILE).is_file() else opened
     ends = list(talker.end_ids)

@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,6 +258,19 @@ def base_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
             rows = tensors[name] if "norm" in name else tensors[name][::37]
             digest.update(name.encode() + rows.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def without_adapters(model: CausalLM) -> Generator[None]:
+    """The model as it was before it was adapted, while the block runs."""
+    layers = [layer for _, layer in _adapters(model)]
+    try:
+        for layer in layers:
+            layer.__dict__["forward"] = layer.base.forward  # of this layer alone, before that of its class
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
 
 
 def _adapters(model: CausalLM) -> Iterator[tuple[str, LoRALinear]]:

@@ -95,11 +95,19 @@ class OpenCheckpoint:
         """
         if name in ("auto", self.tokenizer.name):
             return
-        if make_tokenizer(name).fingerprint != self.tokenizer.fingerprint:
+        remedy = "leave out --tokenizer: the checkpoint has its own"
+        try:
+            asked = make_tokenizer(name)
+        except UserError as error:
+            if error.exit_code is not ExitCode.IO:
+                raise
+            what = f"{self.path} has the tokenizer {self.tokenizer.name}, and {name} cannot be compared with it"
+            raise UserError(f"{what}: {error.what}", where=error.where, remedy=remedy, exit_code=ExitCode.IO) from None
+        if asked.fingerprint != self.tokenizer.fingerprint:
             raise UserError(
                 f"{self.path} was trained with the tokenizer {self.tokenizer.name}, not with {name}",
                 where=str(self.path),
-                remedy="leave out --tokenizer: the checkpoint has its own",
+                remedy=remedy,
             )
 
 

@@ -22,6 +22,7 @@ from tiny_transformer.storage import RunDirectory
 from tiny_transformer.storage.replaced import claimed
 from tiny_transformer.storage.runs import already_a_run, holds_a_run, newest_run, nothing_to_resume
 from tiny_transformer.training.loggers import check_installed
+from tiny_transformer.training.modifiers import compile_failure
 from tiny_transformer.training.nonfinite import NotFiniteError
 
 
@@ -69,6 +70,10 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
             if processes.is_first:  # while the lock is held: nobody else has begun here yet
                 tell_not_finite(error, console)
             processes.barrier()  # all have found it; whoever ends first would end the one that is still writing
+            raise
+        except RuntimeError as error:
+            if training.compile and (told := compile_failure(error)):
+                raise told from error
             raise
 
 

@@ -218,7 +218,11 @@ class Stage(ABC, Generic[B]):
         """Put the weights of `init_from` into a model, or this process's parts of them; without one, nothing."""
         start = self.config.init_from
         if start is not None and not start.is_dir():
-            raise UserError(f"{start}, which this run starts from, no longer exists", where="init_from")
+            raise UserError(
+                f"{start}, which this run starts from, no longer exists",
+                where="init_from",
+                remedy="put it back, or name another with --init_from",
+            )
         if start is not None and self.config.lora.enabled:
             self.stands_on = load_base_weights(model, start, self.config.lora, local_part)
         elif start is not None:

@@ -29,6 +29,7 @@ SKILLS_FILE = "skills.json"  # what `evaluate --skills` found, for the report
 BAD = ".bad"  # suffix of a checkpoint that is whole and could not be loaded
 GROWTH_FILE = "growth.json"  # how each skill grew through the run
 CLASSES_FILE = "classification.json"  # which label held-out texts were taken for
+ROLLOUTS = "rollouts"  # a folder: answers that a model in training wrote, with their rewards
 REFERENCE_FILE = "reference.safetensors"  # what the model of an alignment said before its first step
 WRITTEN_FILE = "written.json"  # what was right in the stories that the model wrote
 STATE_DIRECTORY, STATE_FILE = "trainer_state", "state.json"  # in a checkpoint, beside the weights

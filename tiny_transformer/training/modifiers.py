@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.layers.blocked_attention import attend_in_blocks
 from tiny_transformer.models.contract import CausalLM
 
@@ -56,6 +56,20 @@ def compile_backbone(model: CausalLM) -> CausalLM:
     compiled = copy(model)
     compiled.backbone = torch.compile(compiled.backbone)  # ty: ignore[invalid-assignment]
     return compiled
+
+
+def compile_failure(error: RuntimeError) -> UserError | None:
+    """What to tell when a model could not be compiled; None for any other error."""
+    from torch._dynamo.exc import TorchDynamoException  # slow to import, and needed by who compiles alone
+
+    if not isinstance(error, TorchDynamoException):
+        return None
+    return UserError(
+        f"the model could not be compiled: {str(error).strip().partition(chr(10))[0][:200]}",
+        where="training.compile",
+        remedy="leave out --compile; on a CPU, compiling needs a C++ compiler (g++ or clang)",
+        exit_code=ExitCode.IO,
+    )
 
 
 def set_dropout(model: CausalLM, rate: float) -> None:

@@ -89,7 +89,7 @@ def pair_of(row: Any, template: ChatTemplate) -> tuple[tuple[Message, ...], str,
     (before, chosen), (others, rejected) = (_answer(row[key], key) for key in ANSWERS)
     if before != others:
         raise UserError("chosen and rejected do not answer the same question: their messages differ before the answer")
-    if before and given and before[len(before) - len(given) :] != given:
+    if before and not any(before[start : start + len(given)] == given for start in (0, 1, len(before) - len(given))):
         raise UserError("the question of the record is not the one that its answers begin with")
     messages = before or given
     if not messages:

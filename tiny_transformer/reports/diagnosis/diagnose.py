@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tiny_transformer.errors import in_words
-from tiny_transformer.reports.diagnosis import aligning, learning, rates, running
+from tiny_transformer.reports.diagnosis import aligning, learning, rates, rewards, running
 from tiny_transformer.reports.diagnosis.evidence import Evidence, Finding
 from tiny_transformer.reports.run_reader import RunFiles, state_of
 
@@ -32,6 +32,12 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     running.slowed_down,
     running.overhead,
     running.small_validation,
+    rewards.unjudged,
+    rewards.no_signal,
+    rewards.rewards_stuck,
+    rewards.lengths_growing,
+    rewards.same_words,
+    rewards.kl_running_away,
 )
 # Those that a stage must name to have them.
 OF_STAGES: tuple[Callable[[Evidence], Finding | None], ...] = (
@@ -47,9 +53,10 @@ EXPLAINS = {
     "rate too high": RATE_TOO_HIGH,
     "rate too low": {"stuck", "clipped every step"},
     "batch too small": {"clipped every step", "stuck"},
+    "no signal": {"rewards stuck"},
 }
 HEALTHY = (
-    f"Nothing unusual in the training: {len(CHECKS)} checks of loss, updates, data and time found nothing wrong. "
+    "Nothing unusual in the training: no check of loss, updates, data and time found anything wrong. "
     "How good the model is, the loss tells."
 )
 TOO_SHORT = "Nothing unusual in what was logged, but that is too few steps to call this run healthy."

@@ -1,0 +1,88 @@
+"""What a run that learns from rewards says: before its first step, at its end, and of a step that is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tiny_transformer.evaluation.rewards import QuestionBatch, RewardFigures, interval_of
+from tiny_transformer.models.contract import CausalLM
+from tiny_transformer.models.open import OpenCheckpoint
+from tiny_transformer.stages.question_data import QuestionData, round_settings
+from tiny_transformer.stages.samples import keep_samples
+from tiny_transformer.stages.stage import RunResult
+from tiny_transformer.storage import RunDirectory
+from tiny_transformer.tokenizers import Tokenizer
+from tiny_transformer.training.policy import PolicyBatch
+
+NUM_SHOWN, NUM_KEPT, SHOWN_CHARACTERS = 3, 100, 80
+DIVISORS = {"dapo": "written tokens", "grpo": "answers", "dr_grpo": "answers"}
+
+
+def describe(data: QuestionData, total_steps: int) -> str:
+    """The questions, what was left out, the rounds, and what the loss is a mean of."""
+    config, rounds = data.config, round_settings(data.config)
+    asked = total_steps / rounds.num_updates * rounds.num_questions
+    way = "continued as they stand" if data.template is None else data.template.name
+    parts = [
+        f"{config.data.source}, {len(data.train.asked):,} questions and {len(data.val.asked):,} held out ({way}); "
+        f"a step asks {rounds.num_questions:,} of them for {rounds.group_size:,} answers each, this run "
+        f"{asked / len(data.train.asked):.2f} times all",
+        f"rewards: {config.grpo.verifier}; the loss ({config.grpo.loss_type}) is divided by the number of "
+        f"{DIVISORS[config.grpo.loss_type]}",
+    ]
+    if data.reading.skipped:
+        parts.append(f"{len(data.reading.skipped):,} bad records left out, the first: {data.reading.skipped[0].where}")
+    if data.num_long:
+        parts.append(f"{data.num_long:,} questions left out that leave no room for an answer")
+    return "; ".join(parts)
+
+
+def show_rewards(
+    result: RunResult,
+    data: QuestionData,
+    answer: Callable[[CausalLM, Iterable[QuestionBatch]], RewardFigures],
+    batches: Iterable[QuestionBatch],
+    console: Console,
+) -> None:
+    """Let the best checkpoint answer held-out questions, say what that came to, and keep its answers."""
+    run = RunDirectory(result.run_dir)
+    checkpoint = run.resolve("best") or run.resolve("last")
+    if checkpoint is None:
+        return
+    model = OpenCheckpoint(checkpoint.path, device=str(result.hardware.device)).model
+    figures = answer(model, batches)
+    low, high = interval_of(figures.rewards)
+    console.print(
+        f"\nheld-out questions: reward {figures.mean:.3f} (95 % interval {low:.3f} to {high:.3f}, likeliest answers "
+        f"to {len(figures.rewards):,} questions, step {checkpoint.step:,}), {figures.ended:.0%} ended by themselves, "
+        f"{figures.length:.1f} tokens each",
+        highlight=False,
+    )
+    facts = {"step": checkpoint.step, "settings": {"temperature": 0.0}}
+    samples = [
+        {"prompt": question.text, "text": one.text, "reward": reward, "ended": one.reason == "end", **facts}
+        for question, one, reward in zip(data.val.asked, figures.answers, figures.rewards, strict=False)
+    ]
+    for sample in samples[:NUM_SHOWN]:
+        asked, text = str(sample["prompt"]), str(sample["text"])
+        console.print(Text.assemble("\n", (asked, "bold"), "\n", text, f"   (reward {sample['reward']:g})"))
+    keep_samples(result.run_dir, samples[:NUM_KEPT])
+
+
+def show_rollouts(micro_batches: Sequence[PolicyBatch], tokenizer: Tokenizer) -> Table:
+    """Answers of a step, one a row."""
+    table = Table(title="answers", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for name in ("question", "reward", "advantage"):
+        table.add_column(name, justify="right")
+    table.add_column("answer", overflow="ellipsis", no_wrap=True)
+    for batch in micro_batches:
+        for row, question in enumerate(batch.sample_ids.tolist()):
+            ids = batch.input_ids[row][batch.is_written[row]].tolist()
+            text = tokenizer.decode(ids).replace("\n", " ")[:SHOWN_CHARACTERS]
+            reward, advantage = batch.facts["reward"][row].item(), batch.advantages[row].item()
+            table.add_row(f"{question:,}", f"{reward:g}", f"{advantage:+.2f}", Text(text))
+    return table
