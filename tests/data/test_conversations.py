@@ -86,7 +86,7 @@ def test_a_table_is_read_by_its_header(tmp_path: Path) -> None:
         ("unknown_role.json", 3, "message 2 has the role 'tool'"),
         ("no_known_form.jsonl", 1, "of no known form; its keys: text"),
         ("none_as_input.csv", 3, "input is the word None"),
-        ("short_row.csv", 3, "a row has 1 fields"),
+        ("short_row.csv", 3, "a row has 1 field, and the first line names 2 columns"),
     ],
 )
 def test_a_broken_file_is_refused_with_its_line(name: str, line: int, says: str) -> None:
