@@ -175,7 +175,7 @@ def test_the_citation_has_the_version_of_the_project(repository: Path) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with everything that the right-hand column names, made once: data, a run, files."""
     root, repository = tmp_path_factory.mktemp("coming"), PAGE.parent.parent
-    for name in ("configs", "cases", "docs", "tiny_transformer"):
+    for name in ("configs", "cases", "docs", "notebooks", "tiny_transformer"):
         (root / name).symlink_to(repository / name)
     for name in ("README.md", "LICENSE", "CONTRIBUTING.md", "CITATION.cff", "requirements.txt", ".gitignore"):
         (root / name).symlink_to(repository / name)

@@ -1,0 +1,36 @@
+"""notebooks/train_your_own.ipynb: its cells run from top to bottom, but for the one that installs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def code_cells(repository: Path) -> list[dict[str, Any]]:
+    notebook = json.loads((repository / "notebooks/train_your_own.ipynb").read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_it_is_kept_without_outputs_and_one_cell_installs(repository: Path) -> None:
+    cells = code_cells(repository)
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    assert [cell["metadata"].get("tags") for cell in cells].count(["install"]) == 1
+
+
+@pytest.mark.slow
+def test_its_cells_train_a_model_that_writes(repository: Path, tmp_path: Path) -> None:
+    sources = ["".join(cell["source"]) for cell in code_cells(repository) if "tags" not in cell["metadata"]]
+    script = "\n\n".join(sources).replace("STEPS = 300", "STEPS = 3").replace('"2000000"', '"100000"')
+    (tmp_path / "cells.py").write_text(script, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "cells.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Once upon a time" in done.stdout and done.stdout.splitlines()[-1].startswith("[")
