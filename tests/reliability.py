@@ -199,6 +199,12 @@ ROWS = (
         f"{STORAGE}damage.py::test_nothing_in_a_run_is_waited_for_or_read_without_end",
     ),
     row("F2", "hostile safetensors, tokenizers and GGUF files are refused by name", "tests/attacks/test_attacks.py"),
+    row(
+        "F6",
+        "a chat template from elsewhere is run only when asked to, within bounds; sixty hostile ones are refused",
+        "tests/generation/test_chat.py::test_a_hostile_template_is_refused_and_harms_nothing",
+        "tests/generation/test_chat.py::test_a_foreign_template_is_not_run_unasked",
+    ),
     row("F7", "no pickle, no remote code, no validation by assert", "tests/attacks/test_no_foreign_code.py"),
     row(
         "P1",
