@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -225,5 +226,5 @@ def test_nothing_in_the_tree_runs_foreign_code(repository: Path) -> None:
             wrong += [f"{name}:{what}" for what in found if (name, what.partition(": ")[2]) not in ALLOWED]
     for path in [repository / "README.md", *sorted((repository / "docs").rglob("*.md"))]:
         for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
-            wrong += [f"{path.name}: {what}" for what in findings(block)]
+            wrong += [f"{path.name}: {what}" for what in findings(textwrap.dedent(block))]
     assert not wrong, "\n".join(wrong)
