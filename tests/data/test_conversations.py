@@ -86,7 +86,7 @@ def test_a_table_is_read_by_its_header(tmp_path: Path) -> None:
         ("unknown_role.json", 3, "message 2 has the role 'tool'"),
         ("no_known_form.jsonl", 1, "of no known form; its keys: text"),
         ("none_as_input.csv", 3, "input is the word None"),
-        ("short_row.csv", 3, "a row has 1 fields"),
+        ("short_row.csv", 3, "a row has 1 field, and the first line names 2 columns"),
     ],
 )
 def test_a_broken_file_is_refused_with_its_line(name: str, line: int, says: str) -> None:
@@ -190,3 +190,25 @@ def test_answers_to_one_question_stay_on_one_side_and_none_moves() -> None:
     assert [len(part) for part in split(examples[:4], 0.0001)] == [2, 2]
     with pytest.raises(UserError, match="1 different question, and two are needed"):
         split(examples[:2], None)
+
+
+@pytest.mark.slow
+def test_a_data_set_as_the_hub_has_it_is_read_by_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the package that reads the hub; the rows kept for testing are none to learn from."""
+    datasets, arrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "talks"
+    (folder / "data").mkdir(parents=True)
+    for name, form in (("train", "openai"), ("test", "sharegpt")):
+        rows = arrow.Table.from_pylist([FORMS[form]] * 3)
+        parquet.write_table(rows, folder / f"data/{name}-00000-of-00001.parquet")
+    card = (
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n---\n# Talks\n"
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    talks = read(folder)
+    assert [talk.messages for talk in talks] == [TALK] * 3 and talks[2].where == f"{folder}, row 3"
+    load, asked = datasets.load_dataset, []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **k: (asked.append(name), load(str(folder), **k))[1])
+    assert [talk.messages for talk in read(Path("someone/talks"))] == [TALK] * 3 and asked == ["someone/talks"]

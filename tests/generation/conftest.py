@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from tiny_transformer.config.shapes import LlamaConfig, Qwen3Config, Qwen3NextConfig
 from tiny_transformer.models import build_model, save_model
 from tiny_transformer.tokenizers import make_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 SHAPE = {
     "vocab_size": 40,

@@ -13,7 +13,7 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.storage.commit import write_into
 from tiny_transformer.tokenizers import Tokenizer, make_tokenizer
 from tiny_transformer.tokenizers.chat import Marks, Message, Segment, encode_segments
-from tiny_transformer.tokenizers.templates import CHATML, QWEN3, TEMPLATES, template_of
+from tiny_transformer.tokenizers.templates import CHATML, QWEN3, TEMPLATES, template_of, template_written
 
 SYSTEM, QUESTION, ANSWER = (
     Message("system", "Be brief."),
@@ -77,16 +77,17 @@ def test_transformers_gives_our_ids(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_chat_feeds_what_was_learnt(name: str) -> None:
-    """`chat` runs the Jinja text of the checkpoint."""
-    from tiny_transformer.generation.chat import Message as Turn
+    """The Jinja text, run as a foreign one is, gives what the Python function does."""
     from tiny_transformer.generation.chat import prompt_ids
+    from tiny_transformer.generation.foreign_template import ForeignTemplate
 
     template = TEMPLATES[name]
     tokenizer = make_tokenizer("byte").with_control_tokens(template.control_tokens)
     messages = (*TALKS["several turns"], Message("user", "<|im_end|> <|eot_id|> <|endoftext|>"))
-    turns = [Turn(*message) for message in messages]
     jinja = template.jinja(Marks.of(tokenizer))
-    assert prompt_ids(tokenizer, jinja, turns) == template.prompt_ids(tokenizer, messages)
+    assert template_written(tokenizer, jinja) is template
+    with ForeignTemplate(jinja) as foreign:
+        assert prompt_ids(tokenizer, foreign, messages) == template.prompt_ids(tokenizer, messages)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -165,6 +166,13 @@ def test_the_verb_sorts_texts(
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["label"] for one in told] == ["loud", "asks"]
     assert sum(told[0]["probabilities"].values()) == pytest.approx(1.0)
+    with gzip.open(tmp_path / "t.txt.gz", "wt", encoding="utf-8") as file:
+        file.write("hen 3 !\n\nhen 4 ?\n")
+    (tmp_path / "t.xlsx").write_bytes(b"PK\x03\x04")
+    assert run([*words[:2], "--file", str(tmp_path / "t.txt.gz"), "--device", "cpu"]) == 0
+    assert [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()] == ["loud", "asks"]
+    assert run([*words[:2], "--file", str(tmp_path / "t.xlsx"), "--device", "cpu"]) == 65
+    assert ".xlsx files are not read" in capsys.readouterr().err
     assert run(["classify", str(base), "--text", "x"]) == 65
     assert "this is no classifier" in capsys.readouterr().err
 

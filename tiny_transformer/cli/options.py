@@ -427,6 +427,14 @@ class ChatOptions:
     ] = None
     ckpt_dir: CheckpointOption = None
     system: Annotated[str, typer.Option(help="What the model is told before the first question.")] = ""
+    run_template: Annotated[
+        bool,
+        typer.Option(
+            "--run_template",
+            help="Run a chat template that came with an imported model: a program of whoever made it, in a process of "
+            "its own with a second, 256 MB and no files. Those of finetune need no running.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,9 @@ def chat(context: typer.Context, options: ChatOptions, sampling: ChatSampling) -
         checkpoint, question = Path(question), None
     if question is not None and checkpoint is None:
         _refuse_name([question], verb="chat")
-    request = ChatRequest(checkpoint, question, options.system, sampling.device, sampling.engine)
+    request = ChatRequest(
+        checkpoint, question, options.system, sampling.device, sampling.engine, runs_template=options.run_template
+    )
     run_chat(request, _settings(context, sampling), Console(stderr=True))
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 
 from tiny_transformer.data.labels import LabelledText, encode_text, make_batch
-from tiny_transformer.data.prepare.files import ROW_SUFFIXES, read_rows
+from tiny_transformer.data.prepare.files import is_running_text, read_lines, read_rows
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models.classifier import load_classifier, scores_of
 from tiny_transformer.models.find import find_checkpoint
-from tiny_transformer.storage.reading import MAX_LOG_BYTES, read_regular
 from tiny_transformer.tokenizers import load_tokenizer
 
 ROWS_AT_ONCE = 32
@@ -61,8 +60,8 @@ def run_classify(
 def _texts_of(file: Path, text_field: str) -> Iterator[str]:
     if not file.is_file():
         raise UserError(f"there is no file {file}", where="--file")
-    if file.suffix not in ROW_SUFFIXES:
-        yield from (line for line in read_regular(file, MAX_LOG_BYTES).decode("utf-8", "replace").splitlines() if line)
+    if is_running_text(file):
+        yield from filter(None, (line.strip("\r\n") for line in read_lines(file)))
         return
     for line, row in read_rows(file):
         text = row.get(text_field) if isinstance(row, dict) else None

@@ -1,9 +1,9 @@
 """A conversation with a model: messages become tokens by the checkpoint's own template, and an answer is written.
 
-A template is Jinja text, of whoever made the checkpoint: it runs in Jinja's sandbox, as it does in transformers, which
-reaches no file and changes nothing. Only what the template itself writes can become a control token. Where a message
-spells one, a mark stands in its place while the template runs, and the text comes back after control tokens have been
-found.
+A template of ours (`tokenizers/templates.py`), known by its text, is a Python function. Any other is Jinja text, a
+program of whoever made the checkpoint: it is run only where that was asked for, in a child process with limits. Only
+what the template itself writes can become a control token. Where a message spells one, a mark stands in its place while
+the template runs, and the text comes back after control tokens have been found.
 """
 
 from __future__ import annotations
@@ -11,24 +11,20 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import UserError
+from tiny_transformer.generation.foreign_template import ForeignTemplate
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import Writing
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.tokenizers import Tokenizer
+from tiny_transformer.tokenizers.chat import Message
+from tiny_transformer.tokenizers.templates import template_written
 
 # A mark: two characters for private use round the number of a spelling. The first of them, in a message, gets one too.
 _OPENS, _CLOSES = "\ue000", "\ue001"
 _MARK = re.compile(f"{_OPENS}([0-9]{{1,6}}){_CLOSES}")
-
-
-class Message(NamedTuple):
-    """One turn: `role` is `system`, `user` or `assistant`."""
-
-    role: str
-    content: str
 
 
 def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
@@ -37,12 +33,12 @@ def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     return {token["content"]: token["id"] for token in added if token["special"]}
 
 
-def prompt_ids(tokenizer: Tokenizer, template: str, messages: Sequence[Message]) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, template: ForeignTemplate, messages: Sequence[Message]) -> list[int]:
     """What a model is fed so that it answers the last message.
 
     Args:
         tokenizer: the checkpoint's.
-        template: its chat template, Jinja text.
+        template: its chat template.
         messages: of the conversation; nothing in them becomes a control token.
 
     Raises:
@@ -69,31 +65,18 @@ def prompt_ids(tokenizer: Tokenizer, template: str, messages: Sequence[Message])
     return ids
 
 
-def _rendered(template: str, messages: list[dict[str, str]], names: dict[int, str], tokenizer: Tokenizer) -> str:
+def _rendered(
+    template: ForeignTemplate, messages: list[dict[str, str]], names: dict[int, str], tokenizer: Tokenizer
+) -> str:
     """The conversation as text, with the opening of the answer. The template gets what transformers gives it."""
-    from jinja2 import TemplateError, sandbox  # comes with torch
-
-    def raise_exception(message: object) -> None:
-        raise TemplateError(str(message))
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    return template.render(
+        {
+            "messages": messages,
+            "add_generation_prompt": True,
+            "bos_token": names.get(tokenizer.begin_id if tokenizer.begin_id is not None else -1, ""),
+            "eos_token": names.get(tokenizer.end_id, ""),
+        }
     )
-    values: dict[str, Any] = {
-        "raise_exception": raise_exception,
-        "messages": messages,
-        "add_generation_prompt": True,
-        "bos_token": names.get(tokenizer.begin_id if tokenizer.begin_id is not None else -1, ""),
-        "eos_token": names.get(tokenizer.end_id, ""),
-    }
-    try:
-        return environment.from_string(template).render(values)
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        raise UserError(
-            f"the chat template refuses this conversation: {error}",
-            remedy="another --system, or none; or generate, which continues text",
-            exit_code=ExitCode.BAD_DATA,
-        ) from None
 
 
 class Conversation:
@@ -103,6 +86,10 @@ class Conversation:
         opened: the checkpoint; it has a template.
         settings: how the next token is chosen.
         system: what the model is told before the first question; "" for nothing.
+        runs_template: whether a template that is not one of ours may be run.
+
+    Raises:
+        UserError: no template, or one that is not ours and may not be run.
 
     Attributes:
         messages: said so far.
@@ -111,10 +98,19 @@ class Conversation:
 
     greeting = "Ask, and it answers."
 
-    def __init__(self, opened: OpenCheckpoint, settings: SamplingConfig, system: str = "") -> None:
+    def __init__(
+        self, opened: OpenCheckpoint, settings: SamplingConfig, system: str = "", *, runs_template: bool = False
+    ) -> None:
         if opened.template is None:
             raise UserError(f"{opened.path} was not taught to chat", remedy="tiny-transformer generate")
-        self._opened, self._settings, self._template = opened, settings, opened.template
+        self._opened, self._settings = opened, settings
+        self._template = template_written(opened.tokenizer, opened.template) or ForeignTemplate(opened.template)
+        if isinstance(self._template, ForeignTemplate) and not runs_template:
+            raise UserError(
+                "the chat template of this checkpoint is a program of whoever made it, and is not run unasked",
+                where=str(opened.path),
+                remedy="--run_template runs it, in a process of its own with little time and memory",
+            )
         self._system = [Message("system", system)] if system else []
         self._num_asked = 0
         self.note = ""
@@ -150,12 +146,19 @@ class Conversation:
         limit, num_system = self._opened.config.max_position_embeddings, len(self._system)
         for dropped in range(0, len(messages) - num_system, 2):
             kept = [*messages[:num_system], *messages[num_system + dropped :]]
-            ids = prompt_ids(self._opened.tokenizer, self._template, kept)
+            ids = self._ids_of(kept)
             if len(ids) <= limit - min(self._settings.max_new_tokens, limit // 4):
                 self.note = f"the first {dropped} messages no longer fit into the context" if dropped else ""
                 return ids
         self.note = ""
         return ids
+
+    def _ids_of(self, messages: list[Message]) -> list[int]:
+        if isinstance(self._template, ForeignTemplate):
+            return prompt_ids(self._opened.tokenizer, self._template, messages)
+        return self._template.prompt_ids(
+            self._opened.tokenizer, [message._replace(content=message.content.strip()) for message in messages]
+        )
 
     def saved(self) -> dict[str, Any]:
         """What `/save` writes."""

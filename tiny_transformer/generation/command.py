@@ -148,7 +148,7 @@ def run_chat(options: ChatRequest, settings: SamplingConfig, notes: Console) -> 
             raise UserError("this model has no place for a system prompt", remedy="leave out --system")
         partner: Conversation | RunningText = RunningText(opened, settings)
     else:
-        partner = Conversation(opened, settings, options.system)
+        partner = Conversation(opened, settings, options.system, runs_template=options.runs_template)
     if options.question is None:
         talk(partner, notes)
         return

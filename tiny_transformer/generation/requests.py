@@ -66,6 +66,7 @@ class ChatRequest:
         system: what the model is told first.
         device: `auto`, `cpu`, `cuda` or `mps`.
         engine: as for `generate`.
+        runs_template: whether a chat template that is not one of ours may be run.
     """
 
     checkpoint: Path | None = None
@@ -73,6 +74,7 @@ class ChatRequest:
     system: str = ""
     device: str = "auto"
     engine: str = "auto"
+    runs_template: bool = False
 
 
 def check_request(options: GenerateRequest, settings: SamplingConfig) -> None:

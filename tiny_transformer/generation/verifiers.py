@@ -9,19 +9,13 @@ started, and the next text gets a new one. It may do what the user may: a verifi
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import signal
-import subprocess
 import sys
-import threading
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.generation.child import Child
 
 PROGRAM = Path(__file__).with_name("verifier_process.py")
 START_SECONDS = 60.0  # for the imports of the file
@@ -51,8 +45,7 @@ class Verifier:
         if not path.is_file():
             raise UserError(f"{path} does not exist", remedy="name a function in a Python file: FILE.py:function")
         self._path, self._function, self._timeout = path, function, timeout_seconds
-        self._child: subprocess.Popen[str] | None = None
-        self._answers: queue.Queue[str] = queue.Queue()
+        self._child: Child | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -73,14 +66,12 @@ class Verifier:
     def score(self, prompt: str, text: str, answer: str | None = None) -> Verdict:
         """The function's score of a text; errors as for `start`."""
         child = self._started()
-        with suppress(BrokenPipeError):  # it has died: there is no answer
-            self._send(child, [prompt, text, answer])
-        said = self._answer(self._timeout)
+        said = child.ask([prompt, text, answer], self._timeout)
         if said is None:
             self.close()
             return Verdict(0.0, f"no answer within {self._timeout:g} s")
         if not said:
-            code = child.wait()
+            code = child.exit_code()
             self.close()
             return Verdict(0.0, f"the process of the verifier ended with {code}")
         return Verdict(said.get("score", 0.0), said.get("problem", ""))
@@ -88,25 +79,14 @@ class Verifier:
     def close(self) -> None:
         """End the child and whatever it has started."""
         child, self._child = self._child, None
-        if child is None:
-            return
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            with suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
+        if child is not None:
+            child.close()
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _started(self) -> Child:
         if self._child is not None:
             return self._child
-        words = [sys.executable, "-P", str(PROGRAM), str(self._path), self._function]
-        pipe = subprocess.PIPE
-        child = subprocess.Popen(words, stdin=pipe, stdout=pipe, encoding="utf-8", start_new_session=True)
-        self._child, self._answers = child, queue.Queue()
-        threading.Thread(target=_read, args=(child, self._answers), daemon=True).start()
-        first = self._answer(START_SECONDS)
+        child = self._child = Child([sys.executable, "-P", str(PROGRAM), str(self._path), self._function])
+        first = child.answer(START_SECONDS)
         if not first or "problem" in first:
             self.close()
             raise UserError(
@@ -116,25 +96,3 @@ class Verifier:
                 exit_code=ExitCode.BAD_DATA,
             )
         return child
-
-    @staticmethod
-    def _send(child: subprocess.Popen[str], value: list[str | None]) -> None:
-        if child.stdin is not None:
-            child.stdin.write(json.dumps(value) + "\n")
-            child.stdin.flush()
-
-    def _answer(self, seconds: float) -> dict[str, Any] | None:
-        """The child's next line: None when none comes in time, empty when it has ended."""
-        try:
-            line = self._answers.get(timeout=seconds)
-            return json.loads(line) if line else {}
-        except (queue.Empty, ValueError):
-            return None
-
-
-def _read(child: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
-    """Pass the child's lines on, and an empty one at the end; so that waiting for one can end in time."""
-    with suppress(ValueError, OSError):  # the pipe was closed
-        while child.stdout is not None and (line := child.stdout.readline()):
-            answers.put(line)
-    answers.put("")

@@ -101,7 +101,10 @@ def finish(outcome: RunResult, console: Console) -> None:
             show(outcome, console)
     show_report(outcome.run_dir, console)
     name = "last" if outcome.state.best_step is None else "best"
-    model = f"model   {outcome.run_dir}/{name}   (a Hugging Face model directory)"
+    form = "a Hugging Face model directory"
+    if outcome.stage.adapters:
+        form = "adapters as PEFT has them; tiny-transformer merge makes one model of them and their base"
+    model = f"model   {outcome.run_dir}/{name}   ({form})"
     console.print(model, markup=False, highlight=False, soft_wrap=True)
 
 

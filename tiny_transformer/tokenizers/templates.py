@@ -229,6 +229,12 @@ def template_called(name: str) -> ChatTemplate:
     return TEMPLATES[name]
 
 
+def template_written(tokenizer: Tokenizer, text: str) -> ChatTemplate | None:
+    """The template whose Jinja text this is, for this tokenizer; None: none of ours. The text is not run."""
+    marks = Marks.of(tokenizer)
+    return next((one for one in TEMPLATES.values() if text.strip() == one.jinja(marks).strip()), None)
+
+
 def template_of(tokenizer: Tokenizer, text: str | None) -> ChatTemplate | None:
     """The template that a checkpoint's Jinja text is, or that its control tokens ask for; None: it was not taught to
     chat.
@@ -237,10 +243,8 @@ def template_of(tokenizer: Tokenizer, text: str | None) -> ChatTemplate | None:
         tokenizer: the checkpoint's.
         text: its Jinja text, which is compared and never run.
     """
-    marks = Marks.of(tokenizer)
-    for template in TEMPLATES.values():
-        if text is not None and text.strip() == template.jinja(marks).strip():
-            return template
+    if text is not None and (written := template_written(tokenizer, text)):
+        return written
     known = [t for t in (CHATML, LLAMA3) if all(tokenizer.token_id(token) is not None for token in t.control_tokens)]
     if not known:
         return None

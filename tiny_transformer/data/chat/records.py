@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 from tiny_transformer.data.prepare.files import read_rows
@@ -213,13 +214,23 @@ def check_order(messages: Sequence[Message]) -> None:
 
 
 def records_of(source: str) -> Iterator[tuple[str, Any]]:
-    """Records with their places."""
-    if not at_home(source).exists() and looks_like_hub_id(source):
-        yield from _hub_rows(source)
+    """Records with their places: of files, of a data set of the hub, or of a copy of one, a folder with its card."""
+    here = at_home(source)
+    if _has_card(here) or (not here.exists() and looks_like_hub_id(source)):
+        yield from _hub_rows(str(here) if here.exists() else source)
         return
     for path in find_files(source).paths:
         for line, row in read_rows(path):
             yield f"{path}, {'row' if path.suffix == '.parquet' else 'line'} {line}", row
+
+
+def _has_card(path: Path) -> bool:
+    """Whether a folder is laid out as the hub has it: the card says which files are for training."""
+    try:
+        with (path / "README.md").open(encoding="utf-8", errors="replace") as card:
+            return card.readline(8).rstrip() == "---"
+    except OSError:
+        return False
 
 
 def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:

@@ -130,6 +130,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     raise bad(f"{path.name} holds running text and no rows", path, remedy=f"a file of {' '.join(ROW_SUFFIXES)}")
 
 
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of one file of running text, as they stand. Errors as in `read_documents`."""
+    _check(path)
+    return _lines(path)
+
+
 def _lines(path: Path) -> Iterator[str]:
     return texts.html_lines(path) if kind_of(path) in HTML_SUFFIXES else texts.plain_lines(path)
 

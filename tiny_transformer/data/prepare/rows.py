@@ -156,7 +156,7 @@ def csv_texts(path: Path, text_field: str, kind: str) -> Iterator[str]:
         while (row := _next_row(reader, path)) is not None:
             if row and len(row) != len(names):
                 columns = f"{len(names)} column{'s' * (len(names) != 1)}"
-                what = f"a row has {len(row)} fields, and the first line names {columns}"
+                what = f"a row has {len(row)} field{'s' * (len(row) != 1)}, and the first line names {columns}"
                 raise bad(what, path, line=reader.line_num)
             if row:
                 yield row[column]
@@ -173,7 +173,9 @@ def csv_rows(path: Path, kind: str) -> Iterator[tuple[int, dict[str, str]]]:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while (row := _next_row(reader, path)) is not None:
             if row and len(row) != len(names):
-                what = f"a row has {len(row)} fields, and the first line names {len(names)} columns"
+                what = (
+                    f"a row has {len(row)} field{'s' * (len(row) != 1)}, and the first line names {len(names)} columns"
+                )
                 raise bad(what, path, line=reader.line_num + 1)
             if row:
                 yield reader.line_num + 1, dict(zip(names, row, strict=True))
