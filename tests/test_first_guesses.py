@@ -120,9 +120,7 @@ def test_no_words_at_all_show_the_help(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_prompts_may_stand_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(
-        "tiny_transformer.generation.command.run_generate", lambda options, settings, notes: seen.append(options)
-    )
+    monkeypatch.setattr("tiny_transformer.generation.command.run_generate", lambda options, *_: seen.append(options))
     (home / "runs/demo/last").mkdir(parents=True)
     for words in (["Once"], ["Once upon", "a hen"], ["runs/demo", "Once"], ["--prompt", "Once"], []):
         assert run(["generate", *words]) == 0

@@ -61,7 +61,7 @@ def tuning_tree(base: Path, source: Path, out_dir: Path, **changes: Any) -> dict
 def tune(tree: dict[str, Any], *, resume: bool = False, shows: bool = False) -> tuple[RunResult, str]:
     """One start, and what it told; `shows`: with the end of the run."""
     screen = io.StringIO()
-    console = Console(file=screen, width=400)
+    console = Console(file=screen, width=2000)
     result = launch(Request(load_run_config(tree), "tuned", resume=resume, command=["test"]), console)
     if shows:
         finish(result, console)
