@@ -181,11 +181,34 @@ def test_adapters_for_another_model_and_of_other_kinds_are_refused(
         load_adapter(load_model(base), base)
 
 
-def test_experts_and_the_delta_rule_can_be_adapted(shake: Any, all_configs: Any, tmp_path: Path) -> None:
-    model = shake(all_configs["next-second-head"])
-    adapt(model, LoraSection(enabled=True, targets=("*.mlp.experts.*", "*in_proj*")), seed=0)
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert any(".experts.0.up_proj.lora_A" in name for name in names) and any("in_proj" in name for name in names)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("targets", "use_dora"), [("*in_proj*,out_proj", False), ("*in_proj*", True), ("*.mlp.experts.*,q_proj", False)]
+)
+def test_adapters_of_experts_and_of_the_delta_rule_open_in_peft(
+    targets: str, use_dora: bool, shake: Any, all_configs: Any, input_ids: torch.Tensor, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    (tmp_path / "base").mkdir()
+    save_model(shake(all_configs["next-sparse"]), tmp_path / "base", eos_token_id=1)
+    model, lora = adapted(tmp_path / "base", targets=targets, use_dora=use_dora)
+    directory, expected = write(model, lora, tmp_path / "adapter"), logits(model, input_ids)
+    assert torch.equal(logits(load_model(directory), input_ids), expected)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), directory)
+    assert torch.allclose(logits(theirs, input_ids), expected, rtol=0, atol=1e-4)
+    assert not torch.allclose(logits(load_model(tmp_path / "base"), input_ids), expected, rtol=0, atol=1e-2)
+
+
+def test_what_peft_cannot_make_of_experts_is_told(shake: Any, all_configs: Any) -> None:
+    def told(targets: str, **settings: bool) -> str:
+        lora = LoraSection(**{"enabled": True, "targets": targets, **settings})
+        return adapt(shake(all_configs["next-second-head"]), lora, seed=0)
+
+    assert "peft leaves out those of shared experts" in told("*_proj")
+    assert "peft refuses DoRA on experts" in told("*.mlp.experts.*", use_dora=True)
+    assert "peft" not in told("*.mlp.experts.*") and "peft" not in told("*in_proj*", use_dora=True)
 
 
 def test_a_base_that_has_changed_or_gone_is_refused_by_name(

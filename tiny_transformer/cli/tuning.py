@@ -2,71 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import OPEN_SETTINGS, SETTINGS, OutDir, app, as_overrides, overrides_of
+from tiny_transformer.cli.frame import OPEN_SETTINGS, SETTINGS, OutDir, app, as_overrides, overrides_of, takes
 from tiny_transformer.errors import ExitCode
 
-ConfigFile = Annotated[
-    str | None, typer.Option("--config", metavar="FILE", help="A .yaml, .json or .toml file; see configs/.")
-]
-InitFrom = Annotated[
-    Path | None,
-    typer.Option("--init_from", metavar="RUN", help="The model to start from: a run, a checkpoint, a directory."),
-]
-Lora = Annotated[
-    bool, typer.Option("--lora", help="Train low-rank adapters alone: --lora.rank 8, --lora.targets q_proj,v_proj.")
-]
-Minutes = Annotated[float | None, typer.Option(help="Fit the run to this time.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in out_dir exactly where it stood.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in out_dir.")]
+
+@dataclass(frozen=True)
+class TuningOptions:
+    """Of every verb that trains a trained model further."""
+
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="A .yaml, .json or .toml file; see configs/.")
+    ] = None
+    init_from: Annotated[
+        Path | None,
+        typer.Option("--init_from", metavar="RUN", help="The model to start from: a run, a checkpoint, a directory."),
+    ] = None
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Train low-rank adapters alone: --lora.rank 8, --lora.targets q_proj,v_proj.")
+    ] = False
+    out_dir: OutDir = None
+    minutes: Annotated[float | None, typer.Option(help="Fit the run to this time.")] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in out_dir exactly where it stood.")] = (
+        False
+    )
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in out_dir.")] = False
 
 
-@app.command(context_settings=OPEN_SETTINGS)
-def finetune(
-    context: typer.Context,
-    config: ConfigFile = None,
-    init_from: InitFrom = None,
+@dataclass(frozen=True)
+class FinetuneOptions(TuningOptions):
+    """Of `finetune`."""
+
     source: Annotated[
         str | None,
         typer.Option(
             help="Records of conversations: .jsonl, .json, .csv or .parquet, a folder or glob, or a data set of the "
             "hub. Alpaca's, question and answer, messages of OpenAI or ShareGPT."
         ),
-    ] = None,
+    ] = None
     template: Annotated[
         str | None,
         typer.Option(
             help="chatml, qwen3, alpaca, llama3 or plain. Default: what the model was taught, else chatml; with --lora "
             "else alpaca."
         ),
-    ] = None,
-    lora: Lora = False,
-    out_dir: OutDir = None,
-    minutes: Minutes = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Teach a trained model to answer: supervised fine-tuning on conversations, with a loss on the answers alone.
-
-    With nothing to choose: finetune --init_from runs/demo --source FILE --minutes 10. Any key of the config can be set
-    too, as in train: --learning_rate 1e-4, --seq_len 512. What is trained, tiny-transformer inspect FILE --template
-    chatml shows in colour.
-    """
-    options = {"init_from": init_from, "data.source": source, "finetune.template": template, "out_dir": out_dir}
-    words = [*_stage_words("finetune", lora), *as_overrides(options), *overrides_of(context)]
-    _train(config, words, minutes, resume=resume, overwrite=overwrite)
+    ] = None
 
 
-@app.command(context_settings=OPEN_SETTINGS)
-def align(
-    context: typer.Context,
-    config: ConfigFile = None,
-    init_from: InitFrom = None,
+@dataclass(frozen=True)
+class AlignOptions(TuningOptions):
+    """Of `align`."""
+
     source: Annotated[
         str | None,
         typer.Option(
@@ -74,49 +66,63 @@ def align(
             "messages; for grpo rows with question (or prompt, messages) and answer; in .jsonl, .json, .csv or "
             ".parquet, a folder or glob, or a data set of the hub."
         ),
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="dpo, orpo or grpo. Default: dpo.")] = None,
+    ] = None
+    method: Annotated[str | None, typer.Option(help="dpo, orpo or grpo. Default: dpo.")] = None
     verifier: Annotated[
         str | None,
         typer.Option(
             metavar="FORM",
             help="For grpo, what an answer is worth: exact, regex:PATTERN or FILE.py:function. Default: exact.",
         ),
-    ] = None,
+    ] = None
     template: Annotated[
         str | None, typer.Option(help="chatml, qwen3, alpaca, llama3 or plain. Default: what the model was taught.")
-    ] = None,
-    lora: Lora = False,
-    out_dir: OutDir = None,
-    minutes: Minutes = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-) -> None:
+    ] = None
+
+
+@app.command(context_settings=OPEN_SETTINGS)
+@takes(FinetuneOptions)
+def finetune(context: typer.Context, options: FinetuneOptions) -> None:
+    """Teach a trained model to answer: supervised fine-tuning on conversations, with a loss on the answers alone.
+
+    With nothing to choose: finetune --init_from runs/demo --source FILE --minutes 10. Any key of the config can be set
+    too, as in train: --learning_rate 1e-4, --seq_len 512. What is trained, tiny-transformer inspect FILE --template
+    chatml shows in colour.
+    """
+    _train("finetune", context, options, {"data.source": options.source, "finetune.template": options.template})
+
+
+@app.command(context_settings=OPEN_SETTINGS)
+@takes(AlignOptions)
+def align(context: typer.Context, options: AlignOptions) -> None:
     """Teach a model which answers are preferred: DPO and ORPO on pairs, GRPO on its own answers and a verifier.
 
     With nothing to choose: align --init_from runs/tuned --source FILE --minutes 10. Any key of the config can be set
     too, as in train: --beta 0.3, --learning_rate 5e-6. It starts from a model that answers already (finetune).
     """
-    options = {
-        "init_from": init_from,
-        "data.source": source,
-        "align.method": method,
-        "align.template": template,
-        "grpo.verifier": verifier,
-        "out_dir": out_dir,
+    own = {
+        "data.source": options.source,
+        "align.method": options.method,
+        "align.template": options.template,
+        "grpo.verifier": options.verifier,
     }
-    words = [*_stage_words("align", lora), *as_overrides(options), *overrides_of(context)]
-    _train(config, words, minutes, resume=resume, overwrite=overwrite)
+    _train("align", context, options, own)
 
 
-def _stage_words(stage: str, lora: bool) -> list[str]:
-    return [f"stage={stage}", *(["lora.enabled=true"] if lora else [])]
-
-
-def _train(config: str | None, words: list[str], minutes: float | None, *, resume: bool, overwrite: bool) -> None:
+def _train(stage: str, context: typer.Context, options: TuningOptions, own: dict[str, str | None]) -> None:
+    """Train as the options say; `own`: those of the verb alone, by the keys of the config."""
     from tiny_transformer.stages.command import run_training
 
-    status = run_training(config, words, resume=resume, overwrite=overwrite, console=Console(), minutes=minutes)
+    named = as_overrides({"init_from": options.init_from, **own, "out_dir": options.out_dir})
+    words = [f"stage={stage}", *(["lora.enabled=true"] if options.lora else []), *named, *overrides_of(context)]
+    status = run_training(
+        options.config,
+        words,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        console=Console(),
+        minutes=options.minutes,
+    )
     if status == "stopped":
         raise typer.Exit(ExitCode.STOPPED)
 

@@ -96,7 +96,7 @@ def _settings(context: typer.Context, sampling: SamplingOptions) -> SamplingConf
 
 def _is_model(path: Path) -> bool:
     """Whether a word names a run or checkpoint and is no prompt."""
-    return any((path / name).exists() for name in ("config.json", "config.yaml", "last", "best"))
+    return any((path / name).exists() for name in ("config.json", "base.json", "config.yaml", "last", "best"))
 
 
 def _refuse_name(words: list[str], verb: str = "generate") -> None:

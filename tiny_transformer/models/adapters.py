@@ -93,7 +93,20 @@ def adapt(model: CausalLM, lora: LoraSection, *, seed: int) -> str:
     return (
         f"adapters of rank {lora.rank} on {len(names)} layers: {num_trained:,} weights are trained, with "
         f"{12 * num_trained / 1e6:.1f} MB for gradients and optimizer, and {num_all:,} stay frozen{base}"
-    )
+    ) + _beyond_peft(names, use_dora=lora.use_dora)
+
+
+def _beyond_peft(names: list[str], *, use_dora: bool) -> str:
+    """What peft cannot make of adapters on these layers, in words: transformers has experts as one tensor."""
+    experts, shared = (any(part in name for name in names) for part in (".experts.", ".shared_expert."))
+    if experts and use_dora:
+        return "; peft refuses DoRA on experts: for other programs, merge them (tiny-transformer merge)"
+    if experts and shared:
+        return (
+            "; peft leaves out those of shared experts beside those of experts, and gives other logits: for other "
+            "programs, merge them (tiny-transformer merge), or adapt one of the two"
+        )
+    return ""
 
 
 def save_adapter(
