@@ -20,6 +20,8 @@ from tiny_transformer.storage.runs import readable_states
 BATCH = "training.micro_batch_size x grad_accum_steps"
 DATA = "the data (hash of train.bin)"
 TOKENIZER = "the tokenizer (hash)"
+OWN_CONFIG = "resume with the run's own config (leave out --config), or start a new run in another --out_dir"
+NEW_RUN = "prepare it again as it was, name it with --data_dir, or start a new run from these weights with --init_from"
 WHERE = "data.data_dir"  # where the data is says nothing: what it is does
 
 
@@ -55,7 +57,7 @@ def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any
             raise UserError(
                 f"cannot resume: {key} was {_short(before)} and is now {_short(after)}",
                 where=str(where),
-                remedy="resume with the run's own config (leave out --config), or start a new run in another --out_dir",
+                remedy=NEW_RUN if key in (DATA, TOKENIZER) else OWN_CONFIG,
             )
     for key, (before, after) in changed.items():
         also = (

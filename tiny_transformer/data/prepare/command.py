@@ -26,7 +26,7 @@ from tiny_transformer.data.prepare.gather import Documents, Gathering, Split, Sp
 from tiny_transformer.data.prepare.request import changed_keys, is_trained_here, request_of
 from tiny_transformer.data.prepare.sources import Source, source_of
 from tiny_transformer.data.prepare.texts import DEFAULT_VAL_FRACTION, LEAST_SPLIT_BYTES
-from tiny_transformer.data.token_file import STAGED_PREFIX, staging_dir
+from tiny_transformer.data.token_file import STAGED_PREFIX, open_dataset, staging_dir
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage import RunLock, atomic_write, publish
 from tiny_transformer.storage.fs import refusals
@@ -273,13 +273,14 @@ def _already_there(out_dir: Path, request: dict[str, Any], overwrite: bool) -> M
         return None
     try:
         meta = read_meta(out_dir)
+        changed = changed_keys(request, meta.request)
+        if not changed:
+            _check_files(out_dir, thoroughly=overwrite)
+            return meta
     except UserError:
         if overwrite:
             return None
         raise
-    changed = changed_keys(request, meta.request)
-    if not changed:
-        return meta
     if overwrite:
         return None
     raise UserError(
@@ -287,6 +288,15 @@ def _already_there(out_dir: Path, request: dict[str, Any], overwrite: bool) -> M
         where=str(out_dir / META_FILE),
         remedy="--overwrite replaces it, another --out_dir leaves it alone",
     )
+
+
+def _check_files(data_dir: Path, *, thoroughly: bool) -> None:
+    """Raise UserError where a file is not as it was written: its length, or, read `thoroughly`, any of its bytes."""
+    dataset = open_dataset(data_dir)
+    for tokens in (dataset.train, dataset.val):
+        for start in range(0, len(tokens) if thoroughly else 0, 2**20):
+            tokens.read(start, min(start + 2**20, len(tokens)))
+        tokens.close()
 
 
 def _finish_or_remove(out_dir: Path, request: dict[str, Any], work_dir: Path) -> None:

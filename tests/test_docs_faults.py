@@ -1,0 +1,140 @@
+"""Faults planted in the pages, or in what they describe: each is caught by the check that is responsible for it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import doc_blocks
+import doc_checks
+import pytest
+import requirements
+import torch
+import trouble
+
+from tiny_transformer.config.reference import reference_markdown
+from tiny_transformer.config.schema import TrainingConfig
+
+PAGES = doc_checks.read_pages()
+ALT = "the page of a run: loss beside the best loss possible, a diagnosis, and what the model knows"
+HAND = doc_checks.REPOSITORY / "docs/learn/04_attention_by_hand.md"
+Check = Callable[[doc_checks.Pages], list[str]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`page` with `old` turned into `new`, which only `check` is asked about."""
+
+    check: Check
+    page: str
+    old: str
+    new: str
+
+
+IN_PAGES = {
+    "dead link": Fault(doc_checks.dead_links, "README.md", "(docs/CONFIG_REFERENCE.md)", "(docs/CONFIG.md)"),
+    "dead anchor": Fault(
+        doc_checks.dead_links, "README.md", "(docs/TROUBLESHOOTING.md)", "(docs/TROUBLESHOOTING.md#no-such-thing)"
+    ),
+    "missing alt text": Fault(doc_checks.pictures_without_words, "README.md", f"![{ALT}]", "![]"),
+    "source marker without its name": Fault(
+        doc_checks.dead_sources, "docs/learn/05_the_block.md", "layers/norm.py:RMSNorm", "layers/norm.py:RMSNorms"
+    ),
+    "source that has changed": Fault(doc_checks.dead_sources, "docs/learn/05_the_block.md", "def forward(", "def fwd("),
+    "block without an end": Fault(doc_checks.broken_blocks, "docs/learn/02_tokens.md", "\n```\n", "\n"),
+    "Python that does not parse": Fault(doc_checks.broken_blocks, "README.md", "lm = load(", "lm := load(("),
+    "a name that is gone": Fault(doc_checks.broken_blocks, "README.md", "import load\n", "import load_model_of\n"),
+    "unknown command": Fault(
+        doc_checks.wrong_commands, "README.md", "tiny-transformer doctor runs", "tiny-transformer physician runs"
+    ),
+    "renamed flag": Fault(doc_checks.wrong_commands, "README.md", "--max_new_tokens 200", "--maximum_new_tokens 200"),
+    "unknown key on the command line": Fault(
+        doc_checks.wrong_commands,
+        "docs/learn/01_first_light.md",
+        "tiny-transformer train ",
+        "tiny-transformer train --widht 4 ",
+    ),
+    "an option that there is not": Fault(doc_checks.wrong_options, "README.md", "`--full_size`", "`--fullest_size`"),
+    "a file that was moved": Fault(
+        doc_checks.missing_files, "README.md", "tests/training/test_killed.py", "tests/training/test_murdered.py"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_PAGES)
+def test_a_fault_in_a_page_is_caught(name: str) -> None:
+    fault = IN_PAGES[name]
+    text = PAGES[fault.page]
+    assert fault.old in text, "the fault is planted nowhere"
+    assert fault.check({fault.page: text}) == [], "there was a fault before"
+    if name == "dead anchor":  # the page it leads to is read as well
+        there = {key: PAGES[key] for key in ("docs/TROUBLESHOOTING.md",)}
+    else:
+        there = {}
+    found = fault.check({**there, fault.page: text.replace(fault.old, fault.new, 1)})
+    assert any(line.startswith(fault.page) for line in found), found
+
+
+def test_a_missing_extra_is_caught() -> None:
+    project = (doc_checks.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    assert doc_checks.missing_extras({"README.md": PAGES["README.md"]}, project) == []
+    assert doc_checks.missing_extras({"README.md": PAGES["README.md"]}, re.sub(r"(?m)^all = .*$", "", project))
+
+
+def test_a_default_that_changed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = PAGES["docs/CONFIG_REFERENCE.md"]
+    assert page == reference_markdown()
+    monkeypatch.setattr(TrainingConfig.model_fields["warmup_fraction"], "default", 0.06)
+    assert page != reference_markdown()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/DESIGN.md"])
+def test_a_stale_count_of_files_is_caught(page: str) -> None:
+    assert doc_checks.stale_counts(PAGES) == []
+    stale = {"README.md": (" | 15 |", " | 14 |"), "docs/DESIGN.md": ("15 files:", "14 files:")}[page]
+    assert stale[0] in PAGES[page]
+    assert doc_checks.stale_counts({**PAGES, page: PAGES[page].replace(*stale)})
+
+
+def test_a_requirement_that_is_not_pinned_as_said_is_caught() -> None:
+    written = (doc_checks.REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
+    assert written == requirements.requirements()
+    assert re.sub(r"numpy==.*", "numpy==1.0", written) != requirements.requirements()
+
+
+def test_a_message_that_changed_is_caught() -> None:
+    entry = next(
+        entry for entry in trouble.read_entries(trouble.PAGE.read_text(encoding="utf-8")) if "error:" in entry.shown
+    )
+    assert trouble.shows(entry.shown, entry.shown)
+    assert not trouble.shows(entry.shown.replace("error:", "mistake:"), entry.shown)
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed"), [("loss 2.31", "loss 2.62"), ("loss 2.31", "gain 2.31"), ("7 rows", "8 rows")]
+)
+def test_a_wrong_number_or_word_in_a_shown_output_is_caught(shown: str, printed: str) -> None:
+    block = doc_blocks.Block(Path("page.md"), 1, "text", shown, "Expected, numbers within 5 %:")
+    assert doc_blocks.difference(block, shown) is None
+    assert doc_blocks.difference(block, printed)
+
+
+def test_a_wrong_sign_in_the_code_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The page computes attention by hand, and the layer's beside it: that of the negative scores is another."""
+    monkeypatch.chdir(tmp_path)
+    every = doc_blocks.blocks_of(HAND)
+    blocks = every[: next(i for i, block in enumerate(every) if "load(" in block.text)]  # from there on a run is needed
+    assert doc_blocks.run_page(blocks, doc_blocks.Console()) == []
+    real = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda self, *words, **named: real(-self, *words, **named))
+    assert doc_blocks.run_page(blocks, doc_blocks.Console())
+
+
+def test_an_example_that_no_longer_runs_is_caught(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    shutil.copy(HAND, page)
+    page.write_text(page.read_text(encoding="utf-8").replace("import math", "import maths", 1), encoding="utf-8")
+    assert any("maths" in line for line in doc_blocks.run_page(doc_blocks.blocks_of(page), doc_blocks.Console()))
