@@ -10,8 +10,10 @@ import importlib
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import doc_blocks
 import typer
@@ -187,17 +189,26 @@ def _words(line: str) -> list[str]:
 
 
 def _refusal(verb: str, words: list[str]) -> str | None:
-    group = typer.main.get_command(app)
-    if verb not in group.commands:  # ty: ignore[unresolved-attribute]
+    command = _commands().get(verb)
+    if command is None:
         return None if verb.startswith("-") else f"no verb {verb}"
-    command = group.commands[verb]  # ty: ignore[unresolved-attribute]
     given = [word.partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
-    known = {option.replace("-", "_") for param in command.params for option in (*param.opts, *param.secondary_opts)}
+    known = _options(command)
     is_open = command.context_settings.get("ignore_unknown_options")
     unknown = [name for name in given if name not in {*known, "__help"} and not (is_open and _is_key(name))]
     return f"no option {unknown[0].replace('_', '-', 2)}" if unknown else None
 
 
+@cache
+def _commands() -> dict[str, Any]:
+    return typer.main.get_command(app).commands  # ty: ignore[unresolved-attribute]
+
+
+def _options(command: Any) -> set[str]:
+    return {option.replace("-", "_") for param in command.params for option in (*param.opts, *param.secondary_opts)}
+
+
+@cache
 def _is_key(name: str) -> bool:
     key = name.removeprefix("__")
     return is_key(key) or is_switch(key)
@@ -205,11 +216,7 @@ def _is_key(name: str) -> bool:
 
 def wrong_options(pages: Pages) -> list[str]:
     """Options of ours named in the text, that no verb has and that are no key; `OTHERS` are of other programs."""
-    group, known = typer.main.get_command(app), set()
-    for command in group.commands.values():  # ty: ignore[unresolved-attribute]
-        known |= {
-            option.replace("-", "_") for param in command.params for option in (*param.opts, *param.secondary_opts)
-        }
+    known = set[str]().union(*map(_options, _commands().values()))
     wrong = []
     for name, text in pages.items():
         for span in SPAN.findall(prose(text)):
@@ -260,7 +267,8 @@ def missing_extras(pages: Pages, project: str) -> list[str]:
 
 
 def stale_counts(pages: Pages) -> list[str]:
-    """README's numbers of files on each road that are not those of DESIGN's lists, which `roads.py` traces."""
+    """README's numbers of files on each road that are not those of DESIGN's lists, which `roads.py` traces; and the
+    number of the learning path's pages."""
     design, readme = pages["docs/DESIGN.md"], pages["README.md"]
     counts = re.findall(r"^- \*(.+?)\.\* .*?The whole way, (\d+) files: (.+)\.$", design, re.MULTILINE)
     wrong = [] if counts else ["docs/DESIGN.md: no road"]
@@ -269,4 +277,67 @@ def stale_counts(pages: Pages) -> list[str]:
             wrong.append(f"docs/DESIGN.md: {road} is not {number} files")
         if not re.search(rf"\| {road}[^|]*\|[^|]*\| {number} \|", readme, re.IGNORECASE):
             wrong.append(f"README.md: {road} is {number} files")
+    said = re.search(r"(\w+) pages, one idea each", pages["docs/LEARNING_PATH.md"])
+    if said is None or NUMBERS.index(said[1].lower()) + 2 != sum(name.startswith("docs/learn/") for name in pages):
+        wrong.append("docs/LEARNING_PATH.md: the number of its pages")
     return wrong
+
+
+# --- the code's own words, the keys of others, the log
+
+
+def package_sources() -> Pages:
+    """Every module of the package."""
+    return {str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+
+
+def undocumented(sources: Pages) -> list[str]:
+    """Public modules, classes, functions and methods without a docstring. A method may have that of the contract it
+    fulfils: one of the same name elsewhere in the package, or in a library (`INHERITED`)."""
+    trees = {name: ast.parse(text) for name, text in sources.items()}
+    told = {
+        node.name
+        for tree in trees.values()
+        for owner in ast.walk(tree)
+        if isinstance(owner, ast.ClassDef)
+        for node in owner.body
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node)
+    }
+    wrong = [name for name, tree in trees.items() if tree.body and not ast.get_docstring(tree)]
+    for name, tree in trees.items():
+        wrong += [f"{name}: {symbol}" for symbol in _undocumented(tree, told | INHERITED)]
+    return wrong
+
+
+INHERITED = {"close", "extra_repr", "readable"}  # of io and of torch.nn
+
+
+def _undocumented(owner: ast.Module | ast.ClassDef, told: set[str]) -> Iterator[str]:
+    for node in owner.body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        inherits = isinstance(owner, ast.ClassDef) and (node.name in told or _is_another_s(node))
+        if not ast.get_docstring(node) and not inherits:
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (f"{node.name}.{name}" for name in _undocumented(node, told))
+
+
+def _is_another_s(node: ast.ClassDef | ast.FunctionDef) -> bool:
+    """Whether a method only says what another object has (`...`), or hands its arguments on to another's method of
+    its name."""
+    last = ast.unparse(node.body[-1])
+    return last == "..." or (len(node.body) == 1 and f".{node.name}" in last)
+
+
+def missing_old_keys(page: str, keys: Iterable[str]) -> list[str]:
+    """Keys of older projects, with their section, that are read here and that docs/COMING_FROM.md, `page`, has not."""
+    words = set(re.findall(r"\w+", page))
+    return [key for key in keys if key.rpartition(".")[2] not in words]
+
+
+def newest_day(log: str) -> str:
+    """The entries of docs/LOG.md of its last day: older ones name what was there when they were written."""
+    entries = re.split(r"^(?=## \d{4}-\d\d-\d\d)", log, flags=re.MULTILINE)[1:]
+    day = max(entry[3:13] for entry in entries)
+    return "".join(entry for entry in entries if entry[3:13] == day)

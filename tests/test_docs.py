@@ -7,9 +7,12 @@ from collections.abc import Callable
 import doc_checks
 import pytest
 
+from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT
+
 PAGES = doc_checks.read_pages()
-# The log tells of the day it was written: its commands and files may since have other names.
-OF_TODAY = {name: text for name, text in PAGES.items() if name != "docs/LOG.md"}
+# The log tells of the day it was written: commands and files may since have other names, those of its last day not.
+LOG = "docs/LOG.md"
+OF_TODAY = {**PAGES, LOG: doc_checks.newest_day(PAGES[LOG])}
 
 CHECKS = (
     doc_checks.dead_links,
@@ -34,3 +37,11 @@ def test_the_extras_that_pages_install_are_there() -> None:
 
 def test_numbers_of_files_on_the_roads_are_those_of_the_lists() -> None:
     assert doc_checks.stale_counts(PAGES) == []
+
+
+def test_everything_public_has_a_docstring() -> None:
+    assert doc_checks.undocumented(doc_checks.package_sources()) == []
+
+
+def test_every_key_that_is_read_in_older_words_is_on_the_page_for_them() -> None:
+    assert doc_checks.missing_old_keys(PAGES["docs/COMING_FROM.md"], [*ALIASES, *SWITCHES, *UNBUILT]) == []

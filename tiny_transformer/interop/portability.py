@@ -47,6 +47,7 @@ class Verdict:
 
     @property
     def opens(self) -> bool:
+        """Whether the program opens it: there is no reason against it."""
         return self.reason is None
 
     def __str__(self) -> str:

@@ -35,6 +35,7 @@ class Outcome:
 
     @property
     def gap_bits_per_byte(self) -> float | None:
+        """How far the validation loss lies above the best possible, in bits per byte; None where one is not known."""
         if self.val_bits_per_byte is None or self.floor_bits_per_byte is None:
             return None
         return self.val_bits_per_byte - self.floor_bits_per_byte

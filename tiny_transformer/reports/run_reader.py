@@ -57,6 +57,7 @@ class RunFiles:
 
     @property
     def name(self) -> str:
+        """Of its directory."""
         return self.path.resolve().name
 
     @property

@@ -49,6 +49,7 @@ class RunSummary:
 
     @property
     def name(self) -> str:
+        """Of its directory."""
         return self.path.resolve().name
 
     @property

@@ -39,6 +39,7 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
+        """Of all files together."""
         return sum(entry.size_bytes for entry in self.files.values())
 
     def encode(self) -> bytes:

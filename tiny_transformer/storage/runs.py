@@ -63,6 +63,7 @@ class RunDirectory:
         return self._lock
 
     def step_path(self, step: int) -> Path:
+        """Where the checkpoint of a step stands, or would."""
         return self.path / f"step-{step:08d}"
 
     def checkpoints(self) -> list[Checkpoint]:

@@ -107,6 +107,7 @@ class StepLog:
         return LogMark(self._end, self._hash.hexdigest())
 
     def close(self) -> None:
+        """Let go of the file; every line is on the disk already."""
         os.close(self._fd)
 
     def _cut(self, kept: list[tuple[dict[str, Any], int]]) -> None:

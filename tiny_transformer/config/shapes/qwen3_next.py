@@ -189,6 +189,7 @@ class Qwen3NextConfig(DecoderConfig):
 
     @property
     def rotary_dim(self) -> int:
+        """How many features of a head RoPE turns."""
         return int(self.head_dim * self.partial_rotary_factor)
 
     def is_sparse(self, layer: int) -> bool:
