@@ -234,8 +234,8 @@ def other_owner(place: Place) -> None:
 
 def signalled(number: signal.Signals) -> Callable[[Place], Any]:
     def fault(place: Place) -> None:
-        if number is signal.SIGHUP:
-            signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
+        # The tests themselves may run under nohup, or in the background of a shell, which have both ignored.
+        signal.signal(number, signal.SIG_DFL if number is signal.SIGHUP else signal.default_int_handler)
         place.at_step(4, lambda: os.kill(os.getpid(), number))
 
     return fault
@@ -409,11 +409,13 @@ def place(
     shutil.copytree(made, tmp_path / "place", symlinks=True)
     monkeypatch.chdir(tmp_path / "place")
     monkeypatch.setenv("COLUMNS", "200")
-    before, hangup = torch.get_num_threads(), signal.getsignal(signal.SIGHUP)
+    before = torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
     with pytest.MonkeyPatch.context() as patch:
         yield Place(tmp_path / "place", patch, capsys)
     torch.set_num_threads(before)
-    signal.signal(signal.SIGHUP, hangup)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def marked(entry: Entry) -> Any:
