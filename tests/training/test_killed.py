@@ -189,7 +189,8 @@ def test_asked_to_stop_a_run_saves_within_a_step_and_leaves(
         lives.tally[f"{phase} {code}"] += 1
         lives.judge(code)
     lives.finish()
-    assert busiest["stop"] < 10 and busiest["second"] < 1, busiest
+    # What ends at once may still be in the middle of something: a report or an import takes up to a second or so.
+    assert busiest["stop"] < 10 and busiest["second"] < 3, busiest
     print(f"seed {SEED}: {dict(lives.tally)}, {lives.num_runs - 1} runs, busiest {busiest}")
 
 
