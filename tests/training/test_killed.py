@@ -157,7 +157,8 @@ def test_asked_to_stop_a_run_saves_within_a_step_and_leaves(
     enough.
     """
     lives = Lives(tmp_path, tiny_data, server, random.Random(SEED))
-    busiest = {"stop": 0.0, "second": 0.0}  # after a signal, in seconds of a processor, on which no one else counts
+    # After a signal, in seconds of a processor, on which no one else counts; with where it came and how it ended.
+    busiest: dict[str, tuple[float, str, int]] = {"stop": (0.0, "", 0), "second": (0.0, "", 0)}
     for count in range(NUM_STOPS):
         phase, number = PHASES[count % len(PHASES)], lives.rng.choice(STOP_SIGNALS)
         pid = lives.live_until(phase)
@@ -174,7 +175,7 @@ def test_asked_to_stop_a_run_saves_within_a_step_and_leaves(
             kind = "second"
         code = server.wait()
         if used is not None:
-            busiest[kind] = max(busiest[kind], server.processor_seconds - used)
+            busiest[kind] = max(busiest[kind], (server.processor_seconds - used, f"{phase}, signal {count}", code))
         newest, _ = RunDirectory(lives.run).newest_whole()
         after = len(complete_lines(lives.run))
         if phase == "start-up":
@@ -189,8 +190,7 @@ def test_asked_to_stop_a_run_saves_within_a_step_and_leaves(
         lives.tally[f"{phase} {code}"] += 1
         lives.judge(code)
     lives.finish()
-    # What ends at once may still be in the middle of something: a report or an import takes up to a second or so.
-    assert busiest["stop"] < 10 and busiest["second"] < 3, busiest
+    assert busiest["stop"][0] < 10 and busiest["second"][0] < 1, busiest
     print(f"seed {SEED}: {dict(lives.tally)}, {lives.num_runs - 1} runs, busiest {busiest}")
 
 
