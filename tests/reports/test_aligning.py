@@ -10,12 +10,13 @@ import planted_runs as planted
 import pytest
 
 from tiny_transformer.evaluation.alarms import alarms, rings
+from tiny_transformer.reports.compare import comparison_html
 from tiny_transformer.reports.diagnosis.diagnose import diagnose
 from tiny_transformer.reports.diagnosis.evidence import Evidence
 from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.preference_charts import preference_charts
 from tiny_transformer.reports.report import report_html
-from tiny_transformer.reports.run_reader import RunFiles, target_of
+from tiny_transformer.reports.run_reader import RunFiles, StepDirectory, target_of
 from tiny_transformer.stages.align import Aligning
 
 SOUND = {
@@ -43,7 +44,7 @@ def log_of(changes: dict[str, float]) -> list[dict[str, Any]]:
     rows = []
     for step in range(1, 61):
         row: dict[str, Any] = {"step": step, "num_tokens": 8 * step, "loss": 0.69 - 0.001 * step, "learning_rate": 1e-4}
-        row["tokens_per_second"] = 100.0
+        row["tokens_per_second"] = 100.0 + step % 7
         if step % 10 == 0:
             figures = SOUND | (changes if step >= 30 else {})
             row |= figures | alarms(figures)
@@ -67,9 +68,32 @@ def test_the_report_counts_pairs_and_draws_what_the_loss_does_not_show(tmp_path:
     outcome = replace(outcome_of(run), target="pair")
     told = report_html(run, outcome)
     assert "nats per pair" in told and "pairs seen" in told and "nats per token</th>" not in told
+    assert "by pairs</button>" in told and 'data-counted="pairs"' in told and "pairs per second" in told
+    assert "by tokens" not in told and "tokens per second" not in told
     assert [chart.key for chart in preference_charts(run.log)] == ["order", "shift", "distance"]
     assert preference_charts([{"step": 1, "accuracy": 0.5}]) == []
     assert target_of({"target": "pair"}) == "pair" and target_of({"target": "<b>"}) == target_of({}) == "token"
+
+
+def test_compare_says_pairs_and_ranks_losses_of_one_kind_alone(tmp_path: Path) -> None:
+    info = {"target": "pair", "data": {"source": "p.jsonl", "val_text": "ab"}, "tokenizer": {"fingerprint": "cd"}}
+
+    def runs(*sections: dict[str, Any]) -> list[RunFiles]:
+        log = [{"step": s, "num_tokens": 8 * s, "loss": 0.6, "tokens_per_second": 90.0} for s in (1, 2)]
+        log[-1] |= {"val_loss": 0.5}
+        checkpoint = StepDirectory(tmp_path, 2, None, 9, None, info, True, True)
+        return [
+            RunFiles(tmp_path / str(place), {"init_from": "base", "align": one}, [], log, [checkpoint], [])
+            for place, one in enumerate(sections)
+        ]
+
+    dpo, orpo = {"method": "dpo", "beta": 0.1}, {"method": "orpo", "beta": 0.1}
+    told = comparison_html(runs(dpo, dpo))
+    assert "with 0.500 nats per pair." in told and "pairs seen" in told and "pairs a second (median)" in told
+    assert "nats per token" not in told and 'data-counted="pairs"' in told and "tokens seen" not in told
+    told = comparison_html(runs(dpo, orpo))
+    assert "No ranking. Their losses are not of one kind: nats per pair, align.method dpo, align.beta 0.1" in told
+    assert "No ranking." in comparison_html(runs(dpo, dpo | {"beta": 0.3}))
 
 
 def test_a_run_of_another_stage_is_not_asked() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 from run_helpers import fingerprint, log_without_clock, run_tiny
-from tuning_helpers import tune, tuning_tree, write_pairs
+from tuning_helpers import tune, tuning_tree, write_pairs, write_talks
 
 from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
@@ -22,7 +22,10 @@ from tiny_transformer.models import load_model
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.stages import run as engine
 from tiny_transformer.stages.align import Aligning
+from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.replay import replay
+from tiny_transformer.stages.stage import Request
+from tiny_transformer.storage.replaced import RUN_FILES
 from tiny_transformer.storage.runs import REFERENCE_FILE
 from tiny_transformer.tokenizers.chat import Message
 from tiny_transformer.tokenizers.templates import PLAIN
@@ -54,7 +57,8 @@ def tree(base: Path, pairs: Path, out_dir: Path, **changes: Any) -> dict[str, An
 def test_the_first_loss_of_dpo_is_that_of_a_coin(lora: dict[str, Any], base: Path, pairs: Path, tmp_path: Path) -> None:
     """Against itself no model prefers anything: the reference is the base, in 8 bits where the base is."""
     once = {"steps": 1, "eval_steps": None, "dropout": 0.0}
-    result, _ = tune(tree(base, pairs, tmp_path / "r", lora=lora, training=once))
+    result, told = tune(tree(base, pairs, tmp_path / "r", lora=lora, training=once))
+    assert "1 steps as asked; 4 pairs a step" in told and "tokens a step" not in told
     (row,) = log_without_clock(tmp_path / "r")
     assert row["loss"] == pytest.approx(math.log(2), abs=1e-6) and row["margin"] == pytest.approx(0, abs=1e-6)
     assert row["num_tokens"] == result.state.num_tokens == 4  # pairs
@@ -183,6 +187,17 @@ def test_alarms_ring_in_the_log_on_the_terminal_and_at_the_end(base: Path, pairs
     assert [row["step"] for row in rows] == [20, 40, 60] and rows[-1]["alarm_kl"] == 1.0 and rows[-1]["val_kl"] > 0.5
     assert told.count("alarm: the model runs away from its reference") == 1
     assert "The model runs away from its reference: KL is" in told
+
+
+def test_a_run_that_takes_its_place_finds_nothing_of_it(base: Path, pairs: Path, tmp_path: Path) -> None:
+    once = {"steps": 1, "eval_steps": None}
+    tune(tree(base, pairs, tmp_path / "r", training=once), shows=True)
+    own = {path.name for path in (tmp_path / "r").iterdir()} - {".lock"}
+    assert REFERENCE_FILE in own and own <= {"last", "best", "step-00000001", *RUN_FILES}
+    other = tuning_tree(base, write_talks(tmp_path / "t.jsonl"), tmp_path / "r", training=once)
+    request = Request(load_run_config(other), "tuned", overwrite=True, command=["test"])
+    launch(request, Console(file=io.StringIO()))
+    assert not (tmp_path / "r" / REFERENCE_FILE).exists()
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def charts(log: list[dict[str, Any]], floor: float | None, target: str = "token"
     found = (
         _loss_chart(log, floor, target),
         _rate_chart(log),
-        _noisy_chart(log, "tokens_per_second", "Throughput", "tokens per second", "count"),
+        _noisy_chart(log, "tokens_per_second", "Throughput", f"{target}s per second", "count"),
         _noisy_chart(log, "grad_norm", "Gradient norm", grad_norm, "norm"),
         _memory_chart(log),
         _heat_chart(log, "update_ratios", "Update-to-weight ratio", ratios),

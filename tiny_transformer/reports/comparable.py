@@ -17,6 +17,7 @@ from tiny_transformer.reports.outcome import Outcome, outcome_of
 from tiny_transformer.reports.page import MAX_KEY_CHARS
 from tiny_transformer.reports.run_reader import RunFiles, number, section
 
+MAX_KIND_CHARS = 200  # of what a loss is, in words
 _CUT = ("seq_len", "packing")  # of the settings of `data`, those that change neither text nor tokens
 
 
@@ -69,6 +70,17 @@ class Entry:
         is_all = read >= (number(section(self.told, "data"), "val_tokens") or math.inf)
         return (packing, None, "") if is_all else (packing, read, self.tokenizer)
 
+    @property
+    def judged(self) -> str:
+        """The same for runs whose losses are of one kind: a mean over what, and of preferences by which method, which
+        weight, and against which base."""
+        told = [f"nats per {self.outcome.target}"]
+        if self.outcome.target == "pair":
+            align = section(self.run.config, "align")
+            told += [f"align.{key} {align.get(key)}" for key in ("method", "beta")]
+            told += [f"init_from {self.run.config.get('init_from')}"] if align.get("method") == "dpo" else []
+        return shorten(", ".join(told), MAX_KIND_CHARS)
+
 
 def entries_of(runs: list[RunFiles], places: list[int] | None = None) -> list[Entry]:
     """The runs in the order in which they were named, which decides about their colours unless `places` does."""
@@ -100,6 +112,17 @@ def share_a_tokenizer(group: list[Entry]) -> bool:
     return len({entry.tokenizer for entry in group if entry.told}) <= 1
 
 
+def targets_of(group: list[Entry]) -> str:
+    """What the losses of these runs are means over, in the plural: `tokens`, `pairs`; of several kinds `targets`."""
+    words = {f"{entry.outcome.target}s" for entry in group}
+    return words.pop() if len(words) == 1 else "targets"
+
+
+def unit_of(group: list[Entry]) -> str:
+    """In what the held-out losses of runs on one text are compared."""
+    return f"nats per {targets_of(group)[:-1]}" if share_a_tokenizer(group) else "bits per byte"
+
+
 def verdict(groups: list[list[Entry]]) -> list[str]:
     """Which run came out best, in a sentence for each text; without a common text, that there is no such thing."""
     if len(groups) == 1:
@@ -118,7 +141,6 @@ def verdict(groups: list[list[Entry]]) -> list[str]:
 
 def _best(group: list[Entry]) -> str:
     by_token = share_a_tokenizer(group)
-    unit = "nats per token" if by_token else "bits per byte"
     scored = {
         entry.name: (value, entry)
         for entry in group
@@ -131,12 +153,14 @@ def _best(group: list[Entry]) -> str:
     name, (value, _) = min(scored.items(), key=lambda item: item[1][0])
     missing = len(group) - len(scored)
     rest = f" ({missing} of them {'was' if missing == 1 else 'were'} never evaluated)" if missing else ""
-    return f"Best on held-out text: {name}, with {loss(value)} {unit}{rest}."
+    return f"Best on held-out text: {name}, with {loss(value)} {unit_of(group)}{rest}."
 
 
 def unlike(entries: list[Entry]) -> list[str]:
     """How runs on one text were measured differently, in a sentence each; empty where they were measured alike."""
     told = []
+    if len(kinds := dict.fromkeys(entry.judged for entry in entries)) > 1:
+        told.append(f"Their losses are not of one kind: {'; '.join(kinds)}.")
     measures = [entry.measure for entry in entries]
     if len({packing for packing, _, _ in measures}) > 1:
         told.append(

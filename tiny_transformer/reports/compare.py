@@ -16,7 +16,16 @@ import numpy as np
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.comparison import Comparison
 from tiny_transformer.reports.charts import Chart, close_up, column, line, loss_levels, smoothed
-from tiny_transformer.reports.comparable import Entry, entries_of, same_text, share_a_tokenizer, unlike, verdict
+from tiny_transformer.reports.comparable import (
+    Entry,
+    entries_of,
+    same_text,
+    share_a_tokenizer,
+    targets_of,
+    unit_of,
+    unlike,
+    verdict,
+)
 from tiny_transformer.reports.diagnosis.diagnose import diagnose_run
 from tiny_transformer.reports.diagnosis.evidence import Finding
 from tiny_transformer.reports.formats import NOTHING, count, duration, large, loss, setting, shorten, signed, size
@@ -81,9 +90,11 @@ def _colours(runs: list[RunFiles], measured: Comparison) -> list[int]:
 
 def _charts_section(groups: list[list[Entry]]) -> str:
     charts = [chart for group in groups if (chart := overlay(group, len(groups)))]
+    counted = targets_of([entry for group in groups for entry in group])
     if all(len(group) == 1 for group in groups) and len(groups) > 1:
-        return chart_section(charts, why_none="No two of these runs share a text, so no curves belong in one chart.")
-    return chart_section(charts)
+        why_none = "No two of these runs share a text, so no curves belong in one chart."
+        return chart_section(charts, counted=counted, why_none=why_none)
+    return chart_section(charts, counted=counted)
 
 
 def overlay(group: list[Entry], num_groups: int = 1) -> Chart | None:
@@ -120,8 +131,7 @@ def overlay(group: list[Entry], num_groups: int = 1) -> Chart | None:
     if not by_token:
         note = "validation loss per byte of text, since these runs do not share a tokenizer"
     title = "Loss" if num_groups == 1 else f"Loss on {group[0].source}"
-    unit = "nats per token" if by_token else "bits per byte"
-    figure = {"kind": "lines", "unit": unit, "form": "loss", "series": series, "levels": levels, "view": view}
+    figure = {"kind": "lines", "unit": unit_of(group), "form": "loss", "series": series, "levels": levels, "view": view}
     return Chart("loss" if num_groups == 1 else f"loss-{group[0].place}", title, note, figure)
 
 
@@ -155,7 +165,7 @@ def _figures_section(entries: list[Entry], groups: list[list[Entry]]) -> str:
     rows: list[tuple[str, Callable[[Outcome], str]]] = [
         ("state", lambda o: o.state),
         ("steps", lambda o: count(o.step)),
-        ("tokens seen", lambda o: large(o.num_tokens)),
+        (f"{targets_of(entries)} seen", lambda o: large(o.num_tokens)),
         ("training time", lambda o: duration(o.elapsed_seconds)),
         ("parameters", lambda o: large(o.num_parameters)),
         ("training loss", lambda o: loss(o.train_loss)),
@@ -170,7 +180,9 @@ def _figures_section(entries: list[Entry], groups: list[list[Entry]]) -> str:
     ]
     table += [(title, [words(entry.outcome) for entry in entries]) for title, words in rows]
     runs = [entry.run for entry in entries]
-    table.append(("tokens a second (median)", [_median(run, "tokens_per_second", count) for run in runs]))
+    table.append(
+        (f"{targets_of(entries)} a second (median)", [_median(run, "tokens_per_second", count) for run in runs])
+    )
     table.append(("peak memory", [_median(run, "peak_memory_bytes", size, last=True) for run in runs]))
     table.append(("diagnosis", [_keys(found) for found in findings]))
     return _table("Where they came out", entries, table, " ".join(_cautions(entries, groups)))

@@ -93,18 +93,26 @@ def _loss_table(outcome: Outcome) -> str:
 
 
 def chart_section(
-    charts: list[Chart], picture: str = "", *, why_none: str = "log.jsonl holds nothing to draw yet."
+    charts: list[Chart],
+    picture: str = "",
+    *,
+    counted: str = "tokens",
+    why_none: str = "log.jsonl holds nothing to draw yet.",
 ) -> str:
-    """Places for the charts, each with its data and its numbers; `picture` (an SVG) is for readers without scripts."""
+    """Places for the charts, each with its data and its numbers; `picture` (an SVG) is for readers without scripts,
+    `counted` what `num_tokens` of the log counts."""
     if not charts:
         return f'<section><h2>Charts</h2><p class="note">{esc(why_none)}</p></section>'
     axes = [axis for axis, _ in AXES if any(_has_axis(chart, axis) for chart in charts)]
+    words = {"tokens": counted}
     buttons = "".join(
-        f'<button type="button" data-axis="{axis}" aria-pressed="{str(not place).lower()}">by {axis}</button>'
+        f'<button type="button" data-axis="{axis}" aria-pressed="{str(not place).lower()}">'
+        f"by {words.get(axis, axis)}</button>"
         for place, axis in enumerate(axes)
     )
     buttons += '<button type="button" data-toggle="log" aria-pressed="false">log axis</button>'
-    parts = [f'<div class="toggles whole" role="group" aria-label="horizontal axis of all curves">{buttons}</div>']
+    told = f'role="group" aria-label="horizontal axis of all curves" data-counted="{counted}"'
+    parts = [f'<div class="toggles whole" {told}>{buttons}</div>']
     parts += [_figure(chart) for chart in charts]
     note = '<p class="note">The curves need JavaScript; the numbers are below each, and in log.jsonl.</p>'
     parts.append(f"<noscript>{note}{picture}</noscript>")

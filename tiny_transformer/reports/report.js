@@ -24,7 +24,8 @@
   const short = (value) => (value !== 0 && (Math.abs(value) >= 1e6 || Math.abs(value) < 1e-4) ? value.toExponential(2) : String(+value.toPrecision(3)));
   const written = (value, form) => (form === "loss" ? value.toFixed(3) : form === "count" ? whole(value) : short(value));
   const clock = (seconds) => (seconds < 90 ? `${+seconds.toFixed(1)} s` : seconds < 5400 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(2)} h`);
-  const place = { step: (v) => `step ${whole(v)}`, tokens: (v) => `${whole(v)} tokens`, time: clock };
+  const counted = document.querySelector("[data-counted]")?.dataset.counted ?? "tokens"; // what the axis of tokens counts
+  const place = { step: (v) => `step ${whole(v)}`, tokens: (v) => `${whole(v)} ${counted}`, time: clock };
 
   function nearest(values, wanted) { // the index of the value nearest to `wanted`; values rise
     let low = 0, high = values.length - 1;
@@ -192,7 +193,7 @@
     }
 
     drawAxis(left, right) {
-      const unit = this.axis === "time" ? (right < 90 ? [1, "seconds"] : right < 5400 ? [60, "minutes"] : [3600, "hours"]) : [1, this.axis];
+      const unit = this.axis === "time" ? (right < 90 ? [1, "seconds"] : right < 5400 ? [60, "minutes"] : [3600, "hours"]) : [1, this.axis === "tokens" ? counted : this.axis];
       const most = Math.max(3, Math.floor((this.right - this.left) / 75));
       const ticks = (page.log ? powers : roundNumbers)(left / unit[0], right / unit[0], most).map((v) => v * unit[0]);
       const words = (v) => (this.axis === "tokens" && right >= 1e6 ? `${+(v / 1e6).toPrecision(4)} M` : whole(v / unit[0]) === "0" && v ? String(+(v / unit[0]).toPrecision(2)) : (v / unit[0]).toLocaleString("en-US", { maximumFractionDigits: 2 }));

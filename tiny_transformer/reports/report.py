@@ -73,7 +73,9 @@ def report_html(run: RunFiles, outcome: Outcome, picture: str = "", *, page_dir:
         "Knowledge": lambda: knowledge_section(run.skills, run.written, run.growth),
         "Confusion": lambda: classes_section(run.classes),
         "Charts": lambda: page.chart_section(
-            [*charts(run.log, outcome.floor, outcome.target), *preference_charts(run.log)], picture
+            [*charts(run.log, outcome.floor, outcome.target), *preference_charts(run.log)],
+            picture,
+            counted=f"{outcome.target}s",
         ),
         "Where the time went": lambda: time_section(time_spent(run.log), outcome.elapsed_seconds),
         "Samples": lambda: page.samples_section(run.samples),

@@ -109,12 +109,13 @@ class Run:
         parameters = sum(p.numel() for p in self.model.parameters())
         device = self.hardware.describe() + self.processes.describe()
         data = "; ".join(filter(None, [self.stage.describe_data(pace.total_steps), self.stage.adapters]))
-        announce(self.directory.path, pace.plan, self.config, data, parameters, device, self.console)
+        told = (data, parameters, device, self.console, self.stage.target)
+        announce(self.directory.path, pace.plan, self.config, *told)
         stop = stack.enter_context(StopSignals())
         self.patient = Patience(stop, partial(self.console.print, highlight=False, markup=False))
         is_asked = pace.plan.asked != planning.Asked(None, None, None)
-        told = {"is_asked": is_asked, "target": self.stage.target}
-        with TrainingProgress(self.console, pace.total_steps, self.state.step, **told) as progress:
+        asked = {"is_asked": is_asked, "target": self.stage.target}
+        with TrainingProgress(self.console, pace.total_steps, self.state.step, **asked) as progress:
             job = self.job(pace, save=self._writer(pace, log), log=keep, progress=progress)
             status = train(job, self.state, stop)
         return RunResult(self.directory.path, status, self.state, self.stage, self.hardware, self.processes.is_first)

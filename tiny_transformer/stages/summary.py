@@ -36,15 +36,22 @@ FEW_STEPS = 100  # with fewer a small model has hardly left its random beginning
 
 
 def announce(
-    run: Path, plan: Plan, config: RunConfig, data: str, num_parameters: int, device: str, console: Console
+    run: Path,
+    plan: Plan,
+    config: RunConfig,
+    data: str,
+    num_parameters: int,
+    device: str,
+    console: Console,
+    target: str = "token",
 ) -> None:
-    """Say what is about to happen, and when a run is too short to learn much."""
+    """Say what is about to happen, and when a run is too short to learn much; `target`: see `Stage`."""
     model, training = config.model, config.training
     rows = {
         "model": f"{model.model_type}, {num_parameters / 1e6:.2f} M parameters: {model.num_hidden_layers} layers of "
         f"{model.hidden_size}, {_heads(model)}",
         "data": data,
-        "plan": f"{plan.reason}; {config.tokens_per_step:,} tokens a step",
+        "plan": f"{plan.reason}; {batch_in_words(config, target)} a step",
         "rate": rate_in_words(plan, training),
         "device": device,
         "run": str(run),
@@ -62,6 +69,16 @@ def announce(
             "(the plan is corrected on the way)",
             highlight=False,
         )
+
+
+def batch_in_words(config: RunConfig, target: str) -> str:
+    """What one update reads: tokens, or what the loss is a mean over and how many tokens that counts as."""
+    tokens = f"{config.tokens_per_step:,} tokens"
+    if target == "token":
+        return tokens
+    examples = config.training.micro_batch_size * config.training.grad_accum_steps
+    counted = f", counted as {tokens}," if config.training.max_tokens is not None else ""
+    return f"{examples:,} {target}s{counted}"
 
 
 def rate_in_words(plan: Plan, training: TrainingConfig) -> str:

@@ -20,6 +20,7 @@ from tiny_transformer.storage.runs import (
     GROWTH_FILE,
     LOG_FILE,
     NOT_FINITE_FILE,
+    REFERENCE_FILE,
     ROLLOUTS,
     SKILLS_FILE,
     WRITTEN_FILE,
@@ -34,7 +35,8 @@ _UNFINISHED = ".replacing"  # while files are being moved there, or back
 # What a run writes besides checkpoints and marks. Anything else in its directory is the user's, and stays.
 RUN_FILES = (
     *(CONFIG_FILE, "plan.json", LOG_FILE, "samples.json", "report.html", "loss.svg"),
-    *(CLASSES_FILE, SKILLS_FILE, WRITTEN_FILE, GROWTH_FILE, NOT_FINITE_FILE, ROLLOUTS, "tensorboard", "wandb"),
+    *(CLASSES_FILE, SKILLS_FILE, WRITTEN_FILE, GROWTH_FILE, NOT_FINITE_FILE, REFERENCE_FILE, ROLLOUTS),
+    *("tensorboard", "wandb"),
 )
 
 
