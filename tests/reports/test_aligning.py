@@ -96,6 +96,24 @@ def test_compare_says_pairs_and_ranks_losses_of_one_kind_alone(tmp_path: Path) -
     assert "No ranking." in comparison_html(runs(dpo, dpo | {"beta": 0.3}))
 
 
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "rings"), [(-9.0, -20.0, True), (-9.0, -8.0, False), (1.0, -9.0, False)]
+)
+def test_without_evaluations_the_training_pairs_tell_what_is_forgotten(
+    chosen: float, rejected: float, *, rings: bool
+) -> None:
+    log = [{key: value for key, value in row.items() if not key.startswith(("val_", "alarm_"))} for row in log_of({})]
+    for row in log:
+        late = row["step"] > 40  # noise of single batches does not matter, nor how it began
+        row |= {"chosen_logp": -50.0, "rejected_logp": -60.0}
+        row["chosen_shift"] = chosen + row["step"] % 3 - 1 if late else 1.0
+        row["rejected_shift"] = rejected if late else -1.0
+    found = diagnose(Evidence(log, {}, {"checks": list(Aligning.checks)}))
+    assert [finding.key for finding in found] == ["both likelihoods fall"] * rings
+    if rings:
+        assert "by step 60 the chosen answers have lost 9.0 nats and the rejected ones 20.0" in found[0].what
+
+
 def test_a_run_of_another_stage_is_not_asked() -> None:
     found = {finding.key for finding in diagnose(Evidence(log_of(PLANTED["far"][0]), {}, {}))}
     assert "far from the reference" not in found

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from run_helpers import fingerprint, log_without_clock, run_tiny
 from tuning_helpers import tune, tuning_tree, write_pairs, write_talks
+from worlds import Worlds
 
 from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
+from tiny_transformer.data.preferences import answer_rows
 from tiny_transformer.errors import UserError
+from tiny_transformer.evaluation.preferences import answer_logps, logps_of
 from tiny_transformer.models import load_model
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.stages import run as engine
@@ -30,6 +34,7 @@ from tiny_transformer.storage.runs import REFERENCE_FILE
 from tiny_transformer.tokenizers.chat import Message
 from tiny_transformer.tokenizers.templates import PLAIN
 from tiny_transformer.training import loop
+from tiny_transformer.training.modifiers import use_blocked_attention
 
 ADAPTERS: dict[str, Any] = {"enabled": True, "rank": 2, "quantize": "int8"}
 
@@ -59,10 +64,42 @@ def test_the_first_loss_of_dpo_is_that_of_a_coin(lora: dict[str, Any], base: Pat
     once = {"steps": 1, "eval_steps": None, "dropout": 0.0}
     result, told = tune(tree(base, pairs, tmp_path / "r", lora=lora, training=once))
     assert "1 steps as asked; 4 pairs a step" in told and "tokens a step" not in told
+    assert "eval_steps is null, so no alarm can ring" in told
     (row,) = log_without_clock(tmp_path / "r")
     assert row["loss"] == pytest.approx(math.log(2), abs=1e-6) and row["margin"] == pytest.approx(0, abs=1e-6)
     assert row["num_tokens"] == result.state.num_tokens == 4  # pairs
     assert row["chosen_logp"] < 0 > row["rejected_logp"] and row["chosen_shift"] == pytest.approx(0, abs=1e-5)
+
+
+def test_in_bf16_the_reference_is_what_training_computes_bit_for_bit(base: Path, pairs: Path, tmp_path: Path) -> None:
+    """Rows of the same shape, with the gradient's attention; that of an evaluation rounds otherwise."""
+    once = {"steps": 1, "eval_steps": None, "dropout": 0.0, "precision": "bf16", "attention": "blocks"}
+    result, _ = tune(tree(base, pairs, tmp_path / "r", training={**once, "micro_batch_size": 8}))
+    stage, hardware = result.stage, result.hardware
+    assert isinstance(stage, Aligning) and hardware.precision == "bf16" and stage.train.reference is not None
+    model = stage.build_model("cpu")
+    stage.load_first_weights(model)
+    use_blocked_attention(model)
+    rows = [answer for pair in stage.data.train[:8] for answer in (pair.chosen, pair.rejected)]
+    with hardware.autocast():
+        now = answer_logps(model, answer_rows(rows)).detach()
+    assert torch.equal(now.view(-1, 2), stage.train.reference[:8])
+    assert not torch.equal(logps_of(model.eval(), rows, hardware, lambda: None), now)
+
+
+def test_the_reference_reads_no_more_rows_at_once_than_a_step(
+    base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second model has the room of gradients and of the optimizer; activations have what a step has."""
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "tiny_transformer.evaluation.preferences.answer_rows", lambda rows: seen.append(len(rows)) or answer_rows(rows)
+    )
+    monkeypatch.setattr(
+        "tiny_transformer.stages.launch.check_memory", lambda config, hardware, console, rows: seen.append(-rows)
+    )
+    tune(tree(base, pairs, tmp_path / "r", training={"steps": 1, "eval_steps": None, "micro_batch_size": 3}))
+    assert seen[0] == -2 and max(seen) == 6
 
 
 @pytest.mark.parametrize("method", ["dpo", "orpo"])
@@ -143,6 +180,42 @@ def test_it_opens_in_transformers_with_its_template(base: Path, pairs: Path, tmp
     )
     assert ids == PLAIN.prompt_ids(opened.tokenizer, [Message("user", "he 1?")])
     assert torch.allclose(theirs(torch.tensor([ids])).logits, opened.model(torch.tensor([ids])), atol=1e-5)
+
+
+def test_adapters_open_in_peft_with_the_template(base: Path, pairs: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    training = {"steps": 3, "eval_steps": None, "learning_rate": 1e-2}
+    tune(tree(base, pairs, tmp_path / "r", lora={"enabled": True, "rank": 2}, training=training))
+    last, before = tmp_path / "r/last", AutoModelForCausalLM.from_pretrained(base / "last")
+    asked = [{"role": "user", "content": "he 1?"}]
+    ids = torch.tensor([AutoTokenizer.from_pretrained(last).apply_chat_template(asked, return_dict=False)])
+    unchanged = before(ids).logits
+    theirs, ours = PeftModel.from_pretrained(before, last)(ids).logits, OpenCheckpoint(last).model(ids)
+    assert torch.allclose(theirs, ours, atol=1e-5) and not torch.allclose(theirs, unchanged, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "orpo"])
+def test_two_processes_learn_what_one_learns_and_share_one_reference(
+    method: str, worlds: Worlds, base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """By the verb; of one batch each process reads its half."""
+    training = {"steps": 4, "eval_steps": 2, "dropout": 0.0, "sample_tokens": 8, "micro_batch_size": 4}
+    for size in (1, 2):
+        own = tree(base, pairs, tmp_path / str(size), align={"method": method}, training=training)
+        (tmp_path / f"{size}.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+        ended = worlds.run(size, "command", arguments=["align", "--config", str(tmp_path / f"{size}.yaml")])
+        assert ended.codes == [0] * size, ended.output
+    one, two = (log_without_clock(tmp_path / str(size)) for size in (1, 2))
+    for key in ("num_tokens", "epoch"):
+        assert [row[key] for row in one] == [row[key] for row in two]
+    for key in ("loss", "margin", "grad_norm", "val_loss", "val_margin", "val_kl", "val_length_ratio"):
+        found = [[row[key] for row in rows if key in row] for rows in (one, two)]
+        assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-6), key
+    kept = [(tmp_path / str(size) / REFERENCE_FILE).read_bytes() for size in (1, 2)]
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,13 @@ def evaluate_pairs(
 
 
 def logps_of(
-    model: CausalLM, rows: Sequence[Encoded], hardware: Hardware, beat: Callable[[], None], *, trains: bool = False
+    model: CausalLM,
+    rows: Sequence[Encoded],
+    hardware: Hardware,
+    beat: Callable[[], None],
+    rows_at_once: int = ROWS_AT_ONCE,
+    *,
+    trains: bool = False,
 ) -> Tensor:
     """The log-probability of each answer, (B,) float32 on the CPU.
 
@@ -111,11 +117,12 @@ def logps_of(
         rows: the answers.
         hardware: where and in which precision to compute.
         beat: called now and then.
+        rows_at_once: rows in one forward pass, `ROWS_AT_ONCE` at most.
         trains: compute as a training step does, whose attention may round otherwise than that of an evaluation.
     """
-    found = []
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        batch = answer_rows(rows[first : first + ROWS_AT_ONCE]).to(hardware.device)
+    found, size = [], min(rows_at_once, ROWS_AT_ONCE)
+    for first in range(0, len(rows), size):
+        batch = answer_rows(rows[first : first + size]).to(hardware.device)
         with torch.set_grad_enabled(trains), hardware.autocast():
             found.append(answer_logps(model, batch).detach().cpu())
         beat()

@@ -45,7 +45,7 @@ class Aligning(ChatStage[PairBatch]):
         console: where alarms are told.
     """
 
-    target = "pair"
+    target, rows_per_example = "pair", 2
     checks = (
         *("diverged", "rate_too_high", "loss_scale_collapsed", "overfitting", "slowed_down", "overhead"),
         *("likelihoods_fall", "kl_runs_away", "answers_grow"),
@@ -74,6 +74,7 @@ class Aligning(ChatStage[PairBatch]):
             settings=SamplingConfig(temperature=1.0, max_new_tokens=training.sample_tokens, seed=training.seed),
             end_id=start.template.end_id(self.tokenizer),
             num_tokens=self.tokenizer.vocab_size,
+            rows_at_once=self.rows_per_example * training.micro_batch_size,
         )
         identity = {references.BASE: self.base, references.PAIRS: fingerprint([*self.data.train, *self.data.val])}
         identity["asked"] = repr((self.section.method, asked.settings.max_new_tokens, training.seed))

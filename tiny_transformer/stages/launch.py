@@ -55,7 +55,7 @@ def _launch(request: Request, processes: Processes, console: Console) -> RunResu
     begun = time.monotonic()
     stage.config = settle_attention(stage.config, run_dir, hardware, processes, console, resume=request.resume)
     if processes.world_size == 1:
-        check_memory(stage.config, hardware, console)
+        check_memory(stage.config, hardware, console, stage.rows_per_example)
     directory = RunDirectory(run_dir)
     with ExitStack() as stack:
         if processes.is_first:

@@ -88,6 +88,10 @@ def describe(data: PairData, total_steps: int) -> str:
         parts.append(f"{data.cut.num_truncated:,} pairs are longer than a row and cut: their ends are not learnt")
     if data.cut.num_lost:
         parts.append(f"{data.cut.num_lost:,} left out, whose answers begin, or begin to differ, after the end of a row")
+    if training.eval_steps is None:
+        rest = "; the end tells from training pairs whether both answers were forgotten"
+        blind = "eval_steps is null, so no alarm can ring: how far the model goes is measured by evaluations"
+        parts.append(blind + (rest if config.align.method == "dpo" else ""))
     return "; ".join(parts)
 
 

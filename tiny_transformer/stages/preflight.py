@@ -90,15 +90,18 @@ def _safetensors_bytes(shapes: Mapping[str, list[int]]) -> int:
     return 8 + len(json.dumps(header, separators=(",", ":"))) + end
 
 
-def check_memory(config: RunConfig, hardware: Hardware, console: Console) -> None:
-    """Compare the memory that is left with what one step will need at its highest point.
+def check_memory(config: RunConfig, hardware: Hardware, console: Console, rows_per_example: int = 1) -> None:
+    """Compare the memory that is left with what one step will need at its highest point; `rows_per_example`: see
+    `Stage`.
 
     A step that is small by any measure is not counted: counting takes seconds, and such a run should just start.
 
     Raises:
         UserError: a step cannot fit.
     """
-    available = available_bytes(hardware.device)
+    training, available = config.training, available_bytes(hardware.device)
+    rows = {"micro_batch_size": rows_per_example * training.micro_batch_size}
+    config = config.model_copy(update={"training": training.model_copy(update=rows)})
     if available is None or _at_most(config) < available / 2:
         return
     from tiny_transformer.costs.accounting import count_step

@@ -41,6 +41,8 @@ class Asked:
         settings: how long an answer may grow, and the seed.
         end_id: ends an answer.
         num_tokens: of the tokenizer.
+        rows_at_once: as a training step has, at most: the second model has the room of gradients and of the optimizer,
+            and no more than that.
     """
 
     train: Sequence[EncodedPair]
@@ -49,6 +51,7 @@ class Asked:
     settings: SamplingConfig
     end_id: int
     num_tokens: int
+    rows_at_once: int
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,12 @@ def compute_reference(model: CausalLM, asked: Asked, hardware: Hardware, beat: C
     found: dict[str, Tensor] = {}
     for name, pairs in (("train", asked.train), ("val", asked.val)):
         rows = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
-        found[name] = logps_of(model, rows, hardware, beat, trains=name == "train").view(-1, 2)
+        found[name] = logps_of(model, rows, hardware, beat, asked.rows_at_once, trains=name == "train").view(-1, 2)
     answers = write_answers(model, asked.questions, asked.settings, asked.end_id, asked.num_tokens)
     if answers:
         rows = answer_rows(answers)
         found |= {"written.ids": rows.ids, "written.is_answer": rows.is_answer, "written.is_text": rows.is_text}
-        found["written.logps"] = logps_of(model, answers, hardware, beat)
+        found["written.logps"] = logps_of(model, answers, hardware, beat, asked.rows_at_once)
     return found
 
 

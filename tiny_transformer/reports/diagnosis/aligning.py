@@ -1,19 +1,25 @@
 """What a run of alignment gives away that its loss does not. Each check gives one finding or none.
 
 They read the evaluations, which are logged whatever `log_steps` says; the thresholds are those of the alarms in the
-log (`evaluation/alarms.py`).
+log (`evaluation/alarms.py`). Of a run without evaluations the training pairs tell whether both answers are forgotten.
 """
 
 from __future__ import annotations
 
-from tiny_transformer.evaluation.alarms import FALL, GROWTH, KL
+import numpy as np
+
+from tiny_transformer.evaluation.alarms import FALL, GROWTH, KL, alarms
 from tiny_transformer.reports.diagnosis.evidence import Evidence, Finding
 from tiny_transformer.reports.formats import count
+
+SHIFTS = ("chosen_shift", "rejected_shift", "chosen_logp", "rejected_logp")
 
 
 def likelihoods_fall(e: Evidence) -> Finding | None:
     """The margin grows, and yet both answers have become less likely."""
     step, chosen, rejected = _rung(e, "alarm_likelihoods", "val_chosen_shift", "val_rejected_shift")
+    if not len(e.curve("alarm_likelihoods")[0]):
+        step, chosen, rejected = _both_fall_in_training(e)
     if step is None:
         return None
     return Finding(
@@ -50,6 +56,18 @@ def answers_grow(e: Evidence) -> Finding | None:
         f"{GROWTH:g}). Where chosen answers are the longer ones, length itself is learnt.",
         "Compare the lengths of chosen and rejected answers in the data; leave out pairs that differ in length alone.",
     )
+
+
+def _both_fall_in_training(e: Evidence) -> tuple[float | None, float, float]:
+    """As `_rung`, by the means over the last quarter of the logged steps."""
+    steps, _ = e.curve("chosen_shift")
+    if not len(steps):
+        return None, 0.0, 0.0
+    late = -(-len(steps) // 4)
+    means = {f"val_{key}": float(np.mean(e.curve(key)[1][-late:])) for key in SHIFTS}
+    if not alarms(means)["alarm_likelihoods"]:
+        return None, 0.0, 0.0
+    return float(steps[-1]), means["val_chosen_shift"], means["val_rejected_shift"]
 
 
 def _rung(e: Evidence, alarm: str, *keys: str) -> tuple[float | None, float, float]:
