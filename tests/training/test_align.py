@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from run_helpers import fingerprint, log_without_clock, run_tiny
-from tuning_helpers import tune, tuning_tree, write_pairs, write_talks
+from run_helpers import log_without_clock
+from tuning_helpers import check_same_run, stop_after, tune, tuning_tree, write_pairs, write_talks
 from worlds import Worlds
 
 from tiny_transformer.cli import run
@@ -24,7 +24,6 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.preferences import answer_logps, logps_of
 from tiny_transformer.models import load_model
 from tiny_transformer.models.open import OpenCheckpoint
-from tiny_transformer.stages import run as engine
 from tiny_transformer.stages.align import Aligning
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.replay import replay
@@ -33,18 +32,15 @@ from tiny_transformer.storage.replaced import RUN_FILES
 from tiny_transformer.storage.runs import REFERENCE_FILE
 from tiny_transformer.tokenizers.chat import Message
 from tiny_transformer.tokenizers.templates import PLAIN
-from tiny_transformer.training import loop
 from tiny_transformer.training.modifiers import use_blocked_attention
 
 ADAPTERS: dict[str, Any] = {"enabled": True, "rank": 2, "quantize": "int8"}
 
 
 @pytest.fixture(scope="module")
-def base(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(base_run: Path) -> Path:
     """A trained run."""
-    run_dir = tmp_path_factory.mktemp("base") / "base"
-    run_tiny(tiny_data, run_dir, steps=2, eval_steps=None)
-    return run_dir
+    return base_run
 
 
 @pytest.fixture(scope="module")
@@ -137,16 +133,12 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped_and_asks_nobody_again(
     own = tmp_path / "base"
     shutil.copytree(base, own, symlinks=True)
     tune(tree(own, pairs, tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        inner = loop.train
-        patch.setattr(engine, "train", lambda job, state, _: inner(job, state, lambda: state.step >= 6))
-        assert tune(tree(own, pairs, tmp_path / "parts"))[0].status == "stopped"
+    stop_after(tree(own, pairs, tmp_path / "parts"), 6, monkeypatch)
     kept = (tmp_path / "parts" / REFERENCE_FILE).read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("tiny_transformer.stages.reference.compute_reference", None)
         tune(tree(own, pairs, tmp_path / "parts"), resume=True)
-    assert fingerprint(tmp_path / "parts") == fingerprint(tmp_path / "whole")
-    assert log_without_clock(tmp_path / "parts") == log_without_clock(tmp_path / "whole")
+    check_same_run(tmp_path / "parts", tmp_path / "whole")
     screen = io.StringIO()
     gradient = replay(tmp_path / "whole", 5, Console(file=screen, width=200))
     assert gradient.loss == pytest.approx(log_without_clock(tmp_path / "whole")[4]["loss"], rel=1e-6)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from run_helpers import fingerprint, log_without_clock
-from tuning_helpers import tune, tuning_tree, write_talks
+from run_helpers import log_without_clock
+from tuning_helpers import check_same_run, stop_after, tune, tuning_tree, write_talks
 
 from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
@@ -21,12 +21,10 @@ from tiny_transformer.generation.answers import answer
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.models import load_model
 from tiny_transformer.models.open import OpenCheckpoint
-from tiny_transformer.stages import run as engine
 from tiny_transformer.stages.finetune import Finetuning
 from tiny_transformer.stages.replay import replay
 from tiny_transformer.tokenizers.chat import Message
 from tiny_transformer.tokenizers.templates import ALPACA, CHATML
-from tiny_transformer.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +78,9 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     base: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tune(tuning_tree(base, talks, tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        inner = loop.train
-        patch.setattr(engine, "train", lambda job, state, _: inner(job, state, lambda: state.step >= 6))
-        assert tune(tuning_tree(base, talks, tmp_path / "parts"))[0].status == "stopped"
+    stop_after(tuning_tree(base, talks, tmp_path / "parts"), 6, monkeypatch)
     tune(tuning_tree(base, talks, tmp_path / "parts"), resume=True)
-    assert fingerprint(tmp_path / "parts") == fingerprint(tmp_path / "whole")
-    assert log_without_clock(tmp_path / "parts") == log_without_clock(tmp_path / "whole")
+    check_same_run(tmp_path / "parts", tmp_path / "whole")
     changed = write_talks(tmp_path / "talks.jsonl", count=36)
     with pytest.raises(UserError, match=r"cannot resume: the data \(hash of train\.bin\)"):
         tune(tuning_tree(base, changed, tmp_path / "parts", training={"steps": 12}), resume=True)

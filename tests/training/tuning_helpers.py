@@ -7,13 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
-from run_helpers import TINY
+from run_helpers import TINY, fingerprint, log_without_clock
 
 from tiny_transformer.config.load import load_run_config
+from tiny_transformer.stages import run as engine
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.stage import Request, RunResult
 from tiny_transformer.stages.summary import finish
+from tiny_transformer.training import loop
 
 
 def write_talks(path: Path, count: int = 40) -> Path:
@@ -66,3 +69,17 @@ def tune(tree: dict[str, Any], *, resume: bool = False, shows: bool = False) -> 
     if shows:
         finish(result, console)
     return result, screen.getvalue()
+
+
+def stop_after(tree: dict[str, Any], step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One start that is asked to stop at a step, and does."""
+    inner = loop.train
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "train", lambda job, state, _: inner(job, state, lambda: state.step >= step))
+        assert tune(tree)[0].status == "stopped"
+
+
+def check_same_run(parts: Path, whole: Path) -> None:
+    """Weights, optimizer and log of two runs are the same."""
+    assert fingerprint(parts) == fingerprint(whole)
+    assert log_without_clock(parts) == log_without_clock(whole)

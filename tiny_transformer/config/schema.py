@@ -254,6 +254,11 @@ class TrainingConfig(Section):
     """At the end of the run, also write its best checkpoint with weights of 8 or 4 bits, to `int8` or `int4` in the run
     directory: what `tiny-transformer quantize` does."""
 
+    @property
+    def examples_per_step(self) -> int:
+        """Examples in the batch of one update, all processes together."""
+        return self.micro_batch_size * self.grad_accum_steps
+
     @field_validator("loggers", mode="before")
     @classmethod
     def _names_with_commas(cls, value: Any) -> Any:
@@ -358,7 +363,7 @@ class RunConfig(Section):
     @property
     def tokens_per_step(self) -> int:
         """Tokens in the batch of one update, all processes together."""
-        return self.training.micro_batch_size * self.training.grad_accum_steps * self.data.seq_len
+        return self.training.examples_per_step * self.data.seq_len
 
     @model_validator(mode="after")
     def _adapters_have_a_base(self) -> RunConfig:

@@ -206,7 +206,7 @@ def check_shares(training: TrainingConfig, processes: Processes, hardware: Hardw
     Raises:
         UserError: saying which numbers would do.
     """
-    world_size, rows = processes.world_size, training.micro_batch_size * training.grad_accum_steps
+    world_size, rows = processes.world_size, training.examples_per_step
     if world_size == 1:
         return
     if hardware.device.type == "mps":

@@ -95,9 +95,8 @@ class Aligning(ChatStage[PairBatch]):
     def batches(self, rank: int, world_size: int) -> PairBatches:
         """The training pairs."""
         training, num_pairs = self.config.training, len(self.data.train)
-        rows = training.micro_batch_size * training.grad_accum_steps
-        order = {"global_batch_size": rows, "seed": training.seed, "rank": rank, "world_size": world_size}
-        return PairBatches(lambda: self.train, num_pairs, **order)
+        order = {"seed": training.seed, "rank": rank, "world_size": world_size}
+        return PairBatches(lambda: self.train, num_pairs, global_batch_size=training.examples_per_step, **order)
 
     def loss(self, model: CausalLM, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """That of the method."""

@@ -65,7 +65,7 @@ class Classifying(Stage[LabelBatch]):
     def batches(self, rank: int, world_size: int) -> LabelBatches:
         """The training texts."""
         training = self.config.training
-        rows = training.micro_batch_size * training.grad_accum_steps
+        rows = training.examples_per_step
         pad = self.tokenizer.end_id
         return LabelBatches(
             self.train, pad, global_batch_size=rows, seed=training.seed, rank=rank, world_size=world_size

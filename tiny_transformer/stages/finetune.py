@@ -52,7 +52,7 @@ class Finetuning(ChatStage[TokenBatch]):
     def batches(self, rank: int, world_size: int) -> ExampleBatches:
         """Rows of packed conversations."""
         training = self.config.training
-        rows = training.micro_batch_size * training.grad_accum_steps
+        rows = training.examples_per_step
         return ExampleBatches(
             self.train_rows, global_batch_size=rows, seed=training.seed, rank=rank, world_size=world_size
         )
@@ -108,7 +108,7 @@ class Finetuning(ChatStage[TokenBatch]):
         data, train = self.data, self.data.train
         rows, batch = (
             len(self.train_rows),
-            self.config.training.micro_batch_size * self.config.training.grad_accum_steps,
+            self.config.training.examples_per_step,
         )
         parts = [
             f"{self.config.data.source}, {len(train.examples):,} conversations and {len(data.val.examples):,} held "
@@ -118,10 +118,7 @@ class Finetuning(ChatStage[TokenBatch]):
         if data.start.new_ids:
             names = ", ".join(map(self.tokenizer.spelling, data.start.new_ids))
             parts.append(f"new control tokens {names} begin as the mean of all words")
-        if data.reading.skipped:
-            parts.append(
-                f"{len(data.reading.skipped):,} bad records left out, the first: {data.reading.skipped[0].where}"
-            )
+        parts += data.reading.left_out()
         cuts = [store.cut for store in (train, data.val)]
         if cut := sum(c.num_truncated for c in cuts):
             parts.append(f"{cut:,} conversations are longer than a row and cut: their ends are not learnt")

@@ -77,13 +77,12 @@ def open_pair_data(request: Request, config: AlignConfig, run_dir: Path) -> Pair
 def describe(data: PairData, total_steps: int) -> str:
     """The pairs, what was left out or cut, and how often the run sees them."""
     config, training = data.config, data.config.training
-    seen = total_steps * training.micro_batch_size * training.grad_accum_steps / len(data.train)
+    seen = total_steps * training.examples_per_step / len(data.train)
     parts = [
         f"{config.data.source}, {len(data.train):,} pairs and {len(data.val):,} held out ({data.start.template.name}), "
         f"answers within {config.data.seq_len:,} tokens; this run sees {seen:.2f} times that"
     ]
-    if skipped := data.reading.skipped:
-        parts.append(f"{len(skipped):,} bad records left out, the first: {skipped[0].where}")
+    parts += data.reading.left_out()
     if data.cut.num_truncated:
         parts.append(f"{data.cut.num_truncated:,} pairs are longer than a row and cut: their ends are not learnt")
     if data.cut.num_lost:

@@ -79,7 +79,7 @@ class Pretraining(Stage[TokenBatch]):
         return Batches(
             self.dataset.train,
             seq_len=self.config.data.seq_len,
-            global_batch_size=training.micro_batch_size * training.grad_accum_steps,
+            global_batch_size=training.examples_per_step,
             seed=training.seed,
             packing=self.config.data.packing,
             rank=rank,

@@ -34,8 +34,7 @@ def describe(data: QuestionData, total_steps: int) -> str:
         f"rewards: {config.grpo.verifier}; the loss ({config.grpo.loss_type}) is divided by the number of "
         f"{DIVISORS[config.grpo.loss_type]}",
     ]
-    if data.reading.skipped:
-        parts.append(f"{len(data.reading.skipped):,} bad records left out, the first: {data.reading.skipped[0].where}")
+    parts += data.reading.left_out()
     if data.num_long:
         parts.append(f"{data.num_long:,} questions left out that leave no room for an answer")
     return "; ".join(parts)

@@ -158,7 +158,7 @@ def _completed(request: Request, config: AlignConfig, num_questions: int, longes
     training, group_size, data = config.training, config.grpo.group_size, config.data
     if not {"micro_batch_size", "grad_accum_steps"} & training.model_fields_set:
         training = training.model_copy(update={"micro_batch_size": MICRO_BATCH, "grad_accum_steps": PASSES})
-    rows = training.micro_batch_size * training.grad_accum_steps
+    rows = training.examples_per_step
     if rows % group_size:
         raise UserError(
             f"a batch of {rows} answers is no number of whole groups of {group_size}",
@@ -184,7 +184,7 @@ def round_settings(config: AlignConfig) -> RoundSettings:
     whole_groups = grpo.group_size * max(1, ROWS_AT_ONCE // grpo.group_size)
     return RoundSettings(
         group_size=grpo.group_size,
-        num_questions=training.micro_batch_size * training.grad_accum_steps // grpo.group_size,
+        num_questions=training.examples_per_step // grpo.group_size,
         num_updates=grpo.updates_per_round,
         scale=grpo.scale_rewards,
         counts_tokens=grpo.loss_type == "dapo",

@@ -29,7 +29,7 @@ def identity_of(config: RunConfig, fingerprints: dict[str, str]) -> dict[str, An
     """Every setting as flat `section.key: value`, the size of a batch, and data and tokenizer by content. No absolute
     path: a checkpoint is given away."""
     training = config.training
-    return {**_settings(config), BATCH: training.micro_batch_size * training.grad_accum_steps, **fingerprints}
+    return {**_settings(config), BATCH: training.examples_per_step, **fingerprints}
 
 
 def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any], where: Path, console: Console):

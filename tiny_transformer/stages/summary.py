@@ -76,7 +76,7 @@ def batch_in_words(config: RunConfig, target: str) -> str:
     tokens = f"{config.tokens_per_step:,} tokens"
     if target == "token":
         return tokens
-    examples = config.training.micro_batch_size * config.training.grad_accum_steps
+    examples = config.training.examples_per_step
     counted = f", counted as {tokens}," if config.training.max_tokens is not None else ""
     return f"{examples:,} {target}s{counted}"
 

@@ -50,6 +50,11 @@ class Reading:
     num_records: int = 0
     skipped: list[UserError] = field(default_factory=list)
 
+    def left_out(self) -> list[str]:
+        """How many records were left out, in words; empty where none was."""
+        first = self.skipped[:1]
+        return [f"{len(self.skipped):,} bad records left out, the first: {error.where}" for error in first]
+
 
 def read_conversations(
     source: str, template: ChatTemplate, *, system: str | None, skips_bad: bool, reading: Reading

@@ -113,7 +113,7 @@ def _measure_and_choose(
     seq_len = _said(config, "data", "seq_len", corpus.seq_len)
     rows = None
     if {"micro_batch_size", "grad_accum_steps"} & training.model_fields_set:
-        rows = training.micro_batch_size * training.grad_accum_steps
+        rows = training.examples_per_step
     candidates = _candidates(config.model, seq_len)
     started = time.monotonic()
     first = FIRST_PROBES if seconds > 30 else FIRST_PROBES[:2]
