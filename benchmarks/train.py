@@ -62,7 +62,7 @@ def main() -> None:
     results = {"machine": about, "threads": int(os.environ.get("OMP_NUM_THREADS", CORES)), "shapes": shapes}
     print(json.dumps(results, indent=1))
     if not options.quick:
-        print(f"kept in {keep('train', results)}")
+        print(f"kept in {keep('-'.join(['train', *options.shapes]), results)}")
 
 
 # --- the one that compares
