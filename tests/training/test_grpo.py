@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from reward_helpers import reward_tree, write_questions
 from run_helpers import fingerprint, log_without_clock, run_tiny
+from safetensors.torch import load_file, save_file
 from tuning_helpers import tune
 
 from tiny_transformer.cli import run
@@ -73,6 +75,24 @@ def test_a_killed_run_takes_up_what_was_written_and_judged(base: Path, questions
     tune(tree, resume=True)
     assert (fingerprint(tmp_path / "r"), log_without_clock(tmp_path / "r")) == whole
     assert (tmp_path / "calls").read_text() == calls
+
+
+@pytest.mark.parametrize(
+    ("lora", "says"),
+    [({}, r"the base \(hash of its weights\) was"), ({"enabled": True, "rank": 2}, r"the base .* has changed since")],
+)
+def test_a_reference_that_changed_since_is_refused(
+    lora: dict[str, Any], says: str, base: Path, questions: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "base"
+    shutil.copytree(base, moved)
+    tree = reward_tree(moved, questions, tmp_path / "r", lora=lora, training={"steps": 2, "eval_steps": None})
+    tune(tree)
+    weights = load_file(moved / "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, moved / "model.safetensors")
+    tree["training"]["steps"] = 3
+    with pytest.raises(UserError, match=says):
+        tune(tree, resume=True)
 
 
 def test_answers_are_kept_with_their_bits() -> None:

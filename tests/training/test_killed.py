@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 import yaml
 from fork_server import PHASES, ForkServer
-from run_helpers import TINY, fingerprint, log_without_clock
+from reward_helpers import reward_tree, write_questions
+from run_helpers import TINY, fingerprint, log_without_clock, run_tiny
 
 from tiny_transformer.errors import ExitCode
 from tiny_transformer.storage import RunDirectory
@@ -208,3 +209,31 @@ def test_a_process_of_its_own_killed_while_it_starts_is_taken_up(
         process.kill()
         lives.judge(1 if process.wait() else 0)
     lives.finish()
+
+
+@pytest.mark.fault
+def test_killed_while_it_learns_from_rewards_a_run_ends_like_an_undisturbed_one(
+    tiny_data: Path, tmp_path: Path, server: ForkServer
+) -> None:
+    """Kills among its steps and saves, with answers kept or not yet, and a verifier in a process of its own."""
+    run_tiny(tiny_data, tmp_path / "base", steps=1, eval_steps=None)
+    source, rng = write_questions(tmp_path / "questions.jsonl", count=16), random.Random(SEED)
+    training = {"steps": 8, "save_steps": 3, "eval_steps": None}
+    runs = {name: reward_tree(tmp_path / "base", source, tmp_path / name, training=training) for name in ("a", "b")}
+    for name, tree in runs.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+    def live(name: str, phase: str | None = None, times: int = 1) -> int:
+        resume = ["--resume"] if (tmp_path / name / "config.yaml").exists() else []
+        pid = server.start(
+            ["align", "--config", str(tmp_path / f"{name}.yaml"), *resume], tmp_path / "out", phase, times
+        )
+        if phase is not None:
+            time.sleep(rng.uniform(0, 0.05))
+            server.signal(pid, signal.SIGKILL)
+        return server.wait()
+
+    ends = [live("b", phase, times) for phase, times in (("steps", 2), ("steps", 2), ("save", 1), ("steps", 3))]
+    assert ends == [-signal.SIGKILL] * 4 and live("b") == 0 and live("a") == 0, (tmp_path / "out").read_text()
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    assert log_without_clock(tmp_path / "a") == log_without_clock(tmp_path / "b")

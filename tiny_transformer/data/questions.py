@@ -1,4 +1,4 @@
-"""Questions with checkable answers: read, split, and which of them a step asks.
+"""Questions with checkable answers: read, and which of them a step asks.
 
 A record has `prompt`, `question` or `messages`, and an answer under one of `ANSWERS`; the final answer of a solution
 stands behind `####`, as in GSM8K. What is not understood is refused with its line; nothing is guessed.
@@ -6,7 +6,6 @@ stands behind `####`, as in GSM8K. What is not understood is refused with its li
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,11 +13,10 @@ import numpy as np
 
 from tiny_transformer.data.chat.records import Reading, listed_messages, read_records, text_of, with_system
 from tiny_transformer.data.order import Permutation
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import UserError
 from tiny_transformer.tokenizers.chat import Message
 
 ASKED, ANSWERS = ("prompt", "question", "messages"), ("answer", "solution", "ground_truth")
-VAL_FRACTION = 0.05
 
 
 class Question(NamedTuple):
@@ -106,34 +104,6 @@ def _check(messages: Sequence[Message]) -> None:
             raise UserError(f"roles out of order: turn {i + 1} is of the {message.role}")
     if len(turns) % 2 == 0:
         raise UserError("the messages do not end with a question of the user")
-
-
-def split(questions: Sequence[Question], val_fraction: float | None) -> tuple[list[Question], list[Question]]:
-    """Training and validation, by a hash of the question; each has at least one.
-
-    Raises:
-        UserError: there are fewer than two different questions.
-    """
-    share, places = VAL_FRACTION if val_fraction is None else val_fraction, [_place(q) for q in questions]
-    different = sorted(set(places))
-    if len(different) < 2:
-        raise UserError(
-            f"{len(different)} different question{'s' * (len(different) != 1)}, and two are needed: one to learn from "
-            "and one to validate",
-            remedy="give more questions",
-            exit_code=ExitCode.BAD_DATA,
-        )
-    limit = min(max(share, different[0]), different[-2])
-    sides: tuple[list[Question], list[Question]] = ([], [])
-    for question, place in zip(questions, places, strict=True):
-        sides[place <= limit].append(question)
-    return sides
-
-
-def _place(question: Question) -> float:
-    """A number from 0 to 1 that the messages decide."""
-    text = repr([tuple(message) for message in question.messages])
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).digest()) / 2**48
 
 
 def numbers_of_round(number: int, per_round: int, num_questions: int, seed: int) -> list[int]:

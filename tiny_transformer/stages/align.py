@@ -26,13 +26,12 @@ from tiny_transformer.stages import reference as references
 from tiny_transformer.stages.answers import answer_held_out, with_room
 from tiny_transformer.stages.chat import ChatStage
 from tiny_transformer.stages.pair_data import PairData, describe, open_pair_data, show_pairs
-from tiny_transformer.stages.resume_check import DATA
+from tiny_transformer.stages.resume_check import BASE, DATA
 from tiny_transformer.stages.stage import Beginning, Request, RunResult
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.modifiers import use_blocked_attention
 from tiny_transformer.training.preferences import dpo_loss, orpo_loss
 
-BASE = "the base (hash of its weights)"
 NUM_QUESTIONS = 16  # answered at each evaluation, to see how far the model goes
 
 

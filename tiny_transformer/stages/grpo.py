@@ -32,7 +32,8 @@ from tiny_transformer.stages.question_data import (
     policy_settings,
     round_settings,
 )
-from tiny_transformer.stages.resume_check import DATA, TOKENIZER
+from tiny_transformer.stages.reference import weights_hash
+from tiny_transformer.stages.resume_check import BASE, DATA, TOKENIZER
 from tiny_transformer.stages.stage import Beginning, Request, RunResult, Stage
 from tiny_transformer.storage import Staging
 from tiny_transformer.tokenizers.chat import Marks
@@ -76,6 +77,10 @@ class Rewarding(Stage[Batch]):
         store = RolloutStore(beginning.run_dir, beginning.writes, beginning.patiently)
         tell = partial(self.console.print, highlight=False, markup=False)
         self.rounds.begin(author, store, beginning.processes, tell)
+
+    @property
+    def _loads_reference(self) -> bool:
+        return self.settings.kl_weight > 0 and not self.config.lora.enabled
 
     def _reference(self, beginning: Beginning) -> Any:
         temperature, own = self.settings.temperature, beginning.model
@@ -142,12 +147,14 @@ class Rewarding(Stage[Batch]):
             directory.write(CHAT_TEMPLATE, template.jinja(Marks.of(self.tokenizer)))
 
     def fingerprints(self) -> dict[str, str]:
-        """Questions and answers as they are asked, and the tokenizer; what the reference was, its checkpoint tells."""
+        """Questions and answers as they are asked, the tokenizer, and the base where it is the reference; adapters
+        know their base themselves."""
         asked = [
             (prompt, one.answer) for one, prompt in zip(self.data.train.asked, self.data.train.prompts, strict=True)
         ]
         digest = hashlib.blake2b(repr(asked).encode("utf-8", "replace"), digest_size=16).hexdigest()
-        return {DATA: digest, TOKENIZER: self.tokenizer.fingerprint}
+        base = {BASE: weights_hash(cast(Path, self.config.init_from))} if self._loads_reference else {}
+        return {DATA: digest, TOKENIZER: self.tokenizer.fingerprint, **base}
 
     def facts(self) -> dict[str, Any]:
         """The tokenizer and the size of the data."""

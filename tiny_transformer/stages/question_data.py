@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_transformer.config.stages import AlignConfig
+from tiny_transformer.data.chat.conversations import split
 from tiny_transformer.data.chat.records import Reading
-from tiny_transformer.data.questions import Question, read_questions, split
+from tiny_transformer.data.questions import Question, read_questions
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.generation.judges import Judge
 from tiny_transformer.generation.text import encode_prompt

@@ -22,6 +22,7 @@ from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.safetensors_file import encode, open_checked, reading
+from tiny_transformer.stages.resume_check import BASE_BACK
 from tiny_transformer.stages.stage import Request
 from tiny_transformer.storage import atomic_write
 from tiny_transformer.storage.manifest import digest
@@ -128,16 +129,21 @@ def base_hash(request: Request, run_dir: Path) -> str:
                 exit_code=ExitCode.BAD_DATA,
             )
         return remembered
-    files = sorted(base.glob("*.safetensors"))
-    now = hashlib.sha256(repr([(file.name, digest(file).sha256) for file in files]).encode()).hexdigest()
+    now = weights_hash(base)
     if remembered not in (None, now):
         raise UserError(
             f"{base} has changed since this run began, which measures its answers by what the base said then",
             where="init_from",
-            remedy="put the base back as it was, or start a new run in another --out_dir",
+            remedy=BASE_BACK,
             exit_code=ExitCode.BAD_DATA,
         )
     return now
+
+
+def weights_hash(directory: Path) -> str:
+    """SHA-256 of the weight files of a model directory."""
+    files = sorted(directory.glob("*.safetensors"))
+    return hashlib.sha256(repr([(file.name, digest(file).sha256) for file in files]).encode()).hexdigest()
 
 
 def _remembered(run_dir: Path) -> str | None:

@@ -20,8 +20,11 @@ from tiny_transformer.storage.runs import readable_states
 BATCH = "training.micro_batch_size x grad_accum_steps"
 DATA = "the data (hash of train.bin)"
 TOKENIZER = "the tokenizer (hash)"
+BASE = "the base (hash of its weights)"
 OWN_CONFIG = "resume with the run's own config (leave out --config), or start a new run in another --out_dir"
 NEW_RUN = "prepare it again as it was, name it with --data_dir, or start a new run from these weights with --init_from"
+BASE_BACK = "put the base back as it was, or start a new run in another --out_dir"
+REMEDIES = {DATA: NEW_RUN, TOKENIZER: NEW_RUN, BASE: BASE_BACK}
 WHERE = "data.data_dir"  # where the data is says nothing: what it is does
 
 
@@ -57,7 +60,7 @@ def check_changes(saved: dict[str, Any], now: RunConfig, identity: dict[str, Any
             raise UserError(
                 f"cannot resume: {key} was {_short(before)} and is now {_short(after)}",
                 where=str(where),
-                remedy=NEW_RUN if key in (DATA, TOKENIZER) else OWN_CONFIG,
+                remedy=REMEDIES.get(key, OWN_CONFIG),
             )
     for key, (before, after) in changed.items():
         also = (

@@ -87,7 +87,7 @@ def split(examples: Sequence[A], val_fraction: float | None) -> tuple[list[A], l
         raise UserError(
             f"{len(different)} different question{'s' * (len(different) != 1)}, and two are needed: one to learn from "
             "and one to validate",
-            remedy="give more conversations",
+            remedy="give more records",
             exit_code=ExitCode.BAD_DATA,
         )
     limit = min(max(share, different[0]), different[-2])
