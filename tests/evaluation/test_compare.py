@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +138,26 @@ def open_texts() -> list[str]:
     from tiny_transformer.evaluation.measuring import _documents
 
     return _documents(Path("data"), 3)
+
+
+@pytest.mark.slow
+def test_one_model_is_in_memory_at_a_time(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny_transformer.models import open as opening
+
+    monkeypatch.chdir(runs)
+    read: list[weakref.ref] = []
+    load = opening.load_model
+
+    def counted(*given: Any, **options: Any) -> Any:
+        gc.collect()
+        assert [model for one in read if (model := one()) is not None] == []
+        model = load(*given, **options)
+        read.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(opening, "load_model", counted)
+    measure([Path("runs/s1"), Path("runs/s2")], MeasuringOptions(num_documents=3, max_new_tokens=2), print)
+    assert len(read) >= 4
 
 
 @pytest.mark.slow

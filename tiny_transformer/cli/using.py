@@ -138,12 +138,13 @@ def evaluate(context: typer.Context, options: EvaluateOptions) -> None:
         return
     refuse_given(context, "is for --task", ("limit",))
     from tiny_transformer.evaluation import command
+    from tiny_transformer.evaluation.prepared import data_of_config
 
     data_dir = options.data_dir
     if options.config is not None:
         if data_dir is not None:
             raise UserError("--config and --data_dir both name the data", where="command line", remedy="give only one")
-        data_dir = command.data_of_config(options.config)
+        data_dir = data_of_config(options.config)
     asked = command.EvaluateOptions(
         checkpoint=checkpoint,
         data_dir=data_dir,
