@@ -115,6 +115,7 @@ def measure(names: Sequence[Path], options: MeasuringOptions, tell: Callable[[st
             speed,
             paid,
             one.texts,
+            0 if opened.run_config is None else opened.run_config.training.seed,
         )
         for (name, opened), one, speed, paid in zip(named, seen, speeds, nats, strict=True)
     ]
