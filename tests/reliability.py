@@ -210,6 +210,7 @@ ROWS = (
         "P1",
         "secrets on the command line and private paths reach no file of a checkpoint and no message",
         f"{TRAINING}moved_runs.py::test_a_checkpoint_says_nothing_of_where_it_was_made",
+        "tests/models/test_adapters.py::test_adapters_tell_no_more_of_the_disk_than_a_command_does",
         f"{TRAINING}moved_runs.py::test_a_value_that_looks_like_a_secret_is_not_echoed",
     ),
     row(

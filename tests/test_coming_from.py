@@ -20,8 +20,7 @@ import typer
 import yaml
 
 from tiny_transformer.cli import app, run
-from tiny_transformer.cli.options import TrainOptions
-from tiny_transformer.cli.training import _config_and_overrides
+from tiny_transformer.cli.training import TrainOptions, _config_and_overrides
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import ExitCode, UserError

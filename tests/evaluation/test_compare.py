@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +41,10 @@ def test_intervals_hold_the_truth_in_95_of_100_cases(count: int) -> None:
     assert 0.93 <= held / trials <= 0.97
 
 
-def model(name: str, nats: np.ndarray, *, settings: str = "", text: str = "t", run: str = "") -> Measured:
-    return Measured(name, name, run or name, "stories", text, settings, 1, 1, 1.0, nats)
+def model(
+    name: str, nats: np.ndarray, *, settings: str = "", text: str = "t", run: str = "", seed: int = 0
+) -> Measured:
+    return Measured(name, name, run or name, "stories", text, settings, 1, 1, 1.0, nats, seed=seed)
 
 
 @pytest.mark.slow
@@ -52,7 +57,7 @@ def test_two_seeds_of_one_config_are_no_difference_in_95_of_100_cases(is_assumed
         sizes, noise = documents(generator, 200)
         level = 2.0 * (1 + spread * generator.normal(size=3))
         nats = [own * sizes + part for own, part in zip(level, (noise, 0 * noise, 0.3 * noise), strict=True)]
-        models = tuple(model(f"m{i}", one, settings="" if is_assumed else "same") for i, one in enumerate(nats))
+        models = tuple(model(f"m{i}", one, settings="" if is_assumed else "same", seed=i) for i, one in enumerate(nats))
         found = Comparison(models[: 2 if is_assumed else 3], sizes, "data", ())
         verdicts.append(found.difference(models[0], models[1]).verdict)
     assert verdicts.count("no difference") / trials >= 0.93
@@ -84,6 +89,18 @@ def test_the_spread_of_seeds_is_measured_where_seeds_are_compared() -> None:
     sizes = np.full(50, 100.0)
     one, other = model("a", 2 * sizes, run="r"), model("b", 2.01 * sizes, run="r")
     assert Comparison((one, other), sizes, "data", ()).difference(other, one).verdict == "worse"
+
+
+def test_a_copy_of_a_run_says_nothing_about_seeds() -> None:
+    sizes = np.full(50, 100.0)
+    given = [(2.0, 1), (2.0, 1), (2.02, 2), (2.04, 3)]  # the second is the first in another directory
+    models = tuple(
+        model(f"m{i}", level * sizes, settings="same", run=f"r{i}", seed=seed) for i, (level, seed) in enumerate(given)
+    )
+    expected = measured_spread([[2.0, 2.02, 2.04]])
+    found = Comparison(models, sizes, "data", ()).seed_spread
+    assert expected is not None and found.degrees == 2 and found.share == pytest.approx(expected.share)
+    assert Comparison(models[:2], sizes, "data", ()).seed_spread == SeedSpread()
 
 
 def test_unlike_models_are_not_ranked() -> None:
@@ -135,6 +152,26 @@ def open_texts() -> list[str]:
     from tiny_transformer.evaluation.measuring import _documents
 
     return _documents(Path("data"), 3)
+
+
+@pytest.mark.slow
+def test_one_model_is_in_memory_at_a_time(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny_transformer.models import open as opening
+
+    monkeypatch.chdir(runs)
+    read: list[weakref.ref] = []
+    load = opening.load_model
+
+    def counted(*given: Any, **options: Any) -> Any:
+        gc.collect()
+        assert [model for one in read if (model := one()) is not None] == []
+        model = load(*given, **options)
+        read.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(opening, "load_model", counted)
+    measure([Path("runs/s1"), Path("runs/s2")], MeasuringOptions(num_documents=3, max_new_tokens=2), print)
+    assert len(read) >= 4
 
 
 @pytest.mark.slow

@@ -115,9 +115,36 @@ def test_several_texts_are_refused(home: Path, words: list[str], capsys: pytest.
     assert "--log_attention is for one text" in capsys.readouterr().err
 
 
-def test_the_config_of_a_run_asks_for_it(home: Path) -> None:
+@pytest.fixture
+def asking(home: Path) -> Path:
+    """The model stands in a run whose config asks for attention weights and for drafts."""
     (home / "runs/r").mkdir(parents=True)
     (home / "m").rename(home / "runs/r/model")
-    (home / "runs/r/config.yaml").write_text("advanced: {log_attention: true}\n", encoding="utf-8")
+    settings = "advanced: {log_attention: true, speculative_sampling: true}\n"
+    (home / "runs/r/config.yaml").write_text(settings, encoding="utf-8")
+    (home / "prompts.txt").write_text("A\n", encoding="utf-8")
+    return home
+
+
+def test_the_config_of_a_run_asks_for_it(asking: Path) -> None:
+    home = asking
     assert run(["generate", "--ckpt", "runs/r/model", "--prompt", "A", "--max_new_tokens", "2"]) == ExitCode.OK
     assert (home / "attention.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        ("chat A", {"log_attention", "sample_drafter"}),
+        ("generate --prompts prompts.txt", {"log_attention", "sample_drafter"}),
+        ("generate --prompt A --num_samples 2", {"log_attention"}),
+        ("generate --prompt A", set()),
+    ],
+)
+def test_what_a_config_asks_of_one_text_is_said_to_be_left_out_elsewhere(
+    asking: Path, words: str, keys: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words.split(), "--ckpt", "runs/r/model", "--max_new_tokens", "2"]) == ExitCode.OK
+    told = capsys.readouterr().err
+    assert {key for key in ("log_attention", "sample_drafter") if f"training.{key} of the run's config" in told} == keys
+    assert (asking / "attention.safetensors").exists() == (not keys)

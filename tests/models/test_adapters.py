@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tiny_transformer.config.schema import LoraSection
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models import load_model, save_model
-from tiny_transformer.models.adapter_base import Base, identity_of
+from tiny_transformer.models.adapter_base import Base, find_base, identity_of
 from tiny_transformer.models.adapters import CONFIG, WEIGHTS, adapt, load_adapter, save_adapter
 from tiny_transformer.models.config_file import BASE_FILE
 from tiny_transformer.models.swaps import quantize_layers, restore_layers
@@ -56,9 +56,9 @@ def logits(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
     return found if torch.is_tensor(found) else found.logits
 
 
-def write(model: Any, lora: LoraSection, directory: Path) -> Path:
-    """Save adapters as a checkpoint has them, on the base beside it."""
-    base = directory.parent / "base"
+def write(model: Any, lora: LoraSection, directory: Path, base: Path | None = None) -> Path:
+    """Save adapters as a checkpoint has them, on a base; by default the one beside it."""
+    base = base or directory.parent / "base"
     directory.mkdir()
     known = Base(base, identity_of(load_model(base)))
     save_adapter(model, directory, model.state_dict(), lora=lora, base=known, eos_token_id=1)
@@ -209,6 +209,53 @@ def test_what_peft_cannot_make_of_experts_is_told(shake: Any, all_configs: Any) 
     assert "peft leaves out those of shared experts" in told("*_proj")
     assert "peft refuses DoRA on experts" in told("*.mlp.experts.*", use_dora=True)
     assert "peft" not in told("*.mlp.experts.*") and "peft" not in told("*in_proj*", use_dora=True)
+
+
+def test_a_checkpoint_of_an_older_version_opens(base: Path, input_ids: torch.Tensor, tmp_path: Path) -> None:
+    """It holds base and adapters as one swapped model, and the adapters once more in a folder, for peft."""
+    model, lora = adapted(base)
+    expected = logits(model, input_ids)
+    (tmp_path / "old").mkdir()
+    save_model(model, tmp_path / "old", eos_token_id=1)
+    (write(model, lora, tmp_path / "new") / BASE_FILE).unlink()
+    (tmp_path / "new").rename(tmp_path / "old/adapter")
+    assert torch.equal(logits(load_model(tmp_path / "old"), input_ids), expected)
+    beside = load_model(base)
+    load_adapter(beside, tmp_path / "old")
+    assert torch.equal(logits(beside, input_ids), expected)
+    with pytest.raises(UserError, match="do not say what they stand on") as refused:
+        find_base(tmp_path / "old")
+    assert refused.value.exit_code is ExitCode.USAGE  # no damage: a resumed run does not set it aside
+
+
+@pytest.mark.parametrize(
+    ("started_in", "seen"),
+    [
+        ("home/work", {"~/of-alice/of-a-client/base"}),  # as the command line is noted
+        ("home", {"../of-alice/of-a-client/base", "of-alice/of-a-client/base"}),  # all of it below
+        ("home/of-alice/x", {"~/of-alice/of-a-client/base", "../of-a-client/base"}),
+        ("other", {".../of-a-client/base"}),
+    ],
+)
+def test_adapters_tell_no_more_of_the_disk_than_a_command_does(
+    started_in: str, seen: set[str], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / started_in).mkdir(parents=True)
+    away = tmp_path / "home/of-alice/of-a-client/base"
+    away.parent.mkdir(parents=True, exist_ok=True)
+    model, lora = adapted(base.rename(away))
+    monkeypatch.chdir(tmp_path / started_in)
+    monkeypatch.setenv("HOME", str(tmp_path / ("home" if started_in != "other" else "other")))
+    directory = write(model, lora, tmp_path / "home/adapter", away)
+    told = json.loads((directory / BASE_FILE).read_text(encoding="utf-8"))
+    assert {told["path"], told["path_from_start"]} == seen
+    named = json.loads((directory / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    assert named == told["path_from_start"]
+    if started_in == "other":
+        with pytest.raises(UserError, match="the base of these adapters is neither at"):
+            load_model(directory)
+    else:
+        load_model(directory)
 
 
 def test_a_base_that_has_changed_or_gone_is_refused_by_name(

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tuning_helpers import tune
 
 from tiny_transformer.cli import run
+from tiny_transformer.data.labels import read_labelled
 from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.classes import ClassFigures
 from tiny_transformer.models import load_model
@@ -175,6 +176,19 @@ def test_the_verb_sorts_texts(
     assert ".xlsx files are not read" in capsys.readouterr().err
     assert run(["classify", str(base), "--text", "x"]) == 65
     assert "this is no classifier" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_labels_are_read_from_a_data_set_of_the_hub_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose labels are numbers there, as `datasets` keeps them."""
+    datasets = pytest.importorskip("datasets")
+    kept = datasets.Dataset.from_dict({"text": ["a hen", "an egg"], "label": [1, 0]})
+    kept = kept.cast_column("label", datasets.ClassLabel(names=["egg", "bird"]))
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **k: (asked.append((name, k)), kept)[1])
+    rows = list(read_labelled("someone/animals", "text", "label"))
+    assert rows == [("a hen", "1", "someone/animals, row 1"), ("an egg", "0", "someone/animals, row 2")]
+    assert asked == [("someone/animals", {"split": "train"})]
 
 
 @pytest.mark.parametrize(

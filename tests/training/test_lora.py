@@ -16,7 +16,7 @@ from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import UserError
 from tiny_transformer.models import load_model
-from tiny_transformer.models.adapter_base import path_from_here
+from tiny_transformer.models.adapter_base import place_seen_from
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.stages import run as engine
 from tiny_transformer.training import loop
@@ -113,11 +113,40 @@ def test_merged_run_and_adapters_beside_the_base_write_the_same(
     assert run(["generate", "--ckpt", str(adapter), *words]) == 2
     assert f"{adapter} holds adapters and no model" in capsys.readouterr().err
     (adapter / "adapter_config.json").write_text(
-        (adapter / "adapter_config.json").read_text("utf-8").replace(path_from_here(base), "nowhere"), "utf-8"
+        (adapter / "adapter_config.json").read_text("utf-8").replace(place_seen_from(Path.cwd(), base), "nowhere"),
+        "utf-8",
     )
     named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     assert run(["merge", str(adapter), "--out_dir", str(tmp_path / "c")]) == 2
     assert f"the adapters name {named} as their base" in capsys.readouterr().err
+
+
+def test_a_base_that_is_gone_costs_no_checkpoint(
+    base: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on once the base is back; where it is, the run says, and not the checkpoint (see P1)."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    private = shutil.copytree(base, tmp_path / "of-alice/of-a-client/models/base")
+    once = {**QUICK, "steps": 2, "eval_steps": None, "save_steps": 1}
+    tree = tuning_tree(private, talks, tmp_path / "elsewhere/runs/r", lora=LORA, training=once)
+    tune(tree)
+    checkpoints = sorted((tmp_path / "elsewhere/runs/r").glob("step-*"))
+    assert len(checkpoints) == 2
+    load_model(checkpoints[-1])
+    tree["training"]["steps"] = 3
+    private.rename(private.with_name("away"))
+    with pytest.raises(UserError, match=r"base of these adapters is neither at .*models/base") as refused:
+        tune(tree, resume=True)
+    assert f"tiny-transformer merge {checkpoints[-1]} --base DIR" in (refused.value.remedy or "")
+    private.mkdir()
+    (private / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"base of these adapters, .*models/base, cannot be opened: "):
+        tune(tree, resume=True)
+    shutil.rmtree(private)
+    private.with_name("away").rename(private)
+    assert sorted((tmp_path / "elsewhere/runs/r").glob("step-*")) == checkpoints
+    assert tune(tree, resume=True)[0].state.step == 3
 
 
 def test_what_adapters_cannot_do_is_refused(base: Path, talks: Path, tuned: Path, tmp_path: Path) -> None:

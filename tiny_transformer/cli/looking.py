@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, app, one_checkpoint, refuse_given, takes
-from tiny_transformer.cli.options import InspectOptions
+from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, app, one_checkpoint, refuse_given, takes
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models.find import find_run, find_runs, newest_run
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Of `inspect`."""
+
+    target: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DIR|FILE",
+            help="Prepared data (default: data/), a file of conversations, or, with --prompt, a model: a run's name or "
+            "a directory.",
+        ),
+    ] = None
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Watch a model read this text: its guesses, attention, heads and blocks, on one page."),
+    ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="With --prompt: the page to write. Default: inspect.html here."),
+    ] = None
+    split: Annotated[str, typer.Option(help="train or val.")] = "train"
+    index: Annotated[int, typer.Option(help="The first sequence to show, in file order.")] = 0
+    count: Annotated[int, typer.Option(help="How many sequences to show.")] = 2
+    seq_len: Annotated[
+        int | None, typer.Option("--seq_len", help="Tokens per sequence. Default: what the data was prepared for.")
+    ] = None
+    packing: Annotated[
+        str, typer.Option(help="concat joins documents and cuts; documents packs whole ones, as a run would.")
+    ] = "concat"
+    template: Annotated[
+        str | None,
+        typer.Option(help="Show conversations in this chat template, with the trained part in colour."),
+    ] = None
+    ckpt_dir: CheckpointOption = None
 
 
 @app.command(context_settings=SETTINGS)

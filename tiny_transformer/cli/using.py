@@ -3,17 +3,122 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, app, one_checkpoint, refuse_given, takes
-from tiny_transformer.cli.options import CompareOptions, EvaluateOptions
+from tiny_transformer.cli.frame import (
+    SETTINGS,
+    CheckpointArgument,
+    CheckpointToo,
+    Device,
+    app,
+    one_checkpoint,
+    refuse_given,
+    takes,
+)
 from tiny_transformer.errors import UserError
 
 NOT_OF_TASKS = ("data_dir", "split", "max_batches", "skills", "num_stories", "stories", "config", "tokenizer")
 NOT_OF_CASES = ("data_dir", "documents", "prompt", "max_new_tokens", "seed_spread", "out")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Of `evaluate`."""
+
+    checkpoint: CheckpointArgument = None
+    named: CheckpointToo = None
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data_dir", metavar="DIR", help="Prepared data. Default: what the run learnt from."),
+    ] = None
+    split: Annotated[
+        str | None, typer.Option(help="val or train. Default: val; with --skills, fresh stories never seen before.")
+    ] = None
+    max_batches: Annotated[
+        int | None, typer.Option("--max_batches", help="Score this many batches of 16 sequences. Default: all.")
+    ] = None
+    skills: Annotated[
+        bool, typer.Option("--skills", help="The loss by skill and by place in the story (story corpus only).")
+    ] = False
+    num_stories: Annotated[int, typer.Option("--num_stories", metavar="N", help="How many stories --skills reads.")] = (
+        500
+    )
+    task: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Answer the questions in a .jsonl file (HellaSwag, ARC, PIQA, OpenBookQA, WinoGrande, BLiMP, LAMBADA, "
+            "or your own in one of these formats), or in a folder of such files; may be repeated.",
+        ),
+    ] = None
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="With --task: only the first N questions of each file.")
+    ] = None
+    stories: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Let the model write N stories and check them: hero kept? sums right?"),
+    ] = None
+    device: Device = "auto"
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False
+    config: Annotated[Path | None, typer.Option(hidden=True)] = None  # names the data, as it does for train
+    tokenizer: Annotated[str, typer.Option(hidden=True)] = "auto"  # as in generate
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Of `compare`."""
+
+    names: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="A B...", help="Names, directories or globs of runs and checkpoints; a run means its best."
+        ),
+    ] = None
+    checkpoints: Annotated[list[Path] | None, typer.Option(metavar="DIR|GLOB", hidden=True)] = None
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--data_dir", metavar="DIR", help="Prepared data to read from. Default: what the first model learnt from."
+        ),
+    ] = None
+    documents: Annotated[int, typer.Option(metavar="N", min=1, help="Read at most N validation documents.")] = 1000
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A text that each model continues; may be given several times. Default: the run's sample prompts."
+        ),
+    ] = None
+    max_new_tokens: Annotated[
+        int, typer.Option("--max_new_tokens", metavar="N", min=1, help="Length of these texts, in tokens.")
+    ] = 60
+    cases: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rank by how likely each model finds the targets in a YAML file of prompts and targets (see cases/), "
+            "instead of by documents.",
+        ),
+    ] = None
+    seed_spread: Annotated[
+        float | None,
+        typer.Option(
+            "--seed_spread",
+            metavar="SHARE",
+            help="Standard deviation of bits per byte between seeds of one config, as a share of it; 0 compares these "
+            "very weights. Default: measured, or 0.0075.",
+        ),
+    ] = None
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page to write. Default: compare.html here.")] = (
+        None
+    )
+    tokenizer: Annotated[str, typer.Option(hidden=True)] = "auto"
+    device: Device = "auto"
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False
 
 
 @app.command(context_settings=SETTINGS)
@@ -33,12 +138,13 @@ def evaluate(context: typer.Context, options: EvaluateOptions) -> None:
         return
     refuse_given(context, "is for --task", ("limit",))
     from tiny_transformer.evaluation import command
+    from tiny_transformer.evaluation.prepared import data_of_config
 
     data_dir = options.data_dir
     if options.config is not None:
         if data_dir is not None:
             raise UserError("--config and --data_dir both name the data", where="command line", remedy="give only one")
-        data_dir = command.data_of_config(options.config)
+        data_dir = data_of_config(options.config)
     asked = command.EvaluateOptions(
         checkpoint=checkpoint,
         data_dir=data_dir,

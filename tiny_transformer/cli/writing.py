@@ -4,20 +4,162 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from tiny_transformer.cli.frame import SETTINGS, app, is_given, takes
-from tiny_transformer.cli.options import ChatOptions, ChatSampling, GenerateOptions, SamplingOptions
+from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, Device, app, is_given, takes
 from tiny_transformer.errors import UserError, command_line
 
 if TYPE_CHECKING:
     from tiny_transformer.generation.sampling import SamplingConfig
     from tiny_transformer.models.open import OpenCheckpoint
+
+
+MaxNewTokens = Annotated[
+    int, typer.Option("--max_new_tokens", "--max_tokens", "--max_length", help="The most tokens to write.")
+]
+Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token; 1 draws as the model believes.")]
+TopP = Annotated[
+    float | None, typer.Option("--top_p", help="Draw among the likeliest tokens that together have this probability.")
+]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How `generate` draws text."""
+
+    max_new_tokens: MaxNewTokens = 200
+    temperature: Temperature = 0.8
+    top_k: Annotated[int | None, typer.Option("--top_k", help="Draw among the k likeliest tokens only.")] = None
+    top_p: TopP = None
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min_p", help="Draw among tokens at least this likely, relative to the likeliest."),
+    ] = None
+    repetition_penalty: Annotated[
+        float,
+        typer.Option("--repetition_penalty", help="Above 1: tokens that were used already become less likely."),
+    ] = 1.0
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same text. Default: a new one each time, shown.")
+    ] = None
+    device: Device = "auto"
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What computes the tokens of a single text on a CPU: plain, fast (compiled by Numba, several times "
+            "faster), or auto: fast where it is available and pays off."
+        ),
+    ] = "auto"
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Of `generate`."""
+
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="The text to continue, without --prompt.")
+    ] = None
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="The text to continue; - reads it from standard input. Default: on a terminal you type it; elsewhere, "
+            "the run's first sample prompt."
+        ),
+    ] = None
+    ckpt_dir: CheckpointOption = None
+    num_samples: Annotated[int, typer.Option("--num_samples", "--samples", help="How many continuations to write.")] = 1
+    tokenizer: Annotated[
+        str, typer.Option(help="auto takes the checkpoint's own; any other name must mean the same tokenizer.")
+    ] = "auto"
+    stream: Annotated[bool, typer.Option("--stream", help="Print the text as it is written.")] = False
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Many prompts: one per line of a .txt, or the `prompt` of each object in a .jsonl; - reads lines.",
+        ),
+    ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where the answers to --prompts go, as JSON lines; an interrupted file is continued."
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None, typer.Option("--batch_size", help="How many prompts of a file are read at once. Default: 16.")
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each text.")] = False
+    vote: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Show only the sample that wins. majority: the most common answer (after ####, else the last number, "
+            "else the whole text); regex:PATTERN: of its first group; verifier:FILE.py:function: the highest score.",
+        ),
+    ] = None
+    speculative: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DRAFT",
+            help="Draft tokens ahead and check several per pass; the text stays the same. ngram: from earlier text; "
+            "mtp: with the model's own MTP head; or a smaller model's run. Reports whether it paid off.",
+        ),
+    ] = None
+    num_draft_tokens: Annotated[
+        int | None, typer.Option("--num_draft_tokens", help="The most tokens drafted at once. Default: 4.")
+    ] = None
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Type prompts, one after another, into one running text.")
+    ] = False
+    log_attention: Annotated[
+        bool,
+        typer.Option(
+            "--log_attention", help="Save the attention weights of the text to attention.safetensors, 256 MB at most."
+        ),
+    ] = False
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Also draw them, to attention.png; needs the extra `plot` (matplotlib).")
+    ] = False
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN|DIR", help="Low-rank adapters to apply to the model: a run, or a directory saved by PEFT."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """Of `chat`."""
+
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="One question to answer; - reads it from standard input.")
+    ] = None
+    ckpt_dir: CheckpointOption = None
+    system: Annotated[str, typer.Option(help="What the model is told before the first question.")] = ""
+    run_template: Annotated[
+        bool,
+        typer.Option(
+            "--run_template",
+            help="Run a chat template that came with an imported model: a program of whoever made it, in a process of "
+            "its own with a second, 256 MB and no files. Those of finetune need no running.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class ChatSampling(SamplingOptions):
+    """How answers are drawn: a little closer to what the model finds likeliest."""
+
+    max_new_tokens: MaxNewTokens = 500
+    temperature: Temperature = 0.7
+    top_p: TopP = 0.9
 
 
 @app.command(context_settings=SETTINGS)

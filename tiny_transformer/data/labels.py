@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from tiny_transformer.data.batches import BatchesInOrder
-from tiny_transformer.data.prepare.files import read_rows
-from tiny_transformer.data.prepare.find import find_files
+from tiny_transformer.data.prepare.records import records_of
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.tokenizers import Tokenizer
 
@@ -89,22 +88,20 @@ def read_labelled(source: str, text_field: str, label_field: str) -> Iterator[tu
     Raises:
         UserError: a row without them, with its line.
     """
-    for path in find_files(source).paths:
-        for line, row in read_rows(path):
-            where = f"{path}, {'row' if path.suffix == '.parquet' else 'line'} {line}"
-            values = []
-            for field in (text_field, label_field):
-                value = row.get(field) if isinstance(row, dict) else None
-                value = str(value) if type(value) is int else value
-                if not isinstance(value, str) or not value.strip():
-                    raise UserError(
-                        f"no text in the field {field!r}",
-                        where=where,
-                        remedy="--text_field and --label_field name the fields",
-                        exit_code=ExitCode.BAD_DATA,
-                    )
-                values.append(value.strip())
-            yield values[0], values[1], where
+    for where, row in records_of(source):
+        values = []
+        for field in (text_field, label_field):
+            value = row.get(field) if isinstance(row, dict) else None
+            value = str(value) if type(value) is int else value
+            if not isinstance(value, str) or not value.strip():
+                raise UserError(
+                    f"no text in the field {field!r}",
+                    where=where,
+                    remedy="--text_field and --label_field name the fields",
+                    exit_code=ExitCode.BAD_DATA,
+                )
+            values.append(value.strip())
+        yield values[0], values[1], where
 
 
 def encode_text(tokenizer: Tokenizer, text: str, max_tokens: int) -> tuple[tuple[int, ...], bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,16 +13,14 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from tiny_transformer.config.load import config_name, load_run_config
-from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import evaluation_batches
-from tiny_transformer.data.meta import SplitMeta, read_meta
-from tiny_transformer.data.prepare.command import is_prepared
+from tiny_transformer.data.meta import SplitMeta
 from tiny_transformer.data.prepare.sources import STORIES
-from tiny_transformer.data.token_file import Dataset, TokenFile, open_dataset
+from tiny_transformer.data.token_file import Dataset, TokenFile
 from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.evaluation.floor import FloorCheck, check_split
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split, num_targets, scored_bytes
+from tiny_transformer.evaluation.prepared import data_dir_of, how_it_reads, open_data
 from tiny_transformer.evaluation.skills import measure_skills
 from tiny_transformer.evaluation.stories import Reading, ToldStory, fresh_stories, split_stories
 from tiny_transformer.evaluation.tables import (
@@ -41,14 +38,9 @@ from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
 from tiny_transformer.storage import atomic_write, read_manifest
 from tiny_transformer.storage.runs import (
     SKILLS_FILE,
-    STATE_DIRECTORY,
     WRITTEN_FILE,
     holds_a_run,
-    load_identity,
-    readable_states,
-    started_in,
 )
-from tiny_transformer.tokenizers import tell_apart
 
 BATCH_SIZE = 16
 SPLITS = ("val", "train")
@@ -104,8 +96,7 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
     _refuse_what_cannot_be(options)
     opened = open_checkpoint(options.checkpoint, device=options.device, dtype=torch.float32)
     data_dir = options.data_dir or data_dir_of(opened.path, opened.run_config)
-    dataset = open_dataset(data_dir)
-    _refuse_other_tokenizer(opened, dataset, data_dir)
+    dataset = open_data(opened, data_dir)
     opened.check_tokenizer(options.tokenizer)
     asked = "--skills" if options.skills else "--stories"
     if (options.skills or options.stories) and dataset.meta.source != STORIES:
@@ -226,79 +217,6 @@ def _keep_for_the_report(checkpoint: Path, name: str, figures: dict[str, Any], n
         notes.print(f"[dim]kept for the page: {escape(report_again)} says it in words[/]", soft_wrap=True)
 
 
-# --- what is evaluated
-# ---------------------------------------------------------------------------------------------------
-
-
-def data_of_config(config: Path) -> Path:
-    """Where a run of a config finds its prepared data: in the directory that it names, else in `data/NAME`.
-
-    Raises:
-        UserError: see `load_run_config`; there is nothing.
-    """
-    data_dir = load_run_config(config).data.data_dir or Path("data") / config_name(config)
-    if not is_prepared(data_dir):
-        remedy = "--data_dir names prepared data; without --config it is what the run learnt from"
-        raise UserError(f"{data_dir}, the data of this config, is not prepared", where=str(config), remedy=remedy)
-    return data_dir
-
-
-def data_dir_of(checkpoint: Path, config: RunConfig | None) -> Path:
-    """What the run was trained on: where its config says, seen from here or from where it was started, else beneath
-    data/; in each place only if it is the same data."""
-    if config is None:
-        raise UserError(
-            f"{checkpoint} does not say what it was trained on",
-            where=str(checkpoint),
-            remedy="name prepared data with --data_dir (tiny-transformer prepare makes it)",
-        )
-    if config.stage != "pretrain":
-        raise UserError(
-            f"this run learnt from {config.data.source} in the stage {config.stage}, not from prepared data",
-            where=str(checkpoint),
-            remedy="--data_dir DIR measures it on prepared data; its own loss stands in its report",
-        )
-    asked, places = config.data.data_dir, [Path("data"), *sorted(Path("data").glob("*"))]
-    if asked is not None:
-        homes = started_in(checkpoint.resolve().parent)
-        places = [asked, *(Path(os.path.relpath(home / asked)) for home in homes), *places]
-    fingerprints = _identity_of(checkpoint).values()
-    for place in dict.fromkeys(places):
-        if is_prepared(place) and read_meta(place).fingerprint in fingerprints:
-            return place
-    if asked is not None and is_prepared(asked):
-        raise UserError(
-            f"{asked} does not hold the data that this run was trained on",
-            where=str(checkpoint),
-            remedy=f"--data_dir {asked} measures on it all the same",
-        )
-    raise UserError(
-        f"the data this run was trained on is not in {asked or 'data'}/ any more",
-        where=str(checkpoint),
-        remedy="name it with --data_dir, or other data prepared with the same tokenizer",
-    )
-
-
-def _identity_of(checkpoint: Path) -> dict[str, Any]:
-    """What the run was that a checkpoint is of; a quantized copy beside the checkpoints has no state of its own."""
-    if not (checkpoint / STATE_DIRECTORY).is_dir():
-        for state in readable_states(checkpoint.resolve().parent):
-            return state["identity"]
-    return load_identity(checkpoint)
-
-
-def _refuse_other_tokenizer(opened: OpenCheckpoint, dataset: Dataset, data_dir: Path) -> None:
-    own, theirs = opened.tokenizer, dataset.tokenizer
-    if own.fingerprint != theirs.fingerprint:
-        its, models = tell_apart(theirs, own)
-        raise UserError(
-            f"{data_dir} was prepared with another tokenizer ({its}) than the model's ({models})",
-            where=str(data_dir),
-            remedy="prepare the text with the model's: "
-            + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),
-        )
-
-
 def _load(opened: OpenCheckpoint, dataset: Dataset, device: str) -> _Subject:
     config, shape = opened.run_config, opened.config
     hardware = choose_hardware(device, config.training.precision if config else "fp32")
@@ -308,8 +226,7 @@ def _load(opened: OpenCheckpoint, dataset: Dataset, device: str) -> _Subject:
             where=str(opened.path),
             remedy="take a checkpoint whose config.json and tokenizer.json belong together",
         )
-    seq_len = config.data.seq_len if config else min(dataset.meta.seq_len, shape.max_position_embeddings)
-    return _Subject(opened.model, dataset, hardware, seq_len, config.data.packing if config else "concat")
+    return _Subject(opened.model, dataset, hardware, *how_it_reads(opened, dataset))
 
 
 def _tokens(dataset: Dataset, split: str) -> TokenFile:

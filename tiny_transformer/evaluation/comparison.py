@@ -36,6 +36,7 @@ class Measured:
         tokens_per_second: new tokens of one text, plain engine.
         nats: (N,) what it pays for each document.
         texts: how it continues each prompt.
+        seed: of its run; says nothing where the settings are not known.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Measured:
     tokens_per_second: float
     nats: np.ndarray
     texts: tuple[str, ...] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,10 @@ class Comparison:
         """How much seeds of one config differ: as asked, else as measured on these models, else as assumed."""
         if self.asked_spread is not None:
             return SeedSpread(self.asked_spread)
-        groups: dict[str, dict[str, float]] = {}
+        groups: dict[str, dict[int, float]] = {}  # one figure a seed: a copy of a run is no second one
         for model in self.models:
             if model.settings_id:
-                groups.setdefault(model.settings_id, {}).setdefault(model.run, self._bits(model))
+                groups.setdefault(model.settings_id, {}).setdefault(model.seed, self._bits(model))
         return measured_spread([list(group.values()) for group in groups.values()]) or SeedSpread()
 
     def spread_in_words(self) -> str:

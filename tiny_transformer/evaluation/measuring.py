@@ -17,14 +17,14 @@ import torch
 
 from tiny_transformer.data.token_file import open_dataset
 from tiny_transformer.errors import UserError
-from tiny_transformer.evaluation.command import data_dir_of
 from tiny_transformer.evaluation.comparison import Comparison, Measured, in_order, named_apart
+from tiny_transformer.evaluation.prepared import data_dir_of
 from tiny_transformer.evaluation.speed import tokens_per_second, weight_bytes
 from tiny_transformer.evaluation.stories import Reading, document_costs, token_ends
-from tiny_transformer.generation.engines import choose_engine
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.hardware import choose_hardware
+from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.find import RUNS_DIR, find_checkpoint
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
 from tiny_transformer.models.swaps import describe_swaps
@@ -67,6 +67,15 @@ class _Costs(NamedTuple):
     predicts_first: bool
 
 
+class _Look(NamedTuple):
+    """What one model is and does, once it is out of memory again."""
+
+    costs: _Costs
+    texts: tuple[str, ...]
+    num_parameters: int
+    settings_id: str
+
+
 def measure(names: Sequence[Path], options: MeasuringOptions, tell: Callable[[str], None]) -> Comparison:
     """Open each checkpoint and measure it.
 
@@ -86,33 +95,31 @@ def measure(names: Sequence[Path], options: MeasuringOptions, tell: Callable[[st
     data_dir = options.data_dir or _common_data([opened for _, opened in named])
     texts = _documents(data_dir, options.num_documents)
     tell(f"{len(texts):,} validation documents of {data_dir}")
-    costs = []
-    for name, opened in named:
-        tell(f"reading with {name}")
-        costs.append(_costs(opened, texts, options.device))
-    nats, sizes = same_parts(texts, costs)
     prompts = tuple(dict.fromkeys(options.prompts)) or _prompts([opened for _, opened in named])
-    settings = SamplingConfig(max_new_tokens=options.max_new_tokens)
-    tell("writing and timing")
-    for _, opened in named:
-        choose_engine(opened.model, "plain")
-    speeds = tokens_per_second(*(opened.model for _, opened in named))
+    seen = []
+    for name, opened in named:  # one model in memory at a time
+        tell(f"reading and writing with {name}")
+        seen.append(_look(opened, texts, prompts, options))
+    nats, sizes = same_parts(texts, [one.costs for one in seen])
+    tell("timing them in turn")
+    speeds = tokens_per_second(*(opened.read_model for _, opened in named))
     models = [
         Measured(
             name,
             str(opened.path),
             os.path.realpath(_run_of(opened)),
             *learnt_from(opened),
-            _settings_id(opened),
-            sum(parameter.numel() for parameter in opened.model.parameters()),
+            one.settings_id,
+            one.num_parameters,
             weight_bytes(opened.path),
             speed,
             paid,
-            tuple(complete(opened.model, opened.tokenizer, prompts, settings, opened.end_ids)),
+            one.texts,
+            0 if opened.run_config is None else opened.run_config.training.seed,
         )
-        for (name, opened), speed, paid in zip(named, speeds, nats, strict=True)
+        for (name, opened), one, speed, paid in zip(named, seen, speeds, nats, strict=True)
     ]
-    return Comparison(in_order(named_apart(models)), sizes, str(data_dir), tuple(prompts), options.seed_spread)
+    return Comparison(in_order(named_apart(models)), sizes, str(data_dir), prompts, options.seed_spread)
 
 
 def _check(options: MeasuringOptions) -> None:
@@ -155,7 +162,18 @@ def _documents(data_dir: Path, most: int) -> list[str]:
     return list(islice((text for text in texts if text.strip()), most))
 
 
-def _costs(opened: OpenCheckpoint, texts: Sequence[str], device: str) -> _Costs:
+def _look(opened: OpenCheckpoint, texts: Sequence[str], prompts: Sequence[str], options: MeasuringOptions) -> _Look:
+    """Have a model read the documents and continue the prompts."""
+    model, settings = opened.read_model(), SamplingConfig(max_new_tokens=options.max_new_tokens)
+    return _Look(
+        _costs(opened, model, texts, options.device),
+        tuple(complete(model, opened.tokenizer, prompts, settings, opened.end_ids)),
+        sum(parameter.numel() for parameter in model.parameters()),
+        _settings_id(opened, is_swapped=bool(describe_swaps(model))),
+    )
+
+
+def _costs(opened: OpenCheckpoint, model: CausalLM, texts: Sequence[str], device: str) -> _Costs:
     """What a model pays, reading each document from its beginning as it was trained to."""
     tokenizer, config = opened.tokenizer, opened.run_config
     packing = config.data.packing if config else "concat"
@@ -163,7 +181,7 @@ def _costs(opened: OpenCheckpoint, texts: Sequence[str], device: str) -> _Costs:
     has_first = packing == "concat" or tokenizer.begin_id is not None
     reading = Reading(tokenizer, seq_len, has_first, choose_hardware(device, "fp32"))
     ids = tokenizer.encode_batch(list(texts))
-    nats = [paid[:-1] for paid in document_costs(opened.model, ids, reading)]  # the end is no text
+    nats = [paid[:-1] for paid in document_costs(model, ids, reading)]  # the end is no text
     if not all(np.isfinite(paid[1:]).all() for paid in nats):
         raise UserError("the model computed not-a-number", where=str(opened.path), remedy="use another checkpoint")
     return _Costs(nats, lambda i: token_ends(tokenizer, ids[i], texts[i]), has_first)
@@ -208,7 +226,7 @@ def _run_of(opened: OpenCheckpoint) -> Path:
     return parent if (parent / CONFIG_FILE).is_file() else opened.path
 
 
-def _settings_id(opened: OpenCheckpoint) -> str:
+def _settings_id(opened: OpenCheckpoint, *, is_swapped: bool) -> str:
     """The settings of a checkpoint's run, but for its seed and its directories."""
     if opened.run_config is None:
         return ""
@@ -216,7 +234,7 @@ def _settings_id(opened: OpenCheckpoint) -> str:
     settings.pop("out_dir", None)
     settings["data"].pop("data_dir", None)
     settings["training"].pop("seed", None)
-    return json.dumps([settings, opened.path.name if describe_swaps(opened.model) else ""], sort_keys=True)
+    return json.dumps([settings, opened.path.name if is_swapped else ""], sort_keys=True)
 
 
 def learnt_from(opened: OpenCheckpoint) -> tuple[str, str]:

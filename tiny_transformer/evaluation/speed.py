@@ -18,20 +18,28 @@ def weight_bytes(checkpoint: Path) -> int:
     return sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
 
 
-def tokens_per_second(*models: CausalLM) -> list[float]:
-    """New tokens a second of each model, one row, greedily; in turn, medians."""
-    most = min(model.config.max_position_embeddings for model in models) - 1
-    seconds: list[list[float]] = [[] for _ in models]
+def tokens_per_second(*readers: Callable[[], CausalLM]) -> list[float]:
+    """New tokens a second of each model, one row, greedily; in turn, medians.
+
+    Args:
+        readers: each gives its model; asked once a turn, so that one that reads it from the disk keeps none in memory.
+    """
+    seconds: list[list[float]] = [[] for _ in readers]
     for turn in range(TIMED_TURNS + 1):
-        for model, found in zip(models, seconds, strict=True):
-            decoder = Decoder(model, 1, most + 1)
-            step = _greedy_step(decoder)
-            begun = time.monotonic()
-            for _ in range(min(TIMED_TOKENS, most)):
-                step()
+        for read, found in zip(readers, seconds, strict=True):
+            taken = _seconds_per_token(read())
             if turn:  # the first is for warming up
-                found.append((time.monotonic() - begun) / min(TIMED_TOKENS, most))
+                found.append(taken)
     return [1 / median(found) for found in seconds]
+
+
+def _seconds_per_token(model: CausalLM) -> float:
+    context = model.config.max_position_embeddings
+    step, num_tokens = _greedy_step(Decoder(model, 1, context)), min(TIMED_TOKENS, context - 1)
+    begun = time.monotonic()
+    for _ in range(num_tokens):
+        step()
+    return (time.monotonic() - begun) / num_tokens
 
 
 def _greedy_step(decoder: Decoder) -> Callable[[], None]:

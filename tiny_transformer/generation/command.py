@@ -60,10 +60,10 @@ def run_generate(
         from tiny_transformer.models.adapters import load_adapter
 
         load_adapter(opened.model, options.adapter)
-    logs = watch is not None and (options.log_attention or _logs_attention(opened))
-    if logs and (options.prompts is not None or options.interactive or options.num_samples > 1):
-        notes.print("[dim]training.log_attention is for one text: nothing is saved of several[/]", highlight=False)
-        logs = False
+    if options.prompts is not None or options.interactive:
+        _tell_left_out(opened, notes, "log_attention", "sample_drafter")
+    elif options.num_samples > 1:
+        _tell_left_out(opened, notes, "log_attention")
     if options.prompts is not None:
         _answer(opened, options, settings, notes)
         return
@@ -90,17 +90,25 @@ def run_generate(
             show_json({"sample": sample, "prompt": prompt, **asdict(continuation), "seed": settings.seed})
     else:
         _write(writing, prompt, options)
-    if watch is not None and logs:
+    if watch is not None and options.num_samples == 1 and (options.log_attention or _wishes(opened, "log_attention")):
         watch(opened, writing.ids[0])
     if speculation is not None:
         notes.print(f"[dim]{speculation.tally.sentence()}[/]", highlight=False, soft_wrap=True)
 
 
-def _logs_attention(opened: OpenCheckpoint) -> bool:
-    """Whether the run's config asks for it."""
+def _wishes(opened: OpenCheckpoint, *keys: str) -> list[str]:
+    """Which of these keys of `training` the run's config sets."""
     with suppress(UserError):  # a config of another version
-        return opened.run_config is not None and opened.run_config.training.log_attention
-    return False
+        if opened.run_config is not None:
+            return [key for key in keys if getattr(opened.run_config.training, key)]
+    return []
+
+
+def _tell_left_out(opened: OpenCheckpoint, notes: Console, *keys: str) -> None:
+    """Say which wishes of the run's config are not for this way of writing."""
+    for key in _wishes(opened, *keys):
+        told = f"training.{key} of the run's config is not used here: it is for one text of one prompt"
+        notes.print(f"[dim]{told}[/]", highlight=False, soft_wrap=True)
 
 
 def _speculation(opened: OpenCheckpoint, options: GenerateRequest) -> Speculation | None:
@@ -140,6 +148,7 @@ def run_chat(options: ChatRequest, settings: SamplingConfig, notes: Console) -> 
     """
     opened = open_checkpoint(options.checkpoint, device=options.device)
     _say(opened, settings, notes)
+    _tell_left_out(opened, notes, "log_attention", "sample_drafter")
     turns = TURNS if options.question is None else 1
     _choose(opened, options.engine, turns * settings.max_new_tokens, notes)
     if opened.template is None:

@@ -11,7 +11,8 @@ from rich.text import Text
 from tiny_transformer.data.chat.checks import check_template
 from tiny_transformer.data.chat.conversations import Example, encode_conversations
 from tiny_transformer.data.chat.pairs import ANSWERS, encode_pairs, read_pairs
-from tiny_transformer.data.chat.records import Reading, read_conversations, records_of
+from tiny_transformer.data.chat.records import Reading, read_conversations
+from tiny_transformer.data.prepare.records import records_of
 from tiny_transformer.errors import UserError
 from tiny_transformer.inspection.tokens import CONTROL, LINE_BREAK, PART
 from tiny_transformer.models.open import open_checkpoint

@@ -12,6 +12,7 @@ from tiny_transformer.models.config_file import BASE_FILE
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.models.open import CHAT_TEMPLATE, OpenCheckpoint
 from tiny_transformer.models.swaps import describe_swaps, restore_layers
+from tiny_transformer.storage.reading import at_home
 from tiny_transformer.tokenizers.tokenizer import TOKENIZER_FILE
 
 
@@ -59,8 +60,8 @@ def merge(source: Path, out_dir: Path, *, base: Path | None) -> Path:
 def _named_base(place: Path) -> Path:
     """What adapters of another program name as their base."""
     named = read_adapter_config(place).get("base_model_name_or_path")
-    if not isinstance(named, str) or not Path(named).is_dir():
+    if not isinstance(named, str) or not at_home(named).is_dir():
         raise UserError(
             f"the adapters name {named} as their base, which is not here", where=str(place), remedy="--base DIR"
         )
-    return Path(named)
+    return at_home(named)

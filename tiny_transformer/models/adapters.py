@@ -20,7 +20,7 @@ import torch
 
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.layers.linear import LoRALinear
-from tiny_transformer.models.adapter_base import Base, path_from_here, write_base
+from tiny_transformer.models.adapter_base import Base, place_seen_from, write_base
 from tiny_transformer.models.building import tensors_of
 from tiny_transformer.models.config_file import read_json, read_small_file
 from tiny_transformer.models.find import find_checkpoint
@@ -132,7 +132,7 @@ def save_adapter(
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": path_from_here(base.path),
+        "base_model_name_or_path": place_seen_from(Path.cwd(), base.path),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,

@@ -22,7 +22,7 @@ from tiny_transformer.config.shapes import ModelConfig, Qwen3NextConfig
 from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.layers.rope import rope_frequencies
-from tiny_transformer.models.adapter_base import check_base, find_base
+from tiny_transformer.models.adapter_base import check_base, find_base, unusable_base
 from tiny_transformer.models.adapters import put_on_base
 from tiny_transformer.models.building import copy_tensors, empty_model, tensors_of
 from tiny_transformer.models.config_file import BASE_FILE, MAX_INDEX_BYTES, read_config, read_json, refuse_classifier
@@ -82,7 +82,12 @@ def load_model(
 def _load_on_base(directory: Path, swaps: list[Record]) -> CausalLM:
     """Adapters on their base, which is found and checked."""
     base = find_base(directory)
-    model = load_model(base.path)
+    try:
+        model = load_model(base.path)
+    except UserError as error:
+        if error.exit_code is not ExitCode.BAD_DATA:
+            raise
+        raise unusable_base(directory, base, error) from None
     check_base(directory, base, model)
     put_on_base(model, directory, swaps)
     return model

@@ -52,6 +52,10 @@ class OpenCheckpoint:
     @cached_property
     def model(self) -> CausalLM:
         """The model in evaluation mode. Errors: see `load_model` and `choose_hardware`."""
+        return self.read_model()
+
+    def read_model(self) -> CausalLM:
+        """The model, read anew and not kept here: whoever opens several has one in memory at a time so."""
         return load_model(self.path, device=choose_hardware(self._device, "fp32").device, dtype=self._dtype)
 
     @cached_property

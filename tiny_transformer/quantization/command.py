@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
@@ -14,10 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from tiny_transformer.data.batches import evaluation_batches
-from tiny_transformer.data.prepare.command import is_prepared
-from tiny_transformer.data.token_file import Dataset, open_dataset
+from tiny_transformer.data.token_file import Dataset
 from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
+from tiny_transformer.evaluation.prepared import data_dir_of, how_it_reads, open_data
 from tiny_transformer.evaluation.speed import tokens_per_second, weight_bytes
 from tiny_transformer.generation.engines import choose_engine
 from tiny_transformer.hardware import choose_hardware
@@ -29,7 +30,6 @@ from tiny_transformer.models.swaps import describe_swaps, quantize_layers, quant
 from tiny_transformer.quantization.gptq import quantize_by_inputs
 from tiny_transformer.storage.commit import publish
 from tiny_transformer.storage.runs import CONFIG_FILE
-from tiny_transformer.tokenizers import tell_apart
 
 KINDS = ("int8", "int4")
 CALIBRATION_SEQUENCES = 128
@@ -112,7 +112,7 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
             here.write(name, content)
     for name, model in (("before", old), (options.kind, new)):
         notes.print(f"[dim]tokens/s of {name}: {escape(choose_engine(model))}[/]", highlight=False, soft_wrap=True)
-    speeds = tokens_per_second(old, new)
+    speeds = tokens_per_second(lambda: old, lambda: new)
     before, after = (
         Measured(weight_bytes(path), _loss(model, text, options.max_batches), speed)
         for path, model, speed in ((opened.path, old, speeds[0]), (out, new, speeds[1]))
@@ -163,21 +163,12 @@ def _method(kind: str, text: _Text | None) -> str:
 
 def _text_of(opened: OpenCheckpoint, data_dir: Path | None) -> _Text | None:
     """The data that is named, or else that of the run where it still is; None: there is none."""
-    config = opened.run_config
-    named = data_dir or (config.data.data_dir if config else None)
-    if named is None or (data_dir is None and not is_prepared(named)):
+    with suppress(UserError):
+        data_dir = data_dir or data_dir_of(opened.path, opened.run_config)
+    if data_dir is None:
         return None
-    dataset, limit = open_dataset(named), opened.config.max_position_embeddings
-    if dataset.tokenizer.fingerprint != opened.tokenizer.fingerprint:
-        its, models = tell_apart(dataset.tokenizer, opened.tokenizer)
-        raise UserError(
-            f"{named} was prepared with another tokenizer ({its}) than the model's ({models})",
-            where=str(named),
-            remedy="prepare the text with the model's: "
-            + command_line("tiny-transformer", "prepare", "--tokenizer", opened.path, "..."),
-        )
-    seq_len = config.data.seq_len if config else min(dataset.meta.seq_len, limit)
-    return _Text(dataset, seq_len, config.data.packing if config else "concat")
+    dataset = open_data(opened, data_dir)
+    return _Text(dataset, *how_it_reads(opened, dataset))
 
 
 def _loss(model: CausalLM, text: _Text | None, max_batches: int | None) -> SplitLoss | None:

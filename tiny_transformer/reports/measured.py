@@ -10,7 +10,7 @@ from tiny_transformer.evaluation.paired import Difference, Interval
 from tiny_transformer.reports.formats import NOTHING, count, large, loss, shorten, signed, size
 from tiny_transformer.reports.page import MAX_PROMPT_CHARS, MAX_SAMPLE_CHARS, esc
 
-WIDTH, HEIGHT, MARGIN = 220, 24, 8  # of a drawing, in pixels
+WIDTH, HEIGHT, MARGIN = 170, 24, 8  # of a drawing, in pixels
 
 
 def measured_section(found: Comparison, places: dict[str, int]) -> str:

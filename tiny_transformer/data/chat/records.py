@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from tiny_transformer.data.prepare.files import read_rows
-from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
+from tiny_transformer.data.prepare.records import records_of
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.storage.reading import at_home
 from tiny_transformer.tokenizers.chat import ChatTemplate, Message, Role
 
 R = TypeVar("R")
@@ -216,43 +213,3 @@ def check_order(messages: Sequence[Message]) -> None:
             raise UserError(f"roles out of order: message {place} is of the {message.role}, not of the {expected}")
     if len(turns) % 2 or not turns:
         raise UserError("the conversation ends without an answer, so there is nothing to learn from it")
-
-
-def records_of(source: str) -> Iterator[tuple[str, Any]]:
-    """Records with their places: of files, of a data set of the hub, or of a copy of one, a folder with its card."""
-    here = at_home(source)
-    if _has_card(here) or (not here.exists() and looks_like_hub_id(source)):
-        yield from _hub_rows(str(here) if here.exists() else source)
-        return
-    for path in find_files(source).paths:
-        for line, row in read_rows(path):
-            yield f"{path}, {'row' if path.suffix == '.parquet' else 'line'} {line}", row
-
-
-def _has_card(path: Path) -> bool:
-    """Whether a folder is laid out as the hub has it: the card says which files are for training."""
-    try:
-        with (path / "README.md").open(encoding="utf-8", errors="replace") as card:
-            return card.readline(8).rstrip() == "---"
-    except OSError:
-        return False
-
-
-def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
-    """The rows of a data set's training split, which the package `datasets` keeps in its own cache."""
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"{name} is read from the hub, which needs the package datasets", remedy="pip install datasets"
-        ) from None
-    try:
-        rows = datasets.load_dataset(name, split="train")
-    except Exception as error:  # a dozen kinds for a hub that fails or refuses
-        raise UserError(
-            f"{name} cannot be read from the Hugging Face hub ({type(error).__name__})",
-            remedy="check the name and the network, or give a file of yours: --source FILE",
-            exit_code=ExitCode.IO,
-        ) from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{name}, row {number}", row

@@ -12,7 +12,7 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         UserError: a file that holds no rows, or is not what its name says (naming the line), or a missing package.
     """
-    _check(path)
+    _check(path, ROW_SUFFIXES)
     kind = kind_of(path)
     if kind == ".parquet":
         return rows.parquet_rows(path)
@@ -127,7 +127,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
         return rows.json_lines_rows(path)
     if kind in (".csv", ".tsv"):
         return rows.csv_rows(path, kind)
-    raise bad(f"{path.name} holds running text and no rows", path, remedy=f"a file of {' '.join(ROW_SUFFIXES)}")
+    raise bad(f"{path.name} holds running text and no rows", path, remedy=f"a file of {kinds_in_words(ROW_SUFFIXES)}")
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -146,8 +146,8 @@ def _whole(documents: Iterable[str]) -> Iterator[str]:
             yield text.strip("\r\n")
 
 
-def _check(path: Path) -> None:
-    """Refuse a file by its name or size."""
+def _check(path: Path, kinds: Sequence[str] = SUFFIXES) -> None:
+    """Refuse a file by its name or size; `kinds` are read."""
     kind, suffix = kind_of(path), path.suffix.lower()
     wrong = kind if kind in UNREAD_SUFFIXES else suffix if suffix in UNREAD_SUFFIXES else None
     if wrong is None and kind == ".parquet" and is_packed(path):
@@ -155,7 +155,7 @@ def _check(path: Path) -> None:
     else:
         remedy = UNREAD_SUFFIXES[wrong] if wrong else ""
     if wrong is not None:
-        remedy = f"{remedy}; read are {kinds_in_words()}"
+        remedy = f"{remedy}; read are {kinds_in_words(kinds)}"
         raise bad(f"{wrong} files are not read", path, remedy=remedy)
     try:
         is_empty = path.stat().st_size == 0
@@ -184,9 +184,9 @@ def packing_of(path: Path) -> str:
     return path.suffix.lower() if is_packed(path) else ""
 
 
-def kinds_in_words() -> str:
+def kinds_in_words(kinds: Sequence[str] = SUFFIXES) -> str:
     """The suffixes that are read, for a message."""
-    return f"{' '.join(SUFFIXES)} (also {' '.join(PACKED_SUFFIXES)})"
+    return f"{' '.join(kinds)} (also {' '.join(PACKED_SUFFIXES)})"
 
 
 def _digest(path: Path) -> str:

@@ -46,8 +46,12 @@ class Found(NamedTuple):
     note: str
 
 
-def find_files(name: str) -> Found:
+def find_files(name: str, *, only_rows: bool = False) -> Found:
     """The files a path, folder (searched through, links followed) or glob pattern means.
+
+    Args:
+        name: the path or pattern.
+        only_rows: whether running text is of no use; messages ask for rows then.
 
     Raises:
         UserError: nothing is there, or nothing that holds text; it names what is there instead.
@@ -61,13 +65,13 @@ def find_files(name: str) -> Found:
             sentences.append("its lines are rows of JSON: called .jsonl, one field of each would be read")
         return Found([path], "; ".join(sentences))
     if path.is_dir():
-        return _search(path, name)
+        return _search(path, name, only_rows=only_rows)
     if re.match(r"[A-Za-z][\w+.-]*://", name):
         raise UserError(f"{name} is an address, and nothing is fetched from there", remedy=_fetch(name))
     matches, walks = _matches(path)
     found = _unique(sorted(match for match in matches if _holds_something(match)))
     if not found:
-        raise _nothing_there(name, path, matches)
+        raise _nothing_there(name, path, matches, _wanted(only_rows=only_rows))
     return Found(found, _sentences(found, [match for match in matches if not _holds_something(match)], walks))
 
 
@@ -80,7 +84,14 @@ def looks_like_hub_id(name: str) -> bool:
     return is_pair and not any(sign in name for sign in "*?[{\\") and not is_file and _nearest(path) is None
 
 
-def _search(root: Path, name: str) -> Found:
+def _wanted(*, only_rows: bool) -> str:
+    """What a message asks for."""
+    if only_rows:
+        return f"give a file, folder or glob of {kinds_in_words(ROW_SUFFIXES)}"
+    return f"give a file, folder or glob of {kinds_in_words()}, or --source stories"
+
+
+def _search(root: Path, name: str, *, only_rows: bool) -> Found:
     """The files of a folder that hold text, and a count of the others."""
     walk = Walk(root)
 
@@ -90,7 +101,7 @@ def _search(root: Path, name: str) -> Found:
     found = _unique(sorted(filter(is_read, walk.files)))
     others = [path for path in walk.files if not is_read(path)]
     if not found:
-        raise _no_text(name, others)
+        raise _no_text(name, others, only_rows=only_rows)
     return Found(found, _sentences(found, others, [walk]))
 
 
@@ -149,9 +160,8 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
-def _nothing_there(name: str, path: Path, matches: list[Path]) -> UserError:
+def _nothing_there(name: str, path: Path, matches: list[Path], remedy: str) -> UserError:
     """The error for a path or pattern that gives no file with something in it."""
-    remedy = f"give a file, folder or glob of {kinds_in_words()}, or --source stories"
     is_pattern = glob.has_magic(name) or _ONE_OF.search(name)
     if path.exists():
         return UserError(f"{name} is neither a file nor a folder", remedy=remedy)
@@ -179,13 +189,12 @@ def _nearest(path: Path) -> Path | None:
     return None
 
 
-def _no_text(name: str, others: list[Path]) -> UserError:
+def _no_text(name: str, others: list[Path], *, only_rows: bool) -> UserError:
     """What the folder holds instead, and what makes text of the commonest kind."""
     holds = f"it holds {_counted(others)}" if others else "it holds no files, or hidden ones, which are not looked at"
-    what = f"no text in the folder {name}: {holds}"
-    remedy = f"give a file, folder or glob of {kinds_in_words()}, or --source stories"
+    what, remedy = f"no text in the folder {name}: {holds}", _wanted(only_rows=only_rows)
     full = [path for path in others if _holds_something(path)]
-    if pattern := _pattern_of_texts(full):
+    if not only_rows and (pattern := _pattern_of_texts(full)):
         remedy = f"read them as they stand: {_source(name, f'/**/{pattern}')}; else {remedy}"
     elif full:
         (kind, _), *_ = Counter(map(kind_of, full)).most_common(1)
