@@ -62,7 +62,7 @@ def main() -> None:
     results = {"machine": about, "threads": int(os.environ.get("OMP_NUM_THREADS", CORES)), "shapes": shapes}
     print(json.dumps(results, indent=1))
     if not options.quick:
-        print(f"kept in {keep('train', results)}")
+        print(f"kept in {keep('-'.join(['train', *options.shapes]), results)}")
 
 
 # --- the one that compares
@@ -159,11 +159,12 @@ def make(name: str, shape_name: str, device: str, scratch: Path, facts: dict[str
     import peers
     import torch
 
-    from tiny_transformer.hardware import has_fast_bf16
+    from tiny_transformer.hardware import has_fast_bf16, keep_freed_memory
 
     shape, where = peers.SHAPES[shape_name], torch.device(device)
     torch.manual_seed(0)
     if name == "peak":
+        keep_freed_memory()  # as in training: pages that come and go cost a third of it
         dtype = torch.bfloat16 if has_fast_bf16(where) else torch.float32
         facts["dtype"] = str(dtype)
         return lambda steps: [matmul_speed(shape, where, dtype) for _ in range(steps)]

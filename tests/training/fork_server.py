@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,6 +105,8 @@ def run_one(task: dict[str, Any], pipe: int) -> int:
     from tiny_transformer.cli import run
 
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests under nohup, or in the background of a shell,
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # have these ignored, and a run leaves ignored what was
     output = os.open(task["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for fd in (1, 2):
         os.dup2(output, fd)

@@ -274,7 +274,7 @@ def test_a_run_keeps_its_choice_when_it_is_resumed(
     assert json.loads((tmp_path / "runs/stories/plan.json").read_text()) == plan
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "llama", "qwen3_next"])
+@pytest.mark.parametrize("model_type", ["qwen3", "llama", "olmo2", "qwen3_next"])
 def test_a_shape_that_a_person_set_is_timed_and_kept(
     model_type: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +293,7 @@ def test_a_shape_that_a_person_set_is_timed_and_kept(
     assert "yours x 2" in told and told.count("as you set it") == 2  # the shape and the batch
     config = load_run_config(tmp_path / "runs/stories/config.yaml")
     assert (config.model.model_type, config.model.hidden_size, config.training.optimizer) == (model_type, 32, "muon")
+    assert config.training.previous_token_init == (model_type in ("qwen3", "llama"))
 
 
 @pytest.mark.parametrize(("steps", "is_said"), [(99, True), (100, False)])
