@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from tiny_transformer.cli import run
-from tiny_transformer.errors import ExitCode
+from tiny_transformer.errors import ExitCode, command_line
 
 RUN = {
     "model": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -153,6 +153,12 @@ FRESH = [
     Mistake("a report of no run", folder_without_text, "report pictures", ExitCode.USAGE, ("pictures",)),
 ]  # fmt: skip
 
+
+def run_with_a_config_alone(directory: Path) -> None:
+    (directory / "runs/new").mkdir()
+    shutil.copy(directory / "runs/r/config.yaml", directory / "runs/new")
+
+
 # --- mistakes with a prepared data directory and a finished run
 # --------------------------------------------------------------
 
@@ -185,6 +191,11 @@ USED = [
     Mistake("another tokenizer", nothing, "generate --ckpt_dir runs/r --tokenizer byte", ExitCode.USAGE, ("char", "byte")),
     Mistake("a prompt longer than the context", nothing, f"generate --ckpt_dir runs/r --prompt {'hen' * 40}", ExitCode.USAGE,
             ("120", "64")),
+    Mistake("a step beyond the end", nothing, "replay r --step 3", ExitCode.USAGE,
+            ("--step 3 is not one of the run's steps", "--step N, from 1 to 2")),
+    Mistake("step nought", nothing, "replay r --step 0", ExitCode.USAGE, ("--step N, from 1 to 2",)),
+    Mistake("a step of a run that never started", run_with_a_config_alone, "replay new --step 1", ExitCode.BAD_DATA,
+            ("this run was never started", "train --resume --out_dir runs/new")),
 ]  # fmt: skip
 
 
@@ -327,3 +338,33 @@ def test_run_info_is_json_with_both_names_of_the_loss(used_directory: Path) -> N
     info = json.loads((used_directory / "runs/r/last/run_info.json").read_text())
     assert info["step"] == 2
     assert info["val_loss"] == info["eval_loss"]
+
+
+@pytest.mark.parametrize("name", ["od\nd\x1b[31m", "it's\t\\n", "a b", "\udcff\n2", "plain"])
+def test_a_command_in_a_message_is_one_line_that_means_the_same_name(name: str) -> None:
+    written = command_line("printf", "%s", name)
+    assert written.isprintable()
+    done = subprocess.run(["bash", "-c", written], capture_output=True, check=True)
+    assert done.stdout == os.fsencode(name)
+
+
+def test_a_name_that_would_break_a_line_or_steer_a_terminal_is_never_printed_as_it_is(
+    used_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "od\nd\x1b[31m"
+    shutil.copytree(used_directory, tmp_path, symlinks=True, dirs_exist_ok=True)
+    (tmp_path / "runs/r").rename(tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["runs", name],
+        ["doctor", name],
+        ["report", name],
+        ["evaluate", name],
+        ["generate", "--ckpt", name, "--prompt", "The", "--max_new_tokens", "1"],
+        ["inspect", name, "--prompt", "The"],
+        ["quantize", name, "--int8"],
+    ):
+        assert run(words) == ExitCode.OK, words
+        told = capsys.readouterr()
+        shown = told.err if words[0] == "generate" else told.out + told.err
+        assert "\x1b" not in shown and "od\nd" not in shown, words

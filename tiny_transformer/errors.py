@@ -65,7 +65,25 @@ def command_line(*words: str | int | Path) -> str:
     """Words of a command line as a shell takes them, to be copied from a message: quoted where that is needed. A path
     that begins with a dash gets `./`, for it would be taken for an option."""
     named = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
-    return shlex.join(named)
+    return " ".join(shlex.quote(word) if word.isprintable() else _in_escapes(word) for word in named)
+
+
+def _in_escapes(word: str) -> str:
+    """A word with line breaks or control characters, on one line, as bash and zsh read it: `$'two\\nlines'`."""
+
+    def escaped(char: str) -> str:
+        if char in "'\\":
+            return f"\\{char}"
+        is_byte = "\udc80" <= char <= "\udcff"  # of a name that is not UTF-8
+        data = char.encode(errors="surrogateescape" if is_byte else "surrogatepass")
+        return char if char.isprintable() else "".join(f"\\x{byte:02x}" for byte in data)
+
+    return f"$'{''.join(map(escaped, word))}'"
+
+
+def plain(text: str | Path) -> str:
+    """Text without line breaks and control characters, which would break a line or steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def in_words(error: Exception) -> str:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from tiny_transformer.cli.frame import SETTINGS, CheckpointOption, app, one_checkpoint, refuse_given, takes
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import ExitCode, UserError, plain
 from tiny_transformer.models.find import find_run, find_runs, newest_run
 
 
@@ -166,11 +166,11 @@ def report(
     if len(runs) == 1:
         from tiny_transformer.reports.report import write_report
 
-        typer.echo(write_report(runs[0], out))
+        typer.echo(plain(write_report(runs[0], out)))
     else:
         from tiny_transformer.reports.compare import DEFAULT_OUT, write_comparison
 
-        typer.echo(write_comparison(runs, out or DEFAULT_OUT))
+        typer.echo(plain(write_comparison(runs, out or DEFAULT_OUT)))
 
 
 def _noted(found: list[Path], notes: list[str]) -> list[Path]:

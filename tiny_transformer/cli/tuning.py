@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from tiny_transformer.cli.frame import OPEN_SETTINGS, SETTINGS, OutDir, app, as_overrides, overrides_of, takes
-from tiny_transformer.errors import ExitCode
+from tiny_transformer.errors import ExitCode, plain
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def merge(
     from tiny_transformer.interop.merging import merge as merge_layers
 
     taken = merge_layers(source, out_dir, base=base)
-    Console().print(f"wrote {out_dir}, of {taken}", highlight=False, markup=False, soft_wrap=True)
+    Console().print(f"wrote {plain(out_dir)}, of {plain(taken)}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command(context_settings=SETTINGS)

@@ -110,7 +110,7 @@ class CompareOptions:
             "--seed_spread",
             metavar="SHARE",
             help="Standard deviation of bits per byte between seeds of one config, as a share of it; 0 compares these "
-            "very weights. Default: measured, or 0.0075.",
+            "very weights. Default: measured, or 0.0088.",
         ),
     ] = None
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page to write. Default: compare.html here.")] = (

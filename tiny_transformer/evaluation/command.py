@@ -17,7 +17,7 @@ from tiny_transformer.data.batches import evaluation_batches
 from tiny_transformer.data.meta import SplitMeta
 from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset, TokenFile
-from tiny_transformer.errors import UserError, command_line
+from tiny_transformer.errors import UserError, command_line, plain
 from tiny_transformer.evaluation.floor import FloorCheck, check_split
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split, num_targets, scored_bytes
 from tiny_transformer.evaluation.prepared import data_dir_of, how_it_reads, open_data
@@ -106,7 +106,7 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
             remedy=f"only its grammar knows what each word should be; leave out {asked} for the loss",
         )
     subject = _load(opened, dataset, options.device)
-    notes.print(f"[dim]{escape(f'{opened.sentence}; data in {data_dir}')}[/]", highlight=False, soft_wrap=True)
+    notes.print(f"[dim]{escape(f'{opened.sentence}; data in {plain(data_dir)}')}[/]", highlight=False, soft_wrap=True)
     facts = {"checkpoint": str(opened.path), "data_dir": str(data_dir), "device": subject.hardware.describe()}
     if options.skills:
         facts |= _tell_skills(subject, options, opened.path, console, notes)

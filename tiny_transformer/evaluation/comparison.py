@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tiny_transformer.evaluation.paired import (
+    ASSUMED_SPREAD,
     MIN_DOCUMENTS,
     Difference,
     Interval,
@@ -91,15 +92,15 @@ class Comparison:
         for model in self.models:
             if model.settings_id:
                 groups.setdefault(model.settings_id, {}).setdefault(model.seed, self._bits(model))
-        return measured_spread([list(group.values()) for group in groups.values()]) or SeedSpread()
+        return measured_spread([list(group.values()) for group in groups.values()]) or ASSUMED_SPREAD
 
     def spread_in_words(self) -> str:
         """Where the spread of seeds comes from."""
         share = f"{100 * self.seed_spread.share:.2g} %"
-        if self.seed_spread.degrees is not None:
-            return f"{share}, measured on those of these runs that differ in their seed alone"
         if self.asked_spread is not None:
             return f"{share}, as asked"
+        if self.seed_spread is not ASSUMED_SPREAD:
+            return f"{share}, measured on those of these runs that differ in their seed alone"
         return f"{share}, assumed; it is measured where several seeds of one config are compared"
 
     def _bits(self, model: Measured) -> float:

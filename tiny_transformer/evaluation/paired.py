@@ -20,8 +20,6 @@ import numpy as np
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
 MIN_DOCUMENTS = 20  # with fewer, the interval no longer holds what it promises
-# Standard deviation of bits per byte between seeds of one config, as a share: docs/LOG.md, "Two seeds of one config".
-SEED_SPREAD = 0.0075
 _CHUNK_ELEMENTS = 2**22  # of a table of resampled counts
 # The 0.975 quantile of Student's t by degrees of freedom; beyond them that of the normal distribution.
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -118,10 +116,10 @@ class SeedSpread:
 
     Attributes:
         share: the standard deviation of bits per byte, as a share of them.
-        degrees: of freedom, where it was measured; None where it is assumed.
+        degrees: of freedom, where it was measured; None where it is taken as known.
     """
 
-    share: float = SEED_SPREAD
+    share: float
     degrees: int | None = None
 
     def margin(self, bits_per_byte: float) -> float:
@@ -129,6 +127,10 @@ class SeedSpread:
         few = self.degrees is not None and self.degrees <= len(_T_95)
         quantile = _T_95[self.degrees - 1] if few and self.degrees else _NORMAL_95
         return quantile * math.sqrt(2) * self.share * bits_per_byte
+
+
+# On ten seeds of the demo: docs/LOG.md, "Ten seeds of one config"; as uncertain as a spread of ten is.
+ASSUMED_SPREAD = SeedSpread(0.0088, 9)
 
 
 def measured_spread(groups: Sequence[Sequence[float]]) -> SeedSpread | None:

@@ -13,10 +13,9 @@ from tiny_transformer.data.chat.conversations import Example, encode_conversatio
 from tiny_transformer.data.chat.pairs import ANSWERS, encode_pairs, read_pairs
 from tiny_transformer.data.chat.records import Reading, read_conversations
 from tiny_transformer.data.prepare.records import records_of
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, plain
 from tiny_transformer.inspection.tokens import CONTROL, LINE_BREAK, PART
 from tiny_transformer.models.open import open_checkpoint
-from tiny_transformer.reports.formats import plain
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.tokenizers.chat import ChatTemplate, Message
 from tiny_transformer.tokenizers.templates import CHATML, template_called, template_of

@@ -15,9 +15,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from tiny_transformer.errors import plain
 from tiny_transformer.inspection.model_look import MAX_ABLATIONS, ModelLook, look, mean_loss
 from tiny_transformer.models.open import open_checkpoint
-from tiny_transformer.reports.formats import count, plain
+from tiny_transformer.reports.formats import count
 from tiny_transformer.reports.page import esc
 from tiny_transformer.reports.report import guarded, whole_page
 from tiny_transformer.storage import atomic_write

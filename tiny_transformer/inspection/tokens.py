@@ -15,9 +15,8 @@ from tiny_transformer.data.packing import IGNORE_INDEX, BestFit, Concatenated, E
 from tiny_transformer.data.prepare.command import is_prepared
 from tiny_transformer.data.prepare.summary import print_summary
 from tiny_transformer.data.token_file import open_dataset
-from tiny_transformer.errors import UserError, command_line
+from tiny_transformer.errors import UserError, command_line, plain
 from tiny_transformer.models.find import RUNS_DIR
-from tiny_transformer.reports.formats import plain
 from tiny_transformer.reports.run_reader import is_run_directory
 from tiny_transformer.tokenizers import Tokenizer
 

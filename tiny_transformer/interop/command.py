@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tiny_transformer.config.load import load_run_config
-from tiny_transformer.errors import UserError, command_line
+from tiny_transformer.errors import UserError, command_line, plain
 from tiny_transformer.interop.detect import kind_of
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.storage.marks import is_mark, marked_checkpoint
@@ -32,14 +32,14 @@ def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrit
     directory, sentence = find_checkpoint(checkpoint)
     from tiny_transformer.interop.gguf.exporting import default_file_name, export_gguf
 
-    console.print(f"[dim]{escape(sentence)}[/]", highlight=False, soft_wrap=True)
+    console.print(f"[dim]{escape(plain(sentence))}[/]", highlight=False, soft_wrap=True)
     written = export_gguf(directory, out or default_file_name(directory, kind), kind=kind, overwrite=overwrite)
-    lines = [f"wrote {written.path}: {written.num_bytes / 2**20:,.1f} MiB, {written.kind}"]
+    lines = [f"wrote {plain(written.path)}: {written.num_bytes / 2**20:,.1f} MiB, {written.kind}"]
     if written.kept_f16:
         lines.append(f"{len(written.kept_f16)} tensors stay f16: {kind} needs rows of a multiple of 32 weights")
     if written.has_second_head:
         lines.append("the MTP head (mtp.*) is left out: llama.cpp has no use for it")
-    lines.append(f"next: llama-cli -m {shlex.quote(str(written.path))} -no-cnv -p {_prompt_for(directory)}")
+    lines.append(f"next: {command_line('llama-cli', '-m', written.path)} -no-cnv -p {_prompt_for(directory)}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return written.path
@@ -95,7 +95,8 @@ def run_import(
         next_step = command_line("generate", "--ckpt_dir", out_dir, "--prompt", "Once upon a time")
     if note:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"wrote {out_dir}\nnext: tiny-transformer {next_step}", highlight=False, markup=False, soft_wrap=True)
+    for line in (f"wrote {plain(out_dir)}", f"next: tiny-transformer {next_step}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _prompt_for(checkpoint: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import ExitCode, UserError, plain
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models import load_config, load_model
 from tiny_transformer.models.config_file import end_token_ids, read_small_file
@@ -41,7 +41,7 @@ class OpenCheckpoint:
     def __init__(
         self, path: Path, sentence: str = "", *, device: str = "cpu", dtype: torch.dtype | None = None
     ) -> None:
-        self.path, self.sentence = path, sentence or f"using {path}"
+        self.path, self.sentence = path, plain(sentence or f"using {path}")
         self._device, self._dtype = device, dtype
 
     @cached_property

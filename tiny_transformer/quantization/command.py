@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tiny_transformer.data.batches import evaluation_batches
 from tiny_transformer.data.token_file import Dataset
-from tiny_transformer.errors import UserError, command_line
+from tiny_transformer.errors import UserError, command_line, plain
 from tiny_transformer.evaluation.loss import SplitLoss, evaluate_split
 from tiny_transformer.evaluation.prepared import data_dir_of, how_it_reads, open_data
 from tiny_transformer.evaluation.speed import tokens_per_second, weight_bytes
@@ -119,7 +119,7 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
     )
     _show(options.kind, before, after, console)
     next_step = command_line("tiny-transformer", "generate", "--ckpt", out)
-    console.print(f"wrote {out}\nnext: {next_step}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"wrote {plain(out)}\nnext: {next_step}", highlight=False, markup=False, soft_wrap=True)
     return out, before, after
 
 

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tiny_transformer.errors import UserError
+from tiny_transformer.errors import UserError, plain
 from tiny_transformer.evaluation.comparison import Comparison
 from tiny_transformer.evaluation.measuring import MeasuringOptions, measure
 from tiny_transformer.models.find import CONFIG, find_runs
 from tiny_transformer.reports.compare import DEFAULT_OUT, MAX_RUNS, write_comparison
-from tiny_transformer.reports.formats import NOTHING, count, loss, plain, signed, size
+from tiny_transformer.reports.formats import NOTHING, count, loss, signed, size
 from tiny_transformer.reports.measured import in_brackets
 from tiny_transformer.reports.report import refuse_directory
 from tiny_transformer.reports.run_reader import is_run_directory
@@ -65,7 +65,7 @@ def run_compare(
         print(json.dumps({**compared.as_json(), "page": str(page)}, indent=2))
     else:
         show(compared, console)
-        console.print(f"\n{page}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"\n{plain(page)}", highlight=False, markup=False, soft_wrap=True)
     return compared
 
 

@@ -11,11 +11,6 @@ _MAX_ITEMS = 16
 _MAX_DEPTH = 3
 
 
-def plain(text: str) -> str:
-    """Text without control characters, which could steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def count(value: float | None) -> str:
     """A whole number: 12,300."""
     return NOTHING if value is None else f"{value:,.0f}"

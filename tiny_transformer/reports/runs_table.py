@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tiny_transformer.errors import command_line
-from tiny_transformer.reports.formats import NOTHING, ago, count, loss, plain, size
+from tiny_transformer.errors import command_line, plain
+from tiny_transformer.reports.formats import NOTHING, ago, count, loss, size
 from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.run_reader import (
     RunFiles,

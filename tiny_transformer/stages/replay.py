@@ -17,7 +17,7 @@ from rich.table import Table
 from tiny_transformer.config.load import load_run_config, valid_keys
 from tiny_transformer.config.schema import RunConfig, sections_of
 from tiny_transformer.config.secrets import last_parts
-from tiny_transformer.errors import ExitCode, UserError
+from tiny_transformer.errors import ExitCode, UserError, command_line
 from tiny_transformer.hardware import choose_hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import ALONE
@@ -48,9 +48,19 @@ def replay(run_dir: Path, step: int, console: Console) -> Gradient:
     config = _settings_of_step(directory, step)
     plan = planning.read_plan(run_dir)
     if plan is None:
-        raise UserError("this run was never started", where=str(run_dir), exit_code=ExitCode.BAD_DATA)
+        remedy = command_line("tiny-transformer", "train", "--resume", "--out_dir", run_dir)
+        raise UserError(
+            "this run was never started",
+            where=str(run_dir),
+            remedy=remedy,
+            exit_code=ExitCode.BAD_DATA,
+        )
     if not 1 <= step <= plan.total_steps:
-        raise UserError(f"--step {step} is not one of the run's steps, 1 to {plan.total_steps:,}", where=str(run_dir))
+        raise UserError(
+            f"--step {step:,} is not one of the run's steps",
+            where=str(run_dir),
+            remedy=f"--step N, from 1 to {plan.total_steps:,}",
+        )
     quiet = config.training.model_copy(update={"eval_steps": None, "early_stopping_patience": None, "loggers": ()})
     hardware = choose_hardware(quiet.device, quiet.precision)
     request = Request(config, run_dir.name, asked=frozenset(), resume=True)  # `check_data` judges the data

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tiny_transformer.config.schema import RunConfig, TrainingConfig
 from tiny_transformer.config.shapes import ModelConfig
-from tiny_transformer.errors import UserError, command_line, in_words
+from tiny_transformer.errors import UserError, command_line, in_words, plain
 from tiny_transformer.evaluation.tables import written_json
 from tiny_transformer.evaluation.written import read_stories, write_stories
 from tiny_transformer.generation.sampling import SamplingConfig
@@ -121,7 +121,7 @@ def finish(outcome: RunResult, console: Console) -> None:
     form = "a Hugging Face model directory"
     if outcome.stage.adapters:
         form = "adapters as PEFT has them; tiny-transformer merge makes one model of them and their base"
-    model = f"model   {outcome.run_dir}/{name}   ({form})"
+    model = f"model   {plain(outcome.run_dir)}/{name}   ({form})"
     console.print(model, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -152,7 +152,7 @@ def show_report(run_dir: Path, console: Console) -> None:
         for finding in diagnose_run(read_run(run_dir)):
             console.print(Text.assemble("\n", (finding.what, "bold yellow"), " ", finding.remedy))
     with surviving("report", console):
-        console.print(f"\nreport  {write_report(run_dir)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"\nreport  {plain(write_report(run_dir))}", markup=False, highlight=False, soft_wrap=True)
 
 
 def tell_not_finite(error: NotFiniteError, console: Console) -> None:
