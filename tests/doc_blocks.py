@@ -85,30 +85,32 @@ def blocks_of(path: Path) -> list[Block]:
 # --- source by marker -------------------------------------------------------------------------------------------------
 
 
-def source_of(marker: re.Match[str]) -> str:
-    """The lines that a marker names: a file, a class, a function, a method, or a constant of a module.
+def source_of(file: str, name: str | None = None) -> str:
+    """The lines of a file of the checkout, or of a class, a function, a method, or a constant of that module.
 
     Raises:
         LookupError: there is no such file or name.
     """
-    path = REPOSITORY / marker[1]
+    path = REPOSITORY / file
     if not path.is_file():
-        raise LookupError(f"{marker[0]}: no such file")
+        raise LookupError(f"{file}: no such file")
     text = path.read_text(encoding="utf-8")
-    if not marker[2]:
+    if not name:
         return text
-    body: list[ast.stmt] = ast.parse(text).body
-    node: ast.stmt | None = None
-    for name in marker[2].split("."):
-        node = next((child for child in body if name in _names(child)), None)
-        if node is None:
-            raise LookupError(f"{marker[0]}: no {name} there")
-        body = getattr(node, "body", [])
-    assert node is not None
+    node = _find(ast.parse(text).body, name)
+    if node is None:
+        raise LookupError(f"{file}: no {name} there")
     first = min([node.lineno, *(line.lineno for line in getattr(node, "decorator_list", []))])
     lines = text.splitlines()[first - 1 : node.end_lineno]
     indent = len(lines[0]) - len(lines[0].lstrip())
     return "".join(line[indent:] + "\n" for line in lines)
+
+
+def _find(body: list[ast.stmt], name: str) -> ast.stmt | None:
+    """The statement that a dotted name leads to."""
+    first, _, rest = name.partition(".")
+    node = next((child for child in body if first in _names(child)), None)
+    return _find(getattr(node, "body", []), rest) if rest else node
 
 
 def _names(node: ast.stmt) -> list[str]:
@@ -122,9 +124,7 @@ def filled(page: str) -> str:
     """The page with the block behind each source marker as the source is now."""
 
     def fill(match: re.Match[str]) -> str:
-        marker = SOURCE.search(match[1])
-        assert marker
-        return f"{match[1]}\n```python\n{source_of(marker)}```\n"
+        return f"{match[1]}\n```python\n{source_of(match[2], match[3])}```\n"
 
     return re.sub(rf"({SOURCE.pattern})\n```python\n(?:(?!```).*\n)*```\n", fill, page)
 
