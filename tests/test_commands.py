@@ -107,6 +107,28 @@ class Terminal:
         return result.stdout + result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("prepare --source stories --out_dir ''", "--out_dir is empty"),
+        ("generate --ckpt '' --prompt a", "is empty"),
+        ("train --config ''", "is empty"),
+        ("doctor ''", "is empty"),
+        ("prepare --source '~nobody-here/a.txt'", "there is no user 'nobody-here' here"),
+        ("prepare --source stories --out_dir '~nobody-here'", "there is no user 'nobody-here' here"),
+        ("train --out_dir '~nobody-here/x' --steps 1", "there is no user 'nobody-here' here"),
+    ],
+)
+def test_an_empty_path_and_a_home_of_nobody_are_refused(
+    command: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a shell makes of a variable that is not set; nothing is made for them."""
+    monkeypatch.chdir(tmp_path)
+    assert main_run(shlex.split(command)) == ExitCode.USAGE
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_verb_that_takes_a_run_takes_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -157,3 +157,14 @@ def test_ordinary_configs_are_as_before(tmp_path: Path, repository: Path) -> Non
     assert largest.stat().st_size < MAX_CONFIG_BYTES / 20
     assert len(list(yaml.parse(largest.read_text(), Loader=yaml.SafeLoader))) < MAX_VALUES / 10
     assert parse_override("data.source=[x: y").value == "[x: y"  # no YAML: the text itself
+
+
+@pytest.mark.parametrize("key", ["out_dir", "init_from", "data.data_dir"])
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [("", "an empty path"), (" ", "an empty path"), ("a\0b", "NUL character"), ("~nobody-here/x", "no user")],
+)
+def test_what_is_no_path_is_refused_and_not_taken_for_one(key: str, value: str, what: str) -> None:
+    section, _, name = key.rpartition(".")
+    with pytest.raises(UserError, match=what):
+        load_run_config({section: {name: value}} if section else {name: value})

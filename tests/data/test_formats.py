@@ -310,6 +310,23 @@ def test_a_packed_file_under_another_name_is_told_by_its_content(tmp_path: Path,
     )
 
 
+@pytest.mark.parametrize("suffix", PACKINGS)
+@pytest.mark.parametrize("text", ["a", "A hen.\n" * 2000])
+def test_text_that_is_packed_by_its_name_alone_is_told_as_that(tmp_path: Path, suffix: str, text: str) -> None:
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_text(text)
+    error = refused(path)
+    assert error.what == f"no {suffix} archive: by its first bytes it is text, and not packed"
+    assert error.remedy == f"take {suffix} off its name"
+    other = next(packing for packing in PACKINGS if packing != suffix)
+    path.write_bytes(PACKINGS[other](LONG))
+    error = refused(path)
+    assert error.what == f"no {suffix} archive: by its first bytes it is a {other}"
+    assert error.remedy == f"let its name end in {other}"
+    path.write_bytes(b"\x00" + bytes(range(200)))
+    assert "the archive is damaged" in refused(path).what
+
+
 @pytest.mark.parametrize(
     ("raw", "remedy"),
     [
@@ -414,6 +431,7 @@ def test_the_glob_that_is_given_for_a_folder_of_code_reads_it(tmp_path: Path) ->
         ("a.xlsx", ".csv"),
         ("a.arrow", ".parquet"),
         ("a.pdf.gz", "pdftotext"),
+        ("a.json5", "save it as .json first"),
     ],
 )
 def test_documents_of_other_programs_say_how_to_make_text_of_them(tmp_path: Path, name: str, remedy: str) -> None:

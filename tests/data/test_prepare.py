@@ -18,7 +18,7 @@ from tiny_transformer.data.batches import Batches
 from tiny_transformer.data.meta import read_meta
 from tiny_transformer.data.prepare import command as prepare_module
 from tiny_transformer.data.prepare import encode as encode_module
-from tiny_transformer.data.prepare.command import is_prepared, prepare_with_progress
+from tiny_transformer.data.prepare.command import is_prepared, prepare, prepare_with_progress
 from tiny_transformer.data.prepare.gather import Gathering, Split
 from tiny_transformer.data.prepare.sources import Document, Source, open_source
 from tiny_transformer.data.token_file import open_dataset
@@ -460,3 +460,12 @@ def test_output_path_that_is_a_file_is_an_error(corpus, tmp_path):
         prepared(corpus, tmp_path / "data", **SMALL)
     assert caught.value.exit_code == ExitCode.IO
     assert (tmp_path / "data").read_text() == "not a directory"
+
+
+def test_a_file_that_is_not_read_is_told_before_what_the_directory_holds(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text("A hen.\n<|endoftext|>\nA cow.\n<|endoftext|>\n" * 2 + "A cat and a dog.")
+    (tmp_path / "book.pdf").write_bytes(b"%PDF-1.7")
+    small = {"tokenizer": "byte", "seq_len": 2}
+    prepare(DataConfig(source=str(tmp_path / "my.txt"), **small), tmp_path / "data")
+    with pytest.raises(UserError, match="pdf files are not read"):
+        prepare(DataConfig(source=str(tmp_path / "book.pdf"), **small), tmp_path / "data")

@@ -212,9 +212,9 @@ def make_bad_inputs(root: Path) -> dict[str, tuple[str, ExitCode, str]]:
         "field is a number": (file("d.jsonl", b'{"text": 3}\n'), bad, "no text in the field 'text'"),
         "half a surrogate pair": (file("e.jsonl", b'{"text": "a\\ud800"}\n'), bad, "e.jsonl, line 1"),
         "damaged gz": (file("x.txt.gz", gzip.compress(b"abc" * 999)[:-9]), bad, "archive is damaged"),
-        "no gz": (file("y.txt.gz", b"plain text"), bad, "archive is damaged"),
+        "no gz": (file("y.txt.gz", b"plain text"), bad, "by its first bytes it is text, and not packed"),
         "damaged xz": (file("x.txt.xz", lzma.compress(b"abc" * 999)[:-9]), bad, "archive is damaged"),
-        "no zst": (file("x.txt.zst", b"plain text"), bad, "archive is damaged"),
+        "no zst": (file("x.txt.zst", b"plain text"), bad, "by its first bytes it is text, and not packed"),
         "no parquet": (file("x.parquet", b"PAR1 not really"), bad, "not a readable parquet file"),
     }
 

@@ -18,6 +18,16 @@ SHAPES: dict[str, DecoderConfig] = {
     "slow turns": Qwen3Config(**WIDE, num_attention_heads=4, num_key_value_heads=2, rope_theta=1e6),
     "fast turns": Qwen3Config(**WIDE, num_attention_heads=4, num_key_value_heads=2, rope_theta=100),
     "wide heads": Qwen3Config(**WIDE, num_attention_heads=2, num_key_value_heads=1, head_dim=128),
+    "narrow heads": Qwen3Config(**WIDE, num_attention_heads=4, num_key_value_heads=2, head_dim=16),
+    "window": LlamaConfig(**WIDE, num_attention_heads=2, num_key_value_heads=2, sliding_window=64),
+    "biases": LlamaConfig(**WIDE, num_attention_heads=4, num_key_value_heads=2, attention_bias=True),
+    "few words": Qwen3Config(**WIDE | {"vocab_size": 3}, num_attention_heads=4, num_key_value_heads=2),
+    "yarn": LlamaConfig(
+        **WIDE,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+    ),
     "llama": LlamaConfig(**WIDE, num_attention_heads=4, num_key_value_heads=2),
     "llama with LayerNorm": LlamaConfig(**WIDE, num_attention_heads=4, norm_type="layernorm"),
     "untied": LlamaConfig(**WIDE, num_attention_heads=4, tie_word_embeddings=False),
@@ -27,7 +37,7 @@ SHAPES: dict[str, DecoderConfig] = {
 def weights_of(shape: DecoderConfig, *, init: bool) -> torch.Tensor:
     """(H, T, T) of the first layer over random tokens."""
     model = build_model(shape, seed=3, previous_token_init=init).eval()
-    ids = torch.randint(512, (300,), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(shape.known_vocab_size, (300,), generator=torch.Generator().manual_seed(0))
     return observe(model, ids.tolist()).attention[0]
 
 
@@ -59,8 +69,18 @@ def test_it_draws_after_all_other_weights():
     }
 
 
-@pytest.mark.parametrize("family", ["olmo2", "qwen3_next"])
-def test_other_first_layers_are_refused_by_name(family):
-    tree = {"model": {"model_type": family}, "training": {"steps": 1, "previous_token_init": True}}
-    with pytest.raises(UserError, match=f"llama or qwen3, not that of a {family}"):
-        load_run_config(tree)
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"model_type": "olmo2"}, "llama or qwen3, not that of a olmo2"),
+        ({"model_type": "qwen3_next"}, "llama or qwen3, not that of a qwen3_next"),
+        ({"head_dim": 8}, "head_dim of at least 12 .* not 8"),
+        ({"model_type": "llama", "sliding_window": 2}, "look two tokens back, and those of the first layer see 2"),
+        ({"use_sliding_window": True, "sliding_window": 1}, "see 1"),
+        ({"rope_theta": 1.5}, "rope_theta of at least 2"),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "no linear scaling"),
+    ],
+)
+def test_other_first_layers_are_refused_by_name(model, why):
+    with pytest.raises(UserError, match=why):
+        load_run_config({"model": model, "training": {"steps": 1, "previous_token_init": True}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -281,3 +282,78 @@ def test_a_record_with_the_pid_of_this_process_may_be_of_another_one() -> None:
     assert not is_this_process({**record, "started_ticks": ["1"]})
     assert not is_this_process({**record, "boot_id": "another"})
     assert not is_this_process({})
+
+
+def hard_linked(run: Path, copy: Path) -> Path:
+    """A copy of a run directory as `cp -al` makes it."""
+    copy.mkdir()
+    for path in run.iterdir():
+        os.link(path, copy / path.name)
+    return copy
+
+
+def test_a_copy_of_hard_links_has_a_lock_of_its_own(tmp_path):
+    """Made while the run is in progress, and before; either side may start first, and each has one owner."""
+    with RunLock(tmp_path / "run") as lock:
+        copy = hard_linked(tmp_path / "run", tmp_path / "copy")
+        assert owner_of(copy) is None and owner_of(tmp_path / "run")["pid"] == os.getpid()
+        with RunLock(copy) as own:
+            lock.check_place()
+            own.check_place()
+            for path in (copy, tmp_path / "run"):
+                assert owner_of(path)["pid"] == os.getpid()
+                with pytest.raises(UserError, match="in use"), RunLock(path):
+                    pass
+    later = hard_linked(tmp_path / "run", tmp_path / "later")
+    with RunLock(later), RunLock(tmp_path / "run") as lock:
+        lock.check_place()
+    assert owner_of(later) is owner_of(tmp_path / "run") is None
+
+
+def test_of_ten_starts_in_a_copy_of_hard_links_one_runs(tmp_path, monkeypatch):
+    """Of those that are refused, some may name the owner of the original."""
+    monkeypatch.setattr(lock_module, "_PATIENCE_SECONDS", 100.0)
+    for round_ in range(5):
+        with RunLock(tmp_path / f"run-{round_}") as lock:
+            answers = start_together(hard_linked(tmp_path / f"run-{round_}", tmp_path / f"copy-{round_}"), 10)
+            assert len(answers) == 10 and sum(answer["won"] for answer in answers) == 1
+            lock.check_place()
+
+
+def test_one_at_a_time_takes_out_the_lock_of_the_original(tmp_path):
+    """While another process decides, this one leaves the file where it is."""
+    with RunLock(tmp_path / "run"):
+        copy = hard_linked(tmp_path / "run", tmp_path / "copy")
+        turn = os.open(copy, os.O_RDONLY)
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="in use"), RunLock(copy):
+            pass
+        assert (copy / ".lock").samefile(tmp_path / "run" / ".lock")
+        os.close(turn)
+        with RunLock(copy) as lock:
+            assert lock.held
+
+
+def test_a_lock_that_was_replaced_before_it_was_locked_is_taken_again(tmp_path, monkeypatch):
+    def replace_first(fd: int, operation: int) -> None:
+        monkeypatch.undo()
+        (tmp_path / ".lock").unlink()
+        (tmp_path / ".lock").touch()
+        fcntl.flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", replace_first)
+    with RunLock(tmp_path) as lock:
+        lock.check_place()
+
+
+def test_a_name_copied_from_elsewhere_does_not_cost_an_owner_its_lock(tmp_path):
+    """A plain copy has the record of a living process in it, and so has a file that is shared with nobody's run."""
+    with RunLock(tmp_path / "run"):
+        (tmp_path / "copy").mkdir()
+        copied = (tmp_path / "run" / ".lock").read_bytes()
+        (tmp_path / "copy" / ".lock").write_bytes(copied)
+        with RunLock(tmp_path / "copy") as lock:
+            (tmp_path / "copy" / ".lock").write_bytes(copied)  # as between taking the lock and writing the name
+            with pytest.raises(UserError, match="in use"), RunLock(tmp_path / "copy"):
+                pass
+            lock.check_place()

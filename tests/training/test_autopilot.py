@@ -241,6 +241,17 @@ def test_what_a_person_set_stays() -> None:
     assert (taken.training.optimizer, taken.data.seq_len) == ("muon", 512)  # the rest is chosen
 
 
+@pytest.mark.parametrize(("head_dim", "looks_back"), [(8, False), (16, True)])
+def test_minutes_let_heads_look_back_where_they_can(
+    head_dim: int, looks_back: bool, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "_step_seconds", lambda stage, hardware, budget: 0.02)
+    auto(tiny_data, "steps=2", f"model.head_dim={head_dim}", "model.hidden_size=32", "model.num_hidden_layers=1")
+    saved = load_run_config(next(Path("runs").glob("*/config.yaml")))
+    assert saved.training.previous_token_init == looks_back
+
+
 def auto(data: Path, *overrides: str, **options: object) -> str:
     """`train --minutes` on tiny data, in the working directory."""
     console = Console(file=io.StringIO(), width=100)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.errors import UserError
+from tiny_transformer.stages.first_weights import take_over
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.stage import Request, RunResult
 
@@ -166,3 +167,14 @@ def test_a_start_that_is_gone_is_told_where_no_checkpoint_is_left(base: Path, ti
     config = load_run_config(tmp_path / "r/config.yaml")
     with pytest.raises(UserError, match="start, which this run starts from, no longer exists"):
         launch(Request(config, "r", resume=True, command=["test"]), Console(file=io.StringIO()))
+
+
+def test_what_says_how_random_weights_begin_is_said_to_do_nothing(base: Path, tiny_data: Path, tmp_path: Path) -> None:
+    told = ""
+    for asked in ({}, {"zero_residual": True, "previous_token_init": False}):
+        config = load_run_config({"init_from": str(base), "data": {"data_dir": str(tiny_data)}, "training": asked})
+        console = Console(file=io.StringIO(), width=1000)
+        take_over(Request(config, "mine"), tmp_path / "r", console)
+        assert "starting from" in (told := console.file.getvalue())  # ty: ignore[unresolved-attribute]
+        assert ("zero_residual says how random weights begin, and nothing about these" in told) == bool(asked)
+    assert "previous_token_init" not in told

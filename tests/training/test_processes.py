@@ -145,7 +145,12 @@ def test_one_gpu_of_apple_is_not_shared() -> None:
 def test_the_place_is_read_from_the_environment() -> None:
     told = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
     assert Place.told_by(told) == Place(5, 8, 1)
-    assert Place.told_by({}) == Place.told_by({**told, "WORLD_SIZE": "1"}) == Place(0, 1, 0)
+    for alone in ({}, {"WORLD_SIZE": "1"}, {"RANK": "0", "LOCAL_RANK": "0"}, {**told, "RANK": "0", "LOCAL_RANK": "0"}):
+        assert Place.told_by({**alone, **({"WORLD_SIZE": "1"} if alone else {})}) == Place(0, 1, 0)
+    for others in ({"LOCAL_RANK": "x"}, {"RANK": "1"}, {"LOCAL_RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "1"}):
+        with pytest.raises(UserError, match="names no process of several") as refused:
+            Place.told_by(others)
+        assert (refused.value.remedy or "").endswith("unset " + " ".join(others))
     for wrong in ({"RANK": "8"}, {"RANK": "x"}, {"LOCAL_RANK": "6"}, {"WORLD_SIZE": "-2"}, {"LOCAL_RANK": ""}):
         with pytest.raises(UserError, match="the environment names no process of several"):
             Place.told_by({**told, **wrong})
@@ -154,6 +159,7 @@ def test_the_place_is_read_from_the_environment() -> None:
 
 
 def test_a_mistake_in_the_config_is_told_once_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit) as silent:
         command.run_training(None, ["nonsense=1"], resume=False, overwrite=False, console=None)
@@ -161,6 +167,11 @@ def test_a_mistake_in_the_config_is_told_once_a_machine(monkeypatch: pytest.Monk
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(UserError, match="nonsense"):
         command.run_training(None, ["nonsense=1"], resume=False, overwrite=False, console=None)
+    for size, rank in (("1", "1"), ("2", "x"), ("2", "0")):  # nobody else would tell it
+        monkeypatch.setenv("WORLD_SIZE", size)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(UserError, match="nonsense"):
+            command.run_training(None, ["nonsense=1"], resume=False, overwrite=False, console=None)
 
 
 def test_deterministic_fsdp_is_refused_with_the_config() -> None:

@@ -108,7 +108,8 @@ def _type(field: FieldInfo) -> str:
 
 def _with_range(words: str, metadata: Sequence[Any]) -> str:
     limits = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    ranges = [f"{sign} {getattr(m, name):,}" for m in metadata for name, sign in limits.items() if hasattr(m, name)]
+    bounds = [bound for one in metadata for bound in (one.metadata if isinstance(one, FieldInfo) else [one])]
+    ranges = [f"{sign} {getattr(b, name):,}" for b in bounds for name, sign in limits.items() if hasattr(b, name)]
     return " ".join([words, *([", ".join(ranges)] if ranges else [])])
 
 

@@ -183,7 +183,8 @@ class TrainingConfig(Section):
 
     previous_token_init: bool = setting(False, "refuse")
     """Start the first layer with heads that look at the token before and at the one before that, which looking
-    something up in the text is built on; a `llama` or `qwen3`. They are trained like all other weights."""
+    something up in the text is built on; in a `llama` or `qwen3` with a `head_dim` of 12 or more. They are trained like
+    all other weights."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "warn")
     """Arithmetic of the matrix products, those of Muon's updates too; weights are always kept in fp32. `bf16` and
@@ -373,11 +374,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _first_layer_can_look_back(self) -> RunConfig:
-        if self.training.previous_token_init and not self.model.previous_token_init:
-            raise ValueError(
-                f"training.previous_token_init knows the first layer of a llama or qwen3, not that of a "
-                f"{self.model.model_type}: leave it out"
-            )
+        if self.training.previous_token_init and (why := self.model.look_back_refusal()):
+            raise ValueError(f"training.previous_token_init {why}: change that, or leave previous_token_init out")
         return self
 
     @model_validator(mode="after")

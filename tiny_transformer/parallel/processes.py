@@ -43,14 +43,13 @@ class Place:
         """The place that `torchrun` wrote into the environment; without it there is one process.
 
         Raises:
-            UserError: the numbers are not a place.
+            UserError: the numbers are not a place, or say that there are others without saying how many.
         """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        told = {name: environment[name] for name in names if name in environment}
-        if "WORLD_SIZE" not in told or told["WORLD_SIZE"] == "1":
-            return cls()
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        told = {name: environment[name] for name in alone if name in environment}
+        whole = alone | told if told.get("WORLD_SIZE", "1") == "1" else told
         try:
-            rank, world_size, local_rank = (int(told[name]) for name in names)
+            rank, world_size, local_rank = (int(whole[name]) for name in alone)
             if 0 <= local_rank <= rank < world_size:
                 return cls(rank, world_size, local_rank)
         except (KeyError, ValueError):
@@ -58,7 +57,8 @@ class Place:
         raise UserError(
             "the environment names no process of several: " + ", ".join(f"{k}={v}" for k, v in told.items()),
             where="environment",
-            remedy="start with torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK, or unset WORLD_SIZE",
+            remedy="start with torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK, or, for one process: unset "
+            + " ".join(told),
         )
 
 

@@ -249,5 +249,7 @@ def _interrupted(config: str | None, overrides: Sequence[str], console: Console)
 
 
 def _is_first() -> bool:
-    """Whether this is the process of this machine that speaks."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    """Whether this is the process of this machine that speaks. Who is alone speaks, whatever a variable left over from
+    another program says; numbers that make no sense are refused by `Place.told_by`."""
+    rank = os.environ.get("LOCAL_RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    return not rank.isdecimal() or int(rank) == 0

@@ -20,6 +20,7 @@ from tiny_transformer.storage.runs import CONFIG_FILE
 from tiny_transformer.tokenizers import load_tokenizer, tell_apart
 
 MADE_HERE = ("byte", "char", "bpe")  # tokenizers that are made for the text at hand
+FRESH = {"zero_residual", "previous_token_init"}  # keys of `training` about weights that are drawn
 
 
 def take_over(request: Request, run_dir: Path, console: Console) -> Request:
@@ -54,6 +55,9 @@ def take_over(request: Request, run_dir: Path, console: Console) -> Request:
         markup=False,
         highlight=False,
     )
+    if idle := sorted(key for key in FRESH & config.training.model_fields_set if getattr(config.training, key)):
+        what = f"{' and '.join(idle)} say{'s' * (len(idle) == 1)} how random weights begin, and nothing about these"
+        console.print(what, markup=False, highlight=False)
     config = config.model_copy(update={"init_from": checkpoint, "model": shape, "data": data})
     asked = data.model_fields_set if request.asked is None else request.asked | {"tokenizer"}
     return replace(request, config=config, asked=frozenset(asked))

@@ -3,6 +3,9 @@
 The lock is `flock` on `.lock`: the kernel drops it when its owner dies, however it dies, so a dead owner never keeps a
 run from being resumed. What stands in the file (pid, host, boot id, start time of the process) only names the owner;
 the start time tells a living owner from another process that was given the same pid later.
+
+A copy made of hard links (`cp -al`) shares the file, and so the lock, with the directory it was made from. The record
+also names the directory that is owned, so the copy can tell, and gets a file of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import json
 import os
 import stat
 import time
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -61,16 +65,8 @@ class RunLock:
     def __enter__(self) -> RunLock:
         with refusals("lock", self.path):
             make_directories(self.path.parent, self._fs)
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
-            try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise NotAFileError(errno.EINVAL, "not a regular file", str(self.path))
-                self._acquire(fd)
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, json.dumps(owner_record(os.getpid())).encode(), 0)
-            except BaseException:
-                os.close(fd)
-                raise
+            while (fd := self._try()) is None:
+                pass
         _keep_locks_from_forked_children()
         self._fd, self._pid = fd, os.getpid()
         _held_here.add(fd)
@@ -103,13 +99,37 @@ class RunLock:
                 exit_code=ExitCode.IO,
             )
 
-    def _acquire(self, fd: int) -> None:
+    def _try(self) -> int | None:
+        """The lock file, open and locked, with this process's name in it; None where another file stands there now."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise NotAFileError(errno.EINVAL, "not a regular file", str(self.path))
+            with _turn(self.path.parent, os.fstat(fd).st_nlink > 1) as may_part:
+                if self._acquire(fd, may_part) and is_same_file(fd, self.path):
+                    record = {**owner_record(os.getpid()), "directory": self.path.parent.stat().st_ino}
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, json.dumps(record).encode(), 0)
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return None
+
+    def _acquire(self, fd: int, may_part: bool) -> bool:
+        """Lock the file. False: it is in use in another directory, and no longer stands in this one (`may_part`)."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
-                return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
             except BlockingIOError:
                 owner = _read_record(fd)
+                if may_part and is_alive(owner) and _is_of_another(owner, self.path.parent):
+                    if is_same_file(fd, self.path):
+                        self.path.unlink()
+                    return False
                 # A record of a dead process means that its successor has not written its own yet.
                 if is_alive(owner) or time.monotonic() > deadline:
                     raise self._locked(owner) from None
@@ -123,6 +143,25 @@ class RunLock:
             remedy="wait until it ends, stop it, or choose another output directory",
             exit_code=ExitCode.LOCKED,
         )
+
+
+@contextmanager
+def _turn(directory: Path, is_shared: bool) -> Generator[bool]:
+    """Among those that want one directory whose lock file is shared with another, let one at a time decide what becomes
+    of the file; whether this process may. Without it the second would take out the file that the first has put there.
+    """
+    if not is_shared:
+        yield False
+        return
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        has_turn = False
+        with suppress(OSError):  # it is somebody else's turn, or the file system locks no directories
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            has_turn = True
+        yield has_turn
+    finally:
+        os.close(fd)
 
 
 def is_same_file(fd: int, path: Path) -> bool:
@@ -148,7 +187,8 @@ def owner_of(run_dir: Path) -> dict[str, Any] | None:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
-        return _read_record(fd)
+        record = _read_record(fd)
+        return None if _is_of_another(record, run_dir) else record
     except OSError:
         record = _read_record(fd)
         return record if is_alive(record) else None
@@ -183,13 +223,24 @@ def is_alive(record: dict[str, Any]) -> bool:
         return False
     except (PermissionError, OverflowError):
         pass
-    return {**record, "host": now["host"]} == owner_record(record["pid"])
+    return _process_of(record, now["host"]) == owner_record(record["pid"])
 
 
 def is_this_process(record: dict[str, Any]) -> bool:
     """Whether an owner record is of the process that asks; the pid alone may be that of a process elsewhere."""
     now = owner_record(os.getpid())
-    return {**record, "host": now["host"]} == now
+    return _process_of(record, now["host"]) == now
+
+
+def _process_of(record: dict[str, Any], host: str) -> dict[str, Any]:
+    """What a record says about the process alone, on a machine that may have another name now."""
+    return {key: value for key, value in {**record, "host": host}.items() if key != "directory"}
+
+
+def _is_of_another(record: dict[str, Any], run_dir: Path) -> bool:
+    """Whether the owner of a lock file owns it in another directory, which hard links share with this one. They do not
+    leave the file system, so the inode alone tells the directories apart."""
+    return isinstance(record.get("directory"), int) and record["directory"] != run_dir.stat().st_ino
 
 
 def _read_record(fd: int) -> dict[str, Any]:

@@ -57,8 +57,11 @@ def at_home(path: Path | str) -> Path:
     """The path with a leading `~` as a home directory, as a shell has it.
 
     Raises:
-        UserError: there is no such user, and no file of that very name: what is written would be looked for elsewhere.
+        UserError: there is no such user, and no file of that very name: what is written would be looked for elsewhere;
+            or a NUL character, which no path can hold.
     """
+    if "\0" in str(path):
+        raise UserError(f"a path cannot hold a NUL character: {path}", where="path", remedy="write it without")
     home = Path(os.path.expanduser(path))  # noqa: PTH111 - that of Path raises where there is no such user
     first = home.parts[0] if home.parts else ""
     if first.startswith("~") and not os.path.lexists(first):

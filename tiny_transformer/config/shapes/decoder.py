@@ -68,6 +68,8 @@ HF_DEFAULTS = {
 }
 HF_RMS = {"head_dim": None, "rms_norm_eps": 1e-6}
 
+LEAST_LOOK_BACK_DIM = 12  # below it the first heads look elsewhere in a third of cases and more: docs/LOG.md
+
 
 class DecoderConfig(BaseModel):
     """What all architectures have."""
@@ -235,6 +237,23 @@ class DecoderConfig(BaseModel):
 
     def attention_lengths(self, seq_len: int) -> list[tuple[int, int | None]] | None:
         """Sequence length and window (None: no limit) of each layer with softmax attention; None: not known."""
+        return None
+
+    def look_back_refusal(self) -> str | None:
+        """Why no head of the first layer can start by looking at the two tokens before, or None."""
+        if not self.previous_token_init:
+            return f"knows the first layer of a llama or qwen3, not that of a {self.model_type}"
+        lengths = self.attention_lengths(3)
+        window = lengths[0][1] if lengths else None
+        if window is not None and window < 3:
+            return f"lets heads look two tokens back, and those of the first layer see {window}"
+        if self.head_dim < LEAST_LOOK_BACK_DIM:
+            least = LEAST_LOOK_BACK_DIM
+            return f"needs a head_dim of at least {least} to tell one position from the next, not {self.head_dim}"
+        if self.rope_theta < 2 or (self.rope_numbers() or {}).get("rope_type") == "linear":
+            return (
+                "needs frequencies of RoPE near 1 and far below it: a rope_theta of at least 2, and no linear scaling"
+            )
         return None
 
     def idle_parameters(self, experts: int) -> int:

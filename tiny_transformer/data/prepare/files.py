@@ -36,6 +36,7 @@ UNREAD_SUFFIXES = {
     ".pdf": "make text of it first: pdftotext FILE.pdf FILE.txt",
     ".arrow": "save it as .parquet or .jsonl first",
     ".feather": "save it as .parquet or .jsonl first",
+    **dict.fromkeys((".json5", ".jsonc", ".hjson"), "save it as .json first: without comments, names in double quotes"),
     ".xlsx": "save it as .csv first",
     ".xls": "save it as .csv first",
     ".ods": "save it as .csv first",
@@ -86,7 +87,7 @@ def read_documents(path: Path, text_field: str = "text") -> Iterator[str]:
 
 def read_split(path: Path, val_fraction: float | None, max_bytes: int | None) -> Iterator[texts.Stretch]:
     """The documents of a file of running text that is the whole source; see `texts.split_of`."""
-    _check(path)
+    check_readable(path)
     for text, is_validation in texts.split_of(_lines(path), val_fraction, max_bytes):
         for whole in _whole([text]):
             yield texts.Stretch(whole, is_validation)
@@ -98,7 +99,7 @@ def is_running_text(path: Path) -> bool:
 
 
 def _texts(path: Path, text_field: str) -> Iterator[str]:
-    _check(path)
+    check_readable(path)
     kind = kind_of(path)
     if kind == ".parquet":
         return rows.parquet_texts(path, text_field)
@@ -117,7 +118,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         UserError: a file that holds no rows, or is not what its name says (naming the line), or a missing package.
     """
-    _check(path, ROW_SUFFIXES)
+    check_readable(path, ROW_SUFFIXES)
     kind = kind_of(path)
     if kind == ".parquet":
         return rows.parquet_rows(path)
@@ -132,7 +133,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of one file of running text, as they stand. Errors as in `read_documents`."""
-    _check(path)
+    check_readable(path)
     return _lines(path)
 
 
@@ -146,7 +147,7 @@ def _whole(documents: Iterable[str]) -> Iterator[str]:
             yield text.strip("\r\n")
 
 
-def _check(path: Path, kinds: Sequence[str] = SUFFIXES) -> None:
+def check_readable(path: Path, kinds: Sequence[str] = SUFFIXES) -> None:
     """Refuse a file by its name or size; `kinds` are read."""
     kind, suffix = kind_of(path), path.suffix.lower()
     wrong = kind if kind in UNREAD_SUFFIXES else suffix if suffix in UNREAD_SUFFIXES else None

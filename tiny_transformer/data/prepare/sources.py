@@ -115,6 +115,8 @@ def open_source(
         return _from_hub(name, hub.HubSet(name, text_field=text_field), max_bytes)
     _refuse_a_slip(name)
     found, note = find_files(name)
+    for path in found:
+        files.check_readable(path)
     if all(map(files.is_running_text, found)):
         _refuse_field(name, text_field)
     num_bytes = sum(path.stat().st_size for path in found)

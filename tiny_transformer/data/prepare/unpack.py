@@ -120,7 +120,9 @@ def open_text(path: Path, *, whole_lines: bool = False, newline: str = "\n") -> 
     except UnicodeDecodeError:
         raise _invalid_utf8(path) from None
     except DamagedArchiveError as error:
-        raise bad(f"the archive is damaged ({error})", path, remedy="fetch or pack it again") from None
+        raise _not_as_named(path) or bad(
+            f"the archive is damaged ({error})", path, remedy="fetch or pack it again"
+        ) from None
     except OSError as error:
         raise unreadable(path, error) from None
 
@@ -159,6 +161,27 @@ _OTHER_BEGINNINGS = {
     b"\xff\xfe": "make UTF-8 of it: iconv -f utf-16 -t utf-8",
     b"\xfe\xff": "make UTF-8 of it: iconv -f utf-16 -t utf-8",
 }
+
+
+def _not_as_named(path: Path) -> UserError | None:
+    """The error for a file whose first bytes say that it is packed in another way than its name says, or not at all;
+    None where they do not."""
+    with path.open("rb") as file:
+        head = file.read(2**12)
+    suffix = path.suffix.lower()
+    for beginning, packing in _PACKED_BEGINNINGS.items():
+        if head.startswith(beginning):
+            what, remedy = (
+                f"no {suffix} archive: by its first bytes it is a {packing}",
+                f"let its name end in {packing}",
+            )
+            return bad(what, path, remedy=remedy) if packing != suffix else None
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return None
+    what = f"no {suffix} archive: by its first bytes it is text, and not packed"
+    return bad(what, path, remedy=f"take {suffix} off its name") if b"\0" not in head else None
 
 
 def _remedy(path: Path, *, is_binary: bool) -> str:

@@ -74,7 +74,7 @@ def take_choice(
     chosen = autopilot.settings(
         choice, corpus, on_cpu=hardware.device.type == "cpu", optimizer=_said(config, "training", "optimizer", "muon")
     )
-    chosen["training"]["previous_token_init"] = config.model.previous_token_init
+    chosen["training"]["previous_token_init"] = overlay(config, chosen).model.look_back_refusal() is None
     minutes, set_by_hand = config.training.max_train_minutes, config.training.model_fields_set
     words.tell(choice, corpus, minutes=minutes, at_minutes=at_minutes, console=console)
     if explain:
