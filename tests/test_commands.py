@@ -85,6 +85,25 @@ def test_one_of_several_processes_ends_without_taking_the_interpreter_down(size:
     assert ("taken down" in done.stdout) == (size == "1")
 
 
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
+def test_a_program_without_standard_output_or_errors_does_its_work_in_silence(closed: str, tmp_path: Path) -> None:
+    """And what it writes to a file is what it wrote there, and no warning of a library."""
+    code = (
+        "import os, sys; from pathlib import Path; from tiny_transformer.cli import main, run; "
+        "import tiny_transformer.cli as cli; "
+        "cli.run = lambda *a, **k: (print('said'), print('said', file=sys.stderr), sys.stdin.read(0), "
+        "Path('numbers').write_text(str(os.open('numbers', os.O_RDONLY | os.O_CREAT) > 2)), run(['runs']))[-1]; "
+        "main([])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "numbers").read_text() == "True"
+    assert ("said" in done.stdout) == (">&-" not in closed.replace("2>&-", ""))
+    assert ("said" in done.stderr) == ("2>&-" not in closed)
+
+
 class Terminal:
     """Runs commands in one directory, the program started anew each time."""
 

@@ -37,40 +37,88 @@ Check = Callable[[doc_checks.Pages], list[str]]
 
 @dataclass(frozen=True)
 class Fault:
-    """`page` with `old` turned into `new`, which only `check` is asked about."""
+    """`page` with `old` turned into `new`, which only `check` is asked about; what it finds first is `told`."""
 
     check: Check
     page: str
     old: str
     new: str
+    told: str
 
 
 IN_PAGES = {
-    "dead link": Fault(doc_checks.dead_links, "README.md", "(docs/CONFIG_REFERENCE.md)", "(docs/CONFIG.md)"),
+    "dead link": Fault(
+        doc_checks.dead_links,
+        "README.md",
+        "(docs/CONFIG_REFERENCE.md)",
+        "(docs/CONFIG.md)",
+        "no file docs/CONFIG.md",
+    ),
     "dead anchor": Fault(
-        doc_checks.dead_links, "README.md", "(docs/TROUBLESHOOTING.md)", "(docs/TROUBLESHOOTING.md#no-such-thing)"
+        doc_checks.dead_links,
+        "README.md",
+        "(docs/TROUBLESHOOTING.md)",
+        "(docs/TROUBLESHOOTING.md#no-such-thing)",
+        "no heading docs/TROUBLESHOOTING.md#no-such-thing",
     ),
-    "missing alt text": Fault(doc_checks.pictures_without_words, "README.md", f"![{ALT}]", "![]"),
+    "missing alt text": Fault(doc_checks.pictures_without_words, "README.md", f"![{ALT}]", "![]", "docs/report.png"),
     "source marker without its name": Fault(
-        doc_checks.dead_sources, "docs/learn/05_the_block.md", "layers/norm.py:RMSNorm", "layers/norm.py:RMSNorms"
+        doc_checks.dead_sources,
+        "docs/learn/05_the_block.md",
+        "layers/norm.py:RMSNorm",
+        "layers/norm.py:RMSNorms",
+        "layers/norm.py: no RMSNorms there",
     ),
-    "source that has changed": Fault(doc_checks.dead_sources, "docs/learn/05_the_block.md", "def forward(", "def fwd("),
-    "block without an end": Fault(doc_checks.broken_blocks, "docs/learn/02_tokens.md", "\n```\n", "\n"),
-    "Python that does not parse": Fault(doc_checks.broken_blocks, "README.md", "lm = load(", "lm := load(("),
-    "a name that is gone": Fault(doc_checks.broken_blocks, "README.md", "import load\n", "import load_model_of\n"),
+    "source that has changed": Fault(
+        doc_checks.dead_sources,
+        "docs/learn/05_the_block.md",
+        "def forward(",
+        "def fwd(",
+        "a block is not its source any more",
+    ),
+    "block without an end": Fault(
+        doc_checks.broken_blocks, "docs/learn/02_tokens.md", "\n```\n", "\n", "a block has no end"
+    ),
+    "Python that does not parse": Fault(
+        doc_checks.broken_blocks, "README.md", "lm = load(", "lm = load((", "'(' was never closed in: lm = load(("
+    ),
+    "a name that is gone": Fault(
+        doc_checks.broken_blocks,
+        "README.md",
+        "import load\n",
+        "import load_model_of\n",
+        "tiny_transformer has no load_model_of",
+    ),
     "unknown command": Fault(
-        doc_checks.wrong_commands, "README.md", "tiny-transformer doctor runs", "tiny-transformer physician runs"
+        doc_checks.wrong_commands,
+        "README.md",
+        "tiny-transformer doctor runs",
+        "tiny-transformer physician runs",
+        "no verb physician",
     ),
-    "renamed flag": Fault(doc_checks.wrong_commands, "README.md", "--max_new_tokens 200", "--maximum_new_tokens 200"),
+    "renamed flag": Fault(
+        doc_checks.wrong_commands,
+        "README.md",
+        "--max_new_tokens 200",
+        "--maximum_new_tokens 200",
+        "no option --maximum_new_tokens",
+    ),
     "unknown key on the command line": Fault(
         doc_checks.wrong_commands,
         "docs/learn/01_first_light.md",
         "tiny-transformer train ",
         "tiny-transformer train --widht 4 ",
+        "no option --widht",
     ),
-    "an option that there is not": Fault(doc_checks.wrong_options, "README.md", "`--full_size`", "`--fullest_size`"),
+    "an option that there is not": Fault(
+        doc_checks.wrong_options, "README.md", "`--full_size`", "`--fullest_size`", "--fullest_size"
+    ),
     "a file that was moved": Fault(
-        doc_checks.missing_files, "README.md", "tests/training/test_killed.py", "tests/training/test_murdered.py"
+        doc_checks.missing_files,
+        "README.md",
+        "tests/training/test_killed.py",
+        "tests/training/test_murdered.py",
+        "tests/training/test_murdered.py",
     ),
 }
 
@@ -86,13 +134,14 @@ def test_a_fault_in_a_page_is_caught(name: str) -> None:
     else:
         there = {}
     found = fault.check({**there, fault.page: text.replace(fault.old, fault.new, 1)})
-    assert any(line.startswith(fault.page) for line in found), found
+    assert found and found[0].startswith(f"{fault.page}: ") and fault.told in found[0], found
 
 
 def test_a_missing_extra_is_caught() -> None:
     project = (doc_checks.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     assert doc_checks.missing_extras({"README.md": PAGES["README.md"]}, project) == []
-    assert doc_checks.missing_extras({"README.md": PAGES["README.md"]}, re.sub(r"(?m)^all = .*$", "", project))
+    without = re.sub(r"(?m)^all = .*$", "", project)
+    assert doc_checks.missing_extras({"README.md": PAGES["README.md"]}, without) == ["README.md: [all]"]
 
 
 def test_a_default_that_changed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +156,8 @@ def test_a_stale_count_of_files_is_caught(page: str) -> None:
     assert doc_checks.stale_counts(PAGES) == []
     stale = {"README.md": (" | 15 |", " | 14 |"), "docs/DESIGN.md": ("15 files:", "14 files:")}[page]
     assert stale[0] in PAGES[page]
-    assert doc_checks.stale_counts({**PAGES, page: PAGES[page].replace(*stale)})
+    found = doc_checks.stale_counts({**PAGES, page: PAGES[page].replace(*stale)})
+    assert found and found[0].startswith(f"{page}: Token files to loss is "), found
 
 
 def test_a_requirement_that_is_not_pinned_as_said_is_caught() -> None:
@@ -133,7 +183,8 @@ def test_a_wrong_sign_in_the_code_is_caught(monkeypatch: pytest.MonkeyPatch, tmp
     assert doc_blocks.run_page(blocks, doc_blocks.Console()) == []
     real = torch.Tensor.softmax
     monkeypatch.setattr(torch.Tensor, "softmax", lambda self, *words, **named: real(-self, *words, **named))
-    assert doc_blocks.run_page(blocks, doc_blocks.Console())
+    (found,) = doc_blocks.run_page(blocks, doc_blocks.Console())
+    assert "this line was not printed" in found and "tensor([[1.0000, 0.0000, 0.0000, 0.0000]," in found, found
 
 
 def test_an_example_that_no_longer_runs_is_caught(tmp_path: Path) -> None:
@@ -165,24 +216,33 @@ def test_a_key_missing_among_those_of_older_projects_is_caught() -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "old", "new"),
+    ("check", "old", "new", "told"),
     [
-        (doc_checks.wrong_commands, r"tiny-transformer (train|evaluate|finetune|align)\b", "tiny-transformer trains"),
-        (doc_checks.missing_files, doc_checks.OURS.pattern, "benchmarks/of_last_year.py"),
+        (
+            doc_checks.wrong_commands,
+            r"tiny-transformer (train|evaluate|finetune|align)\b",
+            "tiny-transformer trains",
+            "no verb trains",
+        ),
+        (doc_checks.missing_files, doc_checks.OURS.pattern, "benchmarks/of_last_year.py", "benchmarks/of_last_year.py"),
     ],
 )
-def test_a_stale_command_in_the_newest_entries_of_the_log_is_caught(check: Check, old: str, new: str) -> None:
+def test_a_stale_command_in_the_newest_entries_of_the_log_is_caught(
+    check: Check, old: str, new: str, told: str
+) -> None:
     log = doc_checks.newest_day(
         PAGES["docs/LOG.md"] + "\n## 2999-01-01 A day\n\n`tiny-transformer train --steps 2`, `benchmarks/train.py`\n"
     )
     assert check({"docs/LOG.md": log}) == []
-    assert check({"docs/LOG.md": re.sub(old, new, log, count=1)})
+    (found,) = check({"docs/LOG.md": re.sub(old, new, log, count=1)})
+    assert told in found
 
 
 def test_a_stale_number_of_pages_is_caught() -> None:
     name = "docs/LEARNING_PATH.md"
     assert "Fourteen pages, one idea each" in PAGES[name]
-    assert doc_checks.stale_counts({**PAGES, name: PAGES[name].replace("Fourteen pages", "Twelve pages")})
+    found = doc_checks.stale_counts({**PAGES, name: PAGES[name].replace("Fourteen pages", "Twelve pages")})
+    assert found == [f"{name}: the number of its pages"]
 
 
 def test_a_message_of_the_product_that_changed_is_caught(
@@ -207,7 +267,7 @@ def test_another_version_of_a_format_than_that_of_the_golden_runs_is_caught(
     checkpoint = next(path for path in sorted((golden / "run").glob("step-*")) if path.is_dir())
     load_identity(checkpoint), read_meta(golden / "data")
     monkeypatch.setattr(name, 2)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"format|version"):
         load_identity(checkpoint), read_meta(golden / "data")
 
 

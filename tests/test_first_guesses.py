@@ -227,6 +227,7 @@ def test_several_processes_tell_what_is_continued_once(
 ) -> None:
     saved_run("runs/r", "training: {steps: 9}")
     Path("r.yaml").write_text("training: {steps: 9}")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert said(["train", "--config", "r.yaml", "--continue"], capsys, ExitCode.OK) == ""
     with pytest.raises(SystemExit) as ended:

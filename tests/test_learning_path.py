@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from doc_blocks import Block, Console, blocks_of, difference, filled, run_page, source_of
+from doc_blocks import NUMBER, Block, Console, blocks_of, difference, filled, run_page, source_of
+from doc_checks import prose
 
 LEARN = Path(__file__).parent.parent / "docs/learn"
 PAGES = sorted(LEARN.glob("*.md"))
@@ -65,6 +67,27 @@ def minutes_of(text: str) -> int:
     """Those that a page begins with, in words."""
     words = {"Ten": 10, "Fifteen": 15, "Twenty": 20, "Twenty-five": 25}
     return words[re.findall(r"\*(\S+) minutes on two cores", text)[0]]
+
+
+# Worked out beside the number, on the page itself; 6.5 is a guess to choose.
+BY_HAND = {"0.707": 1 / math.sqrt(2), "2.028": math.exp(0.707), "0.001": 1 / 1024, "0.999": 1 - 1 / 1024,
+           "4.5": 9 / 2, "6.5": 6.5}  # fmt: skip
+
+
+def test_a_number_in_the_text_stands_in_a_block_of_its_page_or_of_one_before() -> None:
+    """Blocks are run and compared, so their numbers are held; rounded in the text they are the same."""
+    wrong, held = [], list(BY_HAND.values())
+    for page in PAGES:
+        held += [number for block in blocks_of(page) if block.is_run or block.is_output for number in numbers(block)]
+        for text in re.findall(r"(?<![\w.])\d[\d,]*\.\d+", prose(page.read_text(encoding="utf-8"))):
+            number, places = float(text.replace(",", "")), len(text.rpartition(".")[2])
+            if number not in (round(one, places) for one in held):
+                wrong.append(f"{page.name}: {text}")
+    assert wrong == []
+
+
+def numbers(block: Block) -> list[float]:
+    return [float(text.replace(",", "")) for text in NUMBER.findall(block.text)]
 
 
 @pytest.mark.slow

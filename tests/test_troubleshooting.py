@@ -156,6 +156,12 @@ def no_bf16(place: Place) -> None:
     place.patch.setattr("tiny_transformer.hardware.has_fast_bf16", lambda device: False)
 
 
+def no_gpu(place: Place) -> None:
+    """Simulated where there is one: PyTorch finds neither a CUDA GPU nor an Apple one."""
+    for backend in ("torch.cuda", "torch.backends.mps"):
+        place.patch.setattr(f"{backend}.is_available", lambda: False)
+
+
 def no_compiler(place: Place) -> None:
     import torch._inductor.config as inductor
 
@@ -321,6 +327,8 @@ CASES: dict[str, Case] = {
     "Without a network: a tokenizer": Case(no_network, says="my.txt in d"),
     "An address is not fetched": Case(mend=write("a.txt", TEXT), says="a.txt in d"),
     # settings
+    "No GPU is found": Case(no_gpu, says="device  "),
+    "No Apple GPU is found": Case(no_gpu, says="device  "),
     "bf16 was asked for and is not used": Case(no_bf16, says="fp32"),
     "Compiling fails": Case(no_compiler, keeps=True, slow=True, says="runs/plain"),
     # memory, disk, time

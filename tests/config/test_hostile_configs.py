@@ -168,3 +168,8 @@ def test_what_is_no_path_is_refused_and_not_taken_for_one(key: str, value: str, 
     section, _, name = key.rpartition(".")
     with pytest.raises(UserError, match=what):
         load_run_config({section: {name: value}} if section else {name: value})
+
+
+def test_an_empty_source_is_refused() -> None:
+    with pytest.raises(UserError, match="an empty name"):
+        load_run_config({"data": {"source": " "}})

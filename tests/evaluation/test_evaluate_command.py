@@ -29,6 +29,7 @@ from tiny_transformer.evaluation.loss import num_targets, scored_bytes
 from tiny_transformer.evaluation.written import FIGURES
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.stage import Request, RunResult
+from tiny_transformer.tokenizers import load_tokenizer
 
 SMALL = {
     "model": {
@@ -224,6 +225,14 @@ def test_skills_need_stories(evaluate: Screen) -> None:
     error = refusal(evaluate, skills=True, data_dir=Path("data/lines"))
     assert "--skills needs the story corpus" in error.what and "lines.txt" in error.what
     assert "--stories needs the story corpus" in refusal(evaluate, stories=2, data_dir=Path("data/lines")).what
+
+
+def test_a_tokenizer_that_knows_more_control_tokens_writes_texts_the_same(evaluate: Screen, home: Path) -> None:
+    """As after fine-tuning: whatever the data of its base says, it reads with the same ids."""
+    expected = evaluate(Path("runs/small"), data_dir=Path("data/lines"))
+    grown = shutil.copytree(home / "runs/small/last", home / "grown", ignore=shutil.ignore_patterns("manifest.json"))
+    load_tokenizer(grown).with_control_tokens(("<|im_end|>",)).save(grown)
+    assert evaluate(grown, data_dir=Path("data/lines")) == expected
 
 
 def test_data_of_another_tokenizer_is_refused(evaluate: Screen) -> None:

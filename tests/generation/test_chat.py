@@ -289,6 +289,8 @@ def test_chat_with_one_question_and_with_lines(opened, monkeypatch, capsys):
     assert run([*words, "Hello"]) == 0
     first = capsys.readouterr().out
     assert first == answer_of(opened, "Hello|", 5) + "\n"
+    assert run(["chat", str(opened.path), "Hello", *words[3:]]) == 0  # as in generate
+    assert capsys.readouterr().out == first
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nBye\n"))
     assert run(words) == 0
     assert capsys.readouterr().out.startswith(first)

@@ -150,6 +150,13 @@ def test_new_control_tokens_get_the_next_ids_and_words_none() -> None:
     assert ids == [base.vocab_size, base.vocab_size + 1] and grown.vocab_size == base.vocab_size + 2
     assert grown.with_control_tokens(("<|im_end|>",)).fingerprint == grown.fingerprint
     assert grown.encode("<|im_end|>") == base.encode("<|im_end|>")
+    assert grown.writes_texts_as(base) and base.writes_texts_as(base)
+    assert not base.writes_texts_as(grown) and not grown.writes_texts_as(bpe())
+    others = base.with_control_tokens(("<|a|>", "<|im_end|>"))
+    assert not others.writes_texts_as(grown)
+    flags = [{**token, "special": token["id"] < base.vocab_size} for token in grown.content["added_tokens"]]
+    words = Tokenizer({**grown.content, "added_tokens": flags}, name="byte")
+    assert not words.writes_texts_as(base)
     with pytest.raises(UserError, match="a is an ordinary word"):
         base.with_control_tokens(("a",))
     with pytest.raises(UserError, match=r"has no control token <\|im_start\|>"):

@@ -40,6 +40,7 @@ def main(
     defaults: dict[str, Any] | None = None,
 ) -> None:
     """Run a command line and end the process with one of `ExitCode`; see `run`."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that cannot show a character shows another
@@ -53,6 +54,19 @@ def main(
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _open_what_is_closed() -> None:
+    """A program that was started without standard output, or errors (`>&-`), says nothing, as with /dev/null; and none
+    of its files takes that number, for libraries would write their warnings into it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def run(

@@ -138,8 +138,9 @@ class GenerateOptions:
 class ChatOptions:
     """Of `chat`."""
 
-    question: Annotated[
-        str | None, typer.Argument(metavar="QUESTION", help="One question to answer; - reads it from standard input.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="QUESTION", help="One question to answer; - reads it from standard input."),
     ] = None
     ckpt_dir: CheckpointOption = None
     system: Annotated[str, typer.Option(help="What the model is told before the first question.")] = ""
@@ -169,15 +170,11 @@ def generate(context: typer.Context, options: GenerateOptions, sampling: Samplin
     from tiny_transformer.generation.command import run_generate
     from tiny_transformer.generation.requests import GenerateRequest
 
-    words, checkpoint = list(options.words or []), options.ckpt_dir
-    if words and options.prompt is not None:
-        both = f"two prompts: {options.prompt!r} and {' '.join(words)!r}"
+    if options.words and options.prompt is not None:
+        both = f"two prompts: {options.prompt!r} and {' '.join(options.words)!r}"
         raise UserError(both, where="command line", remedy="give one")
-    if words and checkpoint is None and _is_model(Path(words[0])):
-        checkpoint = Path(words.pop(0))
-    if words and checkpoint is None:
-        _refuse_name(words)
-    prompt = " ".join(words) if words else options.prompt
+    checkpoint, text = _model_and_text(options.words, options.ckpt_dir, "generate")
+    prompt = options.prompt if text is None else text
     is_one_text = prompt is None and options.prompts is None and options.num_samples == 1 and not options.as_json
     is_typed = is_one_text and options.out is None and sys.stdin.isatty() and sys.stdout.isatty()
     same = ("num_samples", "tokenizer", "stream", "as_json", "prompts", "out", "batch_size")
@@ -213,11 +210,7 @@ def chat(context: typer.Context, options: ChatOptions, sampling: ChatSampling) -
     from tiny_transformer.generation.command import run_chat
     from tiny_transformer.generation.requests import ChatRequest
 
-    question, checkpoint = options.question, options.ckpt_dir
-    if question is not None and checkpoint is None and _is_model(Path(question)):
-        checkpoint, question = Path(question), None
-    if question is not None and checkpoint is None:
-        _refuse_name([question], verb="chat")
+    checkpoint, question = _model_and_text(options.words, options.ckpt_dir, "chat")
     request = ChatRequest(
         checkpoint, question, options.system, sampling.device, sampling.engine, runs_template=options.run_template
     )
@@ -241,16 +234,26 @@ def _is_model(path: Path) -> bool:
     return any((path / name).exists() for name in ("config.json", "base.json", "config.yaml", "last", "best"))
 
 
-def _refuse_name(words: list[str], verb: str = "generate") -> None:
-    """A single word that is a run's name is more likely meant as one than as a prompt: ask."""
+def _model_and_text(words: list[str] | None, checkpoint: Path | None, verb: str) -> tuple[Path | None, str | None]:
+    """What words without an option mean: perhaps a model, if none is named, and then a text."""
+    words = list(words or [])
+    if words and checkpoint is None and _is_model(Path(words[0])):
+        checkpoint = Path(words.pop(0))
+    if words and checkpoint is None:
+        _refuse_name(words, verb)
+    return checkpoint, " ".join(words) if words else None
+
+
+def _refuse_name(words: list[str], verb: str) -> None:
+    """A first word that is a run's name is more likely meant as one than as the beginning of a text: ask."""
     from tiny_transformer.models.find import RUNS_DIR
 
     name = words[0]
-    if len(words) == 1 and Path(name).name == name and _is_model(RUNS_DIR / name):
+    if Path(name).name == name and _is_model(RUNS_DIR / name):
         raise UserError(
             f"{name} is the name of a run, and stands here as a text" + "; --prompt means it so" * (verb == "generate"),
             where="command line",
-            remedy=command_line("tiny-transformer", verb, "--ckpt", name),
+            remedy=command_line("tiny-transformer", verb, "--ckpt", *words),
         )
 
 

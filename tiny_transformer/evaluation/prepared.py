@@ -24,7 +24,7 @@ def open_data(opened: OpenCheckpoint, data_dir: Path) -> Dataset:
         UserError: it was prepared with another tokenizer than the model's, or see `open_dataset`.
     """
     dataset = open_dataset(data_dir)
-    if dataset.tokenizer.fingerprint != opened.tokenizer.fingerprint:
+    if not opened.tokenizer.writes_texts_as(dataset.tokenizer):
         its, models = tell_apart(dataset.tokenizer, opened.tokenizer)
         raise UserError(
             f"{data_dir} was prepared with another tokenizer ({its}) than the model's ({models})",

@@ -170,6 +170,18 @@ class Tokenizer:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
+    def writes_texts_as(self, other: Tokenizer) -> bool:
+        """Whether every text gets the same ids as from another tokenizer, and ends the same: this one is equal, or it
+        knows more control tokens, which no text can become."""
+        own, theirs = (t.content.get("added_tokens") or [] for t in (self, other))
+        more = [token for token in own if token not in theirs]
+        return (
+            all(self.content.get(key) == other.content.get(key) for key in CONTENT_KEYS if key != "added_tokens")
+            and all(token in own for token in theirs)
+            and all(token["special"] for token in more)
+            and (self.end_id, self.begin_id) == (other.end_id, other.begin_id)
+        )
+
     def save(
         self, directory: Staging | Path | str, *, max_length: int | None = None, end_ids: Sequence[int] = ()
     ) -> None:
