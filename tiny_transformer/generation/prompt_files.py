@@ -84,6 +84,11 @@ def standard_input() -> str:
         ) from None
 
 
+def given_prompt(prompt: str) -> str:
+    """The prompt, or for `-` all of standard input, without the line break that ends it."""
+    return standard_input().removesuffix("\n") if prompt == STANDARD_INPUT else prompt
+
+
 def _of_json(line: str, where: str) -> Prompt:
     try:
         value = json.loads(line)
