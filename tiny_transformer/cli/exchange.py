@@ -50,7 +50,9 @@ def import_(
         str | None,
         typer.Option(help="For a llama2.c model its tokenizer.bin; for train.bin and val.bin a name such as gpt2."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of token files, which do not say: uint16 or uint32.")] = "uint16",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of token files, which do not say: uint16 or uint32. Default: uint16.")
+    ] = None,
     full_size: Annotated[
         bool,
         typer.Option("--full_size", help="Write the weights of a q8_0 or q4_0 file as float32, to go on training."),

@@ -28,6 +28,7 @@ from tiny_transformer.config.text import MAX_CONFIG_BYTES, numbers, parse_yaml, 
 from tiny_transformer.errors import ExitCode, UserError
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
+_WORD = re.compile(r"[\w.+:~-]+")  # what can be a number, true, false or null
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def load_run_config(source: str | Path | Mapping[str, Any] | None, overrides: It
 
     Args:
         source: a .json, .yaml, .yml or .toml file, a preset's name, a dict, or None for the defaults.
-        overrides: `section.key=value` strings; values are read as YAML.
+        overrides: `section.key=value` strings; see `parse_override`.
 
     Raises:
         UserError: unreadable file, unknown key, wrong type or impossible combination.
@@ -98,7 +99,7 @@ def _refuse_lookalike(key: str, assignment: Assignment) -> None:
 
 
 def parse_override(text: str, origin: str = "command line") -> Assignment:
-    """`training.steps=200` as an assignment."""
+    """`training.steps=200` as an assignment: a number, true, false, null, a list in brackets, or a text."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(
@@ -113,12 +114,33 @@ def parse_override(text: str, origin: str = "command line") -> Assignment:
         what = f"the value of {key.strip()[:80]} has {len(value):,} characters; at most {MAX_CONFIG_BYTES:,} are read"
         raise UserError(what, where=origin)
     try:
-        parsed = numbers(parse_yaml(value)[0])
-    except yaml.YAMLError:
-        parsed = value
+        parsed = _value_of(value.strip())
     except ValueError as error:
         raise UserError(f"cannot read the value of {key.strip()[:80]}: {error}", where=origin) from None
     return Assignment(key.strip().removeprefix("--"), parsed, origin)
+
+
+def _value_of(text: str) -> Any:
+    """What a value on the command line stands for, by YAML's rules: a number, true, false or null, a list or table in
+    brackets, a text in quotation marks. Anything else is the text as it stands: a `#`, a `: ` or a line break in a
+    prompt is part of it, though YAML would cut it there or make something else of it.
+
+    Raises:
+        ValueError: beyond the bounds of a config.
+    """
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    if not is_quoted and text[0] not in "[{" and not _WORD.fullmatch(text):
+        return text
+    try:
+        parsed = parse_yaml(text)[0]
+    except yaml.YAMLError:
+        return text
+    if is_quoted:
+        return parsed if isinstance(parsed, str) else text
+    if text[0] in "[{":
+        return numbers(parsed)
+    is_plain = isinstance(parsed, bool | int | float) or text.lower() in ("null", "~")
+    return parsed if is_plain else numbers(text)
 
 
 def keys_of(overrides: Iterable[str]) -> set[str]:
