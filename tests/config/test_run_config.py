@@ -269,8 +269,19 @@ def test_a_dash_in_a_key_is_an_underscore(words: list[str]) -> None:
     assert load_run_config(None, overrides_of(SimpleNamespace(args=words))).training.learning_rate == 2e-3
 
 
-def test_a_missing_config_names_the_nearest() -> None:
+def test_a_missing_config_names_the_nearest(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of the founding documents, which stand in a folder here, too."""
     assert "did you mean small?" in str(refused("smal"))
+    monkeypatch.chdir(repository)
+    for missing, near in {
+        "config_smoke.yaml": "configs/founding/001_smoke.yaml",
+        "config_finetune.yaml": "configs/finetune_alpaca.yaml",
+        "config/train_gpt2.py": "gpt2 or configs/founding/004_gpt2.yaml",
+        "qwen3_demo.json": "configs/qwen3_demo.json",
+        "config.yaml": " or ".join(f"configs/founding/{number}_config.yaml" for number in ("001", "003", "004")),
+    }.items():
+        assert (refused(missing).remedy or "").startswith(f"did you mean {near}? a file ("), missing
+    assert (refused("zzz").remedy or "").startswith("a file (")
 
 
 def test_a_config_that_is_not_text_says_where(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, implied, translate
+from tiny_transformer.config.aliases import ALIASES, INSTEAD, SWITCHES, UNBUILT, implied, translate
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, RunConfig, sections_of
 from tiny_transformer.config.secrets import HIDDEN, WHERE_THEY_GO, is_secret
@@ -29,6 +29,7 @@ from tiny_transformer.errors import ExitCode, UserError
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 _WORD = re.compile(r"[\w.+:~-]+")  # what can be a number, true, false or null
+_PREFIX = re.compile(r"^(?:\d+|config|train)_")  # of a config's name: says nothing about what is in it
 
 
 @dataclass(frozen=True)
@@ -246,14 +247,22 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignme
             remedy="put a config of that name there",
             exit_code=ExitCode.BAD_DATA,
         )
-    near = difflib.get_close_matches(
-        str(source), [*PRESETS, *(str(p) for p in Path("configs").glob("*.*"))], n=1, cutoff=0.4
-    )
+    near = _names_like(path)
     raise UserError(
         f"there is no config {str(source)!r}",
-        remedy=(f"did you mean {near[0]}? " if near else "")
+        remedy=(f"did you mean {' or '.join(near)}? " if near else "")
         + f"a file ({', '.join(SUFFIXES)}) or a preset ({', '.join(PRESETS)})",
     )
+
+
+def _names_like(missing: Path) -> list[str]:
+    """The presets and the configs of a checkout that are called most like a file that is not there."""
+    called = {preset: [preset] for preset in PRESETS}
+    for path in sorted(Path("configs").rglob("*.*")):
+        if path.suffix in SUFFIXES and path.parent.name != "launch":
+            called.setdefault(_PREFIX.sub("", path.stem), []).append(str(path))
+    near = difflib.get_close_matches(_PREFIX.sub("", missing.stem), called, n=1, cutoff=0.5)
+    return called[near[0]] if near else []
 
 
 # --- names
@@ -335,16 +344,26 @@ def _unknown(assignment: Assignment) -> UserError:
     if (lower := assignment.key.lower()) != assignment.key and lower in {*_written_sections(), *names}:
         what = f"unknown key {assignment.key} = {short(assignment.value)}"
         return UserError(what, where=assignment.origin, remedy=f"did you mean {lower}? Keys are written small")
-    leaf = assignment.key.rpartition(".")[2]
-    leaves = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in names], n=1)
-    same_leaf = [name for name in names if name.rpartition(".")[2] in leaves]
-    same_name = difflib.get_close_matches(assignment.key, names, n=1, cutoff=0.5)
-    near = same_leaf or same_name if leaf == assignment.key else same_name or same_leaf  # the section may be left out
     return UserError(
         f"unknown key {assignment.key} = {assignment.value!r}",
         where=assignment.origin,
-        remedy=f"did you mean {near[0]}?" if near else "docs/CONFIG_REFERENCE.md lists every key",
+        remedy=INSTEAD.get(assignment.key.rpartition(".")[2]) or _nearest(assignment),
     )
+
+
+def _nearest(assignment: Assignment) -> str:
+    """The key that is written most like an unknown one: of its own section first, then of any."""
+    if isinstance(assignment.value, Mapping):
+        near = difflib.get_close_matches(assignment.key, sorted(_written_sections()), n=1)
+        return f"did you mean the section {near[0]}?" if near else f"the sections are {', '.join(_section_names())}"
+    names = [*valid_keys(), *ALIASES, *SWITCHES, *UNBUILT]
+    section, _, leaf = assignment.key.rpartition(".")
+    own = [name.rpartition(".")[2] for name in names if section and name.startswith(f"{section}.")]
+    if near := difflib.get_close_matches(leaf, own, n=1):
+        return f"did you mean {section}.{near[0]}?"
+    near = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in names], n=1, cutoff=0.75)
+    fitting = [name for name in names if near and name.rpartition(".")[2] == near[0]]
+    return f"did you mean {fitting[0]}?" if fitting else "docs/CONFIG_REFERENCE.md lists every key"
 
 
 def _in_the_users_words(reason: str, merged: Mapping[str, Assignment]) -> str:
