@@ -51,8 +51,9 @@ def import_(
         typer.Option(help="For a llama2.c model, its tokenizer.bin; for train.bin and val.bin, a name such as gpt2."),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="How token files store an id, which they do not record: uint16 or uint32.")
-    ] = "uint16",
+        str | None,
+        typer.Option(help="How token files store an id, which they do not record: uint16 (the default) or uint32."),
+    ] = None,
     full_size: Annotated[
         bool,
         typer.Option(

@@ -135,6 +135,11 @@ def evaluate(context: typer.Context, options: EvaluateOptions) -> None:
         run_tasks(checkpoint, options.task, **how, console=Console(), notes=Console(stderr=True))
         return
     refuse_given(context, "is for --task", ("limit",))
+    if not options.skills:
+        refuse_given(context, "is for --skills", ("num_stories",))
+    if options.skills or options.stories is not None:
+        other = "--skills" if options.skills else "--stories"
+        refuse_given(context, f"is not for {other}", ("max_batches", *(() if options.skills else ("split",))))
     from tiny_transformer.evaluation import command
     from tiny_transformer.evaluation.prepared import data_of_config
 
