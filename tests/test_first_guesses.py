@@ -128,6 +128,41 @@ def test_prompts_may_stand_alone(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [options.checkpoint for options in seen] == [None, None, Path("runs/demo"), None, None]
 
 
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["--minutes", "5"], "tiny-transformer train --minutes 5"),
+        (["my.txt"], "tiny-transformer train my.txt --minutes 10"),
+        (["my.txt", "--steps", "9"], "tiny-transformer train my.txt --steps 9"),
+        (["runs/demo", "Once upon"], "tiny-transformer generate --ckpt runs/demo 'Once upon'"),
+        (["eval", "runs/demo"], "tiny-transformer evaluate runs/demo"),
+        (["help"], "tiny-transformer --help"),
+        (["resume"], "tiny-transformer train --resume --out_dir"),
+        (["train", "--file", "my.txt"], "--source my.txt"),
+        (["train", "--data=it's.txt"], """--source 'it'"'"'s.txt'"""),
+        (["train", "my.txt", "--model", "tiny"], "--preset tiny"),
+        (["train", "my.txt", "--name", "x"], "--out_dir x"),
+        (["train", "my.txt", "--gpu"], "--device cuda"),
+        (["finetune", "qa.jsonl"], "--source qa.jsonl"),
+        (["finetune", "runs/demo", "--source", "qa.jsonl"], "--init_from runs/demo"),
+        (["finetune", "--model", "demo"], "--init_from demo"),
+        (["align", "a.yaml"], "--config a.yaml"),
+        (["finetune", "--zz"], "finetune --help"),
+        (["prepare", "--input", "my.txt"], "--source my.txt"),
+        (["generate", "-p", "Once"], "--prompt Once"),
+        (["generate", "--length", "9"], "--max_new_tokens 9"),
+        (["generate", "--temp", "0.5"], "--temperature 0.5"),
+        (["generate", "--model", "runs/demo"], "--ckpt runs/demo"),
+        (["export", "--output", "x"], "--out x"),
+    ],
+)
+def test_a_word_of_other_programs_is_answered_with_ours(
+    words: list[str], remedy: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "runs/demo/last").mkdir(parents=True)
+    assert said(words, capsys).partition(" try: ")[2].endswith(remedy)
+
+
 # --- how long
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,30 @@ def test_it_is_kept_without_outputs_and_one_cell_installs(repository: Path) -> N
     cells = code_cells(repository)
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
     assert [cell["metadata"].get("tags") for cell in cells].count(["install"]) == 1
+
+
+@pytest.mark.parametrize("notebook", ["checkout/notebooks", ".", "elsewhere"])
+def test_the_checkout_is_found_installed_and_entered(
+    notebook: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jupyter's working directory is the notebook's; a hosted machine clones into a folder beside it."""
+    root = tmp_path / "checkout"
+    for folder in (root / "tiny_transformer", root / "notebooks", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / notebook)
+    monkeypatch.setattr(sys, "path", ["first", *sys.path])
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda words, check: commands.append(words))
+    (install,) = ["".join(cell["source"]) for cell in code_cells(repository) if "tags" in cell["metadata"]]
+    cell = tmp_path / "cell.py"
+    cell.write_text(install, encoding="utf-8")
+    if notebook == "elsewhere":
+        with pytest.raises(RuntimeError, match="upload or clone"):
+            runpy.run_path(str(cell))
+        return
+    runpy.run_path(str(cell))
+    assert commands == [[sys.executable, "-m", "pip", "install", "--quiet", "-e", str(root)]]
+    assert Path.cwd() == root and sys.path[:2] == [str(root), "first"]
 
 
 @pytest.mark.slow

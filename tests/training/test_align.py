@@ -14,7 +14,7 @@ import torch
 import yaml
 from rich.console import Console
 from run_helpers import log_without_clock
-from tuning_helpers import check_same_run, stop_after, tune, tuning_tree, write_pairs, write_talks
+from tuning_helpers import check_same_run, other_tokenizer, stop_after, tune, tuning_tree, write_pairs, write_talks
 from worlds import Worlds
 
 from tiny_transformer.cli import run
@@ -216,6 +216,9 @@ def test_two_processes_learn_what_one_learns_and_share_one_reference(
         ({"init_from": None}, "alignment starts from a trained model"),
         ({"data": {"source": "stories"}}, "alignment needs preferences to learn from"),
         ({"data": {"data_dir": "data"}}, r"data\.data_dir says nothing to alignment"),
+        ({"data": {"tokenizer": "char"}}, r"data\.tokenizer = 'char', but the model in .* has a tokenizer of its own"),
+        ({"data": {"tokenizer": "OTHER"}}, "was trained with the tokenizer byte, not with"),
+        ({"training": {"eval_tokens": 64}}, r"training\.eval_tokens says nothing to alignment"),
         ({"data": {"seq_len": 4}}, "everything is truncated away: no pair has two different answers within 4 tokens"),
         ({"align": {"template": "auto"}}, "alignment needs a model that was taught to chat"),
         ({"align": {"template": "chatml"}}, "needs new control tokens, which fine-tuning teaches first"),
@@ -224,6 +227,8 @@ def test_two_processes_learn_what_one_learns_and_share_one_reference(
 def test_what_cannot_be_meant_is_refused(
     changes: dict[str, Any], says: str, base: Path, pairs: Path, tmp_path: Path
 ) -> None:
+    if changes.get("data", {}).get("tokenizer") == "OTHER":
+        changes = {"data": {"tokenizer": str(other_tokenizer(tmp_path / "other"))}}
     with pytest.raises(UserError, match=says):
         tune(tree(base, pairs, tmp_path / "r", **changes))
     assert not (tmp_path / "r").exists()

@@ -36,7 +36,7 @@ from tiny_transformer.stages.minutes.autopilot import (
 from tiny_transformer.stages.minutes.calibration import overlay
 from tiny_transformer.stages.minutes.words import LINES, SALAD, level_of, promise, tell
 from tiny_transformer.stages.stage import Request
-from tiny_transformer.stages.summary import announce
+from tiny_transformer.stages.summary import announce, overruled
 from tiny_transformer.training.optimizers import Optimizers
 from tiny_transformer.training.plan import make_plan
 
@@ -239,6 +239,13 @@ def test_what_a_person_set_stays() -> None:
         1,
     )
     assert (taken.training.optimizer, taken.data.seq_len) == ("muon", 512)  # the rest is chosen
+
+
+def test_nothing_is_chosen_that_what_a_person_set_would_overrule() -> None:
+    config = load_run_config({"training": {"warmup_steps": 7, "schedule": "constant", "eval_steps": None}})
+    taken = overlay(config, settings(chosen(4), STORIES, on_cpu=True)).training
+    assert overruled(taken) == {}
+    assert (taken.warmup_steps, taken.schedule, taken.eval_steps, taken.optimizer) == (7, "constant", None, "muon")
 
 
 @pytest.mark.parametrize(("head_dim", "looks_back"), [(8, False), (16, True)])

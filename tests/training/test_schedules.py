@@ -183,5 +183,12 @@ def test_what_of_the_rates_a_run_does_not_follow_is_said() -> None:
     said = rate_in_words(plan_for_counts(short, 64), short)
     assert "2 steps warm-up (half the run, instead of the 10 asked for)" in said
     assert "muon_learning_rate has no effect without optimizer=muon" in said
+    overruled = {"schedule": "constant", "decay_fraction": 0.5, "final_rate_fraction": 0.3, "warmup_fraction": 0.2}
+    flat = TrainingConfig(steps=100, warmup_steps=10, eval_steps=None, eval_tokens=99, **overruled)
+    assert rate_in_words(plan_for_counts(flat, 64), flat) == (
+        "adamw, 10 steps warm-up, no decay; warmup_fraction has no effect beside warmup_steps; decay_fraction has no "
+        "effect with schedule=constant; final_rate_fraction has no effect with schedule=constant; eval_tokens has no "
+        "effect without evaluation"
+    )
     usual = TrainingConfig(steps=100, warmup_steps=10, optimizer="muon", muon_learning_rate=0.1)
     assert rate_in_words(plan_for_counts(usual, 64), usual) == "muon, 10 steps warm-up, cosine decay"

@@ -99,6 +99,12 @@ class TrainOptions:
             "--data_dir", metavar="DIR", help="Prepared token files. Default: data/NAME, prepared if missing."
         ),
     ] = None
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            "--vocab_size", help="Of a bpe made from the text, as in prepare; --model.vocab_size is the model's."
+        ),
+    ] = None
     out_dir: OutDir = None
     minutes: Annotated[
         float | None,
@@ -248,6 +254,7 @@ def _config_and_overrides(context: typer.Context, options: TrainOptions) -> tupl
     flags: dict[str, Any] = {
         "data.source": options.source,
         "data.data_dir": options.data_dir,
+        "data.vocab_size": options.vocab_size,
         "out_dir": options.out_dir,
         **{f"training.{key}": getattr(options, key) for key in lengths},
         "training.precision": "bf16" if options.bf16 else None,

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from tiny_transformer.config.aliases import ALIASES, SWITCHES, UNBUILT, implied, translate
+from tiny_transformer.config.aliases import ALIASES, INSTEAD, SWITCHES, UNBUILT, implied, translate
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.config.schema import DataConfig, RunConfig, sections_of
 from tiny_transformer.config.secrets import HIDDEN, WHERE_THEY_GO, is_secret
@@ -28,6 +28,8 @@ from tiny_transformer.config.text import MAX_CONFIG_BYTES, numbers, parse_yaml, 
 from tiny_transformer.errors import ExitCode, UserError
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
+_WORD = re.compile(r"[\w.+:~-]+")  # what can be a number, true, false or null
+_PREFIX = re.compile(r"^(?:\d+|config|train)_")  # of a config's name: says nothing about what is in it
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def load_run_config(source: str | Path | Mapping[str, Any] | None, overrides: It
 
     Args:
         source: a .json, .yaml, .yml or .toml file, a preset's name, a dict, or None for the defaults.
-        overrides: `section.key=value` strings; values are read as YAML.
+        overrides: `section.key=value` strings; see `parse_override`.
 
     Raises:
         UserError: unreadable file, unknown key, wrong type or impossible combination.
@@ -98,7 +100,7 @@ def _refuse_lookalike(key: str, assignment: Assignment) -> None:
 
 
 def parse_override(text: str, origin: str = "command line") -> Assignment:
-    """`training.steps=200` as an assignment."""
+    """`training.steps=200` as an assignment: a number, true, false, null, a list in brackets, or a text."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(
@@ -113,12 +115,33 @@ def parse_override(text: str, origin: str = "command line") -> Assignment:
         what = f"the value of {key.strip()[:80]} has {len(value):,} characters; at most {MAX_CONFIG_BYTES:,} are read"
         raise UserError(what, where=origin)
     try:
-        parsed = numbers(parse_yaml(value)[0])
-    except yaml.YAMLError:
-        parsed = value
+        parsed = _value_of(value.strip())
     except ValueError as error:
         raise UserError(f"cannot read the value of {key.strip()[:80]}: {error}", where=origin) from None
     return Assignment(key.strip().removeprefix("--"), parsed, origin)
+
+
+def _value_of(text: str) -> Any:
+    """What a value on the command line stands for, by YAML's rules: a number, true, false or null, a list or table in
+    brackets, a text in quotation marks. Anything else is the text as it stands: a `#`, a `: ` or a line break in a
+    prompt is part of it, though YAML would cut it there or make something else of it.
+
+    Raises:
+        ValueError: beyond the bounds of a config.
+    """
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    if not is_quoted and text[0] not in "[{" and not _WORD.fullmatch(text):
+        return text
+    try:
+        parsed = parse_yaml(text)[0]
+    except yaml.YAMLError:
+        return text
+    if is_quoted:
+        return parsed if isinstance(parsed, str) else text
+    if text[0] in "[{":
+        return numbers(parsed)
+    is_plain = isinstance(parsed, bool | int | float) or text.lower() in ("null", "~")
+    return parsed if is_plain else numbers(text)
 
 
 def keys_of(overrides: Iterable[str]) -> set[str]:
@@ -224,14 +247,22 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignme
             remedy="put a config of that name there",
             exit_code=ExitCode.BAD_DATA,
         )
-    near = difflib.get_close_matches(
-        str(source), [*PRESETS, *(str(p) for p in Path("configs").glob("*.*"))], n=1, cutoff=0.4
-    )
+    near = _names_like(path)
     raise UserError(
         f"there is no config {str(source)!r}",
-        remedy=(f"did you mean {near[0]}? " if near else "")
+        remedy=(f"did you mean {' or '.join(near)}? " if near else "")
         + f"a file ({', '.join(SUFFIXES)}) or a preset ({', '.join(PRESETS)})",
     )
+
+
+def _names_like(missing: Path) -> list[str]:
+    """The presets and the configs of a checkout that are called most like a file that is not there."""
+    called = {preset: [preset] for preset in PRESETS}
+    for path in sorted(Path("configs").rglob("*.*")):
+        if path.suffix in SUFFIXES and path.parent.name != "launch":
+            called.setdefault(_PREFIX.sub("", path.stem), []).append(str(path))
+    near = difflib.get_close_matches(_PREFIX.sub("", missing.stem), called, n=1, cutoff=0.5)
+    return called[near[0]] if near else []
 
 
 # --- names
@@ -313,16 +344,26 @@ def _unknown(assignment: Assignment) -> UserError:
     if (lower := assignment.key.lower()) != assignment.key and lower in {*_written_sections(), *names}:
         what = f"unknown key {assignment.key} = {short(assignment.value)}"
         return UserError(what, where=assignment.origin, remedy=f"did you mean {lower}? Keys are written small")
-    leaf = assignment.key.rpartition(".")[2]
-    leaves = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in names], n=1)
-    same_leaf = [name for name in names if name.rpartition(".")[2] in leaves]
-    same_name = difflib.get_close_matches(assignment.key, names, n=1, cutoff=0.5)
-    near = same_leaf or same_name if leaf == assignment.key else same_name or same_leaf  # the section may be left out
     return UserError(
         f"unknown key {assignment.key} = {assignment.value!r}",
         where=assignment.origin,
-        remedy=f"did you mean {near[0]}?" if near else "docs/CONFIG_REFERENCE.md lists every key",
+        remedy=INSTEAD.get(assignment.key.rpartition(".")[2]) or _nearest(assignment),
     )
+
+
+def _nearest(assignment: Assignment) -> str:
+    """The key that is written most like an unknown one: of its own section first, then of any."""
+    if isinstance(assignment.value, Mapping):
+        near = difflib.get_close_matches(assignment.key, sorted(_written_sections()), n=1)
+        return f"did you mean the section {near[0]}?" if near else f"the sections are {', '.join(_section_names())}"
+    names = [*valid_keys(), *ALIASES, *SWITCHES, *UNBUILT]
+    section, _, leaf = assignment.key.rpartition(".")
+    own = [name.rpartition(".")[2] for name in names if section and name.startswith(f"{section}.")]
+    if near := difflib.get_close_matches(leaf, own, n=1):
+        return f"did you mean {section}.{near[0]}?"
+    near = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in names], n=1, cutoff=0.75)
+    fitting = [name for name in names if near and name.rpartition(".")[2] == near[0]]
+    return f"did you mean {fitting[0]}?" if fitting else "docs/CONFIG_REFERENCE.md lists every key"
 
 
 def _in_the_users_words(reason: str, merged: Mapping[str, Assignment]) -> str:

@@ -86,10 +86,25 @@ def rate_in_words(plan: Plan, training: TrainingConfig) -> str:
     asked, warmup = training.warmup_steps, f"{plan.warmup_steps} steps warm-up"
     if asked is not None and asked > plan.warmup_steps:
         warmup += f" (half the run, instead of the {asked:,} asked for)"
-    unused = training.optimizer != "muon" and "muon_learning_rate" in training.model_fields_set
-    is_other = training.muon_learning_rate != type(training).model_fields["muon_learning_rate"].default
-    note = "; muon_learning_rate has no effect without optimizer=muon" if unused and is_other else ""
-    return f"{training.optimizer}, {warmup}, {training.schedule} decay{note}"
+    decay = "no decay" if training.schedule == "constant" else f"{training.schedule} decay"
+    idle = [f"{name} has no effect {why}" for name, why in overruled(training).items()]
+    return "; ".join([f"{training.optimizer}, {warmup}, {decay}", *idle])
+
+
+def overruled(training: TrainingConfig) -> dict[str, str]:
+    """The keys that are set to something else than their default and have no effect, each with what overrules it."""
+    is_constant = training.schedule == "constant"
+    reasons = {
+        "muon_learning_rate": (training.optimizer != "muon", "without optimizer=muon"),
+        "warmup_fraction": (training.warmup_steps is not None, "beside warmup_steps"),
+        "decay_fraction": (is_constant, "with schedule=constant"),
+        "final_rate_fraction": (is_constant, "with schedule=constant"),
+        "eval_tokens": (training.eval_steps is None, "without evaluation"),
+    }
+    fields = type(training).model_fields
+    return {
+        name: why for name, (holds, why) in reasons.items() if holds and getattr(training, name) != fields[name].default
+    }
 
 
 def _heads(model: ModelConfig) -> str:

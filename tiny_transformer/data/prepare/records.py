@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,21 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.reading import at_home
 
 
-def records_of(source: str) -> Iterator[tuple[str, Any]]:
-    """Records with their places: of files, of a data set of the hub, or of a copy of one, a folder with its card."""
+def records_of(source: str, tell: Callable[[str], None] | None = None) -> Iterator[tuple[str, Any]]:
+    """Records with their places: of files, of a data set of the hub, or of a copy of one, a folder with its card.
+
+    Args:
+        source: where they are.
+        tell: called with a sentence about what of a folder or pattern is read, and what is passed over.
+    """
     here = at_home(source)
     if _has_card(here) or (not here.exists() and looks_like_hub_id(source)):
         yield from _hub_rows(str(here) if here.exists() else source)
         return
-    for path in find_files(source, only_rows=True).paths:
+    found = find_files(source, only_rows=True)
+    if tell is not None and found.note:
+        tell(found.note)
+    for path in found.paths:
         for line, row in read_rows(path):
             yield f"{path}, {'row' if path.suffix == '.parquet' else 'line'} {line}", row
 

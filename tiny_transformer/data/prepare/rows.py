@@ -155,9 +155,7 @@ def csv_texts(path: Path, text_field: str, kind: str) -> Iterator[str]:
         column = _column(text_field, names, path)
         while (row := _next_row(reader, path)) is not None:
             if row and len(row) != len(names):
-                columns = f"{len(names)} column{'s' * (len(names) != 1)}"
-                what = f"a row has {len(row)} field{'s' * (len(row) != 1)}, and the first line names {columns}"
-                raise bad(what, path, line=reader.line_num)
+                raise _uneven(row, names, path, reader.line_num)
             if row:
                 yield row[column]
 
@@ -166,19 +164,23 @@ def csv_rows(path: Path, kind: str) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a table with a header, each with the line on which it ends; its columns are apart by the delimiter
     that stands most often in the header."""
     csv.field_size_limit(2**31 - 1)
-    with open_text(path, whole_lines=True) as lines:
-        header = next(lines, "")
-        delimiter = max(_DELIMITERS[kind], key=header.count)
-        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    with open_text(path, whole_lines=True, newline="") as lines:
+        number, header = next(((i, line) for i, line in enumerate(lines) if line.strip()), (0, ""))
+        reader = csv.reader(chain([header], lines), delimiter=max(_DELIMITERS[kind], key=header.count), strict=True)
+        names = [name.strip() for name in _next_row(reader, path) or []]
+        for name in filter(None, names):
+            _column(name, names, path)
         while (row := _next_row(reader, path)) is not None:
             if row and len(row) != len(names):
-                what = (
-                    f"a row has {len(row)} field{'s' * (len(row) != 1)}, and the first line names {len(names)} columns"
-                )
-                raise bad(what, path, line=reader.line_num + 1)
+                raise _uneven(row, names, path, number + reader.line_num)
             if row:
-                yield reader.line_num + 1, dict(zip(names, row, strict=True))
+                yield number + reader.line_num, dict(zip(names, row, strict=True))
+
+
+def _uneven(row: list[str], names: list[str], path: Path, line: int) -> UserError:
+    columns = f"{len(names)} column{'s' * (len(names) != 1)}"
+    what = f"a row has {len(row)} field{'s' * (len(row) != 1)}, and the first line names {columns}"
+    return bad(what, path, line=line)
 
 
 def _header(lines: Iterator[str], text_field: str, path: Path, kind: str) -> tuple[list[str], str, list[str]]:

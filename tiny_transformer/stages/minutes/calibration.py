@@ -21,6 +21,7 @@ from tiny_transformer.stages.minutes import autopilot, words
 from tiny_transformer.stages.minutes.autopilot import Candidate, Choice, Corpus, SpeedModel
 from tiny_transformer.stages.minutes.compiling import decide_compiling
 from tiny_transformer.stages.stage import Stage
+from tiny_transformer.stages.summary import overruled
 from tiny_transformer.training.gradient import compute_gradient
 from tiny_transformer.training.modifiers import checkpoint_gradients, compile_backbone, use_blocked_attention
 from tiny_transformer.training.optimizers import Optimizers
@@ -99,7 +100,10 @@ def overlay(config: RunConfig, chosen: dict[str, dict[str, Any]]) -> RunConfig:
             keys = {key: value for key, value in keys.items() if key not in ("micro_batch_size", "grad_accum_steps")}
         said[section] = {**keys, **own}
     said["model"]["model_type"] = config.model.model_type
-    return load_run_config(said)
+    found = load_run_config(said)
+    idle = overruled(found.training).keys() - config.training.model_fields_set
+    said["training"] = {key: value for key, value in said["training"].items() if key not in idle}
+    return load_run_config(said) if idle else found
 
 
 def _measure_and_choose(
