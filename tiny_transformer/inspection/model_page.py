@@ -280,18 +280,18 @@ def _memories(page: ModelLook) -> str:
     norms = {block: memory.norm for block, memory in page.seen.memories.items()}
     return f"""<section><h2>Memories of the delta rule</h2>
 <h3>what stays of the memory</h3><p class="note">The share that outlives the token; 0 forgets everything.</p>
-{_by_token(page, "decay", decays)}
+{_by_token(page, "decay", decays, top=1.0)}
 <h3>how much is held</h3><p class="note">The norm of the memory after the token.</p>
 {_by_token(page, "norm", norms)}</section>"""
 
 
-def _by_token(page: ModelLook, name: str, values: dict[int, Tensor]) -> str:
-    """A row a head, a column a token; (T, H) of each block."""
+def _by_token(page: ModelLook, name: str, values: dict[int, Tensor], top: float | None = None) -> str:
+    """A row a head, a column a token; (T, H) of each block. `top` has the full colour; None: the most of each block."""
     rows = []
     for block, of_block in values.items():
-        top = of_block.abs().max().item() or 1.0
+        most = of_block.abs().max().item() or 1.0 if top is None else top
         for head, row in enumerate(of_block.T.tolist()):
-            rows.append((f"block {block}, head {head}", [_heat(value, top) for value in row]))
+            rows.append((f"block {block}, head {head}", [_heat(value, most) for value in row]))
     return f'<div data-memory="{name}">{_table("heat", map(_shown, page.texts), rows)}</div>'
 
 
