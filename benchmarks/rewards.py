@@ -17,6 +17,7 @@ import json
 import random
 import tempfile
 from collections import Counter
+from math import comb
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,10 +68,13 @@ class Task(NamedTuple):
 
 class Figures(NamedTuple):
     """Of one model, in shares: the answers that are right, one by one and by vote, with 95 % intervals over questions;
-    what the same answers would come to if they did not hang on the question."""
+    what two formulas make of the answers that did not vote: that most of the voters are right (binomial), and that no
+    wrong answer has more of them (multinomial); what the answers would come to if they did not hang on the question."""
 
     one: tuple[float, float, float]
     vote: tuple[float, float, float]
+    binomial: float
+    multinomial: float
     same_frequencies: float
 
 
@@ -136,10 +140,28 @@ def measure(run_dir: Path, asked: list[tuple[str, str]], seed: int) -> Figures:
         for (question, answer), its in zip(asked, texts, strict=True)
     ]
     shares = [sum(its) / DRAWS for its in right]
-    votes = [its[winner(texts[i])] for i, its in enumerate(right)]
+    votes = [its[winner(texts[i][:VOTERS])] for i, its in enumerate(right)]
+    rest = [its[VOTERS:] for its in right]
+    most = [sum(binomial(k, VOTERS, sum(its) / len(its)) for k in range(VOTERS // 2 + 1, VOTERS + 1)) for its in rest]
+    again = [share_of_wins(texts[i][VOTERS:], its, random.Random(seed)) for i, its in enumerate(rest)]
     said, true = Counter(said_in(text) for its in texts for text in its), Counter(answer for _, answer in asked)
     same = sum(said[answer] * true[answer] for answer in true) / (len(drawn) * len(asked))
-    return Figures(*((sum(each) / len(each), *interval_of(each)) for each in (shares, votes)), same)
+    one, vote = ((sum(each) / len(each), *interval_of(each)) for each in (shares, votes))
+    return Figures(one, vote, sum(most) / len(most), sum(again) / len(again), same)
+
+
+def binomial(k: int, n: int, p: float) -> float:
+    """How likely `k` of `n` are right."""
+    return comb(n, k) * p**k * (1 - p) ** (n - k)
+
+
+def share_of_wins(texts: list[str], right: list[float], rng: random.Random, times: int = 200) -> float:
+    """How often a vote is right whose voters say these texts as often as they stand there."""
+    wins = 0.0
+    for _ in range(times):
+        voters = rng.choices(range(len(texts)), k=VOTERS)
+        wins += right[voters[winner([texts[i] for i in voters])]]
+    return wins / times
 
 
 def said_in(text: str) -> str:
@@ -148,8 +170,8 @@ def said_in(text: str) -> str:
 
 
 def winner(texts: list[str]) -> int:
-    """Which of the first `VOTERS` texts says what most of them say."""
-    said = [said_in(text) for text in texts[:VOTERS]]
+    """Which text says what most of them say; the first of these, if several answers are said as often."""
+    said = [said_in(text) for text in texts]
     return said.index(Counter(said).most_common(1)[0][0])
 
 
@@ -173,7 +195,9 @@ def main() -> None:
             found = measure(run_dir, task.asked, args.seed)
             results[name] = found._asdict()
             one, vote = (f"{mean:.1%} ({low:.1%} to {high:.1%})" for mean, low, high in (found.one, found.vote))
-            print(f"{name:6}  one answer {one}  vote of {VOTERS} {vote}  own frequencies {found.same_frequencies:.1%}")
+            print(f"{name:6}  one answer {one}  vote of {VOTERS} {vote}", end="  ")
+            print(f"binomial {found.binomial:.1%}  multinomial {found.multinomial:.1%}", end="  ")
+            print(f"own frequencies {found.same_frequencies:.1%}")
     print(keep(f"rewards-{args.seed}", results))
 
 

@@ -60,7 +60,7 @@ def runs(
         ),
     ] = None,
 ) -> None:
-    """List runs: text, size, minutes, loss, state; for a run that is named, its checkpoints too."""
+    """List runs: text, size, minutes, loss, state; a run that is named also shows its checkpoints."""
     from tiny_transformer.reports.runs_table import list_runs, print_runs
 
     named = _noted(*find_runs(paths)) if paths else [Path("runs"), *sorted(Path().glob("runs_*"))]

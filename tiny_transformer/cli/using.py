@@ -89,9 +89,7 @@ class CompareOptions:
     documents: Annotated[int, typer.Option(metavar="N", min=1, help="Read at most N validation documents.")] = 1000
     prompt: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A text that each model continues; may be given several times. Default: the run's sample prompts."
-        ),
+        typer.Option(help="A prompt that each model continues; may be repeated. Default: the run's sample prompts."),
     ] = None
     max_new_tokens: Annotated[
         int, typer.Option("--max_new_tokens", metavar="N", min=1, help="Length of these texts, in tokens.")
