@@ -26,6 +26,7 @@ from tiny_transformer.stages.minutes import calibration
 from tiny_transformer.stages.minutes.autopilot import (
     MOST_PASSES,
     Corpus,
+    Length,
     SpeedModel,
     batch_rows,
     choose,
@@ -210,6 +211,33 @@ def test_one_sentence_says_what_was_chosen() -> None:
     assert f"about {best.steps:,} steps of {best.rows} sequences of 512 tokens each, {best.tokens:,} tokens" in sentence
 
 
+@pytest.mark.parametrize(
+    ("length", "asked"),
+    [
+        (Length(steps=20), "20 steps"),
+        (Length(steps=1), "1 step"),
+        (Length(tokens=500_000), "500,000 tokens"),
+        (Length(steps=10**9), None),
+    ],
+)
+@pytest.mark.parametrize("corpus", [STORIES, Corpus(8_000, 900, 9, 300)])
+def test_a_length_that_is_asked_for_is_chosen_for_and_told(length: Length, asked: str | None, corpus: Corpus) -> None:
+    """The steps that the minutes would have held were told and evaluated at, and little text ended the run before."""
+    candidates, screen = ladder(corpus.vocab_size, corpus.seq_len), io.StringIO()
+    choice = choose(60 * 4, corpus, LAPTOP, candidates, corpus.seq_len, length=length)
+    best, plain = choice.best, choose(60 * 4, corpus, LAPTOP, candidates, corpus.seq_len).best
+    assert best.steps <= (length.steps or best.steps) and best.tokens <= (length.tokens or best.tokens)
+    assert best.steps * best.step_seconds <= 60 * 4 and not best.is_cut
+    taken = settings(choice, corpus, on_cpu=True)["training"]
+    assert taken["max_tokens"] is None and taken["eval_steps"] <= best.steps
+    tell(choice, corpus, minutes=4, at_minutes=chosen, console=Console(file=screen, width=1000))
+    told = screen.getvalue()
+    assert told.startswith(f"{asked}, as asked, buy about this" if asked else "4 minutes buy about this")
+    is_short = asked is not None and best.steps * best.step_seconds < 120
+    assert ("the rest of the time is not used" in told) == is_short
+    assert f"takes about {best.steps:,} step" in told and (asked is not None or best.steps >= plain.steps)
+
+
 def test_the_next_better_thing_takes_as_long_as_is_said() -> None:
     said = promise(1, chosen(1), chosen)
     match = re.search(r"take about (\d+) minutes", said)
@@ -275,7 +303,7 @@ def test_a_run_keeps_its_choice_when_it_is_resumed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(calibration, "_step_seconds", lambda stage, hardware, budget: 0.02)
     told = auto(tiny_data, "steps=3", explain=True)
-    assert "0.05 minutes buy about this on simple text: word salad in the right words" in told
+    assert "3 steps, as asked, buy about this on simple text: word salad in the right words" in told
     assert "what 0.05 minutes buy" in told and "->" in told
     assert all(word in told for word in ("Hoffmann", "Muennighoff", "Step Law"))
     config = (tmp_path / "runs/stories/config.yaml").read_text().split("\n", 2)[2]
