@@ -25,6 +25,7 @@ from tiny_transformer.stages.command import run_training
 from tiny_transformer.stages.minutes import calibration
 from tiny_transformer.stages.minutes.autopilot import (
     MOST_PASSES,
+    Choice,
     Corpus,
     Length,
     SpeedModel,
@@ -48,6 +49,11 @@ GPU = SpeedModel(launch=3e-3, operation=1 / 4e13, element=1e-12)  # 1e14 operati
 
 def chosen(minutes: float, corpus: Corpus = STORIES, speed: SpeedModel = LAPTOP):
     return choose(60 * minutes, corpus, speed, ladder(corpus.vocab_size, corpus.seq_len), corpus.seq_len)
+
+
+def evaluations_of(choice: Choice, corpus: Corpus) -> int:
+    every = settings(choice, corpus, on_cpu=True)["training"]["eval_steps"]
+    return 8 if every == "auto" else math.ceil(choice.best.steps / every)
 
 
 def option_of(choice, width: int, layers: int):
@@ -157,7 +163,7 @@ def test_evaluating_and_saving_take_a_small_part_of_the_time(minutes: float, cor
     choice = chosen(minutes, corpus)
     taken = settings(choice, corpus, on_cpu=True)["training"]
     token_seconds = choice.best.step_seconds / (choice.best.rows * choice.seq_len) / 3
-    evaluations = math.ceil(choice.best.steps / taken["eval_steps"])
+    evaluations = evaluations_of(choice, corpus)
     seconds = evaluations * token_seconds * min(taken["eval_tokens"] or math.inf, corpus.val_tokens)
     assert seconds < 0.05 * 60 * minutes
     assert {0.2: 1, 1: 3, 10: 6}[minutes] <= evaluations <= 10
@@ -168,7 +174,13 @@ def test_a_minute_on_four_kilobytes_is_evaluated_before_it_overfits() -> None:
     corpus = Corpus(train_tokens=1_448, val_tokens=232, num_documents=1, vocab_size=512)
     choice = chosen(1, corpus)
     assert choice.best.is_cut
-    assert choice.best.steps / settings(choice, corpus, on_cpu=True)["training"]["eval_steps"] >= 4
+    assert evaluations_of(choice, corpus) >= 4
+
+
+def test_evaluations_are_spread_anew_when_the_length_of_a_run_changes() -> None:
+    """Their number of steps was fixed: a busy machine cut the run, and half of them never came."""
+    assert settings(chosen(10), STORIES, on_cpu=True)["training"]["eval_steps"] == "auto"
+    assert settings(chosen(0.2), STORIES, on_cpu=True)["training"]["eval_steps"] != "auto"  # too short for eight
 
 
 def test_sequences_hold_a_document_of_average_length() -> None:
@@ -229,7 +241,7 @@ def test_a_length_that_is_asked_for_is_chosen_for_and_told(length: Length, asked
     assert best.steps <= (length.steps or best.steps) and best.tokens <= (length.tokens or best.tokens)
     assert best.steps * best.step_seconds <= 60 * 4 and not best.is_cut
     taken = settings(choice, corpus, on_cpu=True)["training"]
-    assert taken["max_tokens"] is None and taken["eval_steps"] <= best.steps
+    assert taken["max_tokens"] is None and (taken["eval_steps"] == "auto" or taken["eval_steps"] <= best.steps)
     tell(choice, corpus, minutes=4, at_minutes=chosen, console=Console(file=screen, width=1000))
     told = screen.getvalue()
     assert told.startswith(f"{asked}, as asked, buy about this" if asked else "4 minutes buy about this")

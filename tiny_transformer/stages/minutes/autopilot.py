@@ -42,6 +42,7 @@ SHORTEST, LONGEST = 64, 512  # tokens in a sequence
 OVERHEAD = 0.06  # of the time: evaluations, saves, samples
 EVALUATIONS = 0.05  # of the time at most, with the checkpoints they lead to
 ONE_EVALUATION = 0.005  # of the time at most
+AUTO_EVALUATIONS = 8  # of a run whose eval_steps is auto: spread anew whenever its length changes
 SAVE_SECONDS, SAVED_PARAMETERS_PER_SECOND = 0.3, 5e6  # 12 bytes each, on a slow disk
 MINUTES_BETWEEN_SAVES = 10
 
@@ -337,7 +338,7 @@ def settings(choice: Choice, corpus: Corpus, *, on_cpu: bool, optimizer: str = "
         "decay_fraction": 0.6,
         "final_rate_fraction": 0.0,
         "dropout": 0.1 if best.passes > MANY_PASSES else 0.0,
-        "eval_steps": eval_steps,
+        "eval_steps": eval_steps if count < AUTO_EVALUATIONS else "auto",
         "eval_tokens": None if part >= corpus.val_tokens else max(part, 8 * choice.seq_len),
         "save_steps": max(1, eval_steps // saves),
         "log_steps": max(1, best.steps // 300),
