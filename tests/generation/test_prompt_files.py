@@ -226,6 +226,15 @@ def test_a_word_that_is_a_run_is_not_taken_for_a_prompt(home, capsys):
     assert capsys.readouterr().out.startswith("demo")
 
 
+@pytest.mark.parametrize("model", ["demo/model", "runs/demo/model"])
+def test_a_run_beside_a_prompt_is_the_model(home, model, capsys):
+    assert run(["generate", model, "--prompt", "a", "--max_new_tokens", "2", "--device", "cpu"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("a") and "runs/demo/model" in shown.err
+    assert run(["generate", model, "b", "--prompt", "a"]) == ExitCode.USAGE
+    assert "two prompts: 'a' and 'b'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
