@@ -256,6 +256,14 @@ def test_a_run_that_diverged_is_told_its_step_and_its_cause() -> None:
         assert "replay RUN --step 12" in found.remedy
 
 
+@pytest.mark.parametrize(("last", "expected"), [(3, []), (20, []), (60, ["clipped every step"])])
+def test_a_run_of_a_few_steps_is_not_said_to_be_clipped(last: int, expected: list[str]) -> None:
+    """Three steps of a smoke run were told to raise grad_clip: the gradients of untrained weights are long."""
+    log = [{"step": step, "loss": 5.0 - step / 100, "grad_norm": 2.2} for step in range(1, last + 1)]
+    config = {"training": {"grad_clip": 1.0, "warmup_steps": 0}}
+    assert keys_of(Evidence(log, config, {"total_steps": last}, "finished")) == expected
+
+
 def test_what_follows_from_a_finding_is_not_told_beside_it() -> None:
     diverged = evidence(loss=lambda i: 3.0 if i < 30 else 7.6, grad_norm=lambda i: 50.0)
     clipped = replace(diverged, config={"training": made.CONFIG["training"] | {"grad_clip": 1.0}})
