@@ -28,7 +28,10 @@ class InspectOptions:
     ] = None
     prompt: Annotated[
         str | None,
-        typer.Option(help="Watch a model read this text: its guesses, attention, heads and blocks, on one page."),
+        typer.Option(
+            help="Watch a model read this text (- for standard input): its guesses, attention, heads and blocks, "
+            "on one page."
+        ),
     ] = None
     out: Annotated[
         Path | None,

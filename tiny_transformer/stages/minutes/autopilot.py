@@ -274,7 +274,7 @@ def _option(
         fitting = max(1, int(seconds / speed.step_seconds(candidate, rows * seq_len)))
         steps = min(fitting, length.steps or fitting)
         tokens = steps * rows * seq_len
-        if asked_rows or batch_rows(min(tokens, most), seq_len) <= rows:
+        if asked_rows or batch_rows(int(min(tokens, most)), seq_len) <= rows:
             break
         rows *= 2
     is_cut = tokens > most and not is_asked
