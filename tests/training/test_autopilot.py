@@ -175,6 +175,8 @@ def test_a_minute_on_four_kilobytes_is_evaluated_before_it_overfits() -> None:
     choice = chosen(1, corpus)
     assert choice.best.is_cut
     assert evaluations_of(choice, corpus) >= 4
+    slow = chosen(0.2, corpus, SpeedModel(0.05, 0.0, 0.0))  # a part of the 232 tokens would do; they are not 1,024
+    assert settings(slow, corpus, on_cpu=True)["training"]["eval_tokens"] is None
 
 
 def test_evaluations_are_spread_anew_when_the_length_of_a_run_changes() -> None:
