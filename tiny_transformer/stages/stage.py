@@ -176,9 +176,10 @@ class Stage(ABC, Generic[B]):
     def fingerprints(self) -> dict[str, str]:
         """What a resumed run must agree with besides its settings: data and tokenizer by content."""
 
-    @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What run_info.json says of the data and its tokenizer."""
+        """What run_info.json says of the tokenizer; a stage adds what it reads, as `data`."""
+        own = self.tokenizer
+        return {"tokenizer": {"name": own.name, "vocab_size": own.vocab_size, "fingerprint": own.fingerprint}}
 
     @abstractmethod
     def describe_data(self, total_steps: int) -> str:
