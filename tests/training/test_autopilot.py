@@ -374,7 +374,7 @@ def test_a_run_of_few_steps_says_what_that_means(steps: int, is_said: bool, tiny
     plan = make_plan(config.training, steps, "measured", is_fixed=False)
     announce(Path("runs/x"), plan, config, "some text", 1_000_000, "cpu", console)
     told = " ".join(console.file.getvalue().split())  # ty: ignore[unresolved-attribute]
-    assert ("only 99 steps fit" in told) == is_said
+    assert ("time for 99 steps only" in told) == is_said
     assert ("more minutes, a smaller model or batch" in told) == is_said
 
 
