@@ -159,7 +159,7 @@ def with_evaluations(config: RunConfig, meta: Meta) -> RunConfig:
                 remedy="prepare it with a larger --val_fraction, or leave early_stopping_patience out",
             )
         told["eval_steps"] = None
-    elif training.eval_steps == "auto" and training.eval_tokens is None:
+    elif training.eval_steps == "auto" and "eval_tokens" not in training.model_fields_set:
         most = EVALUATED_STEPS * config.tokens_per_step
         told = {"eval_tokens": most} if meta.val.num_tokens > most else {}
     return config.model_copy(update={"training": training.model_copy(update=told)})
