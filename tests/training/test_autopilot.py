@@ -175,6 +175,8 @@ def test_a_minute_on_four_kilobytes_is_evaluated_before_it_overfits() -> None:
     choice = chosen(1, corpus)
     assert choice.best.is_cut
     assert evaluations_of(choice, corpus) >= 4
+    slow = chosen(0.2, corpus, SpeedModel(0.05, 0.0, 0.0))  # a part of the 232 tokens would do; they are not 1,024
+    assert settings(slow, corpus, on_cpu=True)["training"]["eval_tokens"] is None
 
 
 def test_evaluations_are_spread_anew_when_the_length_of_a_run_changes() -> None:
@@ -361,7 +363,7 @@ def test_a_run_of_few_steps_says_what_that_means(steps: int, is_said: bool, tiny
     plan = make_plan(config.training, steps, "measured", is_fixed=False)
     announce(Path("runs/x"), plan, config, "some text", 1_000_000, "cpu", console)
     told = " ".join(console.file.getvalue().split())  # ty: ignore[unresolved-attribute]
-    assert ("only 99 steps fit" in told) == is_said
+    assert ("time for 99 steps only" in told) == is_said
     assert ("more minutes, a smaller model or batch" in told) == is_said
 
 

@@ -299,7 +299,7 @@ def _saturating(excess: float, scale: float) -> float:
     return scale * (1 - math.exp(-excess / scale))
 
 
-def batch_rows(tokens: int, seq_len: int) -> int:
+def batch_rows(tokens: float, seq_len: int) -> int:
     """Sequences in a step of a run over so many tokens: a power of two."""
     return 2 ** max(0, int(math.log2(max(1.0, 0.58 * tokens**0.571 / seq_len))))
 
