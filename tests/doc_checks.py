@@ -19,7 +19,7 @@ import doc_blocks
 import typer
 
 from tiny_transformer.cli import app
-from tiny_transformer.config.load import is_key, is_switch
+from tiny_transformer.config.keys import is_key, is_switch
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "tiny_transformer"
