@@ -22,6 +22,7 @@ from tiny_transformer.layers.cache import ModelCache
 from tiny_transformer.layers.linear import LoRALinear, QuantizedHead, QuantizedLinear, QuantizedWeight
 from tiny_transformer.layers.norm import RMSNorm
 from tiny_transformer.layers.rope import rope_cos_sin
+from tiny_transformer.layers.token_rows import LearntRows
 from tiny_transformer.models.contract import CausalLM
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def why_not_fast(model: CausalLM) -> str | None:
         return f"{model.config.model_type} has layers that it does not compute"
     if not isinstance(model.model.norm, RMSNorm):
         return "it computes no LayerNorm"
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
+    if any(isinstance(module, (LoRALinear, LearntRows)) for module in model.modules()):
         return "it computes no adapters (tiny-transformer merge makes an ordinary model)"
     for names in (*MATRICES.values(), ("lm_head",)):
         kinds = {_kind(module) for layer in _modules(model, names) for module in layer}
