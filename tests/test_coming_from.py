@@ -140,10 +140,17 @@ def test_a_key_means_what_stands_beside_it(row: Row, tmp_path: Path) -> None:
 
     ours = read(row.typed) if row.typed else None
     if row.note.startswith(REFUSED):
-        with pytest.raises(UserError):
+        with pytest.raises(UserError) as refused:
             read(row.there.strip("`"))
+        told = f"{refused.value.what} {refused.value.remedy}"
+        assert any(word in told for word in (*words_of(yaml.safe_load(row.typed or "")), "leave it out")), told
     else:
         assert read(row.there.strip("`")) == ours
+
+
+def words_of(tree: Any) -> list[str]:
+    """The names of all sections and keys."""
+    return [] if not isinstance(tree, dict) else [name for key in tree for name in (key, *words_of(tree[key]))]
 
 
 def test_commands_of_other_programs_name_files_that_are_there(repository: Path) -> None:

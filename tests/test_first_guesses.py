@@ -74,10 +74,13 @@ def test_a_config_a_preset_and_prepared_data_may_stand_alone(asked: list[Any]) -
     Path("r.json").write_text('{"training": {"steps": 8}}')
     Path("rows.json").write_text('[{"text": "A hen."}]')
     assert run(["prepare", "my.txt", "--out_dir", "d", "--tokenizer", "byte"]) == 0
-    for words in (["r.yaml"], ["r.json", "my.txt"], ["tiny"], ["--preset", "tiny"], ["d"], ["rows.json"]):
+    Path("made.json").write_text('[{"text": "A hen.", "meta": {"model": "x"}}]')
+    Path("lines.json").write_text('{"text": "A hen.", "model": "x"}\n{"text": "An egg.", "model": "x"}\n')
+    rows = (["rows.json"], ["made.json"], ["lines.json"])
+    for words in (["r.yaml"], ["r.json", "my.txt"], ["tiny"], ["--preset", "tiny"], ["d"], *rows):
         assert run(["train", *words]) == 0, words
-    assert [request.config.training.steps for request in asked] == [7, 8, None, None, None, None]
-    assert [request.name for request in asked] == ["r", "r", "tiny", "tiny", "my", "rows"]
+    assert [request.config.training.steps for request in asked] == [7, 8, *[None] * 6]
+    assert [request.name for request in asked] == ["r", "r", "tiny", "tiny", "my", "rows", "made", "lines"]
     assert asked[4].config.data.data_dir == Path("d")
     assert asked[1].config.data.source == "my.txt"
 
@@ -126,6 +129,41 @@ def test_prompts_may_stand_alone(home: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert run(["generate", *words]) == 0
     assert [options.prompt for options in seen] == ["Once", "Once upon a hen", "Once", "Once", None]
     assert [options.checkpoint for options in seen] == [None, None, Path("runs/demo"), None, None]
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["--minutes", "5"], "tiny-transformer train --minutes 5"),
+        (["my.txt"], "tiny-transformer train my.txt --minutes 10"),
+        (["my.txt", "--steps", "9"], "tiny-transformer train my.txt --steps 9"),
+        (["runs/demo", "Once upon"], "tiny-transformer generate --ckpt runs/demo 'Once upon'"),
+        (["eval", "runs/demo"], "tiny-transformer evaluate runs/demo"),
+        (["help"], "tiny-transformer --help"),
+        (["resume"], "tiny-transformer train --resume --out_dir"),
+        (["train", "--file", "my.txt"], "--source my.txt"),
+        (["train", "--data=it's.txt"], """--source 'it'"'"'s.txt'"""),
+        (["train", "my.txt", "--model", "tiny"], "--preset tiny"),
+        (["train", "my.txt", "--name", "x"], "--out_dir x"),
+        (["train", "my.txt", "--gpu"], "--device cuda"),
+        (["finetune", "qa.jsonl"], "--source qa.jsonl"),
+        (["finetune", "runs/demo", "--source", "qa.jsonl"], "--init_from runs/demo"),
+        (["finetune", "--model", "demo"], "--init_from demo"),
+        (["align", "a.yaml"], "--config a.yaml"),
+        (["finetune", "--zz"], "finetune --help"),
+        (["prepare", "--input", "my.txt"], "--source my.txt"),
+        (["generate", "-p", "Once"], "--prompt Once"),
+        (["generate", "--length", "9"], "--max_new_tokens 9"),
+        (["generate", "--temp", "0.5"], "--temperature 0.5"),
+        (["generate", "--model", "runs/demo"], "--ckpt runs/demo"),
+        (["export", "--output", "x"], "--out x"),
+    ],
+)
+def test_a_word_of_other_programs_is_answered_with_ours(
+    words: list[str], remedy: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "runs/demo/last").mkdir(parents=True)
+    assert said(words, capsys).partition(" try: ")[2].endswith(remedy)
 
 
 # --- how long

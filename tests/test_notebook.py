@@ -24,6 +24,25 @@ def test_it_is_kept_without_outputs_and_one_cell_installs(repository: Path) -> N
     assert [cell["metadata"].get("tags") for cell in cells].count(["install"]) == 1
 
 
+@pytest.mark.parametrize("notebook", ["checkout/notebooks", ".", "elsewhere"])
+def test_the_checkout_is_found_installed_and_entered(notebook: str, repository: Path, tmp_path: Path) -> None:
+    """Jupyter's working directory is the notebook's; a hosted machine clones into a folder beside it."""
+    root = tmp_path / "checkout"
+    for folder in (root / "tiny_transformer", root / "notebooks", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+    (install,) = ["".join(cell["source"]) for cell in code_cells(repository) if "tags" in cell["metadata"]]
+    before = "import subprocess\nsubprocess.run = lambda words, check: print(words[1:])\n"
+    after = "\nimport os, sys\nprint(os.getcwd(), sys.path[0])\n"
+    (tmp_path / "cell.py").write_text(before + install + after, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "cell.py")]
+    done = subprocess.run(command, cwd=tmp_path / notebook, capture_output=True, text=True, check=False)
+    if notebook == "elsewhere":
+        assert done.returncode and "upload or clone" in done.stderr
+        return
+    installed = ["-m", "pip", "install", "--quiet", "-e", str(root)]
+    assert done.stdout.splitlines() == [str(installed), f"{root} {root}"], done.stderr
+
+
 @pytest.mark.slow
 def test_its_cells_train_a_model_that_writes(repository: Path, tmp_path: Path) -> None:
     sources = ["".join(cell["source"]) for cell in code_cells(repository) if "tags" not in cell["metadata"]]

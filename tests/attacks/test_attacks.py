@@ -40,7 +40,7 @@ def open_llama2c(directory: Path) -> None:
 
 def import_whole(source: Path, out_dir: Path) -> None:
     """What the verb does."""
-    run_import(source, out_dir=out_dir, tokenizer=None, dtype="uint16", console=Console(quiet=True))
+    run_import(source, out_dir=out_dir, tokenizer=None, dtype=None, console=Console(quiet=True))
 
 
 OPEN = {

@@ -3,12 +3,15 @@ one thing is never read as another."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tiny_transformer.config.aliases import ALIASES, INSTEAD, SWITCHES
+from tiny_transformer.config.keys import valid_keys
 from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.costs.accounting import count_parameters
@@ -153,6 +156,49 @@ def test_what_is_not_built_is_refused_by_name(key: str, value: Any) -> None:
     assert error.where == "config"
 
 
+@pytest.mark.parametrize("word", INSTEAD)
+def test_a_word_of_other_programs_is_answered_with_ours(word: str) -> None:
+    names = {*valid_keys(), *ALIASES, *SWITCHES}
+    assert word not in {name.rpartition(".")[2] for name in names}, "it is a key, and no one is told"
+    for key in (word, f"training.{word}", f"model.{word}", f"advanced.{word}"):
+        error = refused(None, f"{key}=5")
+        assert (error.what, error.remedy) == (f"unknown key {key} = 5", INSTEAD[word])
+    named = re.findall(r"\b(?:data|model|training)\.\w+|\bout_dir\b", INSTEAD[word])
+    assert (named or "leave it out" in INSTEAD[word]) and set(named) <= set(valid_keys())
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("training.learning_rat", "did you mean training.learning_rate?"),
+        ("data.vocabsize", "did you mean data.vocab_size?"),  # model has one too
+        ("advanced.mixed_precision", "did you mean training.mixed_precision?"),
+        ("model.use_mqa", "did you mean advanced.use_mqa?"),
+        ("training.dropout_annealing", "did you mean advanced.dropout_annealing?"),
+        ("data.zebra", "docs/CONFIG_REFERENCE.md lists every key"),
+        ("training.local_pat", "docs/CONFIG_REFERENCE.md lists every key"),
+    ],
+)
+def test_the_nearest_key_is_offered_and_no_far_one(key: str, remedy: str) -> None:
+    assert refused(None, f"{key}=5").remedy == remedy
+
+
+def test_a_section_of_another_name_is_answered_with_the_section() -> None:
+    assert refused({"train": {"max_steps": 5}}).remedy == "did you mean the section training?"
+    assert "the sections are model, data, training" in (refused({"zebra": {"a": 5}}).remedy or "")
+
+
+@pytest.mark.parametrize("value", [1, "yes", "on", 0.5, ["x"]])
+def test_a_switch_is_on_or_off(value: Any) -> None:
+    for key in ("use_lora", "use_mqa", "log_attention"):
+        error = refused({"advanced": {key: value}})
+        assert (error.what, error.remedy) == (
+            f"advanced.{key} = {value!r}: neither true nor false",
+            f"advanced.{key}: true",
+        )
+    assert load_run_config({"advanced": {"use_mqa": 0}}).model.num_key_value_heads == 4
+
+
 def test_attention_is_logged_where_the_older_word_asks_for_it() -> None:
     assert load_run_config({"advanced": {"log_attention": True}}).training.log_attention
 
@@ -164,8 +210,6 @@ def test_settings_of_adapters_need_their_switch() -> None:
 
 
 def test_a_setting_that_is_built_is_a_key_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tiny_transformer.config.aliases import ALIASES
-
     monkeypatch.setitem(ALIASES, "advanced.lora_rank", ("training.warmup_steps",))  # stands for the key to come
     assert load_run_config({"advanced": {"lora_rank": 8}}).training.warmup_steps == 8
 

@@ -10,7 +10,8 @@ import pytest
 
 from tiny_transformer.cli.frame import overrides_of
 from tiny_transformer.config.aliases import ALIASES
-from tiny_transformer.config.load import is_switch, load_run_config, valid_keys
+from tiny_transformer.config.keys import is_switch, valid_keys
+from tiny_transformer.config.load import load_run_config, parse_override
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.errors import UserError
 
@@ -213,7 +214,7 @@ def test_every_switch_of_the_schema_may_stand_alone() -> None:
 )
 def test_a_key_without_its_value_is_told_from_one_that_does_not_exist(words: list[str], what: str) -> None:
     with pytest.raises(UserError) as caught:
-        overrides_of(SimpleNamespace(args=words, command=SimpleNamespace(params=[])))
+        overrides_of(SimpleNamespace(args=words, command=SimpleNamespace(params=[]), command_path="x train"))
     assert caught.value.what == what
 
 
@@ -231,8 +232,57 @@ def test_a_wrong_override_names_the_command_line() -> None:
     assert "d_model = 32 and hidden_size = 64" in refused(None, "d_model=32", "hidden_size=64").what
 
 
-def test_a_missing_config_names_the_nearest() -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("Once upon # a time", "# not a comment", "Note: be brief", "- a list", "line one\nline two", "&a hen"),
+        *("2024-01-01", "a: b: c", "? what", "!!str 5", "| a", "'a' and 'b'", "[verse] sing", "C# and {x}"),
+        *("*hen*", "a:", "yes!"),
+    ],
+)
+def test_a_text_on_the_command_line_is_the_text_as_it_stands(text: str) -> None:
+    """YAML cut it at a `#`, folded its lines, and made a table of a colon."""
+    assert load_run_config(None, [f"data.source={text}"]).data.source == text
+    assert load_run_config(None, [f"sample_prompts={text}"]).training.sample_prompts == (text,)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("3e-4", 3e-4), ("5", 5), ("-5", -5), ("1_000", 1000), ("yes", True), ("null", None), ("~", None)),
+        *(
+            ("'1e5'", "1e5"),
+            ('"a\\nb"', "a\nb"),
+            ("[a, 'b # c']", ["a", "b # c"]),
+            ("5 # h", "5 # h"),
+            ("1:30", "1:30"),
+        ),
+    ],
+)
+def test_what_a_value_on_the_command_line_stands_for(text: str, value: object) -> None:
+    assert parse_override(f"key={text}").value == value
+
+
+@pytest.mark.parametrize(
+    "words", [["--learning-rate=2e-3"], ["--learning-rate", "2e-3"], ["--training.learning-rate=2e-3"]]
+)
+def test_a_dash_in_a_key_is_an_underscore(words: list[str]) -> None:
+    assert load_run_config(None, overrides_of(SimpleNamespace(args=words))).training.learning_rate == 2e-3
+
+
+def test_a_missing_config_names_the_nearest(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of the founding documents, which stand in a folder here, too."""
     assert "did you mean small?" in str(refused("smal"))
+    monkeypatch.chdir(repository)
+    for missing, near in {
+        "config_smoke.yaml": "configs/founding/001_smoke.yaml",
+        "config_finetune.yaml": "configs/finetune_alpaca.yaml",
+        "config/train_gpt2.py": "gpt2 or configs/founding/004_gpt2.yaml",
+        "qwen3_demo.json": "configs/qwen3_demo.json",
+        "config.yaml": " or ".join(f"configs/founding/{number}_config.yaml" for number in ("001", "003", "004")),
+    }.items():
+        assert (refused(missing).remedy or "").startswith(f"did you mean {near}? a file ("), missing
+    assert (refused("zzz").remedy or "").startswith("a file (")
 
 
 def test_a_config_that_is_not_text_says_where(tmp_path: Path) -> None:

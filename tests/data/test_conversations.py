@@ -76,6 +76,31 @@ def test_a_table_is_read_by_its_header(tmp_path: Path) -> None:
     )
 
 
+def test_a_table_may_be_written_as_other_programs_do(tmp_path: Path) -> None:
+    text = '\ninstruction,"the\noutput",output,,\n"Add, them",x,"1\n2",,\n\nSay,y,3,,\n'
+    for ending in ("\n", "\r\n", "\r"):
+        (tmp_path / "t.csv").write_bytes(text.replace("\n", ending).encode())
+        one, two = read(tmp_path / "t.csv")
+        answers = [talk.messages[1].content.replace("\r\n", "\n").replace("\r", "\n") for talk in (one, two)]
+        assert answers == ["1\n2", "3"] and two.where.endswith("line 7")
+    (tmp_path / "t.csv").write_text("instruction,output,output\nAdd,1,2\n")
+    with pytest.raises(UserError, match="2 columns are called 'output'"):
+        read(tmp_path / "t.csv")
+
+
+def test_a_folder_says_what_of_it_is_read_and_what_not(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("a.jsonl", "more/b.jsonl"):
+        (tmp_path / name).write_text(json.dumps(FORMS["question"]) + "\n")
+    for name in ("README.md", "notes.txt", "paper.pdf"):
+        (tmp_path / name).write_text("This is no record.\n")
+    reading = Reading()
+    assert len(read(tmp_path, reading=reading)) == 2
+    assert reading.left_out() == ["reading 2 .jsonl; skipped 3: 1 .md, 1 .pdf, 1 .txt"]
+    alone = Reading()
+    assert len(read(tmp_path / "a.jsonl", reading=alone)) == 1 and alone.left_out() == []
+
+
 @pytest.mark.parametrize(
     ("name", "line", "says"),
     [
@@ -209,6 +234,21 @@ def test_a_data_set_as_the_hub_has_it_is_read_by_its_card(tmp_path: Path, monkey
     (folder / "README.md").write_text(card, encoding="utf-8")
     talks = read(folder)
     assert [talk.messages for talk in talks] == [TALK] * 3 and talks[2].where == f"{folder}, row 3"
+    monkeypatch.setattr("tiny_transformer.data.prepare.records.hub_is_reachable", lambda: True)
     load, asked = datasets.load_dataset, []
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **k: (asked.append(name), load(str(folder), **k))[1])
     assert [talk.messages for talk in read(Path("someone/talks"))] == [TALK] * 3 and asked == ["someone/talks"]
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own client tries five times, for half a minute; what was read before is still asked for."""
+    datasets = pytest.importorskip("datasets")
+    asked: list[str] = []
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("tiny_transformer.data.prepare.records.hub_is_reachable", lambda: False)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **k: asked.append(name) or [FORMS["openai"]])
+    with pytest.raises(UserError, match=r"cannot be reached \(no network\)") as caught:
+        read(Path("someone/talks"))
+    assert "--source FILE" in (caught.value.remedy or "") and asked == []
+    (tmp_path / "someone___talks").mkdir()
+    assert len(read(Path("someone/talks"))) == 1 and asked == ["someone/talks"]

@@ -26,6 +26,7 @@ from tiny_transformer.evaluation.paired import (
     measured_spread,
     ratio_interval,
 )
+from tiny_transformer.evaluation.studentized_range import studentized_range
 
 
 def documents(generator: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,6 +71,36 @@ def test_two_seeds_of_one_config_are_no_difference_in_95_of_100_cases(is_assumed
     assert verdicts.count("no difference") / trials >= 0.95
 
 
+@pytest.mark.parametrize(
+    ("count", "degrees", "published"),
+    [(2, 1, 17.97), (3, 2, 8.331), (3, 9, 3.949), (10, 9, 5.739), (10, 1, 49.07), (2, None, 2.772), (10, None, 4.474)],
+)
+def test_the_studentized_range_is_that_of_published_tables(count: int, degrees: int | None, published: float) -> None:
+    assert studentized_range(count, degrees) == pytest.approx(published, rel=2e-4)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_seeds_of_one_config_are_not_ranked_however_many_there_are(count: int) -> None:
+    """The best of ten is the luckiest of ten: in 95 of 100 cases no other is called worse. The spread that is assumed
+    was estimated with some degrees of freedom, so the true one is as far from it as these leave open."""
+    generator, trials, sizes = np.random.default_rng(5), 2000, np.full(20, 100.0)
+    degrees, ranked = ASSUMED_SPREAD.degrees or 0, 0
+    for _ in range(trials):
+        spread = ASSUMED_SPREAD.share / math.sqrt(generator.chisquare(degrees) / degrees)
+        levels = sorted(2.0 * (1 + spread * generator.normal(size=count)))
+        models = tuple(model(f"m{i}", level * sizes) for i, level in enumerate(levels))
+        ranked += not Comparison(models, sizes, "data", ()).outcome()[0].startswith("No difference")
+    rate, error = ranked / trials, math.sqrt(0.05 * 0.95 / trials)
+    assert abs(rate - 0.05) < 3 * error
+
+
+def test_of_many_models_the_documents_must_say_more() -> None:
+    """Half the interval is 0.01 here; among ten it is 1.61 times as wide."""
+    interval = Interval(0.015, 0.005, 0.025)
+    assert Difference(interval).verdict == "worse" and Difference(interval, num_models=10).verdict == "no difference"
+    assert Difference(Interval(0.017, 0.007, 0.027), num_models=10).verdict == "worse"
+
+
 def test_a_difference_beyond_documents_and_seeds_is_found() -> None:
     sizes, noise = documents(np.random.default_rng(3), 200)
     good, bad = model("good", 2 * sizes + noise), model("bad", 2.2 * sizes)
@@ -92,7 +123,7 @@ def test_the_spread_of_seeds_is_measured_where_seeds_are_compared() -> None:
     assert measured_spread([[1.0], [2.0]]) is None
     found = measured_spread([[1.0, 1.02], [2.0, 2.0]])
     assert found is not None and found.degrees == 2 and found.share == pytest.approx(0.01 / 1.01)
-    assert SeedSpread(0.01, 1).margin(2.0) == pytest.approx(12.706 * math.sqrt(2) * 0.02)
+    assert SeedSpread(0.01, 1).margin(2.0) == pytest.approx(12.706 * math.sqrt(2) * 0.02, rel=1e-4)
     sizes = np.full(50, 100.0)
     one, other = model("a", 2 * sizes, run="r"), model("b", 2.01 * sizes, run="r")
     assert Comparison((one, other), sizes, "data", ()).difference(other, one).verdict == "worse"

@@ -358,6 +358,10 @@ def test_the_verb_imports_and_refuses_a_tokenizer_of_its_own(tmp_path, capsys):
     assert "weights stay as they are (int8); --full_size" in capsys.readouterr().out
     assert run(["import", str(tmp_path / "m"), "--out_dir", str(tmp_path / "x"), "--full_size"]) == 2
     assert "is no GGUF file" in capsys.readouterr().err
+    for source in ("m", "m.gguf"):
+        words = ["import", str(tmp_path / source), "--out_dir", str(tmp_path / "x"), "--dtype", "uint32"]
+        assert run(words) == 2
+        assert "holds no token files" in capsys.readouterr().err
     with torch.no_grad():
         assert torch.isfinite(load_model(tmp_path / "out")(torch.arange(9)[None])).all()
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from rich.console import Console
 from run_helpers import log_without_clock
-from tuning_helpers import check_same_run, stop_after, tune, tuning_tree, write_pairs, write_talks
+from tuning_helpers import check_same_run, other_tokenizer, stop_after, tune, tuning_tree, write_pairs, write_talks
 from worlds import Worlds
 
 from tiny_transformer.cli import run
@@ -59,7 +59,7 @@ def test_the_first_loss_of_dpo_is_that_of_a_coin(lora: dict[str, Any], base: Pat
     """Against itself no model prefers anything: the reference is the base, in 8 bits where the base is."""
     once = {"steps": 1, "eval_steps": None, "dropout": 0.0}
     result, told = tune(tree(base, pairs, tmp_path / "r", lora=lora, training=once))
-    assert "1 steps as asked; 4 pairs a step" in told and "tokens a step" not in told
+    assert "1 step as asked; 4 pairs a step" in told and "tokens a step" not in told
     assert "eval_steps is null, so no alarm can ring" in told
     (row,) = log_without_clock(tmp_path / "r")
     assert row["loss"] == pytest.approx(math.log(2), abs=1e-6) and row["margin"] == pytest.approx(0, abs=1e-6)
@@ -216,6 +216,9 @@ def test_two_processes_learn_what_one_learns_and_share_one_reference(
         ({"init_from": None}, "alignment starts from a trained model"),
         ({"data": {"source": "stories"}}, "alignment needs preferences to learn from"),
         ({"data": {"data_dir": "data"}}, r"data\.data_dir says nothing to alignment"),
+        ({"data": {"tokenizer": "char"}}, r"data\.tokenizer = 'char', but the model in .* has a tokenizer of its own"),
+        ({"data": {"tokenizer": "OTHER"}}, "was trained with the tokenizer byte, not with"),
+        ({"training": {"eval_tokens": 64}}, r"training\.eval_tokens says nothing to alignment"),
         ({"data": {"seq_len": 4}}, "everything is truncated away: no pair has two different answers within 4 tokens"),
         ({"align": {"template": "auto"}}, "alignment needs a model that was taught to chat"),
         ({"align": {"template": "chatml"}}, "needs new control tokens, which fine-tuning teaches first"),
@@ -224,6 +227,8 @@ def test_two_processes_learn_what_one_learns_and_share_one_reference(
 def test_what_cannot_be_meant_is_refused(
     changes: dict[str, Any], says: str, base: Path, pairs: Path, tmp_path: Path
 ) -> None:
+    if changes.get("data", {}).get("tokenizer") == "OTHER":
+        changes = {"data": {"tokenizer": str(other_tokenizer(tmp_path / "other"))}}
     with pytest.raises(UserError, match=says):
         tune(tree(base, pairs, tmp_path / "r", **changes))
     assert not (tmp_path / "r").exists()

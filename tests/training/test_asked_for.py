@@ -139,6 +139,14 @@ def test_the_tokenizer_that_was_chosen_by_size_answers_its_size_too(home: Path, 
     assert train.config.data.data_dir == Path("data/my")
 
 
+def test_the_size_of_a_vocabulary_is_that_of_the_tokenizer_as_in_prepare(home: Path, train: Launch) -> None:
+    """It was the model's: rows of an embedding that no token ever uses."""
+    train("--source", "my.txt", "--seq_len", "16", "--vocab_size", "262")
+    assert (read_meta(Path("data/my")).vocab_size, train.config.model.vocab_size) == (262, None)
+    said = train("--source", "my.txt", *SMALL, "--data_dir", "b", "--vocab_size", "270", code=ExitCode.USAGE)
+    assert "vocab_size 270 does not apply to the byte tokenizer" in said
+
+
 # --- a directory that was named
 
 
@@ -147,7 +155,7 @@ def test_the_tokenizer_that_was_chosen_by_size_answers_its_size_too(home: Path, 
     [
         (["--source", "stories"], "source: my.txt, not stories", "--source stories --tokenizer byte"),
         (["--tokenizer", "char"], "tokenizer: byte, not char", "--source my.txt --tokenizer char"),
-        (["--data.vocab_size", "300"], "vocab_size: the default, not 300", "--vocab_size 300"),
+        (["--vocab_size", "300"], "vocab_size: the default, not 300", "--vocab_size 300"),
         (["--val_fraction", "0.3"], "val_fraction: the default, not 0.3", "--val_fraction 0.3"),
         (["--max_bytes", "900"], "max_bytes: the default, not 900", "--max_bytes 900"),
         (["--text_field", "body"], "text_field: text, not body", "--text_field body"),
@@ -292,6 +300,7 @@ def test_a_run_is_called_after_its_text(source: str, name: str, home: Path) -> N
         ({"max_train_minutes": 1}, "auto", None, None),
         ({"micro_batch_size": 2}, "auto", 8 * 2 * 16, None),  # 700 tokens are more than eight steps read
         ({"eval_tokens": 9, "micro_batch_size": 2}, "auto", 9, None),
+        ({"eval_tokens": None, "micro_batch_size": 2}, "auto", None, None),  # all of it, as asked
         ({"eval_steps": None}, None, None, None),
         ({"eval_steps": 33}, 33, None, 33),
     ],

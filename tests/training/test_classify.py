@@ -182,6 +182,7 @@ def test_the_verb_sorts_texts(
 def test_labels_are_read_from_a_data_set_of_the_hub_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose labels are numbers there, as `datasets` keeps them."""
     datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("tiny_transformer.data.prepare.records.hub_is_reachable", lambda: True)
     kept = datasets.Dataset.from_dict({"text": ["a hen", "an egg"], "label": [1, 0]})
     kept = kept.cast_column("label", datasets.ClassLabel(names=["egg", "bird"]))
     asked = []
@@ -198,6 +199,13 @@ def test_labels_are_read_from_a_data_set_of_the_hub_too(tmp_path: Path, monkeypa
         ({"classify": {"label_field": "kind"}}, "no text in the field 'kind'"),
         ({"lora": {"enabled": True}}, "a new head cannot be learnt by adapters alone"),
         ({"init_from": None}, "classification starts from a trained model"),
+        ({"data": {"source": "stories"}}, "classification needs labelled texts to learn from"),
+        ({"data": {"data_dir": "data"}}, r"data\.data_dir says nothing to classification"),
+        ({"data": {"vocab_size": 300}}, r"data\.vocab_size says nothing to classification"),
+        ({"data": {"max_bytes": 300}}, r"data\.max_bytes says nothing to classification"),
+        ({"data": {"packing": "documents"}}, r"data\.packing says nothing to classification"),
+        ({"data": {"tokenizer": "bpe"}}, r"data\.tokenizer = 'bpe', but the model in .* has a tokenizer of its own"),
+        ({"training": {"eval_tokens": 64}}, r"training\.eval_tokens says nothing to classification"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

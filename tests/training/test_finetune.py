@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 from run_helpers import log_without_clock
-from tuning_helpers import check_same_run, stop_after, tune, tuning_tree, write_talks
+from tuning_helpers import check_same_run, other_tokenizer, stop_after, tune, tuning_tree, write_talks
 
 from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
@@ -172,6 +172,9 @@ def test_rows_are_as_long_as_the_conversations_and_the_run_as_three_readings(
         ({"init_from": None}, "fine-tuning starts from a trained model"),
         ({"data": {"source": "stories"}}, "fine-tuning needs conversations to learn from"),
         ({"data": {"data_dir": "data"}}, r"data\.data_dir says nothing to fine-tuning"),
+        ({"data": {"tokenizer": "char"}}, r"data\.tokenizer = 'char', but the model in .* has a tokenizer of its own"),
+        ({"data": {"tokenizer": "OTHER"}}, "was trained with the tokenizer byte, not with"),
+        ({"training": {"eval_tokens": 64}}, r"training\.eval_tokens says nothing to fine-tuning"),
         ({"data": {"packing": "concat"}}, "packing concat would let one conversation be read in another"),
         ({"data": {"seq_len": 20}}, "everything is truncated away"),
     ],
@@ -179,6 +182,8 @@ def test_rows_are_as_long_as_the_conversations_and_the_run_as_three_readings(
 def test_what_cannot_be_meant_is_refused(
     changes: dict[str, Any], says: str, base: Path, talks: Path, tmp_path: Path
 ) -> None:
+    if changes.get("data", {}).get("tokenizer") == "OTHER":
+        changes = {"data": {"tokenizer": str(other_tokenizer(tmp_path / "other"))}}
     with pytest.raises(UserError, match=says):
         tune(tuning_tree(base, talks, tmp_path / "r", **changes))
     assert not (tmp_path / "r").exists()
@@ -192,7 +197,7 @@ def test_the_verb_runs_with_nothing_to_choose(
     words = ["finetune", "--init_from", str(base), "--source", str(talks), "--minutes", "0.02", "--device", "cpu"]
     assert run(words) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "runs/talks" in told and "fit 0.02 minutes" in told and "answers to held-out questions ended" in told
+    assert "runs/talks" in told and " 0.02 minutes;" in told and "answers to held-out questions ended" in told
     saved = load_run_config(tmp_path / "runs/talks/config.yaml")
     assert saved.stage == "finetune" and saved.training.max_train_minutes == 0.02
     assert run(["finetune", "--source", "none.jsonl"]) == 2

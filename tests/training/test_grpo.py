@@ -196,6 +196,9 @@ def test_records(row: Any, says: str | None) -> None:
         ({"grpo": {"max_new_tokens": 64}}, "leave no room for an answer"),
         ({"align": {"method": "grpo", "beta": 0.3}}, "align.beta says nothing to grpo"),
         ({"init_from": None}, "learning from rewards starts from a trained model"),
+        ({"data": {"seq_len": 64}}, r"data\.seq_len says nothing to grpo"),
+        ({"data": {"max_bytes": 64}}, r"data\.max_bytes says nothing to learning from rewards"),
+        ({"training": {"eval_tokens": 64}}, r"training\.eval_tokens says nothing to learning from rewards"),
         ({"align": {"method": "dpo"}}, "says nothing without align.method: grpo"),
     ],
 )
@@ -203,9 +206,9 @@ def test_what_cannot_be_meant_is_refused(
     changes: dict[str, Any], says: str, base: Path, questions: Path, tmp_path: Path
 ) -> None:
     tree = reward_tree(base, questions, tmp_path / "r")
-    grpo = tree["grpo"] | changes.pop("grpo", {})
+    sections = {name: tree[name] | changes.pop(name, {}) for name in ("grpo", "data", "training")}
     with pytest.raises(UserError, match=says):
-        tune(tree | {"grpo": grpo} | changes)
+        tune(tree | sections | changes)
 
 
 def test_a_question_without_an_answer_is_refused_with_its_line(base: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tiny_transformer.stages import run as engine
 from tiny_transformer.stages.launch import launch
 from tiny_transformer.stages.stage import Request, RunResult
 from tiny_transformer.stages.summary import finish
+from tiny_transformer.tokenizers import make_tokenizer
 from tiny_transformer.training import loop
 
 
@@ -46,6 +47,13 @@ def write_pairs(path: Path, count: int = 40) -> Path:
     ]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return path
+
+
+def other_tokenizer(directory: Path) -> Path:
+    """One that no run here was trained with."""
+    directory.mkdir()
+    make_tokenizer("char", texts=["hen"]).save(directory)
+    return directory
 
 
 def tuning_tree(base: Path, source: Path, out_dir: Path, **changes: Any) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from typer.exceptions import TyperException
 from tiny_transformer.cli import training, tuning, writing, using, looking, exchange  # noqa: F401
 
 # isort: on
-from tiny_transformer.cli.frame import Verb, app
+from tiny_transformer.cli.frame import Verb, app, options_of
+from tiny_transformer.cli.guesses import option_meant, verb_meant
 from tiny_transformer.config.secrets import WHERE_THEY_GO, is_secret
 from tiny_transformer.errors import ExitCode, UserError, missing_package, out_of_memory
 
@@ -97,8 +98,7 @@ def run(
     except typer.Exit as ended:
         return ended.exit_code
     except TyperException as error:
-        named = [word for word in arguments[:1] if verb is None and word in _verbs()]
-        what, remedy = error.format_message(), f"{' '.join([prog, *named])} --help"
+        what, remedy = error.format_message(), _remedy(error, arguments, prog, verb, group)
         if is_secret(name := getattr(error, "option_name", "")):
             what, remedy = f"No such option: {name}", WHERE_THEY_GO
         typer.echo(f"error: {what}\n  try: {remedy}", err=True)
@@ -127,6 +127,18 @@ def run(
             "\nThis is a bug in tiny-transformer, not in your input. Please report it with the lines above.", err=True
         )
         return ExitCode.INTERNAL
+
+
+def _remedy(error: TyperException, arguments: list[str], prog: str, verb: str | None, group: Any) -> str:
+    """What to type instead of words that the command line does not know."""
+    named = arguments[0] if verb is None and arguments[:1] and arguments[0] in _verbs() else verb
+    if named is None:
+        meant = verb_meant(arguments, options_of(group.commands["train"])) if arguments else None
+        return f"{prog} {meant or '--help'}"
+    meant, name = None, getattr(error, "option_name", "")
+    if name:
+        meant = option_meant(name, arguments, options_of(group.commands[named]))
+    return meant or f"{' '.join([prog, *([named] if verb is None else [])])} --help"
 
 
 def _verbs() -> set[str]:

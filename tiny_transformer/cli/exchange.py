@@ -20,13 +20,13 @@ def export(
         str,
         typer.Option(
             metavar="TYPE",
-            help="f32 (exact), f16 (half the size), q8_0 (8.5 bits a weight) or q4_0 (4.5 bits, a little worse).",
+            help="f32 (exact), f16 (half the size), q8_0 (8.5 bits per weight) or q4_0 (4.5 bits, a little worse).",
         ),
     ] = "f16",
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Default: RUN-TYPE.gguf in the current directory.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file of that name.")] = False,
 ) -> None:
     """Write a model, its tokenizer included, as one GGUF file for llama.cpp, Ollama, LM Studio and the like.
 
@@ -44,19 +44,25 @@ def import_(
         typer.Argument(metavar="SOURCE", help="A Hugging Face directory, a .gguf, a llama2.c .bin, or token files."),
     ],
     out_dir: Annotated[
-        Path, typer.Option("--out_dir", metavar="DIR", help="Where it goes; a directory that does not exist yet.")
+        Path, typer.Option("--out_dir", metavar="DIR", help="The directory to write; it must not exist yet.")
     ],
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="For a llama2.c model its tokenizer.bin; for train.bin and val.bin a name such as gpt2."),
+        typer.Option(help="For a llama2.c model, its tokenizer.bin; for train.bin and val.bin, a name such as gpt2."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of token files, which do not say: uint16 or uint32.")] = "uint16",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="How token files store an id, which they do not record: uint16 (the default) or uint32."),
+    ] = None,
     full_size: Annotated[
         bool,
-        typer.Option("--full_size", help="Write the weights of a q8_0 or q4_0 file as float32, to go on training."),
+        typer.Option(
+            "--full_size",
+            help="Expand the weights of a q8_0 or q4_0 file to float32, so that they can be trained further.",
+        ),
     ] = False,
 ) -> None:
-    """Bring in a model or token files of another program: checked, in one piece, readable by every verb here.
+    """Import a model or token files from another program: checked, and written as a directory that every command opens.
 
     Pickled files (.pt, .pth, .ckpt, .pkl) are never read: loading one can run any program.
     """
@@ -70,22 +76,25 @@ def quantize(
     checkpoint: CheckpointArgument = None,
     named: CheckpointToo = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="8 bits a weight: a quarter of the size, hardly any loss.")
+        bool, typer.Option("--int8", help="8 bits per weight: a quarter of the size, hardly any loss.")
     ] = False,
-    int4: Annotated[bool, typer.Option("--int4", help="4 bits a weight, embedding and head 8.")] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="4 bits per weight; 8 for embedding and head.")] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "--out_dir", metavar="DIR", help="Default: int8 or int4 in the run's directory."),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option("--data_dir", metavar="DIR", help="Prepared data. Default: what the run learnt from.")
+        Path | None,
+        typer.Option(
+            "--data_dir", metavar="DIR", help="Prepared data to evaluate on. Default: what the run learnt from."
+        ),
     ] = None,
     max_batches: Annotated[
         int | None,
-        typer.Option("--max_batches", min=1, help="Measure on so many batches of 16 sequences. Default: all."),
+        typer.Option("--max_batches", min=1, help="Evaluate on this many batches of 16 sequences. Default: all."),
     ] = None,
 ) -> None:
-    """Write a model with weights of 8 or 4 bits, which every verb here opens, and compare it with what it was made of.
+    """Quantize a model to 8 or 4 bits per weight, and compare it with the original.
 
     Linear layers get the bits you ask for; embedding and head get 8; norms, biases and routers keep theirs. Quantized
     weights do not learn: go on training with the model they were made of. Other programs read `export --gguf q8_0`.

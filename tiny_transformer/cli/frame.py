@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from tiny_transformer import __version__
+from tiny_transformer.cli.guesses import option_meant, word_meant
 from tiny_transformer.config.secrets import WHERE_THEY_GO, is_secret
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage.reading import at_home
@@ -207,17 +208,31 @@ def as_overrides(options: dict[str, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in written.items()]
 
 
+def options_of(command: Any) -> list[str]:
+    """How the options of a verb are written."""
+    return [name for param in command.params for name in param.opts if name.startswith("-")]
+
+
+def _refuse_guess(name: str, context: typer.Context) -> None:
+    """Refuse an option that is called otherwise here, with what it is called."""
+    if meant := option_meant(name, context.args, options_of(context.command)):
+        raise UserError(f"no such option or key: {name}", where="command line", remedy=meant)
+
+
 def overrides_of(context: typer.Context, words: list[str] | None = None) -> list[str]:
     """What is left on the command line as `key=value`: `--key value`, `--key=value` or `key=value`; a key that is true
     or false may stand alone. Words that are none of these are added to `words`, or refused without it."""
-    from tiny_transformer.config.load import is_key, is_switch
+    from tiny_transformer.config.keys import is_key, is_switch
 
     overrides, left = [], list(context.args)
     while left:
         word = left.pop(0)
-        key = word[2:].replace("-", "_") if word.startswith("--") else ""
-        if "=" in word:
-            overrides.append(word.removeprefix("--"))
+        name, equals, value = word.partition("=")
+        key = name[2:].replace("-", "_") if name.startswith("--") else ""
+        if name.startswith("-") and not is_key(key):
+            _refuse_guess(name, context)
+        if equals:
+            overrides.append(f"{key or name}={value}")
         elif is_switch(key):
             has_value = bool(left) and left[0].lower() in TRUTHS
             overrides.append(f"{key}={left.pop(0) if has_value else 'true'}")
@@ -228,9 +243,9 @@ def overrides_of(context: typer.Context, words: list[str] | None = None) -> list
         elif words is not None and not word.startswith("-"):
             words.append(word)
         else:
-            known = [name for option in context.command.params for name in option.opts]
-            near = difflib.get_close_matches(word, known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else "tiny-transformer train --help"
+            near = difflib.get_close_matches(word, options_of(context.command), n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"{context.command_path} --help"
+            remedy = remedy if word.startswith("-") else word_meant(word)
             raise UserError(
                 f"no such option or key: {word}",
                 where="command line",

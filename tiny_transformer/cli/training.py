@@ -99,6 +99,12 @@ class TrainOptions:
             "--data_dir", metavar="DIR", help="Prepared token files. Default: data/NAME, prepared if missing."
         ),
     ] = None
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            "--vocab_size", help="Of a bpe made from the text, as in prepare; --model.vocab_size is the model's."
+        ),
+    ] = None
     out_dir: OutDir = None
     minutes: Annotated[
         float | None,
@@ -179,7 +185,7 @@ class TrainOptions:
 def prepare(context: typer.Context, options: PrepareOptions) -> None:
     """Turn text into token files that training reads: train.bin, val.bin, meta.json.
 
-    Without options the built-in story corpus is written, tokenized with a vocabulary trained on it.
+    Without --source the default below is read, and without --tokenizer a vocabulary is trained on the text.
     """
     if options.text is not None and is_given(context, "source"):
         both = f"two sources: {options.source} and {options.text}"
@@ -248,6 +254,7 @@ def _config_and_overrides(context: typer.Context, options: TrainOptions) -> tupl
     flags: dict[str, Any] = {
         "data.source": options.source,
         "data.data_dir": options.data_dir,
+        "data.vocab_size": options.vocab_size,
         "out_dir": options.out_dir,
         **{f"training.{key}": getattr(options, key) for key in lengths},
         "training.precision": "bf16" if options.bf16 else None,

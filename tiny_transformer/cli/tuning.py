@@ -1,4 +1,4 @@
-"""The verbs that go on from a trained model: finetune, align, merge, classify."""
+"""The verbs that train a model further, and use what came of it: finetune, align, merge, classify."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ class TuningOptions:
         typer.Option("--init_from", metavar="RUN", help="The model to start from: a run, a checkpoint, a directory."),
     ] = None
     lora: Annotated[
-        bool, typer.Option("--lora", help="Train low-rank adapters alone: --lora.rank 8, --lora.targets q_proj,v_proj.")
+        bool,
+        typer.Option(
+            "--lora", help="Train only low-rank adapters; see also --lora.rank 8, --lora.targets q_proj,v_proj."
+        ),
     ] = False
     out_dir: OutDir = None
     minutes: Annotated[float | None, typer.Option(help="Fit the run to this time.")] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in out_dir exactly where it stood.")] = (
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in out_dir exactly where it stopped.")] = (
         False
     )
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in out_dir.")] = False
@@ -72,7 +75,7 @@ class AlignOptions(TuningOptions):
         str | None,
         typer.Option(
             metavar="FORM",
-            help="For grpo, what an answer is worth: exact, regex:PATTERN or FILE.py:function. Default: exact.",
+            help="For grpo, how an answer is scored: exact, regex:PATTERN or FILE.py:function. Default: exact.",
         ),
     ] = None
     template: Annotated[
@@ -133,13 +136,13 @@ def merge(
         Path, typer.Argument(metavar="RUN|DIR", help="A run or checkpoint with adapters, or adapters that PEFT saved.")
     ],
     out_dir: Annotated[
-        Path, typer.Option("--out_dir", metavar="DIR", help="Where it goes; a directory that does not exist yet.")
+        Path, typer.Option("--out_dir", metavar="DIR", help="The directory to write; it must not exist yet.")
     ],
     base: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The model under the adapters. Default: what they name.")
     ] = None,
 ) -> None:
-    """Make one ordinary model of a model and its adapters, for programs that know no adapters."""
+    """Merge adapters into their base model, for programs that cannot read adapters."""
     from tiny_transformer.interop.merging import merge as merge_layers
 
     taken = merge_layers(source, out_dir, base=base)
@@ -151,15 +154,15 @@ def classify(
     checkpoint: Annotated[
         Path | None, typer.Argument(metavar="[CKPT]", help="A classifier: run, checkpoint or directory.")
     ] = None,
-    text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text to label; may be repeated.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Texts: rows of .jsonl, .json, .csv or .parquet, or a text a line."),
+        typer.Option(metavar="FILE", help="Texts: rows of .jsonl, .json, .csv or .parquet, or one text per line."),
     ] = None,
     text_field: Annotated[str, typer.Option("--text_field", help="The field of a row that holds the text.")] = "text",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
-    """Sort texts by the labels that a classifier has learnt; a line of JSON for each.
+    """Label texts with a trained classifier; prints one line of JSON per text.
 
     One is made with: train --stage classify --init_from runs/demo --source FILE, with rows of text and label.
     """

@@ -89,9 +89,7 @@ class CompareOptions:
     documents: Annotated[int, typer.Option(metavar="N", min=1, help="Read at most N validation documents.")] = 1000
     prompt: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A text that each model continues; may be given several times. Default: the run's sample prompts."
-        ),
+        typer.Option(help="A prompt that each model continues; may be repeated. Default: the run's sample prompts."),
     ] = None
     max_new_tokens: Annotated[
         int, typer.Option("--max_new_tokens", metavar="N", min=1, help="Length of these texts, in tokens.")
@@ -137,6 +135,11 @@ def evaluate(context: typer.Context, options: EvaluateOptions) -> None:
         run_tasks(checkpoint, options.task, **how, console=Console(), notes=Console(stderr=True))
         return
     refuse_given(context, "is for --task", ("limit",))
+    if not options.skills:
+        refuse_given(context, "is for --skills", ("num_stories",))
+    if options.skills or options.stories is not None:
+        other = "--skills" if options.skills else "--stories"
+        refuse_given(context, f"is not for {other}", ("max_batches", *(() if options.skills else ("split",))))
     from tiny_transformer.evaluation import command
     from tiny_transformer.evaluation.prepared import data_of_config
 

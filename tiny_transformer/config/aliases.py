@@ -33,6 +33,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "training.batch_size": ("training.micro_batch_size",),
     "training.per_device_train_batch_size": ("training.micro_batch_size",),
     "training.gradient_accumulation_steps": ("training.grad_accum_steps",),
+    "training.accumulate_grad_batches": ("training.grad_accum_steps",),
     "training.max_iters": ("training.steps",),
     "training.max_steps": ("training.steps",),
     "training.num_epochs": ("training.epochs",),
@@ -88,6 +89,40 @@ UNBUILT: dict[str, str] = {
 }
 _OFF = (None, False, 0, "", "none", "None", "null", "off", "no", "false")
 
+_HERE: dict[str, tuple[str, ...]] = {
+    "here it is data.source": (
+        *("path", "file", "input_file", "data_path", "train_file", "train_path", "text_file", "local_path"),
+        "dataset_name",
+    ),
+    "here it is data.val_fraction": ("val_split", "validation_split", "val_size", "test_size", "valid_ratio"),
+    "here data.val_fraction says which share is held back": ("train_split", "train_ratio"),
+    "here it is data.text_field": ("text_column", "column"),
+    "here it is data.tokenizer": ("tokenizer_name", "tokenizer_type", "tokenizer_path", "encoding", "level"),
+    "here it is data.seq_len": ("max_length", "sequence_length", "context_length", "ctx_len"),
+    "here it is model.hidden_size": ("dim", "embed_dim", "hidden_dim"),
+    "here model.intermediate_size is the width itself": ("multiple_of", "ffn_dim_multiplier", "mlp_ratio"),
+    "here it is model.tie_word_embeddings": ("weight_tying", "tie_weights", "tie_embeddings"),
+    "here training.final_rate_fraction is a share of learning_rate": ("min_lr", "min_learning_rate"),
+    "here it is training.schedule": ("decay_lr", "lr_scheduler_type", "lr_schedule", "lr_scheduler", "scheduler"),
+    "here it is training.warmup_fraction": ("warmup_ratio",),
+    "here it is training.eval_tokens, in tokens": ("eval_iters", "eval_batches", "limit_val_batches"),
+    "here it is training.loggers": ("wandb_log", "report_to", "logger"),
+    "here it is training.compile": ("torch_compile", "use_compile"),
+    "here it is training.precision: bf16 or fp16": ("use_amp", "amp"),
+    "here it is out_dir": ("checkpoint_dir", "save_dir", "log_dir"),
+    "here it is micro_batch_size times training.grad_accum_steps": ("global_batch_size", "effective_batch_size"),
+    "leave it out: batches are ready when they are needed": ("num_workers", "pin_memory", "prefetch_factor"),
+    "leave it out: the hub is always streamed, up to data.max_bytes": ("streaming",),
+    "leave it out: Wikipedia is read as 20231101.en": ("subset", "dataset_config", "config_name"),
+    "leave it out: writing always uses the cache": ("use_kv_cache", "kv_cache", "use_cache"),
+    "leave it out: positions are always rotary": ("use_rope", "rope", "pos_encoding"),
+    "leave it out: the feed-forward layer is SwiGLU": ("activation", "hidden_act", "use_swiglu"),
+    _KERNELS: ("flash", "use_flash", "flash_attn", "use_flash_attn"),
+    "leave it out: several devices are torchrun's (README, The road)": ("devices", "strategy", "num_nodes", "n_gpus"),
+}
+# Words of other programs, without their section, that are no key of the same meaning here, and what to do instead.
+INSTEAD: dict[str, str] = {word: remedy for remedy, words in _HERE.items() for word in words}
+
 # our key -> other spellings of its values
 VALUES: dict[str, dict[Any, Any]] = {
     "training.precision": {
@@ -102,6 +137,8 @@ VALUES: dict[str, dict[Any, Any]] = {
         "32": "fp32",
         "32-true": "fp32",
         32: "fp32",
+        16: "fp16",
+        "16": "fp16",
     },
     "training.device": {"gpu": "cuda"},
     "training.schedule": {"cosine_with_warmup": "cosine", "warmup_stable_decay": "wsd"},
@@ -124,7 +161,7 @@ def translate(key: str, value: Any, origin: str | None = None) -> list[tuple[str
     """Our keys and values for one assignment in any known vocabulary; unknown keys come back as they are.
 
     Raises:
-        UserError: it switches on what is not built here.
+        UserError: it switches on what is not built here, or is a switch with a value that is neither on nor off.
     """
     if type(value).__module__ == "torch":  # a dtype, in a dict of Python
         value = str(value)
@@ -133,6 +170,8 @@ def translate(key: str, value: Any, origin: str | None = None) -> list[tuple[str
         if value is True:
             return [(name, meaning)]
         return [(name, False)] if meaning is True else []  # a switch that is off is written, too
+    if key in SWITCHES:
+        raise UserError(f"{key} = {value!r}: neither true nor false", where=origin, remedy=f"{key}: true")
     if key in UNBUILT and key not in ALIASES:
         if value in _OFF:
             return []

@@ -369,7 +369,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _adapters_have_a_base(self) -> RunConfig:
         if self.lora.enabled and self.init_from is None:
-            raise ValueError("lora.enabled needs init_from: adapters are added to a trained model")
+            raise ValueError("lora.enabled needs init_from (--init_from RUN): adapters are added to a trained model")
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,13 +82,15 @@ def make_batch(examples: Sequence[LabelledText], numbers: Sequence[int], pad_id:
     )
 
 
-def read_labelled(source: str, text_field: str, label_field: str) -> Iterator[tuple[str, str, str]]:
-    """Text, label and place of each row.
+def read_labelled(
+    source: str, text_field: str, label_field: str, tell: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """Text, label and place of each row; `tell`: see `records_of`.
 
     Raises:
         UserError: a row without them, with its line.
     """
-    for where, row in records_of(source):
+    for where, row in records_of(source, tell):
         values = []
         for field in (text_field, label_field):
             value = row.get(field) if isinstance(row, dict) else None

@@ -80,8 +80,9 @@ class Comparison:
     def difference(self, model: Measured, other: Measured) -> Difference:
         """What `model` pays more than `other`, in bits per byte. Two checkpoints of one run share their seed."""
         interval = ratio_interval((model.nats - other.nats) / math.log(2), self.sizes)
-        mean = (self._bits(model) + self._bits(other)) / 2
-        return Difference(interval, 0.0 if model.run == other.run else self.seed_spread.margin(mean))
+        mean, num_runs = (self._bits(model) + self._bits(other)) / 2, len({one.run for one in self.models})
+        margin = 0.0 if model.run == other.run else self.seed_spread.margin(mean, num_runs)
+        return Difference(interval, margin, len(self.models))
 
     @cached_property
     def seed_spread(self) -> SeedSpread:

@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tiny_transformer.evaluation.studentized_range import studentized_range
+
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
 MIN_DOCUMENTS = 20  # with fewer, the interval no longer holds what it promises
 _CHUNK_ELEMENTS = 2**22  # of a table of resampled counts
-# The 0.975 quantile of Student's t by degrees of freedom; beyond them that of the normal distribution.
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-_NORMAL_95 = 1.960
 
 
 class Interval(NamedTuple):
@@ -45,12 +44,15 @@ class Difference:
 
     Attributes:
         interval: of the difference between these very weights, over documents.
-        seed_margin: the difference that two seeds of one config stay below in 95 % of cases; 0 where that is no
-            question, as for two checkpoints of one run.
+        seed_margin: the difference that seeds of one config stay below in 95 % of cases; 0 where that is no question,
+            as for two checkpoints of one run.
+        num_models: among which these two were found to be the best and another: of many equal ones, the best and the
+            worst lie further apart than any two.
     """
 
     interval: Interval
     seed_margin: float = 0.0
+    num_models: int = 2
 
     @property
     def verdict(self) -> str:
@@ -61,10 +63,9 @@ class Difference:
         value, low, high = self.interval.value, self.interval.low, self.interval.high
         if not self.interval.is_known:
             return "not known"
-        if low == high == 0 or low <= 0 <= high:
-            return "no difference"
         towards_zero = value - low if value > 0 else high - value
-        if abs(value) <= math.hypot(towards_zero, self.seed_margin):
+        widened = towards_zero * studentized_range(self.num_models) / studentized_range(2)
+        if abs(value) <= math.hypot(widened, self.seed_margin):
             return "no difference"
         return "worse" if value > 0 else "better"
 
@@ -122,11 +123,9 @@ class SeedSpread:
     share: float
     degrees: int | None = None
 
-    def margin(self, bits_per_byte: float) -> float:
-        """What two seeds of one config differ by in at most 95 of 100 cases."""
-        few = self.degrees is not None and self.degrees <= len(_T_95)
-        quantile = _T_95[self.degrees - 1] if few and self.degrees else _NORMAL_95
-        return quantile * math.sqrt(2) * self.share * bits_per_byte
+    def margin(self, bits_per_byte: float, num_seeds: int = 2) -> float:
+        """What the best and the worst of so many seeds of one config differ by in at most 95 of 100 cases."""
+        return studentized_range(num_seeds, self.degrees) * self.share * bits_per_byte
 
 
 # On ten seeds of the demo: docs/LOG.md, "Ten seeds of one config"; as uncertain as a spread of ten is.

@@ -56,18 +56,19 @@ def rank_checkpoints(names: Sequence[Path], cases: Path, tokenizer: str, device:
     Raises:
         UserError: a bad case file, no checkpoint of that name, or one with another tokenizer.
     """
-    items, hardware, found = read_cases(cases), choose_hardware(device, "fp32"), {}
+    items, hardware, seen = read_cases(cases), choose_hardware(device, "fp32"), {}
     for name in find_runs(names)[0]:
         opened = open_checkpoint(name, device=device, dtype=torch.float32)
         opened.check_tokenizer(tokenizer)
         target = opened.path.resolve()  # best and last are often one checkpoint
-        if target not in found:
+        if target not in seen:
             scores, num_cut = score_items(opened.path.name, items, opened.model, opened.tokenizer, hardware)
             nats = np.array([-score.log_likelihood for (score,) in scores])
-            found[target] = Ranked(opened.path, summarize(opened.path.name, items, scores, num_cut), nats)
-    best, *others = sorted(found.values(), key=lambda one: float(one.nats.sum()))
+            seen[target] = Ranked(opened.path, summarize(opened.path.name, items, scores, num_cut), nats)
+    best, *others = sorted(seen.values(), key=lambda one: float(one.nats.sum()))
     ones = np.ones(len(items))
-    return [best, *(one._replace(behind=Difference(ratio_interval(one.nats - best.nats, ones))) for one in others)]
+    found = [Difference(ratio_interval(one.nats - best.nats, ones), num_models=len(others) + 1) for one in others]
+    return [best, *(one._replace(behind=behind) for one, behind in zip(others, found, strict=True))]
 
 
 def read_cases(path: Path) -> list[Item]:
@@ -125,3 +126,6 @@ def show_ranking(ranked: Sequence[Ranked], console: Console) -> None:
     if len(ranked) > 1 and ranked[0].result.num_items < MIN_DOCUMENTS:
         told = f"\n{ranked[0].result.num_items} cases are too few to tell a difference from chance"
         console.print(f"{told} ({MIN_DOCUMENTS} are needed)", highlight=False, soft_wrap=True)
+    if any(one.behind is not None and one.behind.verdict == "worse" for one in ranked):
+        told = "\nThese verdicts are on these very weights: other seeds of the same configs may rank otherwise."
+        console.print(told, highlight=False, soft_wrap=True, style="dim")

@@ -24,8 +24,8 @@ from tiny_transformer.generation.prompt_files import (
     STANDARD_INPUT,
     answer_file,
     answer_prompts,
+    given_prompt,
     read_prompts,
-    standard_input,
 )
 from tiny_transformer.generation.requests import ChatRequest, GenerateRequest, check_request
 from tiny_transformer.generation.rows import check_prompts
@@ -72,7 +72,7 @@ def run_generate(
         _choose(opened, options.engine, TURNS * settings.max_new_tokens, notes)
         talk(RunningText(opened, settings), notes)
         return
-    prompt = _prompt_of(opened.path) if options.prompt is None else _given(options.prompt)
+    prompt = _prompt_of(opened.path) if options.prompt is None else given_prompt(options.prompt)
     # A prompt that the model cannot read is refused before the weights are read.
     check_prompt(opened, prompt)
     _say(opened, settings, notes)
@@ -162,7 +162,7 @@ def run_chat(options: ChatRequest, settings: SamplingConfig, notes: Console) -> 
         talk(partner, notes)
         return
     answered = False
-    for piece in partner.ask(_given(options.question)):
+    for piece in partner.ask(given_prompt(options.question)):
         show(piece)
         answered = True
     show("\n")
@@ -247,11 +247,6 @@ def _answer(opened: OpenCheckpoint, options: GenerateRequest, settings: Sampling
             raise
     there = f", {before:,} of them from before" if before else ""
     notes.print(f"{total:,} answers in {escape(str(options.out))}{there}", highlight=False, soft_wrap=True)
-
-
-def _given(prompt: str) -> str:
-    """The prompt, or for `-` all of standard input, without the line break that ends it."""
-    return standard_input().removesuffix("\n") if prompt == STANDARD_INPUT else prompt
 
 
 def _prompt_of(checkpoint: Path) -> str:

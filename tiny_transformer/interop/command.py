@@ -46,7 +46,7 @@ def run_export(checkpoint: Path | None, *, kind: str, out: Path | None, overwrit
 
 
 def run_import(
-    source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str, full_size: bool = False, console: Console
+    source: Path, *, out_dir: Path, tokenizer: str | None, dtype: str | None, full_size: bool = False, console: Console
 ) -> None:
     """Read a model or token files of another program and write them as ours, all or nothing.
 
@@ -54,7 +54,7 @@ def run_import(
         source: a Hugging Face directory, a directory of token files, a GGUF file or a llama2.c model.
         out_dir: a directory that does not exist yet.
         tokenizer: for token files a name or directory, for llama2.c the tokenizer's file; the others have their own.
-        dtype: of token files.
+        dtype: of token files; None: uint16.
         full_size: of a GGUF file with quantized weights: write them as float32.
 
     Raises:
@@ -65,6 +65,8 @@ def run_import(
     kind, note = kind_of(source), ""
     if full_size and kind != "gguf":
         raise UserError(f"{source} is no GGUF file, and nothing else is quantized", remedy="leave --full_size out")
+    if dtype is not None and kind != "token_bins":
+        raise UserError(f"{source} holds no token files, and a model says its own types", remedy="leave --dtype out")
     next_step = f"{command_line('generate', '--ckpt_dir', out_dir, '--prompt')} {_prompt_for(source)}"
     if kind in ("hf", "gguf"):
         if tokenizer is not None:
@@ -85,7 +87,7 @@ def run_import(
     elif kind == "token_bins":
         from tiny_transformer.interop.token_bins import import_token_bins
 
-        import_token_bins(source, out_dir, tokenizer=tokenizer, dtype=dtype)
+        import_token_bins(source, out_dir, tokenizer=tokenizer, dtype=dtype or "uint16")
         next_step = command_line("train", "--data_dir", out_dir, "--minutes", 10)
     else:
         from tiny_transformer.interop.llama2c import import_llama2c

@@ -40,8 +40,13 @@ class OpenCheckpoint:
     def __init__(
         self, path: Path, sentence: str = "", *, device: str = "cpu", dtype: torch.dtype | None = None
     ) -> None:
-        self.path, self.sentence = path, plain(sentence or f"using {path}")
+        self.path, self._sentence = path, sentence
         self._device, self._dtype = device, dtype
+
+    @property
+    def sentence(self) -> str:
+        """How the checkpoint was chosen, to be shown: nothing in it that a terminal obeys."""
+        return plain(self._sentence or f"using {self.path}")
 
     @cached_property
     def config(self) -> ModelConfig:

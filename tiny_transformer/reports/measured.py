@@ -41,8 +41,9 @@ def _explained(found: Comparison) -> str:
     if found.why_not_ranked or not found.seed_spread.share:
         return words
     return (
-        f"{words} The band is what two seeds of one config differ by in 95 of 100 cases (a standard deviation of "
-        f"{found.spread_in_words()}): a model is worse only where its difference is more than both together explain."
+        f"{words} The band is what seeds of one config differ by in 95 of 100 cases, the best and the worst of as many "
+        f"as are compared here (a standard deviation of {found.spread_in_words()}): a model is worse only where its "
+        "difference is more than both together explain."
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from tiny_transformer.tokenizers.templates import template_called, template_of
 from tiny_transformer.training.contract import Batch
 
 B = TypeVar("B", bound=Batch)
-UNUSED = ("data_dir", "vocab_size", "text_field", "max_bytes")  # keys of `data` that say nothing here
+UNUSED = ("data.data_dir", "data.vocab_size", "data.text_field", "data.max_bytes", "training.eval_tokens")
 DEFAULT_EPOCHS = 3.0
 LEAST_ROW, ROW_STEP, MOST_CHOSEN = 64, 64, 1024  # tokens of a row that is as long as the conversations want it
 COVERED = 0.99  # of the conversations fit whole into a row of the chosen length
@@ -97,7 +97,7 @@ def new_token_ids(template: ChatTemplate, tokenizer: Tokenizer, base: Tokenizer)
 
 
 def refuse_unused(config: RunConfig, doing: str, records: str) -> None:
-    """Refuse keys of the section `data` that say nothing where records are read.
+    """Refuse keys that say nothing where records are read.
 
     Args:
         config: as asked for.
@@ -107,14 +107,8 @@ def refuse_unused(config: RunConfig, doing: str, records: str) -> None:
     Raises:
         UserError: such a key is set, or no records are named.
     """
-    data, fields = config.data, type(config.data).model_fields
-    for key in UNUSED:
-        if getattr(data, key) != fields[key].default:
-            raise UserError(
-                f"data.{key} says nothing to {doing}, which reads records of {records}",
-                where=f"data.{key}",
-                remedy="leave it out; --source names the records",
-            )
+    refuse_idle(config, UNUSED, f"{doing}, which reads records of {records}")
+    data = config.data
     if data.source == STORIES:
         raise UserError(
             f"{doing} needs {records} to learn from",
@@ -127,6 +121,25 @@ def refuse_unused(config: RunConfig, doing: str, records: str) -> None:
             where="data.packing",
             remedy="leave it out: conversations are packed whole (documents)",
         )
+
+
+def refuse_idle(config: RunConfig, keys: Iterable[str], doing: str) -> None:
+    """Refuse keys, as `section.key`, that are set to something and say nothing to a stage.
+
+    Args:
+        config: as asked for.
+        keys: that say nothing.
+        doing: what the stage does.
+
+    Raises:
+        UserError: the first that is not as by default.
+    """
+    for name in keys:
+        section, _, key = name.partition(".")
+        settings = getattr(config, section)
+        if getattr(settings, key) != type(settings).model_fields[key].default:
+            remedy = "leave it out" + ("; --source names the records" if section == "data" else "")
+            raise UserError(f"{name} says nothing to {doing}", where=name, remedy=remedy)
 
 
 def row_length(request: Request, sizes: Sequence[int]) -> int:
@@ -178,14 +191,3 @@ class ChatStage(Stage[B]):
     def fingerprints(self) -> dict[str, str]:
         """The tokenizer by its hash."""
         return {TOKENIZER: self.tokenizer.fingerprint}
-
-    def facts(self) -> dict[str, Any]:
-        """The tokenizer."""
-        tokenizer = self.tokenizer
-        return {
-            "tokenizer": {
-                "name": tokenizer.name,
-                "vocab_size": tokenizer.vocab_size,
-                "fingerprint": tokenizer.fingerprint,
-            }
-        }

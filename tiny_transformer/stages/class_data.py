@@ -23,16 +23,18 @@ from tiny_transformer.data.labels import (
     read_labelled,
     settle_labels,
 )
+from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation.classes import ClassFigures, evaluate_classes
 from tiny_transformer.models.classifier import load_classifier
-from tiny_transformer.stages.chat import with_length
+from tiny_transformer.stages.chat import refuse_idle, with_length
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory, atomic_write
 from tiny_transformer.storage.runs import CLASSES_FILE
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer
 
 VAL_FRACTION = 0.1
+UNUSED = ("data.data_dir", "data.vocab_size", "data.max_bytes", "data.packing", "training.eval_tokens")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class ClassData:
         tokenizer: of the base.
         labels: their names, by number.
         train, val: the texts.
+        notes: which files of a folder or pattern are read, and which are not.
     """
 
     config: ClassifyConfig
@@ -51,6 +54,7 @@ class ClassData:
     labels: list[str]
     train: list[LabelledText]
     val: list[LabelledText]
+    notes: tuple[str, ...] = ()
 
 
 def open_class_data(config: ClassifyConfig, run_dir: Path, *, resume: bool) -> ClassData:
@@ -62,22 +66,23 @@ def open_class_data(config: ClassifyConfig, run_dir: Path, *, resume: bool) -> C
     _refuse(config)
     saved = RunDirectory(run_dir).checkpoints() if resume else []
     tokenizer = load_tokenizer(saved[-1].path if saved else cast(Path, config.init_from))
-    rows = list(read_labelled(config.data.source, config.data.text_field, config.classify.label_field))
+    data, notes = config.data, list[str]()
+    rows = list(read_labelled(data.source, data.text_field, config.classify.label_field, notes.append))
     found, places = Counter(label for _, label, _ in rows), {label: where for _, label, where in reversed(rows)}
     labels = settle_labels(found, config.classify.labels, places)
-    share = config.data.val_fraction or VAL_FRACTION
+    share = data.val_fraction or VAL_FRACTION
     parts: tuple[list[LabelledText], list[LabelledText]] = ([], [])
     for text, label, _ in rows:
-        ids, is_cut = encode_text(tokenizer, text, config.data.seq_len)
+        ids, is_cut = encode_text(tokenizer, text, data.seq_len)
         parts[place_of(text) < share].append(LabelledText(ids, labels.index(label), is_cut))
     if not all(parts):
         raise UserError(
             f"{len(rows):,} rows are too few to learn from some and validate on others",
-            where=config.data.source,
+            where=data.source,
             remedy="give more rows, or another --val_fraction",
             exit_code=ExitCode.BAD_DATA,
         )
-    return ClassData(_completed(config, labels, len(parts[0])), tokenizer, labels, *parts)
+    return ClassData(_completed(config, labels, len(parts[0])), tokenizer, labels, *parts, tuple(notes))
 
 
 def class_weights(data: ClassData) -> torch.Tensor:
@@ -93,7 +98,8 @@ def describe(data: ClassData) -> str:
     spread = ", ".join(f"{label} {counts[i]:,}" for i, label in enumerate(data.labels))
     cut = sum(example.is_cut for example in (*data.train, *data.val))
     told = f"{data.config.data.source}, {len(data.train):,} texts and {len(data.val):,} held out ({spread})"
-    return told + (f"; {cut:,} are longer than {data.config.data.seq_len:,} tokens and cut" if cut else "")
+    cuts = [f"{cut:,} are longer than {data.config.data.seq_len:,} tokens and cut"] if cut else []
+    return "; ".join([told, *data.notes, *cuts])
 
 
 def show_classes(result: RunResult, data: ClassData, batches: Iterable[LabelBatch], console: Console) -> None:
@@ -119,10 +125,10 @@ def _refuse(config: ClassifyConfig) -> None:
         raise UserError("classification starts from a trained model", where="init_from", remedy="--init_from RUN")
     if config.lora.enabled:
         raise UserError("a new head cannot be learnt by adapters alone", where="lora.enabled", remedy="leave it out")
-    if config.data.data_dir is not None:
-        raise UserError(
-            "data.data_dir says nothing to classification", where="data.data_dir", remedy="--source FILE of rows"
-        )
+    refuse_idle(config, UNUSED, "classification, which reads rows of text and label")
+    if config.data.source == STORIES:
+        remedy = "--source FILE of .jsonl, .json, .csv or .parquet, with a text and a label in each row"
+        raise UserError("classification needs labelled texts to learn from", where="data.source", remedy=remedy)
 
 
 def _completed(config: ClassifyConfig, labels: list[str], num_texts: int) -> ClassifyConfig:

@@ -15,6 +15,7 @@ from tiny_transformer.errors import UserError, command_line
 from tiny_transformer.models import load_config
 from tiny_transformer.models.config_file import read_config, refuse_classifier
 from tiny_transformer.models.find import find_checkpoint
+from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.stages.stage import Request, Stage
 from tiny_transformer.storage.runs import CONFIG_FILE
 from tiny_transformer.tokenizers import load_tokenizer, tell_apart
@@ -47,7 +48,8 @@ def take_over(request: Request, run_dir: Path, console: Console) -> Request:
     if config.stage == "pretrain":
         _refuse_quantized(checkpoint)
     _refuse_another_shape(config, shape, checkpoint)
-    _refuse_another_tokenizer(config.data, checkpoint)
+    _refuse_another_tokenizer(config, checkpoint)
+    asked = config.data.model_fields_set if request.asked is None else request.asked
     data = _data_for(config.data, shape, checkpoint)
     console.print(
         f"starting from {checkpoint}: weights, shape ({shape.model_type}, {shape.num_hidden_layers} layers of "
@@ -59,8 +61,7 @@ def take_over(request: Request, run_dir: Path, console: Console) -> Request:
         what = f"{' and '.join(idle)} say{'s' * (len(idle) == 1)} how random weights begin, and nothing about these"
         console.print(what, markup=False, highlight=False)
     config = config.model_copy(update={"init_from": checkpoint, "model": shape, "data": data})
-    asked = data.model_fields_set if request.asked is None else request.asked | {"tokenizer"}
-    return replace(request, config=config, asked=frozenset(asked))
+    return replace(request, config=config, asked=frozenset({"tokenizer", *asked}))
 
 
 def check_tokenizer(request: Request, stage: Stage) -> None:
@@ -111,21 +112,29 @@ def _refuse_another_shape(config: RunConfig, shape: ModelConfig, checkpoint: Pat
             )
 
 
-def _refuse_another_tokenizer(data: DataConfig, checkpoint: Path) -> None:
-    """Before any text is prepared with it."""
-    own = load_tokenizer(checkpoint).name
-    if "tokenizer" in data.model_fields_set and data.tokenizer in MADE_HERE and data.tokenizer != own:
+def _refuse_another_tokenizer(config: RunConfig, checkpoint: Path) -> None:
+    """Before any text is prepared with it. Of a stage that prepares none nobody would compare it later."""
+    data, own = config.data, load_tokenizer(checkpoint).name
+    if "tokenizer" not in data.model_fields_set:
+        return
+    if data.tokenizer in MADE_HERE and data.tokenizer != own:
         raise UserError(
             f"data.tokenizer = {data.tokenizer!r}, but the model in {checkpoint} has a tokenizer of its own ({own})",
             where="init_from",
             remedy="leave out --tokenizer (or the preset or file that sets it)",
         )
+    if config.stage != "pretrain":
+        OpenCheckpoint(checkpoint).check_tokenizer(data.tokenizer)
 
 
 def _as_at_its_start(config: RunConfig, run_dir: Path) -> RunConfig:
     """The config of a run to be resumed, with what it has taken over."""
     own = load_run_config(run_dir / CONFIG_FILE)
     _refuse_another_shape(config, own.model, run_dir)
+    is_asked = config.stage != "pretrain" and "tokenizer" in config.data.model_fields_set
+    if is_asked and config.data.tokenizer != own.data.tokenizer:
+        what = f"data.tokenizer is {config.data.tokenizer!r}, and this run goes on with {own.data.tokenizer!r}"
+        raise UserError(what, where=str(run_dir / CONFIG_FILE), remedy="leave out --tokenizer")
     taken = {key: getattr(own.data, key) for key in ("tokenizer", "seq_len") if key not in config.data.model_fields_set}
     data = config.data.model_copy(update=taken)
     return config.model_copy(update={"init_from": own.init_from, "model": own.model, "data": data})

@@ -74,7 +74,7 @@ def open_question_data(request: Request, config: AlignConfig, run_dir: Path) -> 
         UserError: no start, no questions, a record that is none, a verifier that cannot be used, settings that say
             nothing.
     """
-    _refuse(config)
+    _refuse(config, request)
     saved = RunDirectory(run_dir).checkpoints() if request.resume else []
     if not saved and config.init_from is None:
         raise UserError(
@@ -111,8 +111,14 @@ def open_question_data(request: Request, config: AlignConfig, run_dir: Path) -> 
     return QuestionData(config, start.tokenizer, template, judge, train, val, reading, num_long)
 
 
-def _refuse(config: AlignConfig) -> None:
+def _refuse(config: AlignConfig, request: Request) -> None:
     refuse_unused(config, "learning from rewards", "questions")
+    if not request.resume and "seq_len" in (request.asked or ()):
+        raise UserError(
+            "data.seq_len says nothing to grpo: a row is as long as the longest question and its answer",
+            where="data.seq_len",
+            remedy="leave it out; --max_new_tokens is the length of an answer",
+        )
     plain = type(config.align).model_fields["beta"].default
     if config.align.beta != plain:
         raise UserError(

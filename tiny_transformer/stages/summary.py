@@ -29,7 +29,7 @@ from tiny_transformer.storage import RunDirectory, atomic_write
 from tiny_transformer.storage.replaced import waits_to_be_put_back
 from tiny_transformer.storage.runs import NOT_FINITE_FILE, WRITTEN_FILE
 from tiny_transformer.training.nonfinite import NotFiniteError
-from tiny_transformer.training.plan import Plan
+from tiny_transformer.training.plan import Plan, in_steps
 
 NUM_STORIES = 30  # that a finished model writes, to be read
 FEW_STEPS = 100  # with fewer a small model has hardly left its random beginning
@@ -49,7 +49,7 @@ def announce(
     model, training = config.model, config.training
     rows = {
         "model": f"{model.model_type}, {num_parameters / 1e6:.2f} M parameters: {model.num_hidden_layers} layers of "
-        f"{model.hidden_size}, {_heads(model)}",
+        f"{model.hidden_size}, {_heads(model)}{_window(model, config.data.seq_len)}",
         "data": data,
         "plan": f"{plan.reason}; {batch_in_words(config, target)} a step",
         "rate": rate_in_words(plan, training),
@@ -64,7 +64,7 @@ def announce(
     console.print(table)
     if plan.asked.minutes is not None and plan.asked.steps is None and plan.total_steps < FEW_STEPS:
         console.print(
-            f"only {plan.total_steps:,} steps fit: a model needs some hundreds before it can write. "
+            f"there is time for {in_steps(plan.total_steps)} only: a model needs some hundreds before it can write. "
             "Give it more minutes, a smaller model or batch, or close what else keeps this machine busy "
             "(the plan is corrected on the way)",
             highlight=False,
@@ -83,13 +83,28 @@ def batch_in_words(config: RunConfig, target: str) -> str:
 
 def rate_in_words(plan: Plan, training: TrainingConfig) -> str:
     """What moves the weights, and what of the config it does not follow."""
-    asked, warmup = training.warmup_steps, f"{plan.warmup_steps} steps warm-up"
+    asked, warmup = training.warmup_steps, f"{in_steps(plan.warmup_steps)} warm-up"
     if asked is not None and asked > plan.warmup_steps:
         warmup += f" (half the run, instead of the {asked:,} asked for)"
-    unused = training.optimizer != "muon" and "muon_learning_rate" in training.model_fields_set
-    is_other = training.muon_learning_rate != type(training).model_fields["muon_learning_rate"].default
-    note = "; muon_learning_rate has no effect without optimizer=muon" if unused and is_other else ""
-    return f"{training.optimizer}, {warmup}, {training.schedule} decay{note}"
+    decay = "no decay" if training.schedule == "constant" else f"{training.schedule} decay"
+    idle = [f"{name} has no effect {why}" for name, why in overruled(training).items()]
+    return "; ".join([f"{training.optimizer}, {warmup}, {decay}", *idle])
+
+
+def overruled(training: TrainingConfig) -> dict[str, str]:
+    """The keys that are set to something else than their default and have no effect, each with what overrules it."""
+    is_constant = training.schedule == "constant"
+    reasons = {
+        "muon_learning_rate": (training.optimizer != "muon", "without optimizer=muon"),
+        "warmup_fraction": (training.warmup_steps is not None, "beside warmup_steps"),
+        "decay_fraction": (is_constant, "with schedule=constant"),
+        "final_rate_fraction": (is_constant, "with schedule=constant"),
+        "eval_tokens": (training.eval_steps is None, "without evaluation"),
+    }
+    fields = type(training).model_fields
+    return {
+        name: why for name, (holds, why) in reasons.items() if holds and getattr(training, name) != fields[name].default
+    }
 
 
 def _heads(model: ModelConfig) -> str:
@@ -97,6 +112,15 @@ def _heads(model: ModelConfig) -> str:
     if heads == groups:
         return f"{heads} heads of {model.head_dim}"
     return f"{heads} query heads share {groups} key/value heads of {model.head_dim}"
+
+
+def _window(model: ModelConfig, seq_len: int) -> str:
+    """How far back tokens see where that is not as far as the text goes, and in how many layers."""
+    windows = [window for _, window in model.attention_lengths(seq_len) or () if window is not None]
+    if not windows:
+        return ""
+    share = "" if len(windows) == model.num_hidden_layers else f" in {len(windows)} of the layers"
+    return f"; a token sees the last {windows[0]:,}{share}"
 
 
 def finish(outcome: RunResult, console: Console) -> None:

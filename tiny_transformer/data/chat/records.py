@@ -42,15 +42,17 @@ class Reading:
     Attributes:
         num_records: how many there were.
         skipped: what was wrong with each record that was left out.
+        notes: which files of a folder or pattern are read, and which are not.
     """
 
     num_records: int = 0
     skipped: list[UserError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def left_out(self) -> list[str]:
-        """How many records were left out, in words; empty where none was."""
+        """Which files are read and which are not, and how many records were left out, in words."""
         first = self.skipped[:1]
-        return [f"{len(self.skipped):,} bad records left out, the first: {error.where}" for error in first]
+        return [*self.notes, *(f"{len(self.skipped):,} bad records left out, the first: {e.where}" for e in first)]
 
 
 def read_conversations(
@@ -95,7 +97,7 @@ def read_records(
     Raises:
         UserError: no records there, or one that is refused, with its line.
     """
-    for where, row in records_of(source):
+    for where, row in records_of(source, reading.notes.append):
         reading.num_records += 1
         try:
             understood = understand(row)

@@ -93,10 +93,10 @@ def _wanted(*, only_rows: bool) -> str:
 
 def _search(root: Path, name: str, *, only_rows: bool) -> Found:
     """The files of a folder that hold text, and a count of the others."""
-    walk = Walk(root)
+    walk, kinds = Walk(root), set(ROW_SUFFIXES) if only_rows else READ_SUFFIXES
 
     def is_read(path: Path) -> bool:
-        return kind_of(path) in READ_SUFFIXES and _holds_something(path)
+        return kind_of(path) in kinds and _holds_something(path)
 
     found = _unique(sorted(filter(is_read, walk.files)))
     others = [path for path in walk.files if not is_read(path)]
