@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -97,6 +99,18 @@ def test_who_stops_it_is_told_what_is_there(home, monkeypatch, capsys):
     assert "stopped: 2 of 3 answers in o.jsonl; the same command goes on" in capsys.readouterr().err
     assert run([*words, "--max_new_tokens", "3", "--device", "cpu"]) == 0
     assert "3 answers in o.jsonl, 2 of them from before" in capsys.readouterr().err
+
+
+def test_a_disk_that_refuses_answers_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = prompt_files.AnswerFile(tmp_path / "out.jsonl")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="cannot write: No space left on device") as refused:
+        file.add([{"prompt": "a"}])
+    assert refused.value.exit_code is ExitCode.IO and refused.value.where == str(tmp_path / "out.jsonl")
+    assert "free space" in (refused.value.remedy or "")
 
 
 def test_a_seed_nobody_chose_is_that_of_the_file(checkpoint, prompts, tmp_path):

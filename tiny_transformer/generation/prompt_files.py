@@ -21,6 +21,7 @@ from tiny_transformer.generation.sampling import SamplingConfig, row_keys
 from tiny_transformer.generation.text import Writing, encode_prompt
 from tiny_transformer.models.adapter_base import identity_of
 from tiny_transformer.models.open import OpenCheckpoint
+from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.reading import read_regular
 
 MAX_BYTES = 256 * 2**20  # of a file of prompts
@@ -149,15 +150,19 @@ class AnswerFile:
         return lines
 
     def add(self, answers: Sequence[dict[str, Any]]) -> None:
-        """Append lines, in place of one that was cut short, and have them on the disk before going on."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._whole_bytes is not None:
-            os.truncate(self.path, self._whole_bytes)
-            self._whole_bytes = None
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
-            file.flush()
-            os.fsync(file.fileno())
+        """Append lines, in place of one that was cut short, and have them on the disk before going on.
+
+        Raises UserError (IO) when the system refuses.
+        """
+        with refusals("write", self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._whole_bytes is not None:
+                os.truncate(self.path, self._whole_bytes)
+                self._whole_bytes = None
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def resume(out: AnswerFile, prompts: Sequence[Prompt], settings: dict[str, Any], num_samples: int) -> int:
