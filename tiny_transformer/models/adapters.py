@@ -70,6 +70,7 @@ _READ_OR_IDLE = (
     *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"),
     "trainable_token_indices",
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core", "qalora_group_size"),
+    KEY,
 )
 
 
