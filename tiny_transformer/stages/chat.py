@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -191,14 +191,3 @@ class ChatStage(Stage[B]):
     def fingerprints(self) -> dict[str, str]:
         """The tokenizer by its hash."""
         return {TOKENIZER: self.tokenizer.fingerprint}
-
-    def facts(self) -> dict[str, Any]:
-        """The tokenizer."""
-        tokenizer = self.tokenizer
-        return {
-            "tokenizer": {
-                "name": tokenizer.name,
-                "vocab_size": tokenizer.vocab_size,
-                "fingerprint": tokenizer.fingerprint,
-            }
-        }
