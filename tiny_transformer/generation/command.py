@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from rich.console import Console
@@ -61,6 +62,7 @@ def run_generate(
         from tiny_transformer.models.adapters import load_adapter
 
         load_adapter(opened.model, options.adapter)
+        _check_tokens(opened, options.adapter)
     if options.prompts is not None or options.interactive:
         _tell_left_out(opened, notes, "log_attention", "sample_drafter")
     elif options.num_samples > 1:
@@ -95,6 +97,19 @@ def run_generate(
         watch(opened, writing.ids[0])
     if speculation is not None:
         notes.print(f"[dim]{speculation.tally.sentence()}[/]", highlight=False, soft_wrap=True)
+
+
+def _check_tokens(opened: OpenCheckpoint, adapter: Path) -> None:
+    """Refuse adapters that were taught tokens which the tokenizer of their base can neither read nor write."""
+    from tiny_transformer.models.token_rows import learnt_tokens
+
+    known = opened.tokenizer.vocab_size
+    if unknown := sorted({i for ids in learnt_tokens(opened.model).values() for i in ids if i >= known}):
+        raise UserError(
+            f"the adapters were taught tokens that the tokenizer of {opened.path} does not know: ids {short(unknown)}",
+            where=str(adapter),
+            remedy=f"take their own tokenizer: --ckpt {adapter} if it is a run of ours, or tiny-transformer merge",
+        )
 
 
 def _wishes(opened: OpenCheckpoint, *keys: str) -> list[str]:

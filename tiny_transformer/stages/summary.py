@@ -63,9 +63,11 @@ def announce(
         table.add_row(name, Text(text))
     console.print(table)
     if plan.asked.minutes is not None and plan.asked.steps is None and plan.total_steps < FEW_STEPS:
+        few = "a model needs some hundreds before it can write. Give it more minutes, a smaller model or batch"
+        if config.init_from is not None:
+            few = "they change a model little. Give it more minutes or a smaller batch"
         console.print(
-            f"there is time for {in_steps(plan.total_steps)} only: a model needs some hundreds before it can write. "
-            "Give it more minutes, a smaller model or batch, or close what else keeps this machine busy "
+            f"there is time for {in_steps(plan.total_steps)} only: {few}, or close what else keeps this machine busy "
             "(the plan is corrected on the way)",
             highlight=False,
         )

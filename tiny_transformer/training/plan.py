@@ -253,14 +253,8 @@ class Pace:
             sum(point > self._plan.progress(state.step) for point in points)
             for points in (SAMPLE_POINTS, EVALUATION_POINTS)
         )
-<<<<<<< HEAD
-        left = speed.steps_in(seconds, self._config, samplings, state.step, evaluations)
-        total = self._agree(state.step + left)
-        reason = _what_fits(total, speed, minutes)
-=======
         total = self._agree(state.step + steps_left(speed, self._config, state, samplings, evaluations))
-        reason = f"{total:,} steps of {speed.step:.2g} s fit {in_minutes(minutes)}"
->>>>>>> w-e
+        reason = _what_fits(total, speed, minutes)
         if total > self._most_steps:
             total, reason = max(int(self._most_steps), state.step + 1), f"{in_steps(int(self._most_steps))} as asked"
         is_fixed = self._next_revision == REVISIONS[-1]
