@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -19,9 +20,10 @@ import torch
 from tiny_transformer.cli import run
 from tiny_transformer.config.shapes import Qwen3Config, Qwen3NextConfig
 from tiny_transformer.errors import UserError
+from tiny_transformer.inspection.head_scores import Copier, losses, previous_token_score
 from tiny_transformer.inspection.model_look import look, mean_loss
 from tiny_transformer.inspection.model_page import page_html
-from tiny_transformer.inspection.observe import logits_without, previous_token_score
+from tiny_transformer.inspection.observe import logits_without
 from tiny_transformer.models import build_model, save_model
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.tokenizers import make_tokenizer
@@ -98,6 +100,33 @@ def test_scores_and_costs_in_the_tables(opened: OpenCheckpoint) -> None:
     assert page.count("Which experts each token chose") == 1
 
 
+def test_what_each_token_costs_without_a_part_is_the_forward_pass_s(opened: OpenCheckpoint) -> None:
+    data, ids = data_of(page_html(look(opened, TEXT))), opened.tokenizer.encode(TEXT)
+    base = losses(logits_of(opened), ids)
+    assert data["withoutHead"].keys() == {"3"} and len(data["withoutBlock"]) == 4
+    for head, costs in enumerate(data["withoutHead"]["3"]):
+        more = losses(logits_without(opened.model, ids, 3, head)[:, :257], ids) - base
+        assert costs == pytest.approx(more.tolist(), abs=1e-6)
+    for block, costs in enumerate(data["withoutBlock"]):
+        more = losses(logits_without(opened.model, ids, block)[:, :257], ids) - base
+        assert costs == pytest.approx(more.tolist(), abs=1e-6)
+
+
+def test_the_page_says_which_head_copies_names_or_that_none_does(opened: OpenCheckpoint) -> None:
+    seen = look(opened, "Al saw Al, Al")
+    assert seen.repeats.kind == "name"
+    told = Copier(3, 1, 0.5, 0.1, 2.25, 9)
+    page = page_html(replace(seen, copier=told))
+    assert "The head that copies names: block 3, head 1." in page and "costs +2.25 nats more on average" in page
+    assert 'data-block="3" data-head="1" data-token="9"' in page and data_of(page)["start"]["token"] == 9
+    unknown = page_html(replace(seen, copier=told._replace(cost=float("nan"))))
+    assert "block 3, head 1." in unknown and "nats more on average" not in unknown
+    redundant = page_html(replace(seen, copier=told._replace(cost=-0.5)))
+    assert "costs no more (-0.50 nats)" in redundant and "nats more on average" not in redundant
+    assert "No head copies names here" in page_html(replace(seen, copier=told._replace(share=0.15)))
+    assert "Nothing comes twice in this text" in page_html(look(opened, "A fox"))
+
+
 def test_a_text_is_shown_and_never_becomes_part_of_the_page(opened: OpenCheckpoint) -> None:
     page = page_html(look(opened, TEXT))
     assert "could not be made" not in page and "<b>" not in page
@@ -140,6 +169,15 @@ def test_the_command_writes_the_page_and_says_where(
     assert run(["inspect", "nobody", "--prompt", "A fox"]) != 0
 
 
+def test_the_text_may_come_from_standard_input(
+    opened: OpenCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("A hen\n"))
+    assert run(["inspect", str(opened.path), "--prompt", "-"]) == 0
+    assert "".join(data_of(Path("inspect.html").read_text(encoding="utf-8"))["tokens"]) == "A hen"
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
@@ -172,17 +210,27 @@ def test_a_browser_shows_the_same_numbers(opened: OpenCheckpoint, tmp_path: Path
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("needs chromium")
-    page, seen = tmp_path / "page.html", look(opened, TEXT)
+    page, seen, ids = tmp_path / "page.html", look(opened, TEXT), opened.tokenizer.encode(TEXT)
     page.write_text(page_html(seen), encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=5000"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
     dom = subprocess.run([chromium, *options], capture_output=True, text=True, check=True).stdout
-    best = seen.guesses[0][-1].tolist()
+    start = seen.copier
+    assert start is not None and start.token < len(seen.texts) - 1
+    best = seen.guesses[0][start.token].tolist()
     shown = re.findall(r"<td>([\d.]+)%</td><td class=\"bar\">", dom)
     assert [float(p) for p in shown] == pytest.approx([100 * p for p in best], abs=0.006)
-    weights = seen.seen.attention[3][0, -1]
+    weights = seen.seen.attention[3][start.head, start.token, : start.token + 1]
     told = re.search(r"looks at “.*?” \((\d+)\) with ([\d.]+)%", dom)
     assert told and int(told[1]) == int(weights.argmax())
     assert float(told[2]) == pytest.approx(100 * weights.max().item(), abs=0.006)
     lines = re.findall(r'<line [^>]*stroke-opacity="([\d.e-]+)"', dom)
     assert [float(share) for share in lines] == pytest.approx(weights.tolist(), abs=1e-6)
+    under = re.findall(r'class="token"[^>]*--look: ([\d.e-]+)', dom)
+    assert [float(share) for share in under] == pytest.approx(
+        weights.tolist() + [0] * (len(ids) - len(weights)), abs=1e-6
+    )
+    without = re.search(r'<div id="without">(.*?)</table>', dom, re.S)
+    costs = [*seen.without.heads[3][:, start.token].tolist(), *seen.without.blocks[:, start.token].tolist()]
+    shown = sorted(float(cost) for cost in re.findall(r'data-value="([^"]+)"', without[1] if without else ""))
+    assert shown == pytest.approx(sorted(costs), abs=1e-6)

@@ -7,17 +7,24 @@ import torch
 from torch.nn import functional
 
 from tiny_transformer.config.shapes import LlamaConfig, Qwen3Config, Qwen3NextConfig
-from tiny_transformer.inspection.observe import (
+from tiny_transformer.inspection.head_scores import (
+    COST_OF_REPEATS,
+    LOOKS_AT_NEXT,
     copying_score,
+    find_copier,
+    find_repeats,
     first_token_score,
-    logit_lens,
-    logits_without,
-    observe,
+    looks_at_next_score,
+    losses,
     previous_token_score,
+    score_heads,
+    without_parts,
 )
+from tiny_transformer.inspection.observe import Observation, logit_lens, logits_without, observe
 from tiny_transformer.layers import attention as attention_module
 from tiny_transformer.layers.attention import attend
 from tiny_transformer.models import build_model
+from tiny_transformer.tokenizers import make_tokenizer
 
 SHAPE = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 CONFIGS = {
@@ -135,6 +142,42 @@ def test_head_scores_by_hand() -> None:
     assert copying_score(copying, 3).tolist() == [0.5] and copying_score(before, 3).tolist() == [0]
 
 
+def test_what_comes_again_by_hand() -> None:
+    """`Leo saw Mia, Leo saw`: the name comes again after the comma, the word after the name."""
+    ids, texts = [1, 2, 3, 4, 1, 2], ["Leo", " saw", " Mia", ",", "Leo", " saw"]
+    names = find_repeats(ids, texts)
+    assert names.kind == "name" and names.places.nonzero().tolist() == [[3, 0]]
+    words = find_repeats(ids, [text.lower() for text in texts])
+    assert words.kind == "word" and words.places.nonzero().tolist() == [[3, 0], [4, 1]]
+    assert find_repeats([1, 2, 2], ["a", ".", "."]).kind == "token"
+    assert not find_repeats([1, 2, 3], ["a", "b", "c"]).places.any()
+    weights = torch.zeros(2, 6, 6)
+    weights[1, 3, 0], weights[1, 4, 1] = 0.75, 0.25
+    assert looks_at_next_score(weights, names.places).tolist() == [0, 0.75]
+    assert looks_at_next_score(weights, words.places).tolist() == [0, 0.5]
+
+
+def test_the_head_that_copies_is_the_one_that_looks_there(model) -> None:
+    tokenizer = make_tokenizer("byte")
+    seen = observe(model, [*IDS, *IDS])
+    repeats = find_repeats(seen.ids, ["a"] * len(seen.ids))
+    without = without_parts(model, seen)
+    scores = score_heads(model, seen, without, repeats, tokenizer)
+    found = find_copier(seen, scores, without, repeats)
+    assert found is not None and found.share == scores[LOOKS_AT_NEXT].nan_to_num(0).max()
+    costs = without.heads[found.block][found.head]
+    more = losses(logits_without(model, seen.ids, found.block, found.head), seen.ids) - losses(seen.logits, seen.ids)
+    torch.testing.assert_close(costs, more)
+    again = [t for t in range(len(seen.ids) - 1) if seen.ids[t + 1] in seen.ids[: t + 1]]
+    assert found.cost == pytest.approx(sum(costs[t].item() for t in again) / len(again), abs=1e-6)
+    assert scores[COST_OF_REPEATS][found.block, found.head].item() == pytest.approx(found.cost)
+    assert found.token in again and costs[found.token] == costs[again].max()
+    chances = [seen.ids[: t + 1].count(seen.ids[t + 1]) / (t + 1) for t in again]
+    assert found.by_chance == pytest.approx(sum(chances) / len(chances))
+    nothing = find_repeats([1, 2], ["a", "b"])
+    assert find_copier(Observation([1, 2]), scores, without, nothing) is None
+
+
 @pytest.mark.slow
 def test_a_planted_copying_task_lights_the_heads_that_learnt_it() -> None:
     """Two blocks learn to write a random line again. What copies stands in the second block, and shows there alone."""
@@ -162,3 +205,9 @@ def test_a_planted_copying_task_lights_the_heads_that_learnt_it() -> None:
         optimizer.step()
     first_block, second_block = scores()
     assert second_block.max() > 0.5 and first_block.max() < 0.15
+    seen = observe(model.eval(), lines(1)[0].tolist())
+    repeats, without = find_repeats(seen.ids, ["a"] * len(seen.ids)), without_parts(model, seen)
+    looks = {LOOKS_AT_NEXT: torch.stack([looks_at_next_score(w, repeats.places) for w in seen.attention.values()])}
+    costs = torch.stack([without.heads[block][:, repeats.rows[:-1]].mean(1) for block in (0, 1)])
+    found = find_copier(seen, looks | {COST_OF_REPEATS: costs}, without, repeats)
+    assert found is not None and found.block == 1 and found.share > 4 * found.by_chance

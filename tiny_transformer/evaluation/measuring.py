@@ -21,6 +21,7 @@ from tiny_transformer.evaluation.comparison import Comparison, Measured, in_orde
 from tiny_transformer.evaluation.prepared import data_dir_of
 from tiny_transformer.evaluation.speed import tokens_per_second, weight_bytes
 from tiny_transformer.evaluation.stories import Reading, document_costs, token_ends
+from tiny_transformer.generation.prompt_files import given_prompt
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
 from tiny_transformer.hardware import choose_hardware
@@ -42,7 +43,7 @@ class MeasuringOptions:
     Attributes:
         data_dir: prepared data whose validation documents are read; None: what the first model learnt from.
         num_documents: at most so many of the first.
-        prompts: what each model continues; empty: the sample prompts of the first run.
+        prompts: what each model continues, `-` for standard input; empty: the sample prompts of the first run.
         max_new_tokens: of a continuation.
         tokenizer: `auto`, or a name that must mean every checkpoint's own.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -95,7 +96,7 @@ def measure(names: Sequence[Path], options: MeasuringOptions, tell: Callable[[st
     data_dir = options.data_dir or _common_data([opened for _, opened in named])
     texts = _documents(data_dir, options.num_documents)
     tell(f"{len(texts):,} validation documents of {data_dir}")
-    prompts = tuple(dict.fromkeys(options.prompts)) or _prompts([opened for _, opened in named])
+    prompts = tuple(dict.fromkeys(map(given_prompt, options.prompts))) or _prompts([opened for _, opened in named])
     seen = []
     for name, opened in named:  # one model in memory at a time
         tell(f"reading and writing with {name}")

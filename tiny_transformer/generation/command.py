@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from rich.console import Console
@@ -24,8 +25,8 @@ from tiny_transformer.generation.prompt_files import (
     STANDARD_INPUT,
     answer_file,
     answer_prompts,
+    given_prompt,
     read_prompts,
-    standard_input,
 )
 from tiny_transformer.generation.requests import ChatRequest, GenerateRequest, check_request
 from tiny_transformer.generation.rows import check_prompts
@@ -60,6 +61,7 @@ def run_generate(
         from tiny_transformer.models.adapters import load_adapter
 
         load_adapter(opened.model, options.adapter)
+        _check_tokens(opened, options.adapter)
     if options.prompts is not None or options.interactive:
         _tell_left_out(opened, notes, "log_attention", "sample_drafter")
     elif options.num_samples > 1:
@@ -72,7 +74,7 @@ def run_generate(
         _choose(opened, options.engine, TURNS * settings.max_new_tokens, notes)
         talk(RunningText(opened, settings), notes)
         return
-    prompt = _prompt_of(opened.path) if options.prompt is None else _given(options.prompt)
+    prompt = _prompt_of(opened.path) if options.prompt is None else given_prompt(options.prompt)
     # A prompt that the model cannot read is refused before the weights are read.
     check_prompt(opened, prompt)
     _say(opened, settings, notes)
@@ -94,6 +96,19 @@ def run_generate(
         watch(opened, writing.ids[0])
     if speculation is not None:
         notes.print(f"[dim]{speculation.tally.sentence()}[/]", highlight=False, soft_wrap=True)
+
+
+def _check_tokens(opened: OpenCheckpoint, adapter: Path) -> None:
+    """Refuse adapters that were taught tokens which the tokenizer of their base can neither read nor write."""
+    from tiny_transformer.models.token_rows import learnt_tokens
+
+    known = opened.tokenizer.vocab_size
+    if unknown := sorted({i for ids in learnt_tokens(opened.model).values() for i in ids if i >= known}):
+        raise UserError(
+            f"the adapters were taught tokens that the tokenizer of {opened.path} does not know: ids {short(unknown)}",
+            where=str(adapter),
+            remedy=f"take their own tokenizer: --ckpt {adapter} if it is a run of ours, or tiny-transformer merge",
+        )
 
 
 def _wishes(opened: OpenCheckpoint, *keys: str) -> list[str]:
@@ -162,7 +177,7 @@ def run_chat(options: ChatRequest, settings: SamplingConfig, notes: Console) -> 
         talk(partner, notes)
         return
     answered = False
-    for piece in partner.ask(_given(options.question)):
+    for piece in partner.ask(given_prompt(options.question)):
         show(piece)
         answered = True
     show("\n")
@@ -247,11 +262,6 @@ def _answer(opened: OpenCheckpoint, options: GenerateRequest, settings: Sampling
             raise
     there = f", {before:,} of them from before" if before else ""
     notes.print(f"{total:,} answers in {escape(str(options.out))}{there}", highlight=False, soft_wrap=True)
-
-
-def _given(prompt: str) -> str:
-    """The prompt, or for `-` all of standard input, without the line break that ends it."""
-    return standard_input().removesuffix("\n") if prompt == STANDARD_INPUT else prompt
 
 
 def _prompt_of(checkpoint: Path) -> str:

@@ -7,7 +7,10 @@ step does not cover is refused here, before it starts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -23,6 +26,7 @@ from tiny_transformer.layers.cache import ModelCache
 from tiny_transformer.layers.linear import LoRALinear, QuantizedHead, QuantizedLinear, QuantizedWeight
 from tiny_transformer.layers.norm import RMSNorm
 from tiny_transformer.layers.rope import rope_cos_sin
+from tiny_transformer.layers.token_rows import LearntRows
 from tiny_transformer.models.contract import CausalLM
 
 if TYPE_CHECKING:
@@ -93,7 +97,7 @@ def why_not_fast(model: CausalLM) -> str | None:
         return f"{model.config.model_type} has layers that it does not compute"
     if not isinstance(model.model.norm, RMSNorm):
         return "it computes no LayerNorm"
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
+    if any(isinstance(module, (LoRALinear, LearntRows)) for module in model.modules()):
         return "it computes no adapters (tiny-transformer merge makes an ordinary model)"
     for names in (*MATRICES.values(), ("lm_head",)):
         kinds = {_kind(module) for layer in _modules(model, names) for module in layer}
@@ -210,6 +214,7 @@ class FastStep:
         self._compiled, self._model, self._weights = kernels.step, model, weights
         self._row_step: RowStep | None = None
         self._cache: ModelCache | None = None
+        self._compiled_for: set[bool] = set()  # one row, several
         self._set_threads()
 
     def takes(self, ids: Tensor | Sequence[Sequence[int]], cache: ModelCache) -> TypeGuard[Tensor]:
@@ -225,13 +230,16 @@ class FastStep:
         cache.admit(ids, None)
         hidden = self._model.model.embed_tokens(ids)[:, 0].float().clone()  # (B, C)
         cos, sin, keys, values = self._arrays
-        if len(ids) > 1:
-            hidden, logits = self._rows(len(ids))(hidden, (cos, sin), keys, values, torch.tensor(lengths).numpy())
-            return hidden[:, None], logits[:, None]
-        logits, position = torch.empty(self._weights.head.data.shape[1]), lengths[0]
-        vector, place = hidden[0].numpy(), (cos[position], sin[position])
-        self._compiled(self._weights, vector, *place, keys[:, 0], values[:, 0], position, logits.numpy())
-        return hidden[:, None], logits.view(1, 1, -1)
+        is_several = len(ids) > 1
+        with nullcontext() if is_several in self._compiled_for else uninterrupted():
+            if is_several:
+                hidden, logits = self._rows(len(ids))(hidden, (cos, sin), keys, values, torch.tensor(lengths).numpy())
+            else:
+                logits, position = torch.empty(1, self._weights.head.data.shape[1]), lengths[0]
+                vector, place = hidden[0].numpy(), (cos[position], sin[position])
+                self._compiled(self._weights, vector, *place, keys[:, 0], values[:, 0], position, logits[0].numpy())
+        self._compiled_for.add(is_several)
+        return hidden[:, None], logits[:, None]
 
     def _rows(self, rows: int) -> RowStep:
         if self._row_step is None or self._row_step.rows != rows:
@@ -264,6 +272,24 @@ class FastStep:
         torch.set_num_threads(
             threads
         )  # Numba, when it begins, tells OpenMP another number, and OpenMP is PyTorch's too
+
+
+@contextmanager
+def uninterrupted() -> Generator[None]:
+    """Ctrl-C waits until the block is over: Numba compiles, and loads what it compiled before, in callbacks, from which
+    no exception comes out."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *given: came.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[0])
 
 
 def _bits(memory: Tensor) -> Any:

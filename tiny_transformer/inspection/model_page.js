@@ -54,6 +54,32 @@
     for (const button of document.querySelectorAll(".token")) button.setAttribute("aria-pressed", button.dataset.token === String(t));
   }
 
+  // What the token that came costs more without each head and each block.
+  function drawWithout() {
+    const place = document.getElementById("without"), t = chosen.token;
+    place.replaceChildren();
+    element("h3", "and what that guess needs", place);
+    if (t + 1 === T) { element("p", "After the last token nothing came. Choose an earlier one.", place, { class: "note" }); return; }
+    element("p", `“${shown(data.tokens[t + 1])}” had ${percent(data.probability[t + 1])}. Nats more that it costs when a head gives zeros, or a block gives on what it gets:`, place, { class: "note" });
+    const costs = data.withoutBlock.map((block, i) => [...(data.withoutHead[i] || []).map((head) => head[t]), block[t]]);
+    const most = Math.max(...costs.map((row) => row.length)) - 1, top = Math.max(...costs.flat().map(Math.abs)) || 1;
+    const table = element("table", null, element("div", null, place, { class: "scroll", tabindex: 0 }), { class: "heat" });
+    const heads = element("tr", null, element("thead", null, table));
+    for (const name of ["head", ...Array(most).keys(), "block"]) element("th", String(name), heads, { scope: "col" });
+    const body = element("tbody", null, table);
+    costs.forEach((row, i) => {
+      const line = element("tr", null, body);
+      element("th", `block ${i}`, line, { scope: "row" });
+      for (let head = 0; head < most; head++) drawCost(line, head < row.length - 1 ? row[head] : null, top);
+      drawCost(line, row[row.length - 1], top);
+    });
+  }
+
+  function drawCost(line, cost, top) {
+    if (cost === null) { element("td", "", line, { class: "none" }); return; }
+    element("td", (cost < 0 ? "\u2212" : "+") + Math.abs(cost).toFixed(2), line, { "data-value": cost, style: `--v:${Math.abs(cost) / top}` });
+  }
+
   function drawHead() {
     if (chosen.block === null) return;
     const { block, head, token } = chosen;
@@ -66,6 +92,10 @@
     document.getElementById("head-title").textContent = `block ${block}, head ${head}`;
     matrix.setAttribute("aria-label", `attention of block ${block}, head ${head}: a row for each token that reads`);
     drawLines();
+    for (const button of document.querySelectorAll(".token")) {
+      const t = Number(button.dataset.token);
+      button.style.setProperty("--look", t > token ? 0 : weight(block, head, token, t));
+    }
     tell(token, strongest(token));
     for (const thumb of document.querySelectorAll(".thumb")) {
       thumb.setAttribute("aria-pressed", thumb.dataset.block === String(block) && thumb.dataset.head === String(head));
@@ -99,12 +129,16 @@
       element("text", shown(data.tokens[t]).slice(0, 14), svg, { x: 106, y: y(t), "text-anchor": "end", "font-weight": t === chosen.token ? 700 : 400 }, space);
       element("text", shown(data.tokens[t]).slice(0, 14), svg, { x: 214, y: y(t) }, space);
     }
+    // Of a long text both ends of the strongest line are in view, or else the token that looks.
+    const box = svg.parentElement, ends = [y(strongest(chosen.token)), y(chosen.token)];
+    box.scrollTop = ends[1] - ends[0] < box.clientHeight ? (ends[0] + ends[1] - box.clientHeight) / 2 : ends[1] - box.clientHeight + step;
   }
 
   function choose(change) {
     Object.assign(chosen, change);
     drawGuesses();
     drawHead();
+    drawWithout();
   }
 
   for (const button of document.querySelectorAll(".token")) button.addEventListener("click", () => choose({ token: Number(button.dataset.token) }));
@@ -113,6 +147,12 @@
     for (const thumb of thumbs) paint(thumb.querySelector("canvas"), thumb.dataset.block, Number(thumb.dataset.head), 1);
   }
   for (const thumb of thumbs) thumb.addEventListener("click", () => choose({ block: thumb.dataset.block, head: Number(thumb.dataset.head) }));
+  for (const button of document.querySelectorAll(".show")) {
+    button.addEventListener("click", () => {
+      choose({ block: button.dataset.block, head: Number(button.dataset.head), token: Number(button.dataset.token) });
+      document.getElementById("attention").scrollIntoView();
+    });
+  }
   const matrix = document.getElementById("matrix");
   if (matrix) {
     matrix.addEventListener("pointermove", (event) => {
@@ -133,5 +173,6 @@
   }
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { drawThumbs(); drawHead(); });
   drawThumbs();
-  choose(thumbs.length ? { block: thumbs[thumbs.length - 1].dataset.block, head: 0 } : {});
+  if (data.start) choose({ block: String(data.start.block), head: data.start.head, token: data.start.token });
+  else choose(thumbs.length ? { block: thumbs[thumbs.length - 1].dataset.block, head: 0 } : {});
 })();

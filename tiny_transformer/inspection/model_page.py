@@ -16,7 +16,17 @@ from rich.console import Console
 from torch import Tensor
 
 from tiny_transformer.errors import plain
-from tiny_transformer.inspection.model_look import MAX_ABLATIONS, ModelLook, look, mean_loss
+from tiny_transformer.generation.prompt_files import given_prompt
+from tiny_transformer.inspection.head_scores import (
+    COPYING,
+    COST,
+    COST_OF_REPEATS,
+    FIRST_TOKEN,
+    LOOKS_AT_NEXT,
+    MAX_ABLATIONS,
+    TOKEN_BEFORE,
+)
+from tiny_transformer.inspection.model_look import ModelLook, look, mean_loss
 from tiny_transformer.models.open import open_checkpoint
 from tiny_transformer.reports.formats import count
 from tiny_transformer.reports.page import esc
@@ -25,12 +35,14 @@ from tiny_transformer.storage import atomic_write
 
 DEFAULT_OUT = Path("inspect.html")
 HEAD_NOTES = {
-    "token before": "share of its attention on the token just before",
-    "copying": "share on what followed this token earlier, in random tokens written twice: such a head continues what "
-    "it has read",
-    "first token": "share on the very first token, where attention goes that has nothing to do",
-    "cost without it": "nats a token more when the head gives zeros; below zero the text gets cheaper",
+    LOOKS_AT_NEXT: "share on places where the KIND that comes next stands already",
+    COST_OF_REPEATS: "nats a token more when the head gives zeros, where a KIND comes that stands in the text already",
+    COST: "nats a token more when the head gives zeros, for all tokens; below zero the text gets cheaper",
+    TOKEN_BEFORE: "share on the token just before",
+    COPYING: "share on what followed this token earlier, in random tokens written twice: such a head copies anything",
+    FIRST_TOKEN: "share on the very first token, where attention goes that has nothing to do",
 }
+COSTS = (COST, COST_OF_REPEATS)
 BLANKS = {"\n": "\N{RETURN SYMBOL}", "\t": "\N{RIGHTWARDS ARROW TO BAR}", "": "\N{OPEN BOX}"}
 
 
@@ -39,7 +51,7 @@ def inspect_model(name: Path | None, prompt: str, out: Path | None, console: Con
 
     Args:
         name: a checkpoint or run directory, or a run's name; None for the newest.
-        prompt: the text.
+        prompt: the text; `-` for standard input.
         out: the page; None: `inspect.html` in the working directory.
         console: gets what was chosen and where the page is.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -48,7 +60,7 @@ def inspect_model(name: Path | None, prompt: str, out: Path | None, console: Con
         UserError: no such checkpoint, no text, one that is too long, or a page that cannot be written.
     """
     opened = open_checkpoint(name, device=device, dtype=torch.float32)
-    page, path = look(opened, prompt), out or DEFAULT_OUT
+    page, path = look(opened, given_prompt(prompt)), out or DEFAULT_OUT
     atomic_write(path, page_html(page))
     console.print(f"[dim]{plain(opened.sentence)}[/]", highlight=False, soft_wrap=True)
     console.print(plain(str(path)), highlight=False, soft_wrap=True)
@@ -82,6 +94,9 @@ def _data(page: ModelLook) -> str:
         "guesses": [[[page.text_of(i), p] for p, i in zip(*row, strict=True)] for row in rows],
         "probability": [None, *_chosen(page)],
         "attention": {str(block): _lower(weights) for block, weights in page.seen.attention.items()},
+        "withoutHead": {str(block): costs.tolist() for block, costs in page.without.heads.items()},
+        "withoutBlock": page.without.blocks.tolist(),
+        "start": page.copier and {name: getattr(page.copier, name) for name in ("block", "head", "token")},
     }
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
@@ -125,10 +140,11 @@ def _guesses(page: ModelLook) -> str:
     )
     return f"""<section><h2>What it expected</h2>
 <p class="note">The stronger a token's colour, the less likely the model found it before it came. Choose one to see
-the guesses after it, and where each head looks from it.</p>
+the guesses after it, and where each head looks from it: the stronger the line under a token, the more the head that is
+chosen below looks at it.</p>
 <div class="tokens" role="group" aria-label="the tokens of the text">{tokens}</div>
-<div id="guesses" aria-live="polite"><h3>after the last token</h3>
-<table class="rows guesses"><tbody>{rows}</tbody></table></div></section>"""
+<div class="chosen"><div id="guesses" aria-live="polite"><h3>after the last token</h3>
+<table class="rows guesses"><tbody>{rows}</tbody></table></div><div id="without"></div></div></section>"""
 
 
 def _attention(page: ModelLook) -> str:
@@ -147,7 +163,7 @@ large, and a token to see its row as lines.</p>
 <div class="large"><figure><figcaption class="note" id="head-title"></figcaption>
 <canvas id="matrix" tabindex="0" role="img"></canvas>
 <p class="note" id="cell" aria-live="polite"></p></figure>
-<div class="scroll"><svg id="arcs" role="img"></svg></div></div></section>"""
+<div class="scroll lines" tabindex="0"><svg id="arcs" role="img"></svg></div></div></section>"""
 
 
 def _thumbs(block: int, num_heads: int) -> str:
@@ -163,23 +179,51 @@ def _heads(page: ModelLook) -> str:
     for name, values in page.scores.items():
         if values.isnan().all():
             continue
-        top = values.nan_to_num(0).abs().max().item() or 1.0
+        top = (values.nan_to_num(0).abs().max().item() or 1.0) if name in COSTS else 1.0
         rows = (
-            (f"block {block}", [_heat(value, top if name == "cost without it" else 1.0) for value in row])
+            (f"block {block}", [_heat(value, top) for value in row])
             for block, row in enumerate(values.tolist())
             if block in page.seen.attention
         )
-        table = _table("heat", [str(head) for head in range(values.shape[1])], rows)
+        table = _table("heat", [str(head) for head in range(values.shape[1])], rows, corner="head")
         tables.append(
             f'<div class="scores" data-score="{esc(name)}"><h3>{esc(name)}</h3>'
-            f'<p class="note">{esc(HEAD_NOTES[name])}</p>{table}</div>'
+            f'<p class="note">{esc(HEAD_NOTES[name].replace("KIND", page.repeats.kind))}</p>{table}</div>'
         )
     if not tables:
         return ""
     too_many = sum(map(len, page.seen.attention.values())) > MAX_ABLATIONS
     note = f"The model has more than {MAX_ABLATIONS} heads: they were not left out one by one." if too_many else ""
-    return f"""<section><h2>What each head does</h2><p class="note">{note}</p>
+    return f"""<section><h2>What each head does</h2>{_copier(page)}<p class="note">{note}</p>
 <div class="tables">{"".join(tables)}</div></section>"""
+
+
+def _copier(page: ModelLook) -> str:
+    """Which head copies what comes again, in words, with a button that shows it at work."""
+    found, kind = page.copier, page.repeats.kind
+    if found is None:
+        return '<p class="note">Nothing comes twice in this text, so it does not show which head copies.</p>'
+    where = f"block {found.block}, head {found.head}"
+    share = f"{found.share:.0%} of its attention ({found.by_chance:.0%} if it looked everywhere equally)"
+    if found.share < 2 * found.by_chance:
+        told = (
+            f"No head copies {kind}s here. Where a {kind} comes that stands in the text already, {where} looks there "
+        )
+        return f'<p id="copier">{esc(told)}most, with {share}.</p>'
+    told = f"Where a {kind} comes that stands in the text already, {where} looks there with {share}."
+    if found.cost <= 0:
+        told += (
+            f" Without it such a {kind} costs no more ({found.cost:+.2f} nats): other parts of the model do the same."
+        )
+    elif found.cost > 0:
+        own = page.without.heads[found.block][found.head, found.token].item()
+        token = _shown(page.texts[found.token + 1])
+        told += f" Without this head such a {kind} costs {found.cost:+.2f} nats more on average, “{token}” {own:+.2f}."
+    button = (
+        f'<button type="button" class="show" data-block="{found.block}" data-head="{found.head}" '
+        f'data-token="{found.token}">show that</button>'
+    )
+    return f'<p id="copier"><strong>The head that copies {kind}s: {where}.</strong> {esc(told)} {button}</p>'
 
 
 def _blocks(page: ModelLook) -> str:
@@ -197,7 +241,7 @@ def _blocks(page: ModelLook) -> str:
     )
     costs = "".join(
         f'<tr><th scope="row">block {block}</th><td data-value="{cost!r}">{cost:+.3f}</td></tr>'
-        for block, cost in enumerate(page.without_block.tolist())
+        for block, cost in enumerate(page.without.blocks.mean(1).tolist())
         if cost == cost
     )
     without = (
@@ -236,27 +280,27 @@ def _memories(page: ModelLook) -> str:
     norms = {block: memory.norm for block, memory in page.seen.memories.items()}
     return f"""<section><h2>Memories of the delta rule</h2>
 <h3>what stays of the memory</h3><p class="note">The share that outlives the token; 0 forgets everything.</p>
-{_by_token(page, "decay", decays)}
+{_by_token(page, "decay", decays, top=1.0)}
 <h3>how much is held</h3><p class="note">The norm of the memory after the token.</p>
 {_by_token(page, "norm", norms)}</section>"""
 
 
-def _by_token(page: ModelLook, name: str, values: dict[int, Tensor]) -> str:
-    """A row a head, a column a token; (T, H) of each block."""
+def _by_token(page: ModelLook, name: str, values: dict[int, Tensor], top: float | None = None) -> str:
+    """A row a head, a column a token; (T, H) of each block. `top` has the full colour; None: the most of each block."""
     rows = []
     for block, of_block in values.items():
-        top = of_block.abs().max().item() or 1.0
+        most = of_block.abs().max().item() or 1.0 if top is None else top
         for head, row in enumerate(of_block.T.tolist()):
-            rows.append((f"block {block}, head {head}", [_heat(value, top) for value in row]))
+            rows.append((f"block {block}, head {head}", [_heat(value, most) for value in row]))
     return f'<div data-memory="{name}">{_table("heat", map(_shown, page.texts), rows)}</div>'
 
 
-def _table(kind: str, heads: Iterable[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+def _table(kind: str, heads: Iterable[str], rows: Iterable[tuple[str, Sequence[str]]], corner: str = "") -> str:
     """A table that may be wider than the page; cells are HTML already."""
     head = "".join(f'<th scope="col">{esc(name)}</th>' for name in heads)
     body = "".join(f'<tr><th scope="row">{esc(name)}</th>{"".join(cells)}</tr>' for name, cells in rows)
     return f"""<div class="scroll" tabindex="0"><table class="{kind}">
-<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>"""
+<thead><tr><th>{corner}</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"""
 
 
 def _heat(value: float, top: float) -> str:

@@ -220,35 +220,3 @@ def _memory(inputs: DeltaInputs) -> Memory:
         )
         norms.append(state[0].flatten(1).norm(dim=1))
     return Memory(inputs.log_decay[0].exp(), torch.stack(norms))
-
-
-# --- what a head does
-# ------------------------------------------------------------------------------------------------
-
-
-def previous_token_score(weights: Tensor) -> Tensor:
-    """(H,) how much each head looks at the token just before, on average over the tokens that have one.
-
-    Args:
-        weights: (H, T, T).
-    """
-    return weights.diagonal(-1, dim1=1, dim2=2).mean(1) if weights.shape[1] > 1 else weights.new_zeros(len(weights))
-
-
-def first_token_score(weights: Tensor) -> Tensor:
-    """(H,) how much each head looks at the very first token, where attention goes that has nothing to do."""
-    return weights[:, 1:, 0].mean(1) if weights.shape[1] > 1 else weights.new_zeros(len(weights))
-
-
-def copying_score(weights: Tensor, period: int) -> Tensor:
-    """(H,) how much each head, in the second of two equal halves, looks at the token that came after this one in the
-    first: what a head does that continues what it has read before (an induction head).
-
-    Args:
-        weights: (H, 2 n, 2 n), of a text of n tokens that is written twice.
-        period: n.
-
-    Source: Olsson et al., "In-context Learning and Induction Heads", 2022.
-    """
-    after = weights.diagonal(1 - period, dim1=1, dim2=2)  # token t looks at t - n + 1
-    return after[:, 1:].mean(1)  # t from n on

@@ -59,6 +59,7 @@ class Rewarding(Stage[Batch]):
     def __init__(self, data: QuestionData, console: Console) -> None:
         super().__init__(data.config, data.tokenizer)
         self.data, self.console, self.settings = data, console, policy_settings(data.config)
+        self.steps_per_round = data.config.grpo.updates_per_round
         self.rounds = RolloutBatches(len(data.train.asked), round_settings(data.config))
 
     @classmethod
@@ -158,9 +159,9 @@ class Rewarding(Stage[Batch]):
 
     def facts(self) -> dict[str, Any]:
         """The tokenizer and the size of the data."""
-        tokenizer, data = self.tokenizer, self.data
+        data = self.data
         return {
-            "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size},
+            **super().facts(),
             "data": {
                 "source": last_parts(self.config.data.source),
                 "template": None if data.template is None else data.template.name,

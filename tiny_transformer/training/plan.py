@@ -23,7 +23,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.reading import read_regular
 from tiny_transformer.storage.runs import readable_states
 from tiny_transformer.training.schedules import Schedule
-from tiny_transformer.training.speed import NUM_EVALUATIONS, Speed, Stopwatch
+from tiny_transformer.training.speed import NUM_EVALUATIONS, Speed, Stopwatch, steps_left
 from tiny_transformer.training.state import MAX_COUNT, TrainState
 
 FILE = "plan.json"
@@ -131,10 +131,10 @@ def plan_for_counts(config: TrainingConfig, tokens_per_step: int) -> Plan:
     """As many steps as `steps` and `max_tokens` ask for, whichever ends first."""
     choices = []
     if config.steps is not None:
-        choices.append((config.steps, f"{config.steps:,} steps as asked"))
+        choices.append((config.steps, f"{in_steps(config.steps)} as asked"))
     if config.max_tokens is not None:
         steps = -(-config.max_tokens // tokens_per_step)
-        choices.append((steps, f"{steps:,} steps make {config.max_tokens:,} tokens"))
+        choices.append((steps, f"{in_steps(steps)} for {config.max_tokens:,} tokens"))
     steps, reason = min(choices, default=(DEFAULT_STEPS, f"{DEFAULT_STEPS:,} steps"))
     return make_plan(config, steps, reason)
 
@@ -143,6 +143,15 @@ def counted_plan(config: TrainingConfig, tokens_per_step: int) -> Plan | None:
     """The plan of a run of which `steps` or `max_tokens` are asked for; None when neither is."""
     is_counted = config.steps is not None or config.max_tokens is not None
     return plan_for_counts(config, tokens_per_step) if is_counted else None
+
+
+def in_steps(number: int) -> str:
+    """`1 step`, `2,000 steps`."""
+    return f"{number:,} {'step' if number == 1 else 'steps'}"
+
+
+def _what_fits(steps: int, speed: Speed, minutes: float) -> str:
+    return f"{in_steps(steps)} of {speed.step:.2g} s {'fits' if steps == 1 else 'fit'} {in_minutes(minutes)}"
 
 
 def in_minutes(minutes: float) -> str:
@@ -160,10 +169,10 @@ def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainS
     minutes = config.max_train_minutes or 0.0
     left, seconds = len(SAMPLE_POINTS) if state.step == 0 else 0, 60 * minutes - state.elapsed_seconds
     num_evaluations = math.ceil(NUM_EVALUATIONS * min(1.0, max(0.0, seconds / (60 * minutes))))
-    steps = state.step + speed.steps_in(seconds, config, left, state.step, num_evaluations)
+    steps = state.step + steps_left(speed, config, state, left, num_evaluations)
     if counted is not None and counted.total_steps <= steps:
         return counted
-    return make_plan(config, steps, f"{steps:,} steps of {speed.step:.2g} s fit {in_minutes(minutes)}", is_fixed=False)
+    return make_plan(config, steps, _what_fits(steps, speed, minutes), is_fixed=False)
 
 
 class Pace:
@@ -176,6 +185,7 @@ class Pace:
         write: keeps a plan for a resumed run; called before the plan is used.
         agree: of several processes that each looked at a clock, gives all of them the first one's answer.
         most_steps: what `steps` and `max_tokens` allow, however fast it goes.
+        period: of the steps, see `Stopwatch`.
     """
 
     def __init__(
@@ -187,9 +197,10 @@ class Pace:
         agree: Callable[[Any], Any] = lambda answer: answer,
         *,
         most_steps: float = math.inf,
+        period: int = 1,
     ) -> None:
         self._config, self._write, self._agree, self._most_steps = config, write, agree, most_steps
-        self._stopwatch = None if estimate is None else Stopwatch(estimate)
+        self._stopwatch = None if estimate is None else Stopwatch(estimate, period)
         self._adopt(plan)
 
     @property
@@ -238,16 +249,14 @@ class Pace:
         if not self._stopwatch.is_ready(state) or not self._agree(done >= self._next_revision):
             return False
         speed = self._stopwatch.read(state)
-        seconds = 60 * minutes - state.elapsed_seconds
         samplings, evaluations = (
             sum(point > self._plan.progress(state.step) for point in points)
             for points in (SAMPLE_POINTS, EVALUATION_POINTS)
         )
-        left = speed.steps_in(seconds, self._config, samplings, state.step, evaluations)
-        total = self._agree(state.step + left)
-        reason = f"{total:,} steps of {speed.step:.2g} s fit {in_minutes(minutes)}"
+        total = self._agree(state.step + steps_left(speed, self._config, state, samplings, evaluations))
+        reason = _what_fits(total, speed, minutes)
         if total > self._most_steps:
-            total, reason = max(int(self._most_steps), state.step + 1), f"{self._most_steps:,} steps as asked"
+            total, reason = max(int(self._most_steps), state.step + 1), f"{in_steps(int(self._most_steps))} as asked"
         is_fixed = self._next_revision == REVISIONS[-1]
         self._adopt(self._plan.ending_at(total, seen_from=state.step, reason=reason, is_fixed=is_fixed), done)
         return True
