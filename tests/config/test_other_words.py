@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tiny_transformer.config.aliases import ALIASES, INSTEAD, SWITCHES
-from tiny_transformer.config.load import load_run_config, valid_keys
+from tiny_transformer.config.keys import valid_keys
+from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.costs.accounting import count_parameters
 from tiny_transformer.errors import UserError

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 
@@ -166,3 +169,26 @@ def test_the_cache_is_the_plain_engines_and_can_be_taken_back_copied_and_emptied
                 decoder.feed_last(IDS[:, :1])
         found.append(torch.cat(logits))
     torch.testing.assert_close(found[1], found[0], rtol=2e-5, atol=5e-5)
+
+
+def test_ctrl_c_waits_until_the_step_is_compiled_and_is_then_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba calls Python while it compiles; an exception there is printed and lost."""
+    pytest.importorskip("numba")
+    model = made("qwen3")
+    choose_engine(model, "fast")
+    done: list[object] = []
+
+    def compiling(*given: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append(given)
+
+    monkeypatch.setattr("tiny_transformer.generation.kernels.step", compiling)
+    decoder = Decoder(model, 1, 8)
+    decoder.feed(IDS[:, :2])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            decoder.feed_last(IDS[:, 2:3])
+        assert len(done) == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

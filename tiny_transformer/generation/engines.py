@@ -6,7 +6,10 @@ is the fallback: whatever the compiled step does not cover is refused here, befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -195,6 +198,7 @@ class FastStep:
 
         self._compiled, self._model, self._weights = kernels.step, model, weights
         self._cache: ModelCache | None = None
+        self._is_compiled = False
         self._set_threads()
 
     def takes(self, ids: Tensor | Sequence[Sequence[int]], cache: ModelCache) -> TypeGuard[Tensor]:
@@ -210,9 +214,11 @@ class FastStep:
         hidden = self._model.model.embed_tokens(ids)[0, 0].float().clone()  # (C,)
         logits = torch.empty(self._weights.head.data.shape[1])
         cos, sin, keys, values = self._arrays
-        self._compiled(
-            self._weights, hidden.numpy(), cos[position], sin[position], keys, values, position, logits.numpy()
-        )
+        with nullcontext() if self._is_compiled else uninterrupted():
+            self._compiled(
+                self._weights, hidden.numpy(), cos[position], sin[position], keys, values, position, logits.numpy()
+            )
+        self._is_compiled = True
         return hidden.view(1, 1, -1), logits.view(1, 1, -1)
 
     def _adopt(self, cache: ModelCache) -> None:
@@ -237,6 +243,24 @@ class FastStep:
         torch.set_num_threads(
             threads
         )  # Numba, when it begins, tells OpenMP another number, and OpenMP is PyTorch's too
+
+
+@contextmanager
+def uninterrupted() -> Generator[None]:
+    """Ctrl-C waits until the block is over: Numba compiles, and loads what it compiled before, in callbacks, from which
+    no exception comes out."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *given: came.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[0])
 
 
 def _bits(memory: Tensor) -> Any:

@@ -96,11 +96,11 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
         raise UserError(f"there is no kind {options.kind!r}", remedy=f"one of {', '.join(KINDS)}")
     opened = open_checkpoint(options.checkpoint, device="cpu")
     out, text = options.out or default_out(opened.path, options.kind), _text_of(opened, options.data_dir)
-    if out.exists() and not options.replace:
-        raise UserError("already there, and not to be overwritten", where=str(out), remedy="choose another --out")
     old = opened.model
     if told := _not_from_here(old):
         raise UserError(told[0], where=str(opened.path), remedy=told[1])
+    if out.exists() and not options.replace:
+        raise UserError("already there, and not to be overwritten", where=str(out), remedy="choose another --out")
     notes.print(f"[dim]{escape(opened.sentence)}[/]", highlight=False, soft_wrap=True)
     notes.print(f"[dim]{escape(_method(options.kind, text))}[/]", highlight=False, soft_wrap=True)
     new = quantized(old, options.kind, text)

@@ -21,6 +21,7 @@ from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.tokenizers.chat import Message
+from tiny_transformer.training.plan import in_steps
 
 NUM_ANSWERS, NUM_SHOWN = 100, 3
 SHOWN_CHARACTERS = 80  # of a row that `replay` shows
@@ -32,7 +33,7 @@ def show_answers(result: RunResult, data: ChatData, console: Console) -> None:
     console.print(
         f"\n{'stopped early' if result.status == 'stopped_early' else 'finished'}: loss on held-out answers "
         f"{'not measured (set eval_steps)' if best.val_loss is None else f'{best.val_loss:.3f} nats per token'}, "
-        f"{state.step:,} steps, {state.num_tokens:,} tokens of answers, {state.elapsed_seconds / 60:.1f} minutes",
+        f"{in_steps(state.step)}, {state.num_tokens:,} tokens of answers, {state.elapsed_seconds / 60:.1f} minutes",
         highlight=False,
     )
     asked = [

@@ -12,6 +12,7 @@ from tiny_transformer.evaluation.loss import num_targets, perplexity_in_words
 from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.stages.stage import RunResult
+from tiny_transformer.training.plan import in_steps
 
 
 def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console: Console) -> None:
@@ -49,7 +50,7 @@ def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console:
     if part is None:
         _ring_if_too_good(loss, config, dataset, console)
     console.print(
-        f"{state.step:,} steps, {state.num_tokens:,} tokens, {state.elapsed_seconds / 60:.1f} minutes of training",
+        f"{in_steps(state.step)}, {state.num_tokens:,} tokens, {state.elapsed_seconds / 60:.1f} minutes of training",
         highlight=False,
     )
 
