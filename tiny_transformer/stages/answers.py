@@ -16,6 +16,7 @@ from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.stages.chat import ChatStart
 from tiny_transformer.stages.chat_data import ChatData
+from tiny_transformer.stages.examples import beginning, table_of
 from tiny_transformer.stages.samples import keep_samples
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory
@@ -24,7 +25,6 @@ from tiny_transformer.tokenizers.chat import Message
 from tiny_transformer.training.plan import in_steps
 
 NUM_ANSWERS, NUM_SHOWN = 100, 3
-SHOWN_CHARACTERS = 80  # of a row that `replay` shows
 
 
 def show_answers(result: RunResult, data: ChatData, console: Console) -> None:
@@ -79,12 +79,6 @@ def with_room(asked: Sequence[tuple[Message, ...]], start: ChatStart, context_le
 
 def show_rows(micro_batches: Sequence[TokenBatch], tokenizer: Tokenizer) -> Table:
     """Rows of a batch: their numbers in the epoch, and how the answers in them begin."""
-    table = Table(title="examples", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("number", justify="right")
-    table.add_column("answers", overflow="ellipsis", no_wrap=True)
-    for batch in micro_batches:
-        for sample, labels in zip(batch.sample_ids.tolist(), batch.labels.tolist(), strict=True):
-            ids = [token for token in labels if token != IGNORE_INDEX]
-            text = tokenizer.decode(ids[:SHOWN_CHARACTERS]).replace("\n", " ")
-            table.add_row(f"{sample:,}", Text(text[:SHOWN_CHARACTERS]))
-    return table
+    numbered = (row for batch in micro_batches for row in zip(batch.sample_ids, batch.labels, strict=True))
+    rows = ((f"{n:,}", beginning(tokenizer, labels[labels != IGNORE_INDEX].tolist())) for n, labels in numbered)
+    return table_of(("number", "answers"), rows)

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from tiny_transformer.config.schema import RunConfig
@@ -18,16 +17,16 @@ from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.data.batches import Batches, TokenBatch
 from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset, unigram_nats
-from tiny_transformer.evaluation.skills import chances
-from tiny_transformer.evaluation.stories import Reading, fresh_stories
 from tiny_transformer.evaluation.validation import validation_batches, validation_loss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing
+from tiny_transformer.stages.examples import beginning, table_of
 from tiny_transformer.stages.final_losses import show_losses
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
+from tiny_transformer.stages.samples import chances_of_stories
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import show_written_stories
 from tiny_transformer.stages.training_data import (
@@ -39,10 +38,6 @@ from tiny_transformer.stages.training_data import (
 )
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
-
-LESSONS = 4  # steps whose tokens a look at the skills may read
-MOST_STORIES = 16  # that it reads
-SHOWN_CHARACTERS = 60  # of a row that `replay` shows
 
 
 class Pretraining(Stage[TokenBatch]):
@@ -112,14 +107,10 @@ class Pretraining(Stage[TokenBatch]):
 
     def facts(self) -> dict[str, Any]:
         """The best loss possible, where it is known, the tokenizer, the size of the data."""
-        meta, tokenizer = self.dataset.meta, self.tokenizer
+        meta = self.dataset.meta
         return {
             "floor": meta.val.floor,
-            "tokenizer": {
-                "name": tokenizer.name,
-                "vocab_size": tokenizer.vocab_size,
-                "fingerprint": tokenizer.fingerprint,
-            },
+            "tokenizer": self.tokenizer_facts,
             "data": {
                 "source": last_parts(meta.source),
                 "train_tokens": meta.train.num_tokens,
@@ -145,14 +136,7 @@ class Pretraining(Stage[TokenBatch]):
 
     def chances(self, model: CausalLM, hardware: Hardware) -> dict[str, float]:
         """How far each skill is that fresh stories take, if the text is the story corpus."""
-        meta, config = self.dataset.meta, self.config
-        if meta.source != STORIES:
-            return {}
-        length = meta.train.num_tokens / max(1, meta.train.num_documents)
-        count = min(MOST_STORIES, max(2, int(LESSONS * config.tokens_per_step / length)))
-        has_first = config.data.packing == "concat" or self.tokenizer.begin_id is not None
-        reading = Reading(self.tokenizer, config.data.seq_len, predicts_first=has_first, hardware=hardware)
-        return chances(model, fresh_stories(count), reading)
+        return chances_of_stories(model, self.config, self.dataset, hardware)
 
     def show_knowledge(self, result: RunResult, console: Console) -> None:
         """What a model of the story corpus gets right where it writes."""
@@ -161,11 +145,6 @@ class Pretraining(Stage[TokenBatch]):
 
     def show_batch(self, micro_batches: Sequence[TokenBatch]) -> Table:
         """Each row: its number in the epoch and how its text begins."""
-        table = Table(title="examples", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-        table.add_column("number", justify="right")
-        table.add_column("text", overflow="ellipsis", no_wrap=True)
-        for batch in micro_batches:
-            for sample, ids in zip(batch.sample_ids.tolist(), batch.input_ids.tolist(), strict=True):
-                text = self.tokenizer.decode(ids[:SHOWN_CHARACTERS]).replace("\n", " ")
-                table.add_row(f"{sample:,}", Text(text[:SHOWN_CHARACTERS]))
-        return table
+        numbered = (row for batch in micro_batches for row in zip(batch.sample_ids, batch.input_ids, strict=True))
+        rows = ((f"{number:,}", beginning(self.tokenizer, ids.tolist())) for number, ids in numbered)
+        return table_of(("number", "text"), rows)

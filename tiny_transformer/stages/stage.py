@@ -125,6 +125,7 @@ class Stage(ABC, Generic[B]):
     Attributes:
         checks: names of the diagnosis's checks that apply; None for all.
         target: what its loss is a mean over, in one word; reports say so.
+        example: what a batch is made of, in one word, where that is not what its loss is a mean over.
         rows_per_example: rows of tokens that an example of a batch has.
         adds_tokens: whether its tokenizer may know more than that of the checkpoint it starts from.
         new_tokens: ids that the checkpoint it starts from knows nothing of.
@@ -137,6 +138,7 @@ class Stage(ABC, Generic[B]):
     rows_per_example: ClassVar[int] = 1
     adds_tokens: ClassVar[bool] = False
     target: ClassVar[str] = "token"
+    example: ClassVar[str] = ""
     new_tokens: tuple[int, ...] = ()
     adapters: str = ""
     stands_on: Base | None = None
@@ -144,6 +146,12 @@ class Stage(ABC, Generic[B]):
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
+
+    @property
+    def tokenizer_facts(self) -> dict[str, Any]:
+        """What `facts` says of the tokenizer."""
+        tokenizer = self.tokenizer
+        return {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
 
     @classmethod
     @abstractmethod
