@@ -91,10 +91,10 @@ def measure(config: Qwen3Config, directory: Path, rounds: int, clock: Callable[[
         choose_engine(fast[kind], "fast")
         contenders[f"plain, {kind}"] = written(models[kind], 1)
         contenders[f"compiled, {kind}"] = written(fast[kind], 1)
-    few: dict[str, Callable[[], Any]] = {}
-    for kind in ("fp32", "bf16"):
         contenders[f"plain, {kind}, {ROWS} rows"] = written(models[kind], ROWS)
         contenders[f"compiled, {kind}, {ROWS} rows"] = written(fast[kind], ROWS)
+    few: dict[str, Callable[[], Any]] = {}
+    for kind in ("fp32", "bf16"):
         few[f"prefill, plain, {kind}"] = lambda kind=kind: Decoder(models[kind], 1, PREFILL).feed_last(ids)
         few[f"prefill, compiled, {kind}"] = lambda kind=kind: Decoder(fast[kind], 1, PREFILL).feed_last(ids)
         few[f"prefill, transformers, {kind}"] = lambda kind=kind: theirs[kind](ids, use_cache=True, logits_to_keep=1)
@@ -200,7 +200,7 @@ def told(seconds: dict[str, list[float]], num_bytes: dict[str, int], flat_bytes:
             "share of the bandwidth": {kind: num_bytes[kind] * rate / bandwidth for kind, rate in compiled.items()},
             f"{ROWS} rows / one row, plain": rows["plain"] / best["plain"],
             f"{ROWS} rows / one row, compiled": {
-                kind: rates[f"compiled, {kind}, {ROWS} rows"] / compiled[kind] for kind in ("fp32", "bf16")
+                kind: rates[f"compiled, {kind}, {ROWS} rows"] / rate for kind, rate in compiled.items()
             },
             f"{ROWS} rows, compiled / one row, plain": rows["compiled"] / best["plain"],
             f"{ROWS} rows, compiled / plain": rows["compiled"] / rows["plain"],

@@ -227,10 +227,13 @@ def read_rows(model, count: int = 6, prompts: bool = True) -> tuple[torch.Tensor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
-def test_rows_side_by_side_are_the_models(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "fp32") for name in CONFIGS), *(("llama bias", kind) for kind in KINDS if kind not in ("fp32", "bf16"))],
+)
+def test_rows_side_by_side_are_the_models(name: str, kind: str) -> None:
     pytest.importorskip("numba")
-    model = made(name)
+    model = made(name, kind)
     expected = read_rows(model)
     choose_engine(model, "fast")
     for ours, theirs in zip(read_rows(model), expected, strict=True):
@@ -249,12 +252,20 @@ def test_rows_in_bfloat16_are_nearer_to_the_exact_result_than_the_plain_engine(n
     assert found[1] < found[0]
 
 
-def test_several_rows_of_integers_are_the_plain_engines() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "outputs"), [(1, 4), (4, 5), (5, 1), (16, 11)])
+def test_a_product_of_rows_at_odd_sizes(rows: int, outputs: int) -> None:
     pytest.importorskip("numba")
-    model = made("qwen3", "int4")
-    expected = read_rows(model, 2)
-    choose_engine(model, "fast")
-    assert all(torch.equal(*pair) for pair in zip(read_rows(model, 2), expected, strict=True))
+    from tiny_transformer.generation.kernels import Matrix
+    from tiny_transformer.generation.row_step import Products
+
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn((2, outputs, 37), generator=generator)
+    bias = torch.randn((2, outputs), generator=generator)
+    products = Products(Matrix(weight.numpy(), torch.empty(2, 0, 0).numpy(), 0, bias.numpy()), 37, rows)
+    x = torch.randn((rows, 37), generator=generator)
+    products.inputs[:rows] = x.numpy()
+    torch.testing.assert_close(products.of(1), torch.nn.functional.linear(x, weight[1], bias[1]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

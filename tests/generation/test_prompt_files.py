@@ -122,6 +122,16 @@ def test_a_seed_nobody_chose_is_that_of_the_file(checkpoint, prompts, tmp_path):
     assert answer(checkpoint, prompts, out, other, is_seed_chosen=False) == answers
 
 
+def test_the_seed_that_is_told_is_the_one_that_is_used(home, capsys):
+    Path("p.txt").write_text("a\nb\n", encoding="utf-8")
+    words = ["generate", "--ckpt", "runs/demo/model", "--prompts", "p.txt", "--out", "o.jsonl", "--device", "cpu"]
+    assert run([*words, "--max_new_tokens", "3", "--seed", "41"]) == 0
+    Path("p.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    capsys.readouterr()
+    assert run([*words, "--max_new_tokens", "3"]) == 0
+    assert "; seed 41\n" in capsys.readouterr().err
+
+
 def with_adapters(model):
     add_lora(model, ["model.layers.0.self_attn.q_proj"], rank=2, alpha=2.0)
     return model

@@ -212,19 +212,14 @@ class FastStep:
         from tiny_transformer.generation import kernels
 
         self._compiled, self._model, self._weights = kernels.step, model, weights
-        self._has_integers = any(isinstance(module, QuantizedWeight) for module in model.modules())
         self._row_step: RowStep | None = None
         self._cache: ModelCache | None = None
         self._compiled_for: set[bool] = set()  # one row, several
         self._set_threads()
 
     def takes(self, ids: Tensor | Sequence[Sequence[int]], cache: ModelCache) -> TypeGuard[Tensor]:
-        """Whether these ids (B, T) are one token a row, and each row is one document. Several rows of integers are the
-        plain engine's."""
-        is_token = isinstance(ids, Tensor) and ids.shape[1] == 1 and cache.is_plain
-        return is_token and (
-            len(ids) == 1 or not isinstance(self._model.model.layers[0].mlp.down_proj, QuantizedWeight)
-        )
+        """Whether these ids (B, T) are one token a row, and each row is one document."""
+        return isinstance(ids, Tensor) and ids.shape[1] == 1 and cache.is_plain
 
     def __call__(self, ids: Tensor, cache: ModelCache) -> tuple[Tensor, Tensor]:
         """Read one more token of each row, as `Decoder.feed` does: hidden states (B, 1, C) and logits (B, 1, V), both
@@ -238,7 +233,7 @@ class FastStep:
         is_several = len(ids) > 1
         with nullcontext() if is_several in self._compiled_for else uninterrupted():
             if is_several:
-                hidden, logits = self._rows()(hidden, (cos, sin), keys, values, torch.tensor(lengths).numpy())
+                hidden, logits = self._rows(len(ids))(hidden, (cos, sin), keys, values, torch.tensor(lengths).numpy())
             else:
                 logits, position = torch.empty(1, self._weights.head.data.shape[1]), lengths[0]
                 vector, place = hidden[0].numpy(), (cos[position], sin[position])
@@ -246,11 +241,13 @@ class FastStep:
         self._compiled_for.add(is_several)
         return hidden[:, None], logits[:, None]
 
-    def _rows(self) -> RowStep:
-        if self._row_step is None:
+    def _rows(self, rows: int) -> RowStep:
+        if self._row_step is None or self._row_step.rows != rows:
             from tiny_transformer.generation.row_step import RowStep
 
-            self._row_step = RowStep(self._weights)
+            config = self._model.config
+            sizes = {"head_dim": config.head_dim, "groups": config.num_key_value_heads}
+            self._row_step = RowStep(self._weights, rows, **sizes)
         return self._row_step
 
     def _adopt(self, cache: ModelCache) -> None:

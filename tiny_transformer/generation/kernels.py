@@ -159,18 +159,18 @@ def _dot_int4(matrix, n, x):
     if size == 16:  # groups of 32
         for k in range(first.shape[0]):
             pair = uint32(matrix.data[n, k])
-            both = _sixteenths(pair << uint32(19)) * first[k] + _sixteenths(pair << uint32(15)) * second[k]
+            both = sixteenths(pair << uint32(19)) * first[k] + sixteenths(pair << uint32(15)) * second[k]
             total += matrix.scale[n, k >> 4] * both
     else:
         for k in range(first.shape[0]):
             pair = uint32(matrix.data[n, k])
-            both = _sixteenths(pair << uint32(19)) * first[k] + _sixteenths(pair << uint32(15)) * second[k]
+            both = sixteenths(pair << uint32(19)) * first[k] + sixteenths(pair << uint32(15)) * second[k]
             total += matrix.scale[n, k // size] * both
     return float32(16) * total
 
 
 @njit(**SERIAL)
-def _sixteenths(bits):
+def sixteenths(bits):
     """(q - 8) / 16, exactly, of a q (0 to 15) in bits 19 to 22: there it begins the fraction of a float32, 1 + q / 16.
     Half the work of converting an integer."""
     return from_bits((bits & uint32(0x780000)) | uint32(0x3F800000)) - float32(1.5)

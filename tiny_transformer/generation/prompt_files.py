@@ -149,6 +149,11 @@ class AnswerFile:
             self._whole_bytes = len(whole)
         return lines
 
+    def with_seed(self, settings: SamplingConfig) -> SamplingConfig:
+        """Settings whose seed nobody chose: with that of the answers that stand here, if there are any."""
+        seed = (self.settings or {}).get("seed")
+        return replace(settings, seed=seed) if isinstance(seed, int) else settings
+
     def add(self, answers: Sequence[dict[str, Any]]) -> None:
         """Append lines, in place of one that was cut short, and have them on the disk before going on.
 
@@ -254,28 +259,22 @@ def answer_file(
     opened: OpenCheckpoint,
     prompts: Sequence[Prompt],
     settings: SamplingConfig,
-    out: Path,
+    file: AnswerFile,
     *,
     num_samples: int,
     batch_size: int,
-    is_seed_chosen: bool,
     tell: Callable[[int, int], None],
 ) -> int:
     """Answer prompts into a file, going on where it was; the number of answers that were there already.
 
     Args:
         opened, prompts, settings, num_samples, batch_size: see `answer_prompts`.
-        out: the output.
-        is_seed_chosen: False lets a file that is gone on with name the seed.
+        file: the output.
         tell: called with the answers done and all of them.
 
     Raises:
         UserError: the output holds other answers; see `resume`.
     """
-    file = AnswerFile(out)
-    seed = (file.settings or {}).get("seed")
-    if not is_seed_chosen and isinstance(seed, int):
-        settings = replace(settings, seed=seed)
     told = described(settings, opened)
     before = done = resume(file, prompts, told, num_samples)
     total, sizes = len(prompts) * num_samples, {"num_samples": num_samples, "batch_size": batch_size}
