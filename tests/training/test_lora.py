@@ -208,6 +208,15 @@ def test_what_adapters_cannot_do_is_refused(base: Path, talks: Path, tuned: Path
         load_run_config({"lora": {"enabled": True}})
 
 
+def test_the_command_that_began_a_run_resumes_it_without_its_base(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tuned, "mine", symlinks=True)
+    assert run(["finetune", "--resume", "--out_dir", "mine", "--lora.enabled", "true"]) == 0, capsys.readouterr()
+    assert "resuming from step" in capsys.readouterr().out
+
+
 def test_the_words_of_an_older_project_switch_it_on(base: Path) -> None:
     advanced = {"use_lora": True, "lora_rank": 4, "lora_alpha": 8}
     config = load_run_config({"advanced": advanced, "init_from": str(base)})

@@ -101,7 +101,8 @@ def _wish_of_run(config: str | None, overrides: Sequence[str], console: Console)
     Raises:
         UserError: there is no such run, or the given config says something else than its own.
     """
-    given, ours = load_run_config(config, overrides), keys_of(overrides)
+    naming = [word for word in overrides if not word.startswith("lora.")]  # adapters ask for a base, which the run has
+    given, ours = load_run_config(config, naming), keys_of(overrides)
     name = _text_name(given, ours) if config is None else config_name(config)
     base = Path("runs") / name
     run_dir = given.out_dir or newest_run(base) or base

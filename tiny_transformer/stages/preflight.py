@@ -29,7 +29,7 @@ from tiny_transformer.training.optimizers import Optimizers
 SPARE = 1.05  # of the disk: a file system needs some room of its own
 NEARLY_ALL = 0.9  # of the memory: more than this is worth a warning
 OTHER_BYTES = 3_000  # run_info.json, manifest.json, the counters of state.json
-REPORT_BYTES = 5_000_000  # with the script that draws its charts
+REPORT_BYTES = 1_000_000  # the page is kept below; log.jsonl, samples.json
 
 
 def check_disk(
@@ -47,16 +47,23 @@ def check_disk(
         UserError: there is less than that and 5 %.
     """
     save = checkpoint_bytes(model, optimizers, identity, tokenizer)
-    needed, free = int(SPARE * (missing_saves(run, config) * save + REPORT_BYTES)), shutil.disk_usage(run.path).free
+    needed, free = _needed_bytes(run, config, save), shutil.disk_usage(run.path).free
     freed = sum(path.lstat().st_size for path in (run.path / REPLACED).rglob("*"))
     if free + freed < needed or free < SPARE * save:
+        one = config.training.model_copy(update={"keep_checkpoints": 1})
+        least = max(_needed_bytes(run, config.model_copy(update={"training": one}), save) - freed, int(SPARE * save))
+        fewer = "use --keep_checkpoints 1, " if least <= free else ""
         raise UserError(
             f"the run needs {_megabytes(needed)} of disk space ({_megabytes(save)} per checkpoint), and only "
             f"{_megabytes(free)} is free",
             where=str(run.path),
-            remedy="free some space, use --keep_checkpoints 1, or choose another --out_dir",
+            remedy=f"free some space, {fewer}or choose another --out_dir",
             exit_code=ExitCode.IO,
         )
+
+
+def _needed_bytes(run: RunDirectory, config: RunConfig, save: int) -> int:
+    return int(SPARE * (missing_saves(run, config) * save + REPORT_BYTES))
 
 
 def missing_saves(run: RunDirectory, config: RunConfig) -> int:
