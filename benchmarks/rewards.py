@@ -67,14 +67,15 @@ class Task(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Of one model, in shares: the answers that are right, one by one and by vote, with 95 % intervals over questions;
-    what two formulas make of the answers that did not vote: that most of the voters are right (binomial), and that no
-    wrong answer has more of them (multinomial); what the answers would come to if they did not hang on the question."""
+    """Of one model, in shares of the questions: the answers that are right, one by one, by vote (the commonest answer),
+    and by more than half of the voters, with 95 % intervals; what the answers that did not vote predict of the last two
+    (multinomial and binomial); what the answers would come to if they did not hang on the question."""
 
     one: tuple[float, float, float]
     vote: tuple[float, float, float]
-    binomial: float
-    multinomial: float
+    half: tuple[float, float, float]
+    predicted_vote: float
+    predicted_half: float
     same_frequencies: float
 
 
@@ -141,25 +142,29 @@ def measure(run_dir: Path, asked: list[tuple[str, str]], seed: int) -> Figures:
     ]
     shares = [sum(its) / DRAWS for its in right]
     votes = [its[winner(texts[i][:VOTERS])] for i, its in enumerate(right)]
+    halves = [float(sum(its[:VOTERS]) > VOTERS / 2) for its in right]
     rest = [its[VOTERS:] for its in right]
-    most = [sum(binomial(k, VOTERS, sum(its) / len(its)) for k in range(VOTERS // 2 + 1, VOTERS + 1)) for its in rest]
-    again = [share_of_wins(texts[i][VOTERS:], its, random.Random(seed)) for i, its in enumerate(rest)]
+    predicted_half = [share_of_halves(len(its), round(sum(its))) for its in rest]
+    predicted_vote = [share_of_wins(texts[i][VOTERS:], its, random.Random(seed)) for i, its in enumerate(rest)]
     said, true = Counter(said_in(text) for its in texts for text in its), Counter(answer for _, answer in asked)
     same = sum(said[answer] * true[answer] for answer in true) / (len(drawn) * len(asked))
-    one, vote = ((sum(each) / len(each), *interval_of(each)) for each in (shares, votes))
-    return Figures(one, vote, sum(most) / len(most), sum(again) / len(again), same)
+    one, vote, half = ((sum(each) / len(each), *interval_of(each)) for each in (shares, votes, halves))
+    means = (sum(each) / len(each) for each in (predicted_vote, predicted_half))
+    return Figures(one, vote, half, *means, same)
 
 
-def binomial(k: int, n: int, p: float) -> float:
-    """How likely `k` of `n` are right."""
-    return comb(n, k) * p**k * (1 - p) ** (n - k)
+def share_of_halves(num_answers: int, num_right: int) -> float:
+    """How likely more than half of the voters are right, of whom so many other answers are known: the share of all
+    choices of `VOTERS` of these. Its mean over answers is the binomial formula's, without the bias of a guessed p."""
+    ways = (comb(num_right, k) * comb(num_answers - num_right, VOTERS - k) for k in range(VOTERS // 2 + 1, VOTERS + 1))
+    return sum(ways) / comb(num_answers, VOTERS)
 
 
 def share_of_wins(texts: list[str], right: list[float], rng: random.Random, times: int = 200) -> float:
-    """How often a vote is right whose voters say these texts as often as they stand there."""
+    """How often a vote of some of these texts is right; in the mean, as the multinomial formula has it."""
     wins = 0.0
     for _ in range(times):
-        voters = rng.choices(range(len(texts)), k=VOTERS)
+        voters = rng.sample(range(len(texts)), VOTERS)
         wins += right[voters[winner([texts[i] for i in voters])]]
     return wins / times
 
@@ -194,9 +199,10 @@ def main() -> None:
         for name, run_dir in zip(("before", "after"), runs, strict=True):
             found = measure(run_dir, task.asked, args.seed)
             results[name] = found._asdict()
-            one, vote = (f"{mean:.1%} ({low:.1%} to {high:.1%})" for mean, low, high in (found.one, found.vote))
-            print(f"{name:6}  one answer {one}  vote of {VOTERS} {vote}", end="  ")
-            print(f"binomial {found.binomial:.1%}  multinomial {found.multinomial:.1%}", end="  ")
+            one, vote, half = (f"{a:.1%} ({b:.1%} to {c:.1%})" for a, b, c in (found.one, found.vote, found.half))
+            print(f"{name:6}  one answer {one}", end="  ")
+            print(f"vote of {VOTERS} {vote}, predicted {found.predicted_vote:.1%}", end="  ")
+            print(f"more than half right {half}, predicted {found.predicted_half:.1%}", end="  ")
             print(f"own frequencies {found.same_frequencies:.1%}")
     print(keep(f"rewards-{args.seed}", results))
 

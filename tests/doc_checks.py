@@ -19,7 +19,7 @@ import doc_blocks
 import typer
 
 from tiny_transformer.cli import app
-from tiny_transformer.config.load import is_key, is_switch
+from tiny_transformer.config.keys import is_key, is_switch
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "tiny_transformer"
@@ -112,11 +112,15 @@ def blocks(text: str, *languages: str) -> Iterator[str]:
 
 
 def broken_blocks(pages: Pages) -> list[str]:
-    """Fences without an end, Python that does not parse, and names that the package does not have."""
+    """Fences without an end, lines that leave the list their block is in (it ends there, and its closing fence opens a
+    block over what follows), Python that does not parse, and names that the package does not have."""
     wrong = []
     for name, text in pages.items():
         if text.count("\n```") % 2:
             wrong.append(f"{name}: a block has no end")
+        for indent, _, body in FENCED.findall(text):
+            outside = [line for line in body.splitlines() if line and not line.startswith(indent)]
+            wrong += [f"{name}: not indented as its block is: {line}" for line in outside]
         for body in blocks(text, "python"):
             try:
                 tree = ast.parse(body.replace(">>> ", ""))

@@ -79,6 +79,9 @@ IN_PAGES = {
     "block without an end": Fault(
         doc_checks.broken_blocks, "docs/learn/02_tokens.md", "\n```\n", "\n", "a block has no end"
     ),
+    "a line of a block that leaves its list": Fault(
+        doc_checks.broken_blocks, "docs/learn/02_tokens.md", "   11 True", "11 True", "as its block is: 11 True"
+    ),
     "Python that does not parse": Fault(
         doc_checks.broken_blocks, "README.md", "lm = load(", "lm = load((", "'(' was never closed in: lm = load(("
     ),

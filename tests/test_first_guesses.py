@@ -74,10 +74,13 @@ def test_a_config_a_preset_and_prepared_data_may_stand_alone(asked: list[Any]) -
     Path("r.json").write_text('{"training": {"steps": 8}}')
     Path("rows.json").write_text('[{"text": "A hen."}]')
     assert run(["prepare", "my.txt", "--out_dir", "d", "--tokenizer", "byte"]) == 0
-    for words in (["r.yaml"], ["r.json", "my.txt"], ["tiny"], ["--preset", "tiny"], ["d"], ["rows.json"]):
+    Path("made.json").write_text('[{"text": "A hen.", "meta": {"model": "x"}}]')
+    Path("lines.json").write_text('{"text": "A hen.", "model": "x"}\n{"text": "An egg.", "model": "x"}\n')
+    rows = (["rows.json"], ["made.json"], ["lines.json"])
+    for words in (["r.yaml"], ["r.json", "my.txt"], ["tiny"], ["--preset", "tiny"], ["d"], *rows):
         assert run(["train", *words]) == 0, words
-    assert [request.config.training.steps for request in asked] == [7, 8, None, None, None, None]
-    assert [request.name for request in asked] == ["r", "r", "tiny", "tiny", "my", "rows"]
+    assert [request.config.training.steps for request in asked] == [7, 8, *[None] * 6]
+    assert [request.name for request in asked] == ["r", "r", "tiny", "tiny", "my", "rows", "made", "lines"]
     assert asked[4].config.data.data_dir == Path("d")
     assert asked[1].config.data.source == "my.txt"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -26,27 +25,22 @@ def test_it_is_kept_without_outputs_and_one_cell_installs(repository: Path) -> N
 
 
 @pytest.mark.parametrize("notebook", ["checkout/notebooks", ".", "elsewhere"])
-def test_the_checkout_is_found_installed_and_entered(
-    notebook: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_checkout_is_found_installed_and_entered(notebook: str, repository: Path, tmp_path: Path) -> None:
     """Jupyter's working directory is the notebook's; a hosted machine clones into a folder beside it."""
     root = tmp_path / "checkout"
     for folder in (root / "tiny_transformer", root / "notebooks", tmp_path / "elsewhere"):
         folder.mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / notebook)
-    monkeypatch.setattr(sys, "path", ["first", *sys.path])
-    commands: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "run", lambda words, check: commands.append(words))
     (install,) = ["".join(cell["source"]) for cell in code_cells(repository) if "tags" in cell["metadata"]]
-    cell = tmp_path / "cell.py"
-    cell.write_text(install, encoding="utf-8")
+    before = "import subprocess\nsubprocess.run = lambda words, check: print(words[1:])\n"
+    after = "\nimport os, sys\nprint(os.getcwd(), sys.path[0])\n"
+    (tmp_path / "cell.py").write_text(before + install + after, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "cell.py")]
+    done = subprocess.run(command, cwd=tmp_path / notebook, capture_output=True, text=True, check=False)
     if notebook == "elsewhere":
-        with pytest.raises(RuntimeError, match="upload or clone"):
-            runpy.run_path(str(cell))
+        assert done.returncode and "upload or clone" in done.stderr
         return
-    runpy.run_path(str(cell))
-    assert commands == [[sys.executable, "-m", "pip", "install", "--quiet", "-e", str(root)]]
-    assert Path.cwd() == root and sys.path[:2] == [str(root), "first"]
+    installed = ["-m", "pip", "install", "--quiet", "-e", str(root)]
+    assert done.stdout.splitlines() == [str(installed), f"{root} {root}"], done.stderr
 
 
 @pytest.mark.slow

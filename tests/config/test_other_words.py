@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tiny_transformer.config.aliases import ALIASES, INSTEAD, SWITCHES
-from tiny_transformer.config.load import load_run_config, valid_keys
+from tiny_transformer.config.keys import valid_keys
+from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.costs.accounting import count_parameters
 from tiny_transformer.errors import UserError
@@ -174,6 +175,8 @@ def test_a_word_of_other_programs_is_answered_with_ours(word: str) -> None:
         ("advanced.mixed_precision", "did you mean training.mixed_precision?"),
         ("model.use_mqa", "did you mean advanced.use_mqa?"),
         ("training.dropout_annealing", "did you mean advanced.dropout_annealing?"),
+        ("hidden", "did you mean model.hidden_size?"),  # a beginning
+        ("batch", "did you mean training.batch_size?"),
         ("data.zebra", "docs/CONFIG_REFERENCE.md lists every key"),
         ("training.local_pat", "docs/CONFIG_REFERENCE.md lists every key"),
     ],

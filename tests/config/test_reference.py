@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tiny_transformer.config import reasons
-from tiny_transformer.config.load import valid_keys
+from tiny_transformer.config.keys import valid_keys
 from tiny_transformer.config.reference import reference_markdown
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from tiny_transformer.cli.frame import overrides_of
 from tiny_transformer.config.aliases import ALIASES
-from tiny_transformer.config.load import is_switch, load_run_config, parse_override, valid_keys
+from tiny_transformer.config.keys import is_switch, valid_keys
+from tiny_transformer.config.load import load_run_config, parse_override
 from tiny_transformer.config.presets import PRESETS
 from tiny_transformer.errors import UserError
 

@@ -234,6 +234,21 @@ def test_a_data_set_as_the_hub_has_it_is_read_by_its_card(tmp_path: Path, monkey
     (folder / "README.md").write_text(card, encoding="utf-8")
     talks = read(folder)
     assert [talk.messages for talk in talks] == [TALK] * 3 and talks[2].where == f"{folder}, row 3"
+    monkeypatch.setattr("tiny_transformer.data.prepare.records.hub_is_reachable", lambda: True)
     load, asked = datasets.load_dataset, []
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **k: (asked.append(name), load(str(folder), **k))[1])
     assert [talk.messages for talk in read(Path("someone/talks"))] == [TALK] * 3 and asked == ["someone/talks"]
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own client tries five times, for half a minute; what was read before is still asked for."""
+    datasets = pytest.importorskip("datasets")
+    asked: list[str] = []
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("tiny_transformer.data.prepare.records.hub_is_reachable", lambda: False)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **k: asked.append(name) or [FORMS["openai"]])
+    with pytest.raises(UserError, match=r"cannot be reached \(no network\)") as caught:
+        read(Path("someone/talks"))
+    assert "--source FILE" in (caught.value.remedy or "") and asked == []
+    (tmp_path / "someone___talks").mkdir()
+    assert len(read(Path("someone/talks"))) == 1 and asked == ["someone/talks"]

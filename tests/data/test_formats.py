@@ -91,6 +91,30 @@ def test_a_field_that_is_not_there_names_those_that_are(tmp_path: Path, kind: st
     assert len(list(open_source(path, text_field="url").documents())) == 400
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson.gz"])
+def test_rows_may_be_texts_alone_and_have_no_field_then(tmp_path: Path, name: str) -> None:
+    data = "".join(json.dumps(text) + "\n" for text in TEXTS).encode()
+    (tmp_path / name).write_bytes(PACKINGS.get(Path(name).suffix, bytes)(data))
+    assert read(tmp_path / name) == TEXTS
+    error = refused(tmp_path / name, text_field="body")
+    assert error.what == "a row is a text and no object, so it has no field 'body'"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what", "remedy"),
+    [
+        ("a.jsonl", '[{"text": "a"}, {"text": "b"}]', "a row is a list", "of one array let the name end in .json"),
+        ("a.json", '[["a"], ["b"]]', "a row is a list", 'write {"text": ...}'),
+        ("a.jsonl", "3\n4\n", "a row is a value", 'write {"text": ...}'),
+        ("a.json", json.dumps({f"k{i}": "a" for i in range(50)}), "no text in the field", "k10, k11, 38 more"),
+    ],
+)
+def test_rows_of_another_kind_say_which(tmp_path: Path, name: str, text: str, what: str, remedy: str) -> None:
+    (tmp_path / name).write_text(text)
+    error = refused(tmp_path / name)
+    assert what in error.what and (error.remedy or "").endswith(remedy)
+
+
 def test_long_rows_come_whole_and_one_after_another(tmp_path: Path) -> None:
     rows = [{"text": f"{i} " + "word ✓ " * 400_000} for i in range(3)]  # 2.8 million characters each
     for name, text in (("a.json", json.dumps(rows)), ("b.json", "\n".join(map(json.dumps, rows)))):

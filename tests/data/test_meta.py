@@ -163,6 +163,18 @@ def test_strange_names_are_shown_and_not_obeyed(data: Path, capsys: pytest.Captu
     assert "[/red]x" in out and "[bold]" in out
 
 
+@pytest.mark.parametrize(("size", "note"), [("50257", "; 50,257 were asked for"), ("270", "")])
+def test_a_vocabulary_that_came_out_smaller_is_told(
+    size: str, note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "".join(f"The hen and fox number {i} ran. " for i in range(99))
+    (tmp_path / "my.txt").write_text(text, encoding="utf-8")
+    words = ["--source", str(tmp_path / "my.txt"), "--vocab_size", size, "--seq_len", "8"]
+    assert run(["prepare", *words, "--out_dir", str(tmp_path / "d")]) == ExitCode.OK
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tokenizer ")]
+    assert note in line and ("were asked for" in line) == bool(note)
+
+
 # --- opening while it is replaced
 
 

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from tiny_transformer.cli import run
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.config.shapes import Qwen3Config
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.errors import ExitCode, UserError
-from tiny_transformer.evaluation.ranking import rank_checkpoints, read_cases
+from tiny_transformer.evaluation.paired import Difference, Interval
+from tiny_transformer.evaluation.ranking import rank_checkpoints, read_cases, show_ranking
 from tiny_transformer.models import build_model
 from tiny_transformer.models.checkpoint import save_model
 from tiny_transformer.models.open import open_checkpoint
@@ -61,6 +64,16 @@ def test_the_command_prints_them(models: Path, capsys: pytest.CaptureFixture[str
     assert run(["evaluate_checkpoints", *words]) == ExitCode.OK
     shown = capsys.readouterr().out
     assert shown.splitlines()[0].split("  ")[0] == "checkpoint" and shown.count("of 3") == 3
+
+
+@pytest.mark.parametrize(("low", "is_said"), [(0.1, True), (-0.1, False)])
+def test_a_ranking_says_that_it_knows_nothing_of_seeds(models: Path, low: float, is_said: bool) -> None:
+    best, other, *_ = rank_checkpoints([models / "?"], models / "cases.yaml", "auto", "cpu")
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+    show_ranking([best, other._replace(behind=Difference(Interval(0.5, low, 1.0)))], console)
+    shown = text.getvalue()
+    assert ("worse" in shown) == is_said and ("other seeds of the same configs may rank otherwise" in shown) == is_said
 
 
 def test_a_checkpoint_that_is_named_twice_is_ranked_once(models: Path) -> None:

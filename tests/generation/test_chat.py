@@ -264,6 +264,14 @@ def test_commands(tmp_path):
         assert words in told
 
 
+@pytest.mark.parametrize("typed", ["", "  ", "\t"])
+def test_an_empty_line_is_no_question(opened, typed):
+    conversation = Conversation(opened, SETTINGS, runs_template=True)
+    with pytest.raises(UserError, match="nothing was asked"):
+        list(conversation.ask(typed))
+    assert conversation.messages == []
+
+
 def test_a_refusal_does_not_end_the_session(opened):
     shown, told = talked(RunningText(opened, SETTINGS), ["x" * 80, "Once"])
     assert "reads at most 64" in told and len(shown) > 3

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from tiny_transformer.cli import run
@@ -18,6 +21,8 @@ from tiny_transformer.generation.command import run_generate
 from tiny_transformer.generation.prompt_files import read_prompts
 from tiny_transformer.generation.requests import GenerateRequest
 from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.models.open import OpenCheckpoint
+from tiny_transformer.models.swaps import add_lora
 
 SETTINGS = SamplingConfig(max_new_tokens=8, temperature=1.2, seed=5)
 TEXTS = ["Once", "There was a", "Once", "x", "The end of all that"]
@@ -96,6 +101,18 @@ def test_who_stops_it_is_told_what_is_there(home, monkeypatch, capsys):
     assert "3 answers in o.jsonl, 2 of them from before" in capsys.readouterr().err
 
 
+def test_a_disk_that_refuses_answers_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = prompt_files.AnswerFile(tmp_path / "out.jsonl")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="cannot write: No space left on device") as refused:
+        file.add([{"prompt": "a"}])
+    assert refused.value.exit_code is ExitCode.IO and refused.value.where == str(tmp_path / "out.jsonl")
+    assert "free space" in (refused.value.remedy or "")
+
+
 def test_a_seed_nobody_chose_is_that_of_the_file(checkpoint, prompts, tmp_path):
     out = tmp_path / "out.jsonl"
     answers = answer(checkpoint, prompts, out, is_seed_chosen=False)
@@ -105,7 +122,28 @@ def test_a_seed_nobody_chose_is_that_of_the_file(checkpoint, prompts, tmp_path):
     assert answer(checkpoint, prompts, out, other, is_seed_chosen=False) == answers
 
 
-def test_an_output_of_something_else_is_refused_and_stays(checkpoint, prompts, tmp_path):
+def test_the_seed_that_is_told_is_the_one_that_is_used(home, capsys):
+    Path("p.txt").write_text("a\nb\n", encoding="utf-8")
+    words = ["generate", "--ckpt", "runs/demo/model", "--prompts", "p.txt", "--out", "o.jsonl", "--device", "cpu"]
+    assert run([*words, "--max_new_tokens", "3", "--seed", "41"]) == 0
+    Path("p.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    capsys.readouterr()
+    assert run([*words, "--max_new_tokens", "3"]) == 0
+    assert "; seed 41\n" in capsys.readouterr().err
+
+
+def with_adapters(model):
+    add_lora(model, ["model.layers.0.self_attn.q_proj"], rank=2, alpha=2.0)
+    return model
+
+
+def after_another_step(model):
+    with torch.no_grad():
+        model.model.norm.weight[0] += 1
+    return model
+
+
+def test_an_output_of_something_else_is_refused_and_stays(checkpoint, prompts, tmp_path, monkeypatch):
     out = tmp_path / "out.jsonl"
     answer(checkpoint, prompts, out)
     before = out.read_bytes()
@@ -116,6 +154,13 @@ def test_an_output_of_something_else_is_refused_and_stays(checkpoint, prompts, t
     prompts.write_text("Once\nAnother\n", encoding="utf-8")
     with pytest.raises(UserError, match="line 3 answers another prompt"):
         answer(checkpoint, prompts, out)
+    assert out.read_bytes() == before
+    prompts.write_text("\n".join(TEXTS), encoding="utf-8")
+    for change in (with_adapters, after_another_step):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="other settings: weights"):
+            patch.setattr(OpenCheckpoint, "model", change(OpenCheckpoint(checkpoint).model))
+            answer(checkpoint, prompts, out)
+    prompts.write_text("Once\nAnother\n", encoding="utf-8")
     assert out.read_bytes() == before
     out.write_bytes(before[:-5])  # a kill has cut its last line: that is mended by who goes on, not by who is refused
     with pytest.raises(UserError, match="line 3 answers another prompt"):
@@ -224,6 +269,15 @@ def test_a_word_that_is_a_run_is_not_taken_for_a_prompt(home, capsys):
     )
     assert run(["generate", "demo", "--ckpt", "runs/demo/model", "--max_new_tokens", "2", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.startswith("demo")
+
+
+@pytest.mark.parametrize("model", ["demo/model", "runs/demo/model"])
+def test_a_run_beside_a_prompt_is_the_model(home, model, capsys):
+    assert run(["generate", model, "--prompt", "a", "--max_new_tokens", "2", "--device", "cpu"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("a") and "runs/demo/model" in shown.err
+    assert run(["generate", model, "b", "--prompt", "a"]) == ExitCode.USAGE
+    assert "two prompts: 'a' and 'b'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

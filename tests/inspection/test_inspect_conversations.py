@@ -48,6 +48,16 @@ def test_of_a_pair_both_answers_are_shown(model: Path, tmp_path: Path, capsys: p
     assert "Who?⏎\n《An egg.<|endoftext|>》" in told and "Who?⏎\n《A fox.<|endoftext|>》" in told
 
 
+@pytest.mark.parametrize("name", ["t.jsonl", "t.ndjson", "t.tsv", "t.csv", "t.jsonl.gz", "T.JSONL"])
+def test_a_file_of_rows_in_any_form_is_one_of_conversations(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    assert run(["inspect", name]) == 2  # as data it would be a file where a directory should be
+    assert "no checkpoint" in capsys.readouterr().err
+
+
 def test_what_fine_tuning_refuses_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.jsonl").write_text('{"question": "Who?"}', encoding="utf-8")
     assert run(["inspect", str(tmp_path / "t.jsonl"), "--ckpt", str(model)]) == 65

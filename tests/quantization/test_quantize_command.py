@@ -119,6 +119,8 @@ def test_what_cannot_be_done_is_refused_by_name() -> None:
     with pytest.raises(UserError, match="rounded to 8 or 4 bits already") as refused:
         quantize("int4", checkpoint=Path("small/int8"), out=Path("again"))
     assert "quantize the checkpoint that it was made from" in str(refused.value)
+    with pytest.raises(UserError, match="rounded to 8 or 4 bits already"):  # and not that small/int8 is there already
+        quantize("int8", checkpoint=Path("small/int8"))
     with pytest.raises(UserError, match="there is no kind 'int3'"):
         quantize("int3")
     request = Request(load_run_config({**SMALL, "out_dir": "runs/on", "init_from": "runs/small/int4"}), "on")

@@ -256,6 +256,14 @@ def test_a_run_that_diverged_is_told_its_step_and_its_cause() -> None:
         assert "replay RUN --step 12" in found.remedy
 
 
+@pytest.mark.parametrize(("last", "expected"), [(3, []), (20, []), (60, ["clipped every step"])])
+def test_a_run_of_a_few_steps_is_not_said_to_be_clipped(last: int, expected: list[str]) -> None:
+    """Three steps of a smoke run were told to raise grad_clip: the gradients of untrained weights are long."""
+    log = [{"step": step, "loss": 5.0 - step / 100, "grad_norm": 2.2} for step in range(1, last + 1)]
+    config = {"training": {"grad_clip": 1.0, "warmup_steps": 0}}
+    assert keys_of(Evidence(log, config, {"total_steps": last}, "finished")) == expected
+
+
 def test_what_follows_from_a_finding_is_not_told_beside_it() -> None:
     diverged = evidence(loss=lambda i: 3.0 if i < 30 else 7.6, grad_norm=lambda i: 50.0)
     clipped = replace(diverged, config={"training": made.CONFIG["training"] | {"grad_clip": 1.0}})
@@ -291,6 +299,20 @@ def test_whatever_stands_in_a_run_each_check_survives_it(value: object) -> None:
             diagnose(Evidence(rows, config, info, "stopped"))
 
 
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        ({"val_tokens": 900, "train_tokens": 90_000}, "Prepare the data again with a larger data.val_fraction."),
+        ({"val_tokens": 900}, "Prepare the data again with a larger data.val_fraction."),
+        ({"val_tokens": 900, "train_tokens": 8_000}, "More text would make it surer"),
+    ],
+)
+def test_a_small_text_is_not_told_to_hold_back_more_of_it(data: dict[str, int], remedy: str) -> None:
+    log = [{"step": step, "loss": 3.0, "val_loss": 3.0} for step in (10, 20, 30)]
+    found = diagnose(Evidence(log, made.CONFIG, made.run_info(30) | {"data": data}, "finished"))
+    assert next(one for one in found if one.key == "validation split tiny").remedy.startswith(remedy)
+
+
 def test_the_diagnosis_is_printed_at_the_end_of_training(tmp_path: Path) -> None:
     planted.prepare(
         DataConfig(source="stories", tokenizer="byte", max_bytes=9_000, val_fraction=0.4, seq_len=64), tmp_path / "data"
@@ -305,7 +327,7 @@ def test_the_diagnosis_is_printed_at_the_end_of_training(tmp_path: Path) -> None
     console = Console(file=screen, width=500)
     finish(launch(Request(load_run_config(tree), "r", command=["test"]), console), console)
     assert "The validation split is tiny" in screen.getvalue()
-    assert "Prepare the data again with a larger data.val_fraction." in screen.getvalue()
+    assert "More text would make it surer" in screen.getvalue()  # validation has nearly half of it
     page = (tmp_path / "r/report.html").read_text(encoding="utf-8")
     assert "The validation split is tiny" in page
     assert (tmp_path / "r/loss.svg").read_text().startswith("<svg")

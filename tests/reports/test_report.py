@@ -320,6 +320,21 @@ def test_run_without_a_floor_draws_and_claims_none(tmp_path: Path) -> None:
     assert page.figures["loss"]["levels"] == []
 
 
+@pytest.mark.parametrize(
+    ("training", "part"),
+    [
+        ({"eval_tokens": 5000, "micro_batch_size": 4}, "the first 5,120 tokens of the "),  # whole batches of 4 x 256
+        ({"eval_tokens": 32_500, "micro_batch_size": 4}, ""),  # rounded up that is all of them
+        ({"eval_tokens": 10**9}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_loss_on_a_part_of_the_held_out_text_says_so(tmp_path: Path, training: dict[str, int], part: str) -> None:
+    config = made.CONFIG | {"training": made.CONFIG["training"] | training}
+    page = page_of(made.make_run(tmp_path, "demo", config=config))
+    assert f"Measured on {part}held-out text at step 2,000." in page.text
+
+
 def test_best_evaluation_counts_when_the_last_one_is_worse(tmp_path: Path) -> None:
     run = made.make_run(tmp_path, "demo", floor=None)
     rows = [

@@ -66,11 +66,18 @@ def test_a_run_without_checkpoints_shows_the_text_of_its_settings_and_what_it_lo
     assert printed(list_runs(tmp_path))[1] == "demo stories – 9.6 2,000 1.620 0.736 stopped –"
 
 
-@pytest.mark.parametrize("source", ["it's: a text.txt", "7", "a  # b.txt"])
-def test_the_text_of_a_run_without_checkpoints_is_read_as_yaml(tmp_path: Path, source: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "title"),
+    [
+        *(("it's: a text.txt", "it's: a text"), ("7", "7"), ("a  # b.txt", "a  # b"), ("a/texts/*.txt", "texts")),
+        *(("texts/**/*.md", "texts"), ("my book.txt.gz", "my book"), ("corpora/v1.2", "v1.2"), ("org/Set", "Set")),
+        ("~nobody-here/a.txt", "a"),
+    ],
+)
+def test_the_text_of_a_run_without_checkpoints_is_read_as_yaml(tmp_path: Path, source: str, title: str) -> None:
     config = made.CONFIG | {"data": {"source": source}}
     without_checkpoints(made.make_run(tmp_path, "demo", config=config))
-    assert list_runs(tmp_path)[0].source == Path(source).stem
+    assert list_runs(tmp_path)[0].source == title
 
 
 def test_a_config_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -67,6 +67,14 @@ def test_first_save_of_a_new_run_under_faults(tmp_path, make_fs):
     assert at > 50
 
 
+def test_a_refusal_names_the_file_and_not_the_hidden_one_on_its_way(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "missing/talk.json", tmp_path / "file/talk.json"):
+        with pytest.raises(UserError, match="cannot write") as refused:
+            atomic_write(path, "{}", makes_parents=False)
+        assert refused.value.where == str(path)
+
+
 def test_half_writes_are_completed(tmp_path):
     acknowledged = new_run(tmp_path / "run")
     outcome = attempt(tmp_path / "run", acknowledged, half_writing())

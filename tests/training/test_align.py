@@ -59,7 +59,7 @@ def test_the_first_loss_of_dpo_is_that_of_a_coin(lora: dict[str, Any], base: Pat
     """Against itself no model prefers anything: the reference is the base, in 8 bits where the base is."""
     once = {"steps": 1, "eval_steps": None, "dropout": 0.0}
     result, told = tune(tree(base, pairs, tmp_path / "r", lora=lora, training=once))
-    assert "1 steps as asked; 4 pairs a step" in told and "tokens a step" not in told
+    assert "1 step as asked; 4 pairs a step" in told and "tokens a step" not in told
     assert "eval_steps is null, so no alarm can ring" in told
     (row,) = log_without_clock(tmp_path / "r")
     assert row["loss"] == pytest.approx(math.log(2), abs=1e-6) and row["margin"] == pytest.approx(0, abs=1e-6)

@@ -300,6 +300,7 @@ def test_a_run_is_called_after_its_text(source: str, name: str, home: Path) -> N
         ({"max_train_minutes": 1}, "auto", None, None),
         ({"micro_batch_size": 2}, "auto", 8 * 2 * 16, None),  # 700 tokens are more than eight steps read
         ({"eval_tokens": 9, "micro_batch_size": 2}, "auto", 9, None),
+        ({"eval_tokens": None, "micro_batch_size": 2}, "auto", None, None),  # all of it, as asked
         ({"eval_steps": None}, None, None, None),
         ({"eval_steps": 33}, 33, None, 33),
     ],

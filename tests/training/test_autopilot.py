@@ -25,7 +25,9 @@ from tiny_transformer.stages.command import run_training
 from tiny_transformer.stages.minutes import calibration
 from tiny_transformer.stages.minutes.autopilot import (
     MOST_PASSES,
+    Choice,
     Corpus,
+    Length,
     SpeedModel,
     batch_rows,
     choose,
@@ -47,6 +49,11 @@ GPU = SpeedModel(launch=3e-3, operation=1 / 4e13, element=1e-12)  # 1e14 operati
 
 def chosen(minutes: float, corpus: Corpus = STORIES, speed: SpeedModel = LAPTOP):
     return choose(60 * minutes, corpus, speed, ladder(corpus.vocab_size, corpus.seq_len), corpus.seq_len)
+
+
+def evaluations_of(choice: Choice, corpus: Corpus) -> int:
+    every = settings(choice, corpus, on_cpu=True)["training"]["eval_steps"]
+    return 8 if every == "auto" else math.ceil(choice.best.steps / every)
 
 
 def option_of(choice, width: int, layers: int):
@@ -156,7 +163,7 @@ def test_evaluating_and_saving_take_a_small_part_of_the_time(minutes: float, cor
     choice = chosen(minutes, corpus)
     taken = settings(choice, corpus, on_cpu=True)["training"]
     token_seconds = choice.best.step_seconds / (choice.best.rows * choice.seq_len) / 3
-    evaluations = math.ceil(choice.best.steps / taken["eval_steps"])
+    evaluations = evaluations_of(choice, corpus)
     seconds = evaluations * token_seconds * min(taken["eval_tokens"] or math.inf, corpus.val_tokens)
     assert seconds < 0.05 * 60 * minutes
     assert {0.2: 1, 1: 3, 10: 6}[minutes] <= evaluations <= 10
@@ -167,7 +174,15 @@ def test_a_minute_on_four_kilobytes_is_evaluated_before_it_overfits() -> None:
     corpus = Corpus(train_tokens=1_448, val_tokens=232, num_documents=1, vocab_size=512)
     choice = chosen(1, corpus)
     assert choice.best.is_cut
-    assert choice.best.steps / settings(choice, corpus, on_cpu=True)["training"]["eval_steps"] >= 4
+    assert evaluations_of(choice, corpus) >= 4
+    slow = chosen(0.2, corpus, SpeedModel(0.05, 0.0, 0.0))  # a part of the 232 tokens would do; they are not 1,024
+    assert settings(slow, corpus, on_cpu=True)["training"]["eval_tokens"] is None
+
+
+def test_evaluations_are_spread_anew_when_the_length_of_a_run_changes() -> None:
+    """Their number of steps was fixed: a busy machine cut the run, and half of them never came."""
+    assert settings(chosen(10), STORIES, on_cpu=True)["training"]["eval_steps"] == "auto"
+    assert settings(chosen(0.2), STORIES, on_cpu=True)["training"]["eval_steps"] != "auto"  # too short for eight
 
 
 def test_sequences_hold_a_document_of_average_length() -> None:
@@ -208,6 +223,33 @@ def test_one_sentence_says_what_was_chosen() -> None:
     assert sentence.startswith(f"So the model gets {best.candidate.parameters / 1e6:.2f} M parameters")
     assert f"({shape['hidden_size']} wide, {shape['num_hidden_layers']} layers)" in sentence
     assert f"about {best.steps:,} steps of {best.rows} sequences of 512 tokens each, {best.tokens:,} tokens" in sentence
+
+
+@pytest.mark.parametrize(
+    ("length", "asked"),
+    [
+        (Length(steps=20), "20 steps"),
+        (Length(steps=1), "1 step"),
+        (Length(tokens=500_000), "500,000 tokens"),
+        (Length(steps=10**9), None),
+    ],
+)
+@pytest.mark.parametrize("corpus", [STORIES, Corpus(8_000, 900, 9, 300)])
+def test_a_length_that_is_asked_for_is_chosen_for_and_told(length: Length, asked: str | None, corpus: Corpus) -> None:
+    """The steps that the minutes would have held were told and evaluated at, and little text ended the run before."""
+    candidates, screen = ladder(corpus.vocab_size, corpus.seq_len), io.StringIO()
+    choice = choose(60 * 4, corpus, LAPTOP, candidates, corpus.seq_len, length=length)
+    best, plain = choice.best, choose(60 * 4, corpus, LAPTOP, candidates, corpus.seq_len).best
+    assert best.steps <= (length.steps or best.steps) and best.tokens <= (length.tokens or best.tokens)
+    assert best.steps * best.step_seconds <= 60 * 4 and not best.is_cut
+    taken = settings(choice, corpus, on_cpu=True)["training"]
+    assert taken["max_tokens"] is None and (taken["eval_steps"] == "auto" or taken["eval_steps"] <= best.steps)
+    tell(choice, corpus, minutes=4, at_minutes=chosen, console=Console(file=screen, width=1000))
+    told = screen.getvalue()
+    assert told.startswith(f"{asked}, as asked, buy about this" if asked else "4 minutes buy about this")
+    is_short = asked is not None and best.steps * best.step_seconds < 120
+    assert ("the rest of the time is not used" in told) == is_short
+    assert f"takes about {best.steps:,} step" in told and (asked is not None or best.steps >= plain.steps)
 
 
 def test_the_next_better_thing_takes_as_long_as_is_said() -> None:
@@ -268,6 +310,17 @@ def auto(data: Path, *overrides: str, **options: object) -> str:
     return console.file.getvalue()  # ty: ignore[unresolved-attribute]
 
 
+def test_sequences_are_chosen_within_the_context_that_a_person_set(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """512 tokens were chosen, and the run was refused for a seq_len that nobody had set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "_step_seconds", lambda stage, hardware, budget: 0.02)
+    auto(tiny_data, "steps=1", "model.max_position_embeddings=256")
+    saved = load_run_config(tmp_path / "runs/stories/config.yaml")
+    assert (saved.data.seq_len, saved.model.max_position_embeddings) == (256, 256)
+
+
 def test_a_run_keeps_its_choice_when_it_is_resumed(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +328,7 @@ def test_a_run_keeps_its_choice_when_it_is_resumed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(calibration, "_step_seconds", lambda stage, hardware, budget: 0.02)
     told = auto(tiny_data, "steps=3", explain=True)
-    assert "0.05 minutes buy about this on simple text: word salad in the right words" in told
+    assert "3 steps, as asked, buy about this on simple text: word salad in the right words" in told
     assert "what 0.05 minutes buy" in told and "->" in told
     assert all(word in told for word in ("Hoffmann", "Muennighoff", "Step Law"))
     config = (tmp_path / "runs/stories/config.yaml").read_text().split("\n", 2)[2]
@@ -321,7 +374,7 @@ def test_a_run_of_few_steps_says_what_that_means(steps: int, is_said: bool, tiny
     plan = make_plan(config.training, steps, "measured", is_fixed=False)
     announce(Path("runs/x"), plan, config, "some text", 1_000_000, "cpu", console)
     told = " ".join(console.file.getvalue().split())  # ty: ignore[unresolved-attribute]
-    assert ("only 99 steps fit" in told) == is_said
+    assert ("time for 99 steps only" in told) == is_said
     assert ("more minutes, a smaller model or batch" in told) == is_said
 
 

@@ -182,6 +182,7 @@ def test_the_verb_sorts_texts(
 def test_labels_are_read_from_a_data_set_of_the_hub_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose labels are numbers there, as `datasets` keeps them."""
     datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("tiny_transformer.data.prepare.records.hub_is_reachable", lambda: True)
     kept = datasets.Dataset.from_dict({"text": ["a hen", "an egg"], "label": [1, 0]})
     kept = kept.cast_column("label", datasets.ClassLabel(names=["egg", "bird"]))
     asked = []

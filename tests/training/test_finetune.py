@@ -197,7 +197,7 @@ def test_the_verb_runs_with_nothing_to_choose(
     words = ["finetune", "--init_from", str(base), "--source", str(talks), "--minutes", "0.02", "--device", "cpu"]
     assert run(words) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "runs/talks" in told and "fit 0.02 minutes" in told and "answers to held-out questions ended" in told
+    assert "runs/talks" in told and " 0.02 minutes;" in told and "answers to held-out questions ended" in told
     saved = load_run_config(tmp_path / "runs/talks/config.yaml")
     assert saved.stage == "finetune" and saved.training.max_train_minutes == 0.02
     assert run(["finetune", "--source", "none.jsonl"]) == 2

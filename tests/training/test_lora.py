@@ -10,7 +10,7 @@ import pytest
 import torch
 from run_helpers import fingerprint
 from safetensors.torch import load_file
-from tuning_helpers import tune, tuning_tree, write_talks
+from tuning_helpers import check_same_run, stop_after, tune, tuning_tree, write_talks
 
 from tiny_transformer.cli import run
 from tiny_transformer.config.load import load_run_config
@@ -121,6 +121,52 @@ def test_merged_run_and_adapters_beside_the_base_write_the_same(
     assert f"the adapters name {named} as their base" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_new_control_tokens_learn_beside_adapters_and_open_in_peft(
+    base: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(base, tmp_path / "base")
+    changes = {"lora": LORA, "training": QUICK, "finetune": {"template": "chatml"}}
+    tree = tuning_tree(Path("base"), talks, Path("whole"), **changes)
+    _, told = tune(tree)
+    assert "(chatml)" in told and "adapters of rank 2 on 14 layers and the rows of 2 new tokens: " in told
+    stop_after({**tree, "out_dir": "parts"}, 6, monkeypatch)
+    tune({**tree, "out_dir": "parts"}, resume=True)
+    check_same_run(tmp_path / "parts", tmp_path / "whole")
+    ours, plain = OpenCheckpoint(Path("whole/last")), load_model("base")
+    rows = ours.model.get_submodule("model.embed_tokens").token_rows
+    assert not torch.equal(rows[0], rows[1])  # they began alike
+    frozen = ours.model.get_submodule("model.embed_tokens").base.weight
+    assert torch.equal(frozen[: len(plain.model.embed_tokens.weight)], plain.model.embed_tokens.weight)
+    state = load_file("whole/last/trainer_state/optimizer.safetensors")
+    assert state["model.embed_tokens.token_rows/exp_avg"].shape == rows.shape
+    talk = [{"role": "user", "content": "he 1?"}]
+    ids = AutoTokenizer.from_pretrained("whole/last").apply_chat_template(
+        talk, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    assert set(ids[0].tolist()) & set(ours.model.get_submodule("model.embed_tokens").token_ids)
+    with torch.no_grad():
+        expected = ours.model(ids)
+        theirs = AutoPeftModelForCausalLM.from_pretrained("whole/last")
+        assert torch.allclose(theirs(ids).logits, expected, atol=1e-5)
+        assert run(["merge", "whole/last", "--out_dir", "merged"]) == 0
+        assert torch.allclose(load_model("merged")(ids), expected, atol=1e-5)
+    assert OpenCheckpoint(Path("merged")).tokenizer.fingerprint == ours.tokenizer.fingerprint
+    capsys.readouterr()
+    words = ["--temperature", "0", "--device", "cpu"]
+    answers = []
+    for checkpoint in ("whole/last", "merged"):
+        assert run(["chat", "he 1?", "--ckpt", checkpoint, *words]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert run(["generate", "--ckpt", "base", "--adapter", "whole", "--prompt", "he", *words]) == 2
+    assert "taught tokens that the tokenizer of base does not know" in capsys.readouterr().err
+
+
 def test_a_base_that_is_gone_costs_no_checkpoint(
     base: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,11 +196,10 @@ def test_a_base_that_is_gone_costs_no_checkpoint(
 
 
 def test_what_adapters_cannot_do_is_refused(base: Path, talks: Path, tuned: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match="chatml needs new control tokens, which a frozen embedding cannot learn"
-    ) as error:
-        tune(tuning_tree(base, talks, tmp_path / "r", lora=LORA, finetune={"template": "chatml"}))
-    assert error.value.remedy == "--template alpaca or plain, or fine-tune without adapters first"
+    head = {**LORA, "targets": ["lm_head"]}
+    with pytest.raises(UserError, match="new control tokens have rows of their own in lm_head") as error:
+        tune(tuning_tree(base, talks, tmp_path / "r", lora=head, finetune={"template": "chatml"}))
+    assert error.value.remedy == "leave lm_head out of it, or --template alpaca or plain"
     with pytest.raises(UserError, match="no linear layer is named proj"):
         tune(tuning_tree(base, talks, tmp_path / "r", lora={**LORA, "targets": ["proj"]}))
     with pytest.raises(UserError, match="swapped layers already"):

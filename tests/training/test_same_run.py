@@ -20,7 +20,8 @@ import torch
 from rich.console import Console
 from run_helpers import TINY, fingerprint, run_tiny, tiny_request
 
-from tiny_transformer.config.load import load_run_config, valid_keys
+from tiny_transformer.config.keys import valid_keys
+from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import DataConfig, TrainingConfig
 from tiny_transformer.data.prepare.command import prepare
 from tiny_transformer.errors import UserError

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import TrainingConfig
-from tiny_transformer.stages.summary import rate_in_words
+from tiny_transformer.stages.summary import announce, rate_in_words
 from tiny_transformer.training.plan import (
     REVISIONS,
     Pace,
@@ -176,6 +179,32 @@ def test_a_resumed_run_follows_the_plan_of_the_first_one() -> None:
         again.state.step = checkpoint
         again.go()
         assert again.factors == first.factors[checkpoint:]
+
+
+def test_one_step_is_called_one_step() -> None:
+    config = TrainingConfig(steps=1, warmup_steps=0)
+    assert plan_for_counts(config, 64).reason == "1 step as asked"
+    config = TrainingConfig(steps=2, warmup_steps=1)
+    assert rate_in_words(plan_for_counts(config, 64), config) == "adamw, 1 step warm-up, cosine decay"
+    config = TrainingConfig(max_train_minutes=1, eval_steps=None, save_steps=None)
+    assert plan_for_minutes(config, 64, TrainState(), Speed(60.0, 0.0, 0.0)).reason == "1 step of 60 s fits 1 minute"
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"model_type": "llama"}, None),
+        ({"model_type": "llama", "sliding_window": 64}, "a token sees the last 64"),
+        ({"swa_window": 64}, "a token sees the last 64"),
+        ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 4}, "last 8 in 2 of the layers"),
+    ],
+)
+def test_a_window_of_attention_is_announced(model: dict[str, object], words: str | None) -> None:
+    config, console = load_run_config({"model": model}), Console(file=io.StringIO(), width=200)
+    plan = make_plan(config.training, 100, "measured")
+    announce(Path("runs/x"), plan, config, "some text", 1_000_000, "cpu", console)
+    told = console.file.getvalue()  # ty: ignore[unresolved-attribute]
+    assert words in told if words else "sees" not in told
 
 
 def test_what_of_the_rates_a_run_does_not_follow_is_said() -> None:

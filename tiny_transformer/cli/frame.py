@@ -222,7 +222,7 @@ def _refuse_guess(name: str, context: typer.Context) -> None:
 def overrides_of(context: typer.Context, words: list[str] | None = None) -> list[str]:
     """What is left on the command line as `key=value`: `--key value`, `--key=value` or `key=value`; a key that is true
     or false may stand alone. Words that are none of these are added to `words`, or refused without it."""
-    from tiny_transformer.config.load import is_key, is_switch
+    from tiny_transformer.config.keys import is_key, is_switch
 
     overrides, left = [], list(context.args)
     while left:

@@ -93,7 +93,9 @@ def inspect(context: typer.Context, options: InspectOptions) -> None:
     if options.out is not None:
         remedy = 'add --prompt "some words", or leave it out'
         raise UserError("--out is for --prompt", where="command line", remedy=remedy)
-    is_table = target is not None and target.suffix in (".jsonl", ".json", ".csv", ".parquet")
+    from tiny_transformer.data.prepare.files import ROW_SUFFIXES, kind_of
+
+    is_table = target is not None and kind_of(target) in ROW_SUFFIXES
     if target is not None and (is_table or options.template is not None or options.ckpt_dir is not None):
         from tiny_transformer.inspection.conversations import inspect_conversations
 

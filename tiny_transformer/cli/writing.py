@@ -170,10 +170,11 @@ def generate(context: typer.Context, options: GenerateOptions, sampling: Samplin
     from tiny_transformer.generation.command import run_generate
     from tiny_transformer.generation.requests import GenerateRequest
 
-    if options.words and options.prompt is not None:
-        both = f"two prompts: {options.prompt!r} and {' '.join(options.words)!r}"
+    has_text = options.prompt is not None or options.prompts is not None or options.interactive
+    checkpoint, text = _model_and_text(options.words, options.ckpt_dir, "generate", has_text=has_text)
+    if text is not None and options.prompt is not None:
+        both = f"two prompts: {options.prompt!r} and {text!r}"
         raise UserError(both, where="command line", remedy="give one")
-    checkpoint, text = _model_and_text(options.words, options.ckpt_dir, "generate")
     prompt = options.prompt if text is None else text
     is_one_text = prompt is None and options.prompts is None and options.num_samples == 1 and not options.as_json
     is_typed = is_one_text and options.out is None and sys.stdin.isatty() and sys.stdout.isatty()
@@ -234,10 +235,15 @@ def _is_model(path: Path) -> bool:
     return any((path / name).exists() for name in ("config.json", "base.json", "config.yaml", "last", "best"))
 
 
-def _model_and_text(words: list[str] | None, checkpoint: Path | None, verb: str) -> tuple[Path | None, str | None]:
-    """What words without an option mean: perhaps a model, if none is named, and then a text."""
+def _model_and_text(
+    words: list[str] | None, checkpoint: Path | None, verb: str, *, has_text: bool = False
+) -> tuple[Path | None, str | None]:
+    """What words without an option mean: perhaps a model, if none is named, and then a text. Where an option brings the
+    text, the name of a run can only be the model."""
+    from tiny_transformer.models.find import RUNS_DIR
+
     words = list(words or [])
-    if words and checkpoint is None and _is_model(Path(words[0])):
+    if words and checkpoint is None and (_is_model(Path(words[0])) or (has_text and _is_model(RUNS_DIR / words[0]))):
         checkpoint = Path(words.pop(0))
     if words and checkpoint is None:
         _refuse_name(words, verb)

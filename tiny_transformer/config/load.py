@@ -8,37 +8,24 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
-from tiny_transformer.config.aliases import ALIASES, INSTEAD, SWITCHES, UNBUILT, implied, translate
+from tiny_transformer.config.aliases import SWITCHES, implied
+from tiny_transformer.config.keys import Assignment, refuse_lookalike, resolve, schema_of, written_sections
 from tiny_transformer.config.presets import PRESETS
-from tiny_transformer.config.schema import DataConfig, RunConfig, sections_of
-from tiny_transformer.config.secrets import HIDDEN, WHERE_THEY_GO, is_secret
+from tiny_transformer.config.schema import DataConfig, RunConfig
 from tiny_transformer.config.shapes import SHAPES
-from tiny_transformer.config.stages import CONFIGS
-from tiny_transformer.config.strict import lookalike
 from tiny_transformer.config.text import MAX_CONFIG_BYTES, numbers, parse_yaml, read_config_file
 from tiny_transformer.errors import ExitCode, UserError
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 _WORD = re.compile(r"[\w.+:~-]+")  # what can be a number, true, false or null
 _PREFIX = re.compile(r"^(?:\d+|config|train)_")  # of a config's name: says nothing about what is in it
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One `key = value` a user wrote, and where."""
-
-    key: str
-    value: Any
-    origin: str
 
 
 def load_run_config(source: str | Path | Mapping[str, Any] | None, overrides: Iterable[str] = ()) -> RunConfig:
@@ -65,14 +52,14 @@ def load_data_config(overrides: Iterable[str]) -> DataConfig:
 
 def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
     """Merge layers of assignments, later ones winning, and check the result."""
-    schema = _schema(layers)
+    schema = schema_of(layers)
     merged: dict[str, Assignment] = {}
     for layer in layers:
-        merged.update(_resolve(layer, schema))
+        merged.update(resolve(layer, schema))
     for key, value in implied({key: (a.key, a.value) for key, a in merged.items()}).items():
         merged.setdefault(key, Assignment(key, value, "implied"))
     for key, assignment in merged.items():
-        _refuse_lookalike(key, assignment)
+        refuse_lookalike(key, assignment)
     tree: dict[str, Any] = {}
     for key, assignment in merged.items():
         section, _, leaf = key.rpartition(".")
@@ -86,17 +73,6 @@ def build_run_config(layers: Sequence[Sequence[Assignment]]) -> RunConfig:
     if "model.model_type" not in merged:
         config.model.model_fields_set.discard("model_type")  # nobody asked for it
     return config
-
-
-def _refuse_lookalike(key: str, assignment: Assignment) -> None:
-    section, _, leaf = key.rpartition(".")
-    for field in _fields_called(section, leaf):
-        if problem := lookalike(assignment.value, field.annotation):
-            raise UserError(
-                f"{assignment.key} = {short(assignment.value)}: {problem}",
-                where=assignment.origin,
-                remedy="docs/CONFIG_REFERENCE.md tells the type and range of every key",
-            )
 
 
 def parse_override(text: str, origin: str = "command line") -> Assignment:
@@ -147,73 +123,12 @@ def _value_of(text: str) -> Any:
 def keys_of(overrides: Iterable[str]) -> set[str]:
     """The keys that overrides set, in our own words."""
     layer = [parse_override(text) for text in overrides]
-    return set(_resolve(layer, _schema([layer]) if any(a.key == "stage" for a in layer) else None))
+    return set(resolve(layer, schema_of([layer]) if any(a.key == "stage" for a in layer) else None))
 
 
 def config_name(source: str | Path | None) -> str:
     """What to call a run of this config: the file's name without its suffix, or the preset's."""
     return "default" if source is None else Path(source).stem
-
-
-def valid_keys(schema: type[RunConfig] | None = None) -> list[str]:
-    """Every key in our own words, with its section; of one stage's config, or of all stages'."""
-    keys: set[str] = set()
-    for config in CONFIGS.values() if schema is None else (schema,):
-        sections = sections_of(config)
-        keys |= config.model_fields.keys() - sections.keys()
-        for section in sections:
-            keys |= {f"{section}.{name}" for model in _models_of(section, config) for name in model.model_fields}
-    return sorted(keys)
-
-
-def _models_of(section: str, schema: type[RunConfig]) -> tuple[type[BaseModel], ...]:
-    """The classes that a section may have: each architecture's for `model`."""
-    own = sections_of(schema).get(section)
-    return tuple(SHAPES.values()) if own is None else (own,)
-
-
-def _fields_called(section: str, leaf: str) -> list[FieldInfo]:
-    """The fields that `section.leaf` may mean: of all stages and architectures."""
-    schemas = [schema for schema in CONFIGS.values() if section in sections_of(schema)]
-    models = [model for schema in schemas for model in _models_of(section, schema)]
-    return [model.model_fields[leaf] for model in models if leaf in model.model_fields]
-
-
-def _schema(layers: Iterable[Iterable[Assignment]]) -> type[RunConfig]:
-    """The config class of the stage that the layers name last."""
-    stages = [assignment for layer in layers for assignment in layer if assignment.key == "stage"]
-    if not stages:
-        return RunConfig
-    chosen = stages[-1]
-    if chosen.value not in CONFIGS:
-        raise UserError(
-            f"there is no stage {short(chosen.value)}", where=chosen.origin, remedy=f"one of {', '.join(CONFIGS)}"
-        )
-    return CONFIGS[chosen.value]
-
-
-def is_key(name: str) -> bool:
-    """Whether a config has such a key, with or without its section, in our words or in other ones."""
-    return _key_called(name) is not None
-
-
-def is_switch(name: str) -> bool:
-    """Whether such a key is true or false, and nothing else."""
-    key = _key_called(name)
-    section, _, leaf = ALIASES.get(key or "", (key or "",))[0].rpartition(".")
-    return key in SWITCHES or any(field.annotation is bool for field in _fields_called(section, leaf))
-
-
-def _key_called(name: str) -> str | None:
-    try:
-        key = _qualify(Assignment(name, None, ""))
-    except UserError:
-        return None
-    return key if key in {*valid_keys(), *ALIASES, *SWITCHES} else None
-
-
-# --- reading
-# -------------------------------------------------------------------------------------------------------------
 
 
 def _read_source(source: str | Path | Mapping[str, Any] | None) -> list[Assignment]:
@@ -265,13 +180,9 @@ def _names_like(missing: Path) -> list[str]:
     return called[near[0]] if near else []
 
 
-# --- names
-# ---------------------------------------------------------------------------------------------------------------
-
-
 def _flatten(tree: Mapping[str, Any], line_of: Mapping[str, int], origin: str) -> list[Assignment]:
     assignments = []
-    sections = _written_sections()
+    sections = written_sections()
 
     def add(key: str, value: Any) -> None:
         line = line_of.get(key)
@@ -286,84 +197,6 @@ def _flatten(tree: Mapping[str, Any], line_of: Mapping[str, int], origin: str) -
         else:
             add(str(name), value)
     return assignments
-
-
-def _section_names() -> list[str]:
-    """The sections of all stages, in the order in which a bare key is looked for."""
-    return list(dict.fromkeys(name for schema in CONFIGS.values() for name in sections_of(schema)))
-
-
-def _written_sections() -> set[str]:
-    """The sections of all stages, and those of other words for our keys."""
-    return {*_section_names(), *(name.partition(".")[0] for name in (*ALIASES, *UNBUILT))}
-
-
-def _resolve(layer: Iterable[Assignment], schema: type[RunConfig] | None) -> dict[str, Assignment]:
-    """One layer in our own words; two names of one key must agree."""
-    resolved: dict[str, Assignment] = {}
-    keys = valid_keys(schema)
-    for assignment in layer:
-        for key, value in translate(_qualify(assignment, schema), assignment.value, assignment.origin):
-            other = resolved.get(key)
-            if other is not None and other.value != value and other.key == assignment.key:
-                what = f"{other.key} is given twice, as {short(other.value)} and {short(assignment.value)}"
-                raise UserError(what, where=assignment.origin, remedy="give it once")
-            if other is not None and other.value != value:
-                both = f"{other.key} = {short(other.value)} and {assignment.key} = {short(assignment.value)}"
-                raise UserError(
-                    f"{both} are two names of {key} with different values",
-                    where=assignment.origin,
-                    remedy=f"keep one of them, best under the name {key}",
-                )
-            if key not in keys:
-                raise _unknown(assignment)
-            resolved[key] = Assignment(assignment.key, value, assignment.origin)
-    return resolved
-
-
-def _qualify(assignment: Assignment, schema: type[RunConfig] | None = None) -> str:
-    """The key with its section; a bare name is looked up among the sections of the stage first, then of all."""
-    if assignment.key in _written_sections():
-        what = f"{assignment.key} is a section, and here it is a value: {short(assignment.value)}"
-        raise UserError(what, where=assignment.origin, remedy="write its keys below it, or SECTION.KEY=VALUE")
-    names = [*valid_keys(), *ALIASES, *SWITCHES, *UNBUILT]
-    if "." in assignment.key or assignment.key in valid_keys():
-        return assignment.key
-    own = [] if schema is None else [s for s in sections_of(schema) if f"{s}.{assignment.key}" in valid_keys(schema)]
-    for section in (*own, *_section_names(), "hardware", "advanced"):
-        if f"{section}.{assignment.key}" in names:
-            return f"{section}.{assignment.key}"
-    raise _unknown(assignment)
-
-
-def _unknown(assignment: Assignment) -> UserError:
-    if is_secret(assignment.key):
-        what = f"unknown key {assignment.key} = {HIDDEN}"
-        return UserError(what, where=assignment.origin, remedy=WHERE_THEY_GO)
-    names = [*valid_keys(), *ALIASES]
-    if (lower := assignment.key.lower()) != assignment.key and lower in {*_written_sections(), *names}:
-        what = f"unknown key {assignment.key} = {short(assignment.value)}"
-        return UserError(what, where=assignment.origin, remedy=f"did you mean {lower}? Keys are written small")
-    return UserError(
-        f"unknown key {assignment.key} = {assignment.value!r}",
-        where=assignment.origin,
-        remedy=INSTEAD.get(assignment.key.rpartition(".")[2]) or _nearest(assignment),
-    )
-
-
-def _nearest(assignment: Assignment) -> str:
-    """The key that is written most like an unknown one: of its own section first, then of any."""
-    if isinstance(assignment.value, Mapping):
-        near = difflib.get_close_matches(assignment.key, sorted(_written_sections()), n=1)
-        return f"did you mean the section {near[0]}?" if near else f"the sections are {', '.join(_section_names())}"
-    names = [*valid_keys(), *ALIASES, *SWITCHES, *UNBUILT]
-    section, _, leaf = assignment.key.rpartition(".")
-    own = [name.rpartition(".")[2] for name in names if section and name.startswith(f"{section}.")]
-    if near := difflib.get_close_matches(leaf, own, n=1):
-        return f"did you mean {section}.{near[0]}?"
-    near = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in names], n=1, cutoff=0.75)
-    fitting = [name for name in names if near and name.rpartition(".")[2] == near[0]]
-    return f"did you mean {fitting[0]}?" if fitting else "docs/CONFIG_REFERENCE.md lists every key"
 
 
 def _in_the_users_words(reason: str, merged: Mapping[str, Assignment]) -> str:

@@ -126,3 +126,6 @@ def show_ranking(ranked: Sequence[Ranked], console: Console) -> None:
     if len(ranked) > 1 and ranked[0].result.num_items < MIN_DOCUMENTS:
         told = f"\n{ranked[0].result.num_items} cases are too few to tell a difference from chance"
         console.print(f"{told} ({MIN_DOCUMENTS} are needed)", highlight=False, soft_wrap=True)
+    if any(one.behind is not None and one.behind.verdict == "worse" for one in ranked):
+        told = "\nThese verdicts are on these very weights: other seeds of the same configs may rank otherwise."
+        console.print(told, highlight=False, soft_wrap=True, style="dim")

@@ -126,8 +126,10 @@ class Conversation:
         The oldest turns are left out where the model's context has no room for them.
 
         Raises:
-            UserError: the question alone is too long, or cannot be encoded; nothing is remembered of it.
+            UserError: the question is empty, alone too long, or cannot be encoded; nothing is remembered of it.
         """
+        if not question.strip():
+            raise UserError("nothing was asked", remedy="type a question; /help lists what else can be typed")
         asked = [*self.messages, Message("user", question)]
         ids = self._fitting(asked)
         settings = replace(self._settings, seed=(self._settings.seed + self._num_asked) % 2**63)

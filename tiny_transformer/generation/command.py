@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +23,7 @@ from tiny_transformer.generation.engines import choose_engine
 from tiny_transformer.generation.interactive import NO_ANSWER, Session
 from tiny_transformer.generation.prompt_files import (
     STANDARD_INPUT,
+    AnswerFile,
     answer_file,
     answer_prompts,
     given_prompt,
@@ -60,6 +62,7 @@ def run_generate(
         from tiny_transformer.models.adapters import load_adapter
 
         load_adapter(opened.model, options.adapter)
+        _check_tokens(opened, options.adapter)
     if options.prompts is not None or options.interactive:
         _tell_left_out(opened, notes, "log_attention", "sample_drafter")
     elif options.num_samples > 1:
@@ -94,6 +97,19 @@ def run_generate(
         watch(opened, writing.ids[0])
     if speculation is not None:
         notes.print(f"[dim]{speculation.tally.sentence()}[/]", highlight=False, soft_wrap=True)
+
+
+def _check_tokens(opened: OpenCheckpoint, adapter: Path) -> None:
+    """Refuse adapters that were taught tokens which the tokenizer of their base can neither read nor write."""
+    from tiny_transformer.models.token_rows import learnt_tokens
+
+    known = opened.tokenizer.vocab_size
+    if unknown := sorted({i for ids in learnt_tokens(opened.model).values() for i in ids if i >= known}):
+        raise UserError(
+            f"the adapters were taught tokens that the tokenizer of {opened.path} does not know: ids {short(unknown)}",
+            where=str(adapter),
+            remedy=f"take their own tokenizer: --ckpt {adapter} if it is a run of ours, or tiny-transformer merge",
+        )
 
 
 def _wishes(opened: OpenCheckpoint, *keys: str) -> list[str]:
@@ -218,11 +234,14 @@ def _answer(opened: OpenCheckpoint, options: GenerateRequest, settings: Sampling
     """Answer a file of prompts, into a file with a bar or to standard output."""
     prompts = read_prompts(options.prompts or Path(STANDARD_INPUT))
     sizes: dict[str, Any] = {"num_samples": options.num_samples, "batch_size": options.batch_size or BATCH_SIZE}
+    file = None if options.out is None else AnswerFile(options.out)
+    if file is not None and not options.is_seed_chosen:
+        settings = file.with_seed(settings)
     _say(opened, settings, notes)
     if replaced := ", ".join(dict.fromkeys(key for prompt in prompts for key in prompt.replaced)):
         told = f"{replaced}: of the prompts' lines not repeated, for the answers have keys of that name"
         notes.print(f"[yellow]{escape(told)}[/]", highlight=False, soft_wrap=True)
-    if options.out is None:
+    if file is None:
         for answers in answer_prompts(opened, prompts, settings, **sizes):
             for answer in answers:
                 show_json(answer)
@@ -236,9 +255,8 @@ def _answer(opened: OpenCheckpoint, options: GenerateRequest, settings: Sampling
                 opened,
                 prompts,
                 settings,
-                options.out,
+                file,
                 **sizes,
-                is_seed_chosen=options.is_seed_chosen,
                 tell=lambda done, total: progress.update(task, completed=done, total=total),
             )
         except KeyboardInterrupt:

@@ -19,7 +19,9 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.generation.rows import check_prompts
 from tiny_transformer.generation.sampling import SamplingConfig, row_keys
 from tiny_transformer.generation.text import Writing, encode_prompt
+from tiny_transformer.models.adapter_base import identity_of
 from tiny_transformer.models.open import OpenCheckpoint
+from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.reading import read_regular
 
 MAX_BYTES = 256 * 2**20  # of a file of prompts
@@ -147,16 +149,25 @@ class AnswerFile:
             self._whole_bytes = len(whole)
         return lines
 
+    def with_seed(self, settings: SamplingConfig) -> SamplingConfig:
+        """Settings whose seed nobody chose: with that of the answers that stand here, if there are any."""
+        seed = (self.settings or {}).get("seed")
+        return replace(settings, seed=seed) if isinstance(seed, int) else settings
+
     def add(self, answers: Sequence[dict[str, Any]]) -> None:
-        """Append lines, in place of one that was cut short, and have them on the disk before going on."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._whole_bytes is not None:
-            os.truncate(self.path, self._whole_bytes)
-            self._whole_bytes = None
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
-            file.flush()
-            os.fsync(file.fileno())
+        """Append lines, in place of one that was cut short, and have them on the disk before going on.
+
+        Raises UserError (IO) when the system refuses.
+        """
+        with refusals("write", self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._whole_bytes is not None:
+                os.truncate(self.path, self._whole_bytes)
+                self._whole_bytes = None
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def resume(out: AnswerFile, prompts: Sequence[Prompt], settings: dict[str, Any], num_samples: int) -> int:
@@ -190,6 +201,7 @@ def answer_prompts(
     num_samples: int = 1,
     batch_size: int = 16,
     done: int = 0,
+    told: dict[str, Any] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """The answers in order, a batch at a time, each as a line of the output holds it.
 
@@ -200,6 +212,7 @@ def answer_prompts(
         num_samples: how often each prompt is continued.
         batch_size: rows that are written side by side.
         done: so many answers are left out.
+        told: `described`, where that is known already.
 
     Raises:
         UserError: a prompt that cannot be encoded or is too long, told before anything is written.
@@ -209,7 +222,7 @@ def answer_prompts(
     check_prompts(encoded, vocab_size=vocab_size, context_length=opened.config.max_position_embeddings)
     rows = [(index, sample) for index in range(len(prompts)) for sample in range(num_samples)]
     keys = row_keys(settings.seed, [encoded[index] for index, _ in rows])
-    told = described(settings, opened)
+    told = described(settings, opened) if told is None else told
     for start in range(done, len(rows), batch_size):
         chosen = slice(start, start + batch_size)
         batch = [encoded[index] for index, _ in rows[chosen]]
@@ -236,40 +249,37 @@ def _encoded(opened: OpenCheckpoint, text: str, where: str) -> list[int]:
 
 
 def described(settings: SamplingConfig, opened: OpenCheckpoint) -> dict[str, Any]:
-    """The settings as an output holds them, with the checkpoint's directory."""
-    return {"checkpoint": str(opened.path), **{k: list(v) if k == "stop" else v for k, v in asdict(settings).items()}}
+    """The settings as an output holds them, with the checkpoint's directory and a hash of the weights that write: those
+    of a run that was trained again are others, and those of adapters are among them."""
+    model = {"checkpoint": str(opened.path), "weights": identity_of(opened.model)[:16]}
+    return {**model, **{k: list(v) if k == "stop" else v for k, v in asdict(settings).items()}}
 
 
 def answer_file(
     opened: OpenCheckpoint,
     prompts: Sequence[Prompt],
     settings: SamplingConfig,
-    out: Path,
+    file: AnswerFile,
     *,
     num_samples: int,
     batch_size: int,
-    is_seed_chosen: bool,
     tell: Callable[[int, int], None],
 ) -> int:
     """Answer prompts into a file, going on where it was; the number of answers that were there already.
 
     Args:
         opened, prompts, settings, num_samples, batch_size: see `answer_prompts`.
-        out: the output.
-        is_seed_chosen: False lets a file that is gone on with name the seed.
+        file: the output.
         tell: called with the answers done and all of them.
 
     Raises:
         UserError: the output holds other answers; see `resume`.
     """
-    file = AnswerFile(out)
-    seed = (file.settings or {}).get("seed")
-    if not is_seed_chosen and isinstance(seed, int):
-        settings = replace(settings, seed=seed)
-    before = done = resume(file, prompts, described(settings, opened), num_samples)
-    total = len(prompts) * num_samples
+    told = described(settings, opened)
+    before = done = resume(file, prompts, told, num_samples)
+    total, sizes = len(prompts) * num_samples, {"num_samples": num_samples, "batch_size": batch_size}
     tell(done, total)
-    for answers in answer_prompts(opened, prompts, settings, num_samples=num_samples, batch_size=batch_size, done=done):
+    for answers in answer_prompts(opened, prompts, settings, **sizes, done=done, told=told):
         file.add(answers)
         done += len(answers)
         tell(done, total)

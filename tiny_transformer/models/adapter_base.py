@@ -140,14 +140,22 @@ def unusable_base(directory: Path, base: Base, error: UserError) -> UserError:
     )
 
 
-def check_base(directory: Path, base: Base, model: CausalLM) -> None:
+def check_base(directory: Path, base: Base, model: CausalLM, *, may_grow: bool) -> None:
     """Refuse a base that is not what adapters were trained on.
+
+    Args:
+        directory: of the adapters.
+        base: where it is, and what it must be.
+        model: what is there.
+        may_grow: the adapters may know more tokens than the base.
 
     Raises:
         UserError: its shape or its weights are others.
     """
     ours, there = load_config(directory), model.config
     different = [key for key in type(ours).model_fields if getattr(ours, key) != getattr(there, key, None)]
+    if may_grow and different == ["vocab_size"] and ours.known_vocab_size > there.known_vocab_size:
+        different = []
     if different:
         key = different[0]
         what = f"{key} is {getattr(there, key, None)!r:.60} in its config.json and was {getattr(ours, key)!r:.60}"

@@ -1,8 +1,9 @@
 """Low-rank adapters on a model, and their own files: PEFT's `adapter_config.json` and `adapter_model.safetensors`.
 
 PEFT opens what is written here, and what PEFT writes is opened here, if it is additions to linear layers, with
-rank-stabilized scaling or without, and with a learnt length of each row (DoRA) or without. Everything else is refused
-by name. Source of the format: the PEFT library's saved directories.
+rank-stabilized scaling or without, and with a learnt length of each row (DoRA) or without; and rows of new tokens in
+the tables of words (`models/token_rows.py`). Everything else is refused by name. Source of the format: the PEFT
+library's saved directories.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from reprlib import repr as short
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -27,13 +29,16 @@ from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.models.safetensors_file import encode, open_checked, reading
 from tiny_transformer.models.swaps import (
     EMBEDDING,
+    HEAD,
     Record,
     add_lora,
     apply_swaps,
     describe_swaps,
+    learn_rows,
     quantize_layers,
     write_swaps,
 )
+from tiny_transformer.models.token_rows import KEY, ROWS, as_peft_has_it, grow_vocabulary, learnt_tokens, trained_tokens
 from tiny_transformer.storage.commit import Staging, write_into
 from tiny_transformer.storage.reading import check_inside
 from tiny_transformer.storage.runs import holds_a_run
@@ -46,29 +51,40 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE_KEY = "tiny_transformer_base"  # in the header of the weights: what they were trained on
 HALVES, MAGNITUDE = ("lora_A", "lora_B"), "lora_magnitude_vector"
 _PREFIX = "base_model.model."
-_NAME = re.compile(r"base_model\.model\..+\.(lora_[AB]\.weight|lora_magnitude_vector)")
-# What a configuration of PEFT must say, or leave out, to be additions to linear layers and nothing else.
+_TOKENS, _TABLE = "token_adapter.trainable_tokens_delta", "token_adapter.base_layer.weight"
+_NAME = re.compile(
+    r"base_model\.model\.(.+\.(lora_[AB]\.weight|lora_magnitude_vector)|(model\.embed_tokens|lm_head)\."
+    + f"({re.escape(_TOKENS)}|{re.escape(_TABLE)}))"
+)
+# What a configuration of PEFT must say, or leave out, to be additions to linear layers and nothing else. PiSSA, OLoRA,
+# CorDA, LoftQ and LoRA-GA are absent from the beginnings: they take out of the base what the adapters begin with.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "lora_bias": (False, None),
-    "trainable_token_indices": (None,),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
 }
+# What decides nothing once an adapter is trained, or is read below. Any further key must be empty: it asks for another
+# computation, such as aLoRA's that begins at certain tokens.
+_READ_OR_IDLE = (
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "runtime_config", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"),
+    *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    "trainable_token_indices",
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core", "qalora_group_size"),
+    KEY,
+)
 
 
-def adapt(model: CausalLM, lora: LoraSection, *, seed: int) -> str:
+def adapt(model: CausalLM, lora: LoraSection, *, seed: int, new_ids: Sequence[int] = ()) -> str:
     """Put adapters on a model, in place, freeze everything else, and say what is trained.
 
     Args:
         model: of ordinary layers; quantized first where `lora` says so.
         lora: which layers, of what rank.
         seed: draws the first half of each adapter; the second is zero, so at first nothing changes.
+        new_ids: of tokens that the frozen tables of words know nothing of: their rows learn too.
 
     Raises:
-        UserError: a pattern that no layer has.
+        UserError: a pattern that no layer has, or that of the head where rows of it learn.
     """
     num_all = sum(parameter.numel() for parameter in model.parameters())
     if lora.quantize != "none":
@@ -85,13 +101,23 @@ def adapt(model: CausalLM, lora: LoraSection, *, seed: int) -> str:
         kind="dora" if lora.use_dora else "lora",
         generator=generator,
     )
+    if new_ids:
+        if HEAD in names:
+            raise UserError(
+                "new control tokens have rows of their own in lm_head, which takes no adapter besides",
+                where="lora.targets",
+                remedy="leave lm_head out of it, or --template alpaca or plain",
+            )
+        tables = [EMBEDDING] if model.config.tie_word_embeddings else [EMBEDDING, HEAD]
+        learn_rows(model, dict.fromkeys(tables, new_ids))
     num_trained = 0
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_adapter(name))
         num_trained += parameter.numel() if parameter.requires_grad else 0
     base = "" if lora.quantize == "none" else f" in {lora.quantize}"
+    rows = f" and the rows of {len(new_ids)} new tokens" if new_ids else ""
     return (
-        f"adapters of rank {lora.rank} on {len(names)} layers: {num_trained:,} weights are trained, with "
+        f"adapters of rank {lora.rank} on {len(names)} layers{rows}: {num_trained:,} weights are trained, with "
         f"{12 * num_trained / 1e6:.1f} MB for gradients and optimizer, and {num_all:,} stay frozen{base}"
     ) + _beyond_peft(names, use_dora=lora.use_dora)
 
@@ -128,7 +154,7 @@ def save_adapter(
         base: the model without them.
         token_ids: see `save_model`.
     """
-    layers = dict(_adapters(model))
+    layers, tokens = dict(_adapters(model)), learnt_tokens(model)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -142,9 +168,10 @@ def save_adapter(
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
+        **({KEY: as_peft_has_it(tokens)} if tokens else {}),
     }
     tensors = {_saved_name(name): weights[name] for name in tensors_of(model) if is_adapter(name)}
-    header = {"format": "pt", BASE_KEY: base_fingerprint(weights)}
+    header = {"format": "pt", BASE_KEY: base_fingerprint(weights, tokens)}
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
     write_base(directory, base, write_swaps(model.config.to_hf(dtype=dtype, **token_ids), describe_swaps(model)))
     write_into(directory, CONFIG, json.dumps(config, indent=2) + "\n")
@@ -153,11 +180,13 @@ def save_adapter(
 
 def is_adapter(name: str) -> bool:
     """Whether a tensor of a model belongs to an adapter."""
-    return name.rpartition(".")[2] in (*HALVES, MAGNITUDE)
+    return name.rpartition(".")[2] in (*HALVES, MAGNITUDE, ROWS)
 
 
 def _saved_name(name: str) -> str:
     """What PEFT calls a tensor of ours."""
+    if name.endswith(f".{ROWS}"):
+        return _PREFIX + name.removesuffix(ROWS) + _TOKENS
     return _PREFIX + name + (".weight" if name.endswith(HALVES) else "")
 
 
@@ -176,14 +205,17 @@ def load_adapter(model: CausalLM, directory: Path | str) -> None:
             remedy="leave these out, or make an ordinary model of it first (tiny-transformer merge)",
         )
     config = read_adapter_config(directory)
+    tokens = trained_tokens(config, str(directory / CONFIG), is_tied=model.config.tie_word_embeddings)
     tensors, header = _read_tensors(directory)
     trained_on = header.get(BASE_KEY)
-    if trained_on is not None and trained_on != base_fingerprint(dict(model.named_parameters())):
+    if trained_on is not None and trained_on != base_fingerprint(dict(model.named_parameters()), tokens):
         raise _another(directory, "its weights are not those that the adapters were trained on")
     rank, alpha = config["r"], float(config.get("lora_alpha", 8))
     alpha = alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
-    names = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
+    _make_room(model, tokens, tensors, directory)
+    names = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors if not name.endswith(f".{ROWS}")))
     try:
+        learn_rows(model, tokens)
         add_lora(model, names, rank=rank, alpha=alpha, kind="dora" if config.get("use_dora") else "lora")
     except UserError as error:
         raise _another(directory, error.what) from None
@@ -216,7 +248,41 @@ def _read_tensors(directory: Path) -> tuple[dict[str, torch.Tensor], Mapping[str
     wrong = next((name for name in tensors if not _NAME.fullmatch(name)), None)
     if wrong is not None or not tensors:
         raise _bad(f"{wrong or 'an empty file'} is no part of an addition to a linear layer", path)
-    return {name.removeprefix(_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}, header
+    return {_our_name(name): tensor for name, tensor in tensors.items()}, header
+
+
+def _our_name(name: str) -> str:
+    """What we call a tensor of PEFT's."""
+    name = name.removeprefix(_PREFIX)
+    for theirs, ours in ((_TOKENS, ROWS), (_TABLE, "weight")):
+        if name.endswith(theirs):
+            return name.removesuffix(theirs) + ours
+    return name.removesuffix(".weight")
+
+
+def _make_room(
+    model: CausalLM, tokens: Mapping[str, list[int]], tensors: dict[str, torch.Tensor], directory: Path
+) -> None:
+    """Give a base further rows, in place, for the tokens that adapters were taught. Where PEFT was given a larger
+    vocabulary it writes whole tables besides, and what a tied head shares twice; both are taken out of `tensors`: what
+    is beyond the base is theirs."""
+    rows = tensors.get(f"{EMBEDDING}.{ROWS}")
+    twice = tensors.pop(f"{HEAD}.{ROWS}", None) if model.config.tie_word_embeddings else None
+    if twice is not None and (rows is None or not torch.equal(twice, rows)):
+        raise _another(directory, "its head is its embedding, and theirs is not")
+    known = model.config.known_vocab_size
+    tables = {name: tensors.pop(f"{name}.weight") for name in (EMBEDDING, HEAD) if f"{name}.weight" in tensors}
+    wanted = max([known, *map(len, tables.values()), *(max(ids) + 1 for ids in tokens.values())])
+    needed = {EMBEDDING} if model.config.tie_word_embeddings else {EMBEDDING, HEAD}
+    taught = {name: known + sum(i >= known for i in tokens.get(name, ())) for name in needed}  # no id comes twice
+    if any((len(tables[name]) if name in tables else taught[name]) != wanted for name in needed):
+        raise _another(directory, f"it has {known:,} tokens, and they train {short(dict(tokens))}")
+    grow_vocabulary(model, wanted)
+    for name, table in tables.items():
+        own = cast(torch.Tensor, model.get_submodule(name).weight)
+        if table.shape != own.shape or not torch.equal(table[:known].to(own), own[:known]):
+            raise _another(directory, f"the words that it knows are others in their {name}")
+        own[known:] = table[known:]
 
 
 def _fill(model: CausalLM, tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
@@ -253,22 +319,29 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     config = read_json(path)
     if config.get("peft_type") != "LORA":
         raise _bad(f"adapters of type {config.get('peft_type')!r:.40} are not computed here, only LORA", path)
-    for key, allowed in _PLAIN.items():
-        if config.get(key) not in allowed:
-            raise _bad(f"{key} = {config[key]!r:.60} is not computed here", path)
+    for key in [key for key in config if key not in _READ_OR_IDLE]:
+        is_plain = config[key] in _PLAIN[key] if key in _PLAIN else not config[key]
+        if not is_plain:
+            raise _bad(f"{key[:40]} = {config[key]!r:.60} is not computed here", path)
     rank, alpha = config.get("r"), config.get("lora_alpha", 8)
     if type(rank) is not int or not 0 < rank < 2**16 or not isinstance(alpha, int | float):
         raise _bad(f"r = {rank!r:.40} and lora_alpha = {alpha!r:.40} are no rank and no number", path)
     return config
 
 
-def base_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+def base_fingerprint(tensors: Mapping[str, torch.Tensor], learnt: Mapping[str, list[int]] | None = None) -> str:
     """What tells one base from another: its norms and every 37th row of its embedding, which adapters leave alone and
-    quantization too."""
+    quantization too.
+
+    Args:
+        tensors: of a model, with adapters or without.
+        learnt: see `learnt_tokens`; from the first of them on no row counts.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        if name == f"{EMBEDDING}.weight" or (tensors[name].ndim == 1 and "norm" in name):
-            rows = tensors[name] if "norm" in name else tensors[name][::37]
+    num_rows = min((learnt or {}).get(EMBEDDING, [2**62]))
+    for name, tensor in sorted((name.replace(".base.", "."), tensor) for name, tensor in tensors.items()):
+        if name == f"{EMBEDDING}.weight" or (tensor.ndim == 1 and "norm" in name):
+            rows = tensor if "norm" in name else tensor[:num_rows:37]
             digest.update(name.encode() + rows.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -25,9 +25,17 @@ from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models.adapter_base import check_base, find_base, unusable_base
 from tiny_transformer.models.adapters import put_on_base
 from tiny_transformer.models.building import copy_tensors, empty_model, tensors_of
-from tiny_transformer.models.config_file import BASE_FILE, MAX_INDEX_BYTES, read_config, read_json, refuse_classifier
+from tiny_transformer.models.config_file import (
+    BASE_FILE,
+    MAX_INDEX_BYTES,
+    load_config,
+    read_config,
+    read_json,
+    refuse_classifier,
+)
 from tiny_transformer.models.safetensors_file import DAMAGED, encode, open_checked, reading
 from tiny_transformer.models.swaps import Record, apply_swaps, describe_swaps, write_swaps
+from tiny_transformer.models.token_rows import grow_vocabulary
 from tiny_transformer.storage.commit import Staging, write_into
 from tiny_transformer.storage.reading import check_inside
 
@@ -88,7 +96,10 @@ def _load_on_base(directory: Path, swaps: list[Record]) -> CausalLM:
         if error.exit_code is not ExitCode.BAD_DATA:
             raise
         raise unusable_base(directory, base, error) from None
-    check_base(directory, base, model)
+    teaches_tokens = any(record["kind"] == "rows" for record in swaps)
+    check_base(directory, base, model, may_grow=teaches_tokens)
+    if teaches_tokens:
+        grow_vocabulary(model, load_config(directory).known_vocab_size)
     put_on_base(model, directory, swaps)
     return model
 

@@ -1,4 +1,4 @@
-"""Linear layers swapped for others, quantized or frozen with a low-rank addition; and how that is written down.
+"""Layers swapped for others, quantized or frozen with something small that learns; and how that is written down.
 
 A model says itself which of its layers keep all their bits (`KEEP_BITS`). What was swapped is read off the model when
 it is saved, and stands in config.json, so that the same layers are swapped before weights are loaded. Such a directory
@@ -9,7 +9,7 @@ integers for weights. `restore_layers` makes an ordinary model of it again. Torc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MODEL_TYPE = "tiny_transformer_swapped"
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 INT4_GROUP = 32
-MAX_RECORDS, MAX_NAMES, MAX_NAME = 100, 1000, 200
+MAX_RECORDS, MAX_NAMES, MAX_NAME, MAX_TOKEN_IDS = 100, 1000, 200, 4096
 Record = dict[str, Any]
 # What a record of each kind says besides `kind` and `names`: key -> (types, lowest, highest).
 _NUMBERS: dict[str, dict[str, tuple[tuple[type, ...], float, float]]] = {
@@ -34,7 +34,10 @@ _NUMBERS: dict[str, dict[str, tuple[tuple[type, ...], float, float]]] = {
     "lora": {"rank": ((int,), 1, 2**16), "alpha": ((int, float), 0, 1e6), "dropout": ((int, float), 0, 1)},
 }
 _NUMBERS["dora"] = _NUMBERS["lora"]
-ADDITIONS = ("lora", "dora")  # kinds that come on top of a layer; the others take its place
+_NUMBERS["rows"] = {}
+_LISTS: dict[str, tuple[str, ...]] = {"rows": ("token_ids",)}  # lists that a record of a kind has besides
+ADDITIONS = ("lora", "dora")  # kinds that come on top of a linear layer
+LEARNING = (*ADDITIONS, "rows")  # kinds of adapters; the others hold a layer's weights in integers
 
 
 # --- in a model
@@ -111,11 +114,27 @@ def add_lora(
     return names
 
 
+def learn_rows(model: CausalLM, token_ids: Mapping[str, Sequence[int]]) -> None:
+    """Let some rows of the tables of words learn, in place, and freeze the others; at first nothing changes. A tied
+    head follows its embedding.
+
+    Args:
+        model: with tables of the ordinary kind.
+        token_ids: `EMBEDDING` or `HEAD` -> the tokens whose rows learn.
+
+    Raises:
+        UserError: tokens that the model does not have, or a table that is swapped already.
+    """
+    for name, ids in token_ids.items():
+        _swap(model, _possible({"kind": "rows", "token_ids": list(ids)}), [name], filled=True)
+
+
 def restore_layers(model: CausalLM) -> None:
     """Make all swapped layers ordinary ones again, in place: integers become weights, additions are added."""
     from torch import nn
 
     from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
+    from tiny_transformer.layers.token_rows import LearntRows, TiedRowsHead
 
     dtype = model.model.norm.weight.dtype
     for name, module in list(model.named_modules()):
@@ -123,9 +142,14 @@ def restore_layers(model: CausalLM) -> None:
             table = nn.Embedding(module.num_embeddings, module.embedding_dim, device="meta")
             table.weight = nn.Parameter(module.weight_in(dtype))
             model.set_submodule(name, table)
-        if isinstance(module, QuantizedHead):  # comes after its table
-            head = nn.Linear(module.embedding.embedding_dim, module.embedding.num_embeddings, False, device="meta")
-            head.weight = model.get_submodule(EMBEDDING).weight  # ty: ignore[invalid-assignment]
+        if isinstance(module, LearntRows):
+            table = module.base
+            table.weight = nn.Parameter(module.merged().detach())
+            model.set_submodule(name, table)
+        if isinstance(module, (QuantizedHead, TiedRowsHead)):  # comes after its table
+            weight = cast(nn.Parameter, model.get_submodule(EMBEDDING).weight)
+            head = nn.Linear(weight.shape[1], weight.shape[0], False, device="meta")
+            head.weight = weight
             model.set_submodule(name, head)
         if isinstance(module, QuantizedLinear):
             weight = module.weight_in(dtype)
@@ -159,18 +183,26 @@ def _swap(model: CausalLM, record: Mapping[str, Any], names: Iterable[str], *, f
 
     from tiny_transformer.layers.dora import DoRALinear
     from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
+    from tiny_transformer.layers.token_rows import RowsEmbedding, RowsHead, TiedRowsHead
 
-    is_addition = record["kind"] in ADDITIONS
+    is_addition, is_rows = record["kind"] in ADDITIONS, record["kind"] == "rows"
     for name in names:
         old = model.get_submodule(name)
-        if is_addition and isinstance(old, (nn.Linear, QuantizedLinear)):
+        if is_rows and isinstance(old, (nn.Embedding, nn.Linear)):
+            if (highest := max(record["token_ids"])) >= old.weight.shape[0]:
+                raise _bad(f"{name} has {old.weight.shape[0]:,} rows, and none for token {highest:,}")
+            ids = record["token_ids"]
+            new: nn.Module = RowsEmbedding(old, ids) if isinstance(old, nn.Embedding) else RowsHead(old, ids)
+            if filled:
+                new.start()
+        elif is_addition and isinstance(old, (nn.Linear, QuantizedLinear)):
             weight = model.model.norm.weight
             numbers = {key: record[key] for key in ("rank", "alpha", "dropout")}
             added = DoRALinear if record["kind"] == "dora" else LoRALinear
-            new: nn.Module = added(old, dtype=weight.dtype, device=weight.device, **numbers)
-        elif not is_addition and isinstance(old, nn.Linear):
+            new = added(old, dtype=weight.dtype, device=weight.device, **numbers)
+        elif not (is_addition or is_rows) and isinstance(old, nn.Linear):
             new = (QuantizedLinear.of if filled else QuantizedLinear.like)(old, **_form(record))
-        elif not is_addition and isinstance(old, nn.Embedding):
+        elif not (is_addition or is_rows) and isinstance(old, nn.Embedding):
             new = (QuantizedEmbedding.of if filled else QuantizedEmbedding.like)(old, **_form(record))
         else:
             raise UserError(
@@ -180,6 +212,8 @@ def _swap(model: CausalLM, record: Mapping[str, Any], names: Iterable[str], *, f
         model.set_submodule(name, new.train(old.training))
         if isinstance(new, QuantizedEmbedding) and model.config.tie_word_embeddings:
             model.set_submodule(HEAD, QuantizedHead(new).train(old.training))
+        if isinstance(new, RowsEmbedding) and model.config.tie_word_embeddings:
+            model.set_submodule(HEAD, TiedRowsHead(new).train(old.training))
 
 
 def _form(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,6 +227,7 @@ def describe_swaps(model: CausalLM) -> list[Record]:
     """What `apply_swaps` needs to make the same layers: one record for each kind and its numbers. Empty: none."""
     from tiny_transformer.layers.dora import DoRALinear
     from tiny_transformer.layers.linear import LoRALinear, QuantizedWeight
+    from tiny_transformer.layers.token_rows import LearntRows
 
     swapped: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for name, module in model.named_modules():
@@ -201,6 +236,8 @@ def describe_swaps(model: CausalLM) -> list[Record]:
         elif isinstance(module, LoRALinear):
             numbers = {"rank": module.rank, "alpha": module.alpha, "dropout": module.dropout.p}
             record = {"kind": "dora" if isinstance(module, DoRALinear) else "lora", **numbers}
+        elif isinstance(module, LearntRows):
+            record = {"kind": "rows", "token_ids": module.token_ids}
         else:
             continue
         swapped.setdefault(tuple(record.items()), []).append(name.removesuffix(".base"))
@@ -258,8 +295,9 @@ def read_swaps(config: dict[str, Any], where: str) -> tuple[dict[str, Any], list
         if not isinstance(kind, str) or kind not in _NUMBERS:
             raise _bad(f"swaps has {short(record)}, which is of no known kind", where)
         names = record.get("names")
-        if record.keys() != {"kind", "names", *_NUMBERS[kind]} or not isinstance(names, list):
-            raise _bad(f"swaps of kind {kind} need names and {', '.join(_NUMBERS[kind])}, and nothing else", where)
+        keys = (*_NUMBERS[kind], *_LISTS.get(kind, ()))
+        if record.keys() != {"kind", "names", *keys} or not isinstance(names, list):
+            raise _bad(f"swaps of kind {kind} need names and {', '.join(keys)}, and nothing else", where)
         if impossible := _impossible(record):
             raise _bad(impossible[0], where)
         if len(names) > MAX_NAMES or not all(isinstance(n, str) and 0 < len(n) <= MAX_NAME for n in names):
@@ -276,7 +314,18 @@ def _impossible(record: Record) -> tuple[str, str] | None:
         if type(value) not in types or is_odd or (value is not None and not low <= value <= high):
             even = ", even" if kind == "int4" else ""
             return f"{key} {short(value)} is not possible in swaps of kind {kind}", f"{key}: {low:g} to {high:g}{even}"
+    for key in _LISTS.get(kind, ()):
+        if not are_token_ids(record[key]):
+            remedy = f"{key}: at most {MAX_TOKEN_IDS:,} different ids of tokens"
+            return f"{key} {short(record[key])} is not possible in swaps of kind {kind}", remedy
     return None
+
+
+def are_token_ids(value: Any) -> bool:
+    """Whether this is a list of different ids of tokens, none of them absurd."""
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_TOKEN_IDS:
+        return False
+    return all(type(one) is int and 0 <= one < 2**24 for one in value) and len(set(value)) == len(value)
 
 
 def _possible(record: Record) -> Record:

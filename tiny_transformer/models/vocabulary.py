@@ -18,6 +18,7 @@ from tiny_transformer.models.checkpoint import EMBEDDING, HEAD, load_model
 from tiny_transformer.models.config_file import read_config
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.swaps import quantize_layers
+from tiny_transformer.models.token_rows import ROWS, grown, learnt_tokens, mean_of_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,7 +79,8 @@ def load_base_weights(
     part_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> Base:
     """Fill what is frozen in an adapted model with the weights of a directory, and say what that is; the adapters stay
-    as they are, but for the lengths of rows that DoRA learns, which are the base's.
+    as they are, but for the lengths of rows that DoRA learns, which are the base's, and for the rows of new tokens,
+    which begin as in `load_grown_weights`.
 
     Raises:
         UserError: see `load_ordinary`.
@@ -88,10 +90,17 @@ def load_base_weights(
     if lora.quantize != "none":
         quantize_layers(base, lora.quantize)
     found, taken = tensors_of(base), {}
+    num_rows, new_ids = model.config.known_vocab_size, learnt_tokens(model)
     for name, target in tensors_of(model).items():
-        if name.endswith(MAGNITUDE):
-            layer = cast("nn.Linear | QuantizedLinear", base.get_submodule(name.removesuffix(f".{MAGNITUDE}")))
-            taken[name] = row_lengths(wide_weight(layer).to(target.device))
+        layer = name.rpartition(".")[0]
+        if name.endswith(f".{ROWS}"):
+            ids = new_ids[layer]
+            taken[name] = mean_of_words(found[f"{layer}.weight"], ids).expand(len(ids), -1)
+        elif layer.removesuffix(".base") in new_ids:
+            taken[name] = grown(found[name.replace(".base.", ".")], num_rows)
+        elif name.endswith(MAGNITUDE):
+            linear = cast("nn.Linear | QuantizedLinear", base.get_submodule(layer))
+            taken[name] = row_lengths(wide_weight(linear).to(target.device))
         elif not is_adapter(name):
             taken[name] = found[name.replace(".base.", ".")]
     copy_tensors(taken, model, part_of)
@@ -100,7 +109,6 @@ def load_base_weights(
 
 def _grown(weight: torch.Tensor, new_ids: Sequence[int], rows: int) -> torch.Tensor:
     """(V, C) as (rows, C), with the mean of the words before them at `new_ids`."""
-    mean = weight[: min(new_ids)].double().mean(dim=0).to(weight.dtype)
-    grown = torch.cat([weight, mean.expand(max(0, rows - len(weight)), -1)])
-    grown[list(new_ids)] = mean
-    return grown
+    table = grown(weight, rows)
+    table[list(new_ids)] = mean_of_words(weight, list(new_ids))
+    return table

@@ -26,7 +26,7 @@ from tiny_transformer.interop.hf import beside_the_weights
 from tiny_transformer.models import save_model
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import OpenCheckpoint, open_checkpoint
-from tiny_transformer.models.swaps import describe_swaps, quantize_layers, quantize_words
+from tiny_transformer.models.swaps import LEARNING, describe_swaps, quantize_layers, quantize_words
 from tiny_transformer.quantization.gptq import quantize_by_inputs
 from tiny_transformer.storage.commit import publish
 from tiny_transformer.storage.runs import CONFIG_FILE
@@ -96,11 +96,11 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
         raise UserError(f"there is no kind {options.kind!r}", remedy=f"one of {', '.join(KINDS)}")
     opened = open_checkpoint(options.checkpoint, device="cpu")
     out, text = options.out or default_out(opened.path, options.kind), _text_of(opened, options.data_dir)
-    if out.exists() and not options.replace:
-        raise UserError("already there, and not to be overwritten", where=str(out), remedy="choose another --out")
     old = opened.model
     if told := _not_from_here(old):
         raise UserError(told[0], where=str(opened.path), remedy=told[1])
+    if out.exists() and not options.replace:
+        raise UserError("already there, and not to be overwritten", where=str(out), remedy="choose another --out")
     notes.print(f"[dim]{escape(opened.sentence)}[/]", highlight=False, soft_wrap=True)
     notes.print(f"[dim]{escape(_method(options.kind, text))}[/]", highlight=False, soft_wrap=True)
     new = quantized(old, options.kind, text)
@@ -126,7 +126,7 @@ def run_quantize(options: QuantizeOptions, console: Console, notes: Console) -> 
 def _not_from_here(model: CausalLM) -> tuple[str, str] | None:
     """Why a model cannot be quantized, and what to do instead; None: it can."""
     swaps = describe_swaps(model)
-    if any(record["kind"] == "lora" for record in swaps):
+    if any(record["kind"] in LEARNING for record in swaps):
         return "this model is a base with adapters beside it", "make one model of them first: tiny-transformer merge"
     if swaps:
         what = "the weights of this model are rounded to 8 or 4 bits already; rounding them again would only lose more"

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tiny_transformer.data.prepare.files import title_of
 from tiny_transformer.errors import command_line, plain
 from tiny_transformer.reports.formats import NOTHING, ago, count, loss, size
 from tiny_transformer.reports.outcome import outcome_of
@@ -90,7 +91,7 @@ class RunSummary:
         told = section(self.info, "data").get("source")
         if told is None:
             told = section(self._files.config, "data").get("source")
-        return NOTHING if told is None else Path(str(told)).stem or str(told)
+        return NOTHING if told is None else title_of(str(told)) or str(told)
 
 
 def list_runs(*paths: Path) -> list[RunSummary]:

@@ -30,6 +30,7 @@ from tiny_transformer.stages.resume_check import BASE, DATA
 from tiny_transformer.stages.stage import Beginning, Request, RunResult
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.modifiers import use_blocked_attention
+from tiny_transformer.training.plan import in_steps
 from tiny_transformer.training.preferences import dpo_loss, orpo_loss
 
 NUM_QUESTIONS = 16  # answered at each evaluation, to see how far the model goes
@@ -140,7 +141,7 @@ class Aligning(ChatStage[PairBatch]):
         words = "not measured (set eval_steps)"
         if "val_accuracy" in figures:
             words = f"{figures['val_accuracy']:.1%} in the right order, margin {figures['val_margin']:.3f}"
-        told = f"\n{result.status}: held-out pairs {words}; {state.step:,} steps, "
+        told = f"\n{result.status}: held-out pairs {words}; {in_steps(state.step)}, "
         console.print(f"{told}{state.elapsed_seconds / 60:.1f} minutes".replace("_", " "), highlight=False)
         answer_held_out(result, self.data.start, [pair.messages for pair in self.data.val], console)
 

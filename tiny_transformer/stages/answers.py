@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
 from tiny_transformer.generation.answers import answer
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.models.open import OpenCheckpoint
@@ -19,11 +17,10 @@ from tiny_transformer.stages.chat_data import ChatData
 from tiny_transformer.stages.samples import keep_samples
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.tokenizers.chat import Message
+from tiny_transformer.training.plan import in_steps
 
 NUM_ANSWERS, NUM_SHOWN = 100, 3
-SHOWN_CHARACTERS = 80  # of a row that `replay` shows
 
 
 def show_answers(result: RunResult, data: ChatData, console: Console) -> None:
@@ -32,7 +29,7 @@ def show_answers(result: RunResult, data: ChatData, console: Console) -> None:
     console.print(
         f"\n{'stopped early' if result.status == 'stopped_early' else 'finished'}: loss on held-out answers "
         f"{'not measured (set eval_steps)' if best.val_loss is None else f'{best.val_loss:.3f} nats per token'}, "
-        f"{state.step:,} steps, {state.num_tokens:,} tokens of answers, {state.elapsed_seconds / 60:.1f} minutes",
+        f"{in_steps(state.step)}, {state.num_tokens:,} tokens of answers, {state.elapsed_seconds / 60:.1f} minutes",
         highlight=False,
     )
     asked = [
@@ -74,16 +71,3 @@ def with_room(asked: Sequence[tuple[Message, ...]], start: ChatStart, context_le
     """The different questions that leave half of the context for an answer."""
     limit = context_length // 2
     return [q for q in dict.fromkeys(asked) if len(start.template.prompt_ids(start.tokenizer, q)) <= limit]
-
-
-def show_rows(micro_batches: Sequence[TokenBatch], tokenizer: Tokenizer) -> Table:
-    """Rows of a batch: their numbers in the epoch, and how the answers in them begin."""
-    table = Table(title="examples", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("number", justify="right")
-    table.add_column("answers", overflow="ellipsis", no_wrap=True)
-    for batch in micro_batches:
-        for sample, labels in zip(batch.sample_ids.tolist(), batch.labels.tolist(), strict=True):
-            ids = [token for token in labels if token != IGNORE_INDEX]
-            text = tokenizer.decode(ids[:SHOWN_CHARACTERS]).replace("\n", " ")
-            table.add_row(f"{sample:,}", Text(text[:SHOWN_CHARACTERS]))
-    return table

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -59,7 +59,7 @@ def open_chat_start(
         doing: what the stage does, at the beginning of a sentence.
 
     Raises:
-        UserError: no base, no template, or one with new control tokens for a frozen embedding.
+        UserError: no base, no template, or one with new control tokens where the stage teaches none.
     """
     config = request.config
     saved = RunDirectory(run_dir).checkpoints() if request.resume else []
@@ -80,12 +80,11 @@ def open_chat_start(
         )
     tokenizer = base.with_control_tokens(template.control_tokens)
     new_ids = new_token_ids(template, tokenizer, base)
-    if new_ids and (config.lora.enabled or untaught is None):
-        why = "a frozen embedding cannot learn" if config.lora.enabled else "fine-tuning teaches first"
+    if new_ids and untaught is None:
         raise UserError(
-            f"the template {template.name} needs new control tokens, which {why}",
+            f"the template {template.name} needs new control tokens, which fine-tuning teaches first",
             where=f"{config.stage}.template",
-            remedy="--template alpaca or plain, or fine-tune without adapters first",
+            remedy="--template alpaca or plain, or fine-tune first",
         )
     return ChatStart(tokenizer, template, new_ids)
 
@@ -191,14 +190,3 @@ class ChatStage(Stage[B]):
     def fingerprints(self) -> dict[str, str]:
         """The tokenizer by its hash."""
         return {TOKENIZER: self.tokenizer.fingerprint}
-
-    def facts(self) -> dict[str, Any]:
-        """The tokenizer."""
-        tokenizer = self.tokenizer
-        return {
-            "tokenizer": {
-                "name": tokenizer.name,
-                "vocab_size": tokenizer.vocab_size,
-                "fingerprint": tokenizer.fingerprint,
-            }
-        }

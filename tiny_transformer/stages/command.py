@@ -171,12 +171,14 @@ def meaning_of(word: str) -> str:
 
 
 def _is_config(path: Path) -> bool:
-    """Whether a file that can be one is no text in JSON."""
+    """Whether a file that can be one is no text in JSON: an array, or an object a line."""
     if path.suffix != ".json" or not path.is_file():
         return True
     with path.open(encoding="utf-8", errors="replace") as file:
-        head = file.read(2**16)
-    return any(f'"{key}"' in head for key in ("model", "training", "d_model"))
+        head = file.read(2**16).lstrip()
+    first, _, rest = head.partition("\n")
+    is_rows = head.startswith("[") or (rest.lstrip().startswith("{") and first.rstrip().endswith("}"))
+    return not is_rows and any(f'"{key}"' in head for key in ("model", "training", "d_model"))
 
 
 def _load(source: str | None, overrides: Sequence[str], console: Console) -> RunConfig:

@@ -12,6 +12,7 @@ from tiny_transformer.evaluation.loss import num_targets, perplexity_in_words
 from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.stages.stage import RunResult
+from tiny_transformer.training.plan import in_steps
 
 
 def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console: Console) -> None:
@@ -32,8 +33,7 @@ def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console:
             highlight=False,
         )
         return
-    part = config.training.eval_tokens
-    title = "validation" if part is None else f"validation (its first {part:,} tokens)"
+    title = "validation" if best.val_part is None else f"validation (its first {best.val_part:,.0f} tokens)"
     if best.last_val_loss is not None and best.last_val_loss > loss:
         title += f"; best at step {best.val_step:,.0f}, the last is {best.last_val_loss:.3f}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
@@ -46,10 +46,10 @@ def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console:
         table.add_row("still to learn", f"{loss - least:.3f}", f"{bits - least_bits:.3f}", "")
     console.print()
     console.print(table)
-    if part is None:
+    if best.val_part is None:
         _ring_if_too_good(loss, config, dataset, console)
     console.print(
-        f"{state.step:,} steps, {state.num_tokens:,} tokens, {state.elapsed_seconds / 60:.1f} minutes of training",
+        f"{in_steps(state.step)}, {state.num_tokens:,} tokens, {state.elapsed_seconds / 60:.1f} minutes of training",
         highlight=False,
     )
 

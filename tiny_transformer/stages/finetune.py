@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -13,15 +14,17 @@ from torch import Tensor
 from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.config.stages import FinetuneConfig
 from tiny_transformer.data.batches import ExampleBatches, TokenBatch, batches_in_order
+from tiny_transformer.errors import UserError
 from tiny_transformer.evaluation.loss import evaluate_split
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.vocabulary import load_grown_weights
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing, local_part
-from tiny_transformer.stages.answers import show_answers, show_rows
+from tiny_transformer.stages.answers import show_answers
 from tiny_transformer.stages.chat import ChatStage, new_token_ids
 from tiny_transformer.stages.chat_data import ChatData, open_chat_data
+from tiny_transformer.stages.examples import show_rows
 from tiny_transformer.stages.resume_check import DATA
 from tiny_transformer.stages.stage import Request, RunResult
 from tiny_transformer.tokenizers import load_tokenizer
@@ -41,7 +44,11 @@ class Finetuning(ChatStage[TokenBatch]):
 
     def __init__(self, data: ChatData) -> None:
         super().__init__(data.config, data.start)
-        self.data = data
+        self.data, self.new_tokens = data, data.start.new_ids
+        base = data.config.init_from
+        if base is not None:  # a run that goes on has a tokenizer of its own
+            with suppress(UserError):  # a base that is gone or damaged is told where its weights are asked for
+                self.new_tokens = new_token_ids(self.template, self.tokenizer, load_tokenizer(base))
         self.train_rows, self.val_rows = data.rows(data.train), data.rows(data.val)
 
     @classmethod
@@ -74,13 +81,11 @@ class Finetuning(ChatStage[TokenBatch]):
 
     def load_first_weights(self, model: CausalLM) -> None:
         """Those of `init_from`; new control tokens begin as the mean of the words."""
-        base, new_ids = self.config.init_from, self.data.start.new_ids
-        if base is not None and base.is_dir():  # a run that goes on from its very beginning has its own tokenizer
-            new_ids = new_token_ids(self.template, self.tokenizer, load_tokenizer(base))
-        if base is None or not new_ids:
+        base = self.config.init_from
+        if base is None or not self.new_tokens or self.config.lora.enabled:
             super().load_first_weights(model)
         else:
-            load_grown_weights(model, base, new_ids, local_part)
+            load_grown_weights(model, base, self.new_tokens, local_part)
 
     def fingerprints(self) -> dict[str, str]:
         """Tokens, mask and tokenizer by their hashes."""
@@ -132,4 +137,4 @@ class Finetuning(ChatStage[TokenBatch]):
 
     def show_batch(self, micro_batches: Sequence[TokenBatch]) -> Table:
         """Each row: its number in the epoch and the answers that are learnt."""
-        return show_rows(micro_batches, self.tokenizer)
+        return show_rows(micro_batches, self.tokenizer, only_targets=True)

@@ -159,9 +159,9 @@ class Rewarding(Stage[Batch]):
 
     def facts(self) -> dict[str, Any]:
         """The tokenizer and the size of the data."""
-        tokenizer, data = self.tokenizer, self.data
+        data = self.data
         return {
-            "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size},
+            **super().facts(),
             "data": {
                 "source": last_parts(self.config.data.source),
                 "template": None if data.template is None else data.template.name,

@@ -10,14 +10,12 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.data.batches import Batches, TokenBatch
 from tiny_transformer.data.prepare.sources import STORIES
-from tiny_transformer.data.token_file import Dataset, unigram_nats
+from tiny_transformer.data.token_file import Dataset
 from tiny_transformer.evaluation.skills import chances
 from tiny_transformer.evaluation.stories import Reading, fresh_stories
 from tiny_transformer.evaluation.validation import validation_batches, validation_loss
@@ -25,6 +23,7 @@ from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing
+from tiny_transformer.stages.examples import show_rows
 from tiny_transformer.stages.final_losses import show_losses
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
@@ -32,6 +31,7 @@ from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import show_written_stories
 from tiny_transformer.stages.training_data import (
     as_read,
+    data_facts,
     fit_vocabulary,
     open_training_data,
     settle_data_dir,
@@ -42,7 +42,6 @@ from tiny_transformer.training.losses import language_modelling_loss
 
 LESSONS = 4  # steps whose tokens a look at the skills may read
 MOST_STORIES = 16  # that it reads
-SHOWN_CHARACTERS = 60  # of a row that `replay` shows
 
 
 class Pretraining(Stage[TokenBatch]):
@@ -112,23 +111,7 @@ class Pretraining(Stage[TokenBatch]):
 
     def facts(self) -> dict[str, Any]:
         """The best loss possible, where it is known, the tokenizer, the size of the data."""
-        meta, tokenizer = self.dataset.meta, self.tokenizer
-        return {
-            "floor": meta.val.floor,
-            "tokenizer": {
-                "name": tokenizer.name,
-                "vocab_size": tokenizer.vocab_size,
-                "fingerprint": tokenizer.fingerprint,
-            },
-            "data": {
-                "source": last_parts(meta.source),
-                "train_tokens": meta.train.num_tokens,
-                "val_tokens": meta.val.num_tokens,
-                "val_documents": meta.val.num_documents,
-                "val_text": meta.text_fingerprint,
-                "unigram_nats": round(unigram_nats(self.dataset.train), 4),
-            },
-        }
+        return {**super().facts(), "floor": self.dataset.meta.val.floor, "data": data_facts(self.dataset)}
 
     def describe_data(self, total_steps: int) -> str:
         """The text, its size, and how often the run sees it."""
@@ -161,11 +144,4 @@ class Pretraining(Stage[TokenBatch]):
 
     def show_batch(self, micro_batches: Sequence[TokenBatch]) -> Table:
         """Each row: its number in the epoch and how its text begins."""
-        table = Table(title="examples", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-        table.add_column("number", justify="right")
-        table.add_column("text", overflow="ellipsis", no_wrap=True)
-        for batch in micro_batches:
-            for sample, ids in zip(batch.sample_ids.tolist(), batch.input_ids.tolist(), strict=True):
-                text = self.tokenizer.decode(ids[:SHOWN_CHARACTERS]).replace("\n", " ")
-                table.add_row(f"{sample:,}", Text(text[:SHOWN_CHARACTERS]))
-        return table
+        return show_rows(micro_batches, self.tokenizer)

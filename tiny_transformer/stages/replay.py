@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tiny_transformer.config.load import load_run_config, valid_keys
+from tiny_transformer.config.keys import valid_keys
+from tiny_transformer.config.load import load_run_config
 from tiny_transformer.config.schema import RunConfig, sections_of
 from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.errors import ExitCode, UserError, command_line

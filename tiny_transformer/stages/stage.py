@@ -128,6 +128,7 @@ class Stage(ABC, Generic[B]):
         rows_per_example: rows of tokens that an example of a batch has.
         steps_per_round: steps that share what is made for the first of them, so that they do not take equally long.
         adds_tokens: whether its tokenizer may know more than that of the checkpoint it starts from.
+        new_tokens: ids that the checkpoint it starts from knows nothing of.
         adapters: what low-rank adapters train, in words; "" without them.
         stands_on: the base of adapters, once weights were loaded; None without adapters.
         spent_seconds: what `open` has spent of the run's minutes: choosing a model counts, preparing data does not.
@@ -138,6 +139,7 @@ class Stage(ABC, Generic[B]):
     steps_per_round: int = 1
     adds_tokens: ClassVar[bool] = False
     target: ClassVar[str] = "token"
+    new_tokens: tuple[int, ...] = ()
     adapters: str = ""
     stands_on: Base | None = None
     spent_seconds: float = 0.0
@@ -178,9 +180,10 @@ class Stage(ABC, Generic[B]):
     def fingerprints(self) -> dict[str, str]:
         """What a resumed run must agree with besides its settings: data and tokenizer by content."""
 
-    @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What run_info.json says of the data and its tokenizer."""
+        """What run_info.json says of the tokenizer; a stage adds what it reads, as `data`."""
+        own = self.tokenizer
+        return {"tokenizer": {"name": own.name, "vocab_size": own.vocab_size, "fingerprint": own.fingerprint}}
 
     @abstractmethod
     def describe_data(self, total_steps: int) -> str:
@@ -215,7 +218,7 @@ class Stage(ABC, Generic[B]):
             previous_token_init=training.previous_token_init,
         )
         if lora.enabled:
-            self.adapters = adapt(model, lora, seed=training.seed)
+            self.adapters = adapt(model, lora, seed=training.seed, new_ids=self.new_tokens)
         return model
 
     def load_first_weights(self, model: CausalLM) -> None:

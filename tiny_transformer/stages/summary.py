@@ -29,7 +29,7 @@ from tiny_transformer.storage import RunDirectory, atomic_write
 from tiny_transformer.storage.replaced import waits_to_be_put_back
 from tiny_transformer.storage.runs import NOT_FINITE_FILE, WRITTEN_FILE
 from tiny_transformer.training.nonfinite import NotFiniteError
-from tiny_transformer.training.plan import Plan
+from tiny_transformer.training.plan import Plan, in_steps
 
 NUM_STORIES = 30  # that a finished model writes, to be read
 FEW_STEPS = 100  # with fewer a small model has hardly left its random beginning
@@ -49,7 +49,7 @@ def announce(
     model, training = config.model, config.training
     rows = {
         "model": f"{model.model_type}, {num_parameters / 1e6:.2f} M parameters: {model.num_hidden_layers} layers of "
-        f"{model.hidden_size}, {_heads(model)}",
+        f"{model.hidden_size}, {_heads(model)}{_window(model, config.data.seq_len)}",
         "data": data,
         "plan": f"{plan.reason}; {batch_in_words(config, target)} a step",
         "rate": rate_in_words(plan, training),
@@ -63,9 +63,11 @@ def announce(
         table.add_row(name, Text(text))
     console.print(table)
     if plan.asked.minutes is not None and plan.asked.steps is None and plan.total_steps < FEW_STEPS:
+        few = "a model needs some hundreds before it can write. Give it more minutes, a smaller model or batch"
+        if config.init_from is not None:
+            few = "they change a model little. Give it more minutes or a smaller batch"
         console.print(
-            f"only {plan.total_steps:,} steps fit: a model needs some hundreds before it can write. "
-            "Give it more minutes, a smaller model or batch, or close what else keeps this machine busy "
+            f"there is time for {in_steps(plan.total_steps)} only: {few}, or close what else keeps this machine busy "
             "(the plan is corrected on the way)",
             highlight=False,
         )
@@ -83,7 +85,7 @@ def batch_in_words(config: RunConfig, target: str) -> str:
 
 def rate_in_words(plan: Plan, training: TrainingConfig) -> str:
     """What moves the weights, and what of the config it does not follow."""
-    asked, warmup = training.warmup_steps, f"{plan.warmup_steps} steps warm-up"
+    asked, warmup = training.warmup_steps, f"{in_steps(plan.warmup_steps)} warm-up"
     if asked is not None and asked > plan.warmup_steps:
         warmup += f" (half the run, instead of the {asked:,} asked for)"
     decay = "no decay" if training.schedule == "constant" else f"{training.schedule} decay"
@@ -112,6 +114,15 @@ def _heads(model: ModelConfig) -> str:
     if heads == groups:
         return f"{heads} heads of {model.head_dim}"
     return f"{heads} query heads share {groups} key/value heads of {model.head_dim}"
+
+
+def _window(model: ModelConfig, seq_len: int) -> str:
+    """How far back tokens see where that is not as far as the text goes, and in how many layers."""
+    windows = [window for _, window in model.attention_lengths(seq_len) or () if window is not None]
+    if not windows:
+        return ""
+    share = "" if len(windows) == model.num_hidden_layers else f" in {len(windows)} of the layers"
+    return f"; a token sees the last {windows[0]:,}{share}"
 
 
 def finish(outcome: RunResult, console: Console) -> None:

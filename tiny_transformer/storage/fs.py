@@ -16,6 +16,7 @@ from pathlib import Path
 from tiny_transformer.errors import ExitCode, UserError
 
 CHUNK_BYTES = 1 << 20
+LEFTOVER_PREFIX = ".tmp-"  # what a killed save leaves behind starts like this, and nothing else does
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or what this user may have of it
 
 
@@ -109,9 +110,11 @@ def refusals(action: str, path: Path) -> Generator[None]:
             remedy = "free space on this disk or choose a directory on another one"
         elif error.errno == errno.EFBIG:
             remedy = "raise the limit on the size of a file (ulimit -f), or choose a file system that has larger files"
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else path
+        is_ours = named.name.startswith(f"{LEFTOVER_PREFIX}{path.name}-")  # on its way to `path`
         raise UserError(
             f"cannot {action}: {error.strerror or error}",
-            where=str(error.filename or path),
+            where=str(path if is_ours else named),
             remedy=remedy,
             exit_code=ExitCode.IO,
         ) from error

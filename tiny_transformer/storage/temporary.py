@@ -10,9 +10,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tiny_transformer.storage.fs import REAL, Fs
+from tiny_transformer.storage.fs import LEFTOVER_PREFIX, REAL, Fs
 
-LEFTOVER_PREFIX = ".tmp-"  # what a killed save leaves behind starts like this, and nothing else does
 _TRIES = 5
 
 

@@ -131,10 +131,10 @@ def plan_for_counts(config: TrainingConfig, tokens_per_step: int) -> Plan:
     """As many steps as `steps` and `max_tokens` ask for, whichever ends first."""
     choices = []
     if config.steps is not None:
-        choices.append((config.steps, f"{config.steps:,} steps as asked"))
+        choices.append((config.steps, f"{in_steps(config.steps)} as asked"))
     if config.max_tokens is not None:
         steps = -(-config.max_tokens // tokens_per_step)
-        choices.append((steps, f"{steps:,} steps make {config.max_tokens:,} tokens"))
+        choices.append((steps, f"{in_steps(steps)} for {config.max_tokens:,} tokens"))
     steps, reason = min(choices, default=(DEFAULT_STEPS, f"{DEFAULT_STEPS:,} steps"))
     return make_plan(config, steps, reason)
 
@@ -143,6 +143,15 @@ def counted_plan(config: TrainingConfig, tokens_per_step: int) -> Plan | None:
     """The plan of a run of which `steps` or `max_tokens` are asked for; None when neither is."""
     is_counted = config.steps is not None or config.max_tokens is not None
     return plan_for_counts(config, tokens_per_step) if is_counted else None
+
+
+def in_steps(number: int) -> str:
+    """`1 step`, `2,000 steps`."""
+    return f"{number:,} {'step' if number == 1 else 'steps'}"
+
+
+def _what_fits(steps: int, speed: Speed, minutes: float) -> str:
+    return f"{in_steps(steps)} of {speed.step:.2g} s {'fits' if steps == 1 else 'fit'} {in_minutes(minutes)}"
 
 
 def in_minutes(minutes: float) -> str:
@@ -163,7 +172,7 @@ def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainS
     steps = state.step + steps_left(speed, config, state, left, num_evaluations)
     if counted is not None and counted.total_steps <= steps:
         return counted
-    return make_plan(config, steps, f"{steps:,} steps of {speed.step:.2g} s fit {in_minutes(minutes)}", is_fixed=False)
+    return make_plan(config, steps, _what_fits(steps, speed, minutes), is_fixed=False)
 
 
 class Pace:
@@ -245,9 +254,9 @@ class Pace:
             for points in (SAMPLE_POINTS, EVALUATION_POINTS)
         )
         total = self._agree(state.step + steps_left(speed, self._config, state, samplings, evaluations))
-        reason = f"{total:,} steps of {speed.step:.2g} s fit {in_minutes(minutes)}"
+        reason = _what_fits(total, speed, minutes)
         if total > self._most_steps:
-            total, reason = max(int(self._most_steps), state.step + 1), f"{self._most_steps:,} steps as asked"
+            total, reason = max(int(self._most_steps), state.step + 1), f"{in_steps(int(self._most_steps))} as asked"
         is_fixed = self._next_revision == REVISIONS[-1]
         self._adopt(self._plan.ending_at(total, seen_from=state.step, reason=reason, is_fixed=is_fixed), done)
         return True

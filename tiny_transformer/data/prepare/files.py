@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -45,14 +46,19 @@ MOST_HASHED_BYTES = 2**28
 
 
 def name_of(source: str) -> str:
-    """A short name for a source, for directories: the file's or folder's name without the suffixes of its kind."""
-    path = at_home(source)
-    while glob.has_magic(path.name) and path.parent != path and not path.exists():
+    """A short name for a source, for directories: its title, without what a shell would not take."""
+    return re.sub(r"[^\w.]+", "-", title_of(str(at_home(source)))).strip("-.") or "text"
+
+
+def title_of(source: str) -> str:
+    """What a source is called: the file's or folder's name, that above a pattern, without the suffixes of its kind."""
+    path = Path(source)
+    while glob.has_magic(path.name) and path.parent != path and not os.path.exists(path):  # noqa: PTH110 - any text
         path = path.parent
     path = path if path.name.strip(".") else path.resolve()
     while path.suffix.lower() in (*READ_SUFFIXES, *OTHER_SUFFIXES, *PACKED_SUFFIXES) and path.stem != path.name:
         path = path.with_suffix("")
-    return re.sub(r"[^\w.]+", "-", path.name).strip("-.") or "text"
+    return path.name
 
 
 def identity_of(found: list[Path], root: Path) -> str:

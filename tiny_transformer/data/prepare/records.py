@@ -10,6 +10,7 @@ from tiny_transformer.data.prepare.files import read_rows
 from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.reading import at_home
+from tiny_transformer.tokenizers.published import hub_is_reachable
 
 
 def records_of(source: str, tell: Callable[[str], None] | None = None) -> Iterator[tuple[str, Any]]:
@@ -48,6 +49,12 @@ def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
         raise UserError(
             f"{name} is read from the hub, which needs the package datasets", remedy="pip install datasets"
         ) from None
+    if not Path(name).exists() and not _is_cached(name, datasets) and not hub_is_reachable():
+        raise UserError(
+            f"{name} is read from the Hugging Face hub, which cannot be reached (no network)",
+            remedy="give a file of yours: --source FILE",
+            exit_code=ExitCode.IO,
+        )
     try:
         rows = datasets.load_dataset(name, split="train")
     except Exception as error:  # a dozen kinds for a hub that fails or refuses
@@ -58,3 +65,8 @@ def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
         ) from None
     for number, row in enumerate(rows, start=1):
         yield f"{name}, row {number}", row
+
+
+def _is_cached(name: str, datasets: Any) -> bool:
+    """Whether `datasets` has read something of that owner before; its names of directories are its own affair."""
+    return any(Path(datasets.config.HF_DATASETS_CACHE).glob(f"{name.partition('/')[0]}___*"))

@@ -19,6 +19,8 @@ from tiny_transformer.errors import ExitCode, UserError
 
 _MAX_VALUE_CHARS = 2**28  # of one row of a .json; a longer one is no row
 _READ_CHARS = 2**20
+TEXT_FIELD = "text"
+MOST_NAMED = 12  # fields in a message
 _NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t"}
 
@@ -65,7 +67,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 def json_texts(path: Path, text_field: str) -> Iterator[str]:
     """The elements of one array, or values one after another."""
     for line, row in json_rows(path):
-        yield _encodable(row, path, line) if isinstance(row, str) else _text_of(row, text_field, path, line)
+        yield _text_of(row, text_field, path, line)
 
 
 class _Values:
@@ -201,9 +203,7 @@ def _header(lines: Iterator[str], text_field: str, path: Path, kind: str) -> tup
     if not tried:
         raise _no_table(problem, path, len(held))
     names, line = max(tried, key=lambda found: len(found[0]))
-    raise _no_field(
-        text_field, f"{path}, line {line}", "columns named in the first line", [name[:40] for name in names]
-    )
+    raise _no_field(text_field, f"{path}, line {line}", "columns named in the first line", names)
 
 
 def _first_row(reader: Any) -> list[str]:
@@ -267,21 +267,29 @@ def parquet_rows(path: Path, column: str | None = None) -> Iterator[tuple[int, d
 
 
 def _text_of(row: Any, text_field: str, path: Path, line: int) -> str:
-    text = row.get(text_field) if isinstance(row, dict) else None
-    if text is None and isinstance(row, dict) and text_field in row:
+    """The text of a row: its field, or the row itself where it is a text and no object."""
+    if not isinstance(row, dict):
+        if isinstance(row, str) and text_field == TEXT_FIELD:
+            return _encodable(row, path, line)
+        kind = "a text" if isinstance(row, str) else "a list" if isinstance(row, list) else "a value"
+        is_array = isinstance(row, list) and ".json" not in map(str.lower, path.suffixes)
+        remedy = "of one array let the name end in .json" if is_array else f"write {{{json.dumps(text_field)}: ...}}"
+        what = f"a row is {kind} and no object, so it has no field {text_field!r}"
+        raise bad(what, path, line=line, remedy=remedy)
+    text = row.get(text_field)
+    if text is None and text_field in row:
         return ""  # null: a row without a text, left out like an empty one
     if not isinstance(text, str):
-        fields = row if isinstance(row, dict) else {}
-        inner = [name for name, value in fields.items() if isinstance(value, list) and value and value != [None]]
+        inner = [name for name, value in row.items() if isinstance(value, list) and value and value != [None]]
         is_whole = ".json" in map(str.lower, path.suffixes)  # one object may be all of such a file, and no row
-        if is_whole and inner and not any(isinstance(value, str) for value in fields.values()):
+        if is_whole and inner and not any(isinstance(value, str) for value in row.values()):
             raise bad(
                 f"no text in the field {text_field!r}: one object, whose rows may be the list in {inner[0]!r}",
                 path,
                 line=line,
                 remedy="save that list as a file of its own",
             )
-        names = [name for name, value in fields.items() if isinstance(value, str)]
+        names = [name for name, value in row.items() if isinstance(value, str)]
         raise _no_field(text_field, f"{path}, line {line}", "fields that hold text here", names)
     return _encodable(text, path, line)
 
@@ -294,10 +302,15 @@ def _encodable(text: str, path: Path, line: int) -> str:
     return text
 
 
+def _listed(names: list[str]) -> str:
+    more = [f"{len(names) - MOST_NAMED:,} more"] if len(names) > MOST_NAMED else []
+    return ", ".join([*(name[:40] for name in names[:MOST_NAMED]), *more])
+
+
 def _no_field(text_field: str, where: str, kind: str, names: list[str]) -> UserError:
     return UserError(
         f"no text in the field {text_field!r}",
         where=where,
-        remedy=f"choose one with --text_field; {kind}: {', '.join(names) or 'none'}",
+        remedy=f"choose one with --text_field; {kind}: {_listed(names) or 'none'}",
         exit_code=ExitCode.BAD_DATA,
     )

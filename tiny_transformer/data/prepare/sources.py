@@ -16,12 +16,12 @@ from typing import NamedTuple
 from tiny_transformer.config.schema import DataConfig
 from tiny_transformer.data.prepare import files, hub
 from tiny_transformer.data.prepare.find import find_files, looks_like_hub_id
+from tiny_transformer.data.prepare.rows import TEXT_FIELD
 from tiny_transformer.errors import UserError
 from tiny_transformer.storage.reading import at_home
 
 STORIES = "stories"
 STORIES_DEFAULT_BYTES = 16_000_000
-TEXT_FIELD = "text"
 UNKNOWN_LICENCE = "not stated: ask the owner of these files"
 
 

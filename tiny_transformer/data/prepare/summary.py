@@ -46,6 +46,9 @@ def print_summary(meta: Meta, out_dir: Path, console: Console) -> None:
         f"duplicates  {meta.num_duplicates:,} left out",
         f"licence     {meta.licence}",
     ]
+    asked = meta.request.get("vocab_size")
+    if isinstance(asked, int) and asked > meta.vocab_size:
+        lines[0] += f"; {asked:,} were asked for, and no other pair stands in the text twice"
     if floor := meta.val.floor:
         lines.append(
             f"best loss   {floor['nats_per_token']:.3f} nats per token, {floor['bits_per_byte']:.3f} bits per byte "

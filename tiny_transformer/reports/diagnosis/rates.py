@@ -195,7 +195,7 @@ def always_clipped(e: Evidence) -> Finding | None:
     limit = e.setting("grad_clip")
     steps, norms = e.curve("grad_norm")
     norms = norms[steps > max(e.warmup_steps or 0, 0.1 * steps[-1])] if len(steps) else norms
-    if not limit or len(norms) < 3:
+    if not limit or len(norms) < 3 or steps[-1] < MIN_STEPS:  # the gradients of untrained weights are long
         return None
     share, median = float(np.mean(norms > limit)), float(np.median(norms))
     if share < CLIPPED_SHARE or median < CLIPPED_BY * limit or not math.isfinite(median):

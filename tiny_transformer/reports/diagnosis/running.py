@@ -22,6 +22,7 @@ MIN_SECONDS = 1.0  # shorter runs are tests; nobody waits for them
 # The loss of one token spreads about as widely as its mean, so the mean over n tokens is sure to 1 / sqrt(n) of it: one
 # part in a hundred at 10,000 tokens, and less sure than that since neighbours in a text are alike.
 ENOUGH_VALIDATION_TOKENS = 10_000
+LARGE_SHARE = 0.05  # of the text: validation has enough of it, and there is little text
 # fp16 reaches 65,504. Gradients of a healthy run leave room for a scale of a thousand and more; at 4 there is none
 # left, and small gradients round to zero.
 COLLAPSED_SCALE = 4.0
@@ -115,7 +116,8 @@ def loss_scale_collapsed(e: Evidence) -> Finding | None:
 
 def small_validation(e: Evidence) -> Finding | None:
     """A validation loss that is not sure to a hundredth."""
-    tokens = number(section(e.info, "data"), "val_tokens")
+    data = section(e.info, "data")
+    tokens, train = number(data, "val_tokens"), number(data, "train_tokens")
     _, values = e.curve("val_loss")
     if not tokens or tokens < 1 or not len(values) or tokens >= ENOUGH_VALIDATION_TOKENS:
         return None
@@ -123,7 +125,9 @@ def small_validation(e: Evidence) -> Finding | None:
         "validation split tiny",
         f"The validation split is tiny: {count(tokens)} tokens make the validation loss sure to about "
         f"{1 / math.sqrt(tokens):.1%}, so smaller differences mean nothing.",
-        "Prepare the data again with a larger data.val_fraction.",
+        "Prepare the data again with a larger data.val_fraction."
+        if not train or tokens < LARGE_SHARE * (train + tokens)
+        else "More text would make it surer; so would a larger data.val_fraction, at the cost of training text.",
     )
 
 

@@ -42,6 +42,7 @@ SHORTEST, LONGEST = 64, 512  # tokens in a sequence
 OVERHEAD = 0.06  # of the time: evaluations, saves, samples
 EVALUATIONS = 0.05  # of the time at most, with the checkpoints they lead to
 ONE_EVALUATION = 0.005  # of the time at most
+AUTO_EVALUATIONS = 8  # of a run whose eval_steps is auto: spread anew whenever its length changes
 SAVE_SECONDS, SAVED_PARAMETERS_PER_SECOND = 0.3, 5e6  # 12 bytes each, on a slow disk
 MINUTES_BETWEEN_SAVES = 10
 
@@ -198,6 +199,20 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Length:
+    """How long a run is to be at most, besides its minutes, where somebody has said so."""
+
+    steps: int | None = None
+    tokens: int | None = None
+
+    def of(self, option: Option) -> str | None:
+        """In words, when it ends the run of an option before its time does."""
+        if option.steps == self.steps:
+            return f"{self.steps:,} step{'s' * (self.steps != 1)}"
+        return f"{self.tokens:,} tokens" if option.tokens == self.tokens else None
+
+
+@dataclass(frozen=True)
 class Choice:
     """What is to be trained, and why.
 
@@ -206,12 +221,14 @@ class Choice:
         options: all that were compared, small to large.
         seq_len: tokens in a sequence.
         seconds: of training that were given.
+        length: of the run, as asked.
     """
 
     best: Option
     options: tuple[Option, ...]
     seq_len: int
     seconds: float
+    length: Length = Length()
 
 
 def choose(
@@ -221,6 +238,7 @@ def choose(
     candidates: Iterable[Candidate],
     seq_len: int,
     rows: int | None = None,
+    length: Length = Length(),
 ) -> Choice:
     """The candidate that the law predicts the lowest loss for.
 
@@ -231,28 +249,37 @@ def choose(
         candidates: to choose from, small to large.
         seq_len: tokens in a sequence.
         rows: sequences a step, where that is settled.
+        length: what else ends the run; then the text is read as often as that asks for.
     """
-    seconds_of_steps = seconds * (1 - OVERHEAD)
-    options = [_option(seconds_of_steps, corpus, speed, candidate, seq_len, rows) for candidate in candidates]
+    left = seconds * (1 - OVERHEAD)
+    options = [_option(left, corpus, speed, candidate, seq_len, rows, length) for candidate in candidates]
     least = min(option.excess for option in options)
     best = next(option for option in options if option.excess <= 1.001 * least)  # of equals, the smallest
-    return Choice(best, tuple(options), seq_len, seconds)
+    return Choice(best, tuple(options), seq_len, seconds, length)
 
 
 def _option(
-    seconds: float, corpus: Corpus, speed: SpeedModel, candidate: Candidate, seq_len: int, asked_rows: int | None
+    seconds: float,
+    corpus: Corpus,
+    speed: SpeedModel,
+    candidate: Candidate,
+    seq_len: int,
+    asked_rows: int | None,
+    length: Length,
 ) -> Option:
-    most = MOST_PASSES * corpus.train_tokens
+    is_asked = length != Length()
+    most = (length.tokens or math.inf) if is_asked else MOST_PASSES * corpus.train_tokens
     rows = asked_rows or 1
     while True:  # more sequences a step, more tokens in all, so more sequences a step; it ends as tokens are limited
-        steps = max(1, int(seconds / speed.step_seconds(candidate, rows * seq_len)))
+        fitting = max(1, int(seconds / speed.step_seconds(candidate, rows * seq_len)))
+        steps = min(fitting, length.steps or fitting)
         tokens = steps * rows * seq_len
-        if asked_rows or batch_rows(min(tokens, most), seq_len) <= rows:
+        if asked_rows or batch_rows(int(min(tokens, most)), seq_len) <= rows:
             break
         rows *= 2
-    is_cut = tokens > most
-    if is_cut:
-        steps, tokens = max(1, most // (rows * seq_len)), most
+    is_cut = tokens > most and not is_asked
+    if tokens > most:
+        steps, tokens = max(1, int(most) // (rows * seq_len)), int(most)
     excess = predicted_excess(candidate.block_parameters, tokens, corpus.train_tokens)
     step_seconds = speed.step_seconds(candidate, rows * seq_len)
     return Option(candidate, rows, step_seconds, steps, tokens, tokens / corpus.train_tokens, excess, is_cut)
@@ -272,7 +299,7 @@ def _saturating(excess: float, scale: float) -> float:
     return scale * (1 - math.exp(-excess / scale))
 
 
-def batch_rows(tokens: int, seq_len: int) -> int:
+def batch_rows(tokens: float, seq_len: int) -> int:
     """Sequences in a step of a run over so many tokens: a power of two."""
     return 2 ** max(0, int(math.log2(max(1.0, 0.58 * tokens**0.571 / seq_len))))
 
@@ -293,6 +320,7 @@ def settings(choice: Choice, corpus: Corpus, *, on_cpu: bool, optimizer: str = "
     tokens_per_second = best.rows * choice.seq_len / best.step_seconds
     # evaluating a token is the forward third of its training
     part = int(ONE_EVALUATION * choice.seconds * 3 * tokens_per_second)
+    most = max(part, 8 * choice.seq_len)
     seconds = min(part, corpus.val_tokens) / (3 * tokens_per_second)
     seconds += SAVE_SECONDS + best.candidate.parameters / SAVED_PARAMETERS_PER_SECOND
     count = min(10, max(1, int(EVALUATIONS * choice.seconds / seconds)))
@@ -311,8 +339,8 @@ def settings(choice: Choice, corpus: Corpus, *, on_cpu: bool, optimizer: str = "
         "decay_fraction": 0.6,
         "final_rate_fraction": 0.0,
         "dropout": 0.1 if best.passes > MANY_PASSES else 0.0,
-        "eval_steps": eval_steps,
-        "eval_tokens": None if part >= corpus.val_tokens else max(part, 8 * choice.seq_len),
+        "eval_steps": eval_steps if count < AUTO_EVALUATIONS else "auto",
+        "eval_tokens": None if most >= corpus.val_tokens else most,
         "save_steps": max(1, eval_steps // saves),
         "log_steps": max(1, best.steps // 300),
         "max_tokens": best.tokens if best.is_cut else None,

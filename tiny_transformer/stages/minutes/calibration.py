@@ -18,7 +18,7 @@ from tiny_transformer.hardware import Hardware
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.stages.attention import uses_blocks
 from tiny_transformer.stages.minutes import autopilot, words
-from tiny_transformer.stages.minutes.autopilot import Candidate, Choice, Corpus, SpeedModel
+from tiny_transformer.stages.minutes.autopilot import Candidate, Choice, Corpus, Length, SpeedModel
 from tiny_transformer.stages.minutes.compiling import decide_compiling
 from tiny_transformer.stages.stage import Stage
 from tiny_transformer.stages.summary import overruled
@@ -114,8 +114,9 @@ def _measure_and_choose(
     training, vocab_size = config.training, config.model.known_vocab_size
     seconds = 60 * (training.max_train_minutes or 0.0)
     corpus = Corpus(meta.train.num_tokens, meta.val.num_tokens, meta.train.num_documents, vocab_size)
-    seq_len = _said(config, "data", "seq_len", corpus.seq_len)
-    rows = None
+    context = _said(config, "model", "max_position_embeddings", autopilot.LONGEST)
+    seq_len = _said(config, "data", "seq_len", min(corpus.seq_len, context))
+    rows, length = None, Length(training.steps, training.max_tokens)
     if {"micro_batch_size", "grad_accum_steps"} & training.model_fields_set:
         rows = training.examples_per_step
     candidates = _candidates(config.model, seq_len)
@@ -132,7 +133,7 @@ def _measure_and_choose(
         left = max(0.5 * seconds, seconds - (time.monotonic() - started))
         most = GROWTH * max(candidate.token_operations for candidate, _, _ in timings)
         believed = [c for c in candidates if c.token_operations <= most] or candidates
-        choice = autopilot.choose(left, corpus, SpeedModel.fit(timings), believed, seq_len, rows)
+        choice = autopilot.choose(left, corpus, SpeedModel.fit(timings), believed, seq_len, rows, length)
         probes = [(choice.best.candidate, min(choice.best.rows, max(1, 8192 // seq_len)))]
         if any(choice.best.candidate == timed for timed, _, _ in timings) or len(timings) >= MOST_PROBES:
             break

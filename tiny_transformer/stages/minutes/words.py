@@ -35,6 +35,8 @@ def promise(minutes: float, choice: Choice, at_minutes: Callable[[float], Choice
         at_minutes: the choice for another number of minutes.
     """
     level = level_of(choice)
+    if asked := choice.length.of(choice.best):
+        return f"{asked}, as asked, buy about this on simple text: {level}."
     words = f"{in_minutes(minutes)} {'buys' if minutes == 1 else 'buy'} about this on simple text: {level}"
     place = [name for _, name in LEVELS].index(level)
     if place == 0:
@@ -68,6 +70,11 @@ def tell(
     sequences = f"{best.rows} sequence{'s' * (best.rows != 1)} of {choice.seq_len} tokens"
     reads = f"about {best.steps:,} steps of {sequences} each, {best.tokens:,} tokens, {passes}"
     console.print(Text(f"So the model gets {size} and takes {reads}. --explain shows why."), style="dim")
+    took = best.steps * best.step_seconds / 60
+    if choice.length.of(best) and took < minutes / 2:
+        console.print(
+            Text(f"They take about {in_minutes(math.ceil(10 * took) / 10)}: the rest of the time is not used.")
+        )
     if best.is_cut:
         console.print(Text(_cut(choice)))
     elif best.passes > autopilot.MANY_PASSES:
