@@ -53,7 +53,7 @@ def main() -> None:
     results["flash attention takes our shapes"] = flash
     results["shapes"] = {name: compare(name, options) for name in options.shapes}
     if options.demo:
-        results["demo of document 000"] = demo(QUICK if options.quick else "", options.device)
+        results["demo of document 000"] = demo(f"{QUICK} --device {options.device}" if options.quick else "")
     print(json.dumps(results, indent=1))
     if not options.quick:
         print(f"kept in {keep('gpu', results)}")
@@ -79,7 +79,7 @@ def flash_takes(shape_name: str, device: str) -> bool:
     return True
 
 
-def demo(smaller: str, device: str) -> dict[str, Any]:
+def demo(smaller: str) -> dict[str, Any]:
     """Seconds of the three commands of document 000, and what came out; `smaller`: options that follow the document's
     own and overrule them."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
@@ -87,7 +87,7 @@ def demo(smaller: str, device: str) -> dict[str, Any]:
         most_bytes, steps, tokens = (200_000, 4, 8) if smaller else (100_000_000, 5000, 200)
         prepare = f"--source stories --out_dir {data} --seq_len 512 --max_bytes {most_bytes}"
         train = f"--config {CONFIG} --data_dir {data} --out_dir {out_dir} --steps {steps} --bf16 --eval_steps 500"
-        train += f" --save_steps 500 --early_stopping_patience 2 --max_train_minutes 9.5 --device {device} {smaller}"
+        train += f" --save_steps 500 --early_stopping_patience 2 --max_train_minutes 9.5 {smaller}"
         sample = f"--ckpt_dir {out_dir}/best --max_new_tokens {tokens} --prompt"
         seconds = {
             "prepare_dataset": run("prepare_dataset", prepare.split()),
