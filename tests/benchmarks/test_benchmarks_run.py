@@ -43,3 +43,13 @@ def test_gpu_benchmark_ends_politely_without_a_gpu(repository: Path, tmp_path: P
     command = [sys.executable, str(repository / "benchmarks" / "gpu.py")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "nothing to measure" in done.stdout
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_is_tried_out_on_a_cpu(repository: Path, tmp_path: Path) -> None:
+    """Each line of it, but for the peers that are compiled: step times, then the three commands of document 000."""
+    found = run_quick(repository, tmp_path, "gpu.py", "--device", "cpu", "--quick", "--only", "peak", "ours")
+    assert set(found["shapes"]["tiny"]["tokens_per_second"]) == {"ours"}
+    demo = found["demo of document 000"]
+    assert demo["step"] == 4 and set(demo["seconds"]) == {"prepare_dataset", "train", "sample"}
+    assert found["flash attention takes our shapes"] == {"tiny": True}
