@@ -7,8 +7,9 @@
 
 Contenders take turns, round by round; `median` is of all rounds, `least` the quickest one, which on a shared machine
 says more about the program than the median does about anything. Decoding writes one token after a context of 128, from
-ids to ids, greedily. Ours are the plain engine and the compiled step (`generation/kernels.py`); theirs is
-`transformers.generate` as it comes. Bandwidth is that of summing 512 MB; a step reads all weights and its cache.
+ids to ids, greedily. Ours are the plain engine and the compiled step (`generation/kernels.py`, of several rows
+`row_step.py`); theirs is `transformers.generate` as it comes. Bandwidth is that of summing 512 MB; a step reads all
+weights and its cache.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def main() -> None:
 def measure(config: Qwen3Config, directory: Path, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
     """Everything but the start of the program."""
     models = {kind: made(config, kind) for kind in KINDS}
+    fast = {kind: made(config, kind) for kind in KINDS}
     save_model(models["fp32"], directory, eos_token_id=0)
     make_tokenizer("byte").save(directory)
     theirs = {kind: loaded(directory, kind) for kind in ("fp32", "bf16")}
@@ -85,20 +87,19 @@ def measure(config: Qwen3Config, directory: Path, rounds: int, clock: Callable[[
     contenders: dict[str, Callable[[], Any]] = {}
     for kind in ("fp32", "bf16"):
         contenders[f"transformers, {kind}"] = generated(theirs[kind], ids[:, :CONTEXT])
-    for kind, model in models.items():
-        choose_engine(model, "plain")
-        contenders[f"plain, {kind}"] = written(model, 1)
-        choose_engine(model, "fast")
-        contenders[f"compiled, {kind}"] = written(model, 1)
-    for kind in ("fp32", "bf16"):
+    for kind in KINDS:
+        choose_engine(fast[kind], "fast")
+        contenders[f"plain, {kind}"] = written(models[kind], 1)
+        contenders[f"compiled, {kind}"] = written(fast[kind], 1)
         contenders[f"plain, {kind}, {ROWS} rows"] = written(models[kind], ROWS)
+        contenders[f"compiled, {kind}, {ROWS} rows"] = written(fast[kind], ROWS)
     few: dict[str, Callable[[], Any]] = {}
     for kind in ("fp32", "bf16"):
         few[f"prefill, plain, {kind}"] = lambda kind=kind: Decoder(models[kind], 1, PREFILL).feed_last(ids)
+        few[f"prefill, compiled, {kind}"] = lambda kind=kind: Decoder(fast[kind], 1, PREFILL).feed_last(ids)
         few[f"prefill, transformers, {kind}"] = lambda kind=kind: theirs[kind](ids, use_cache=True, logits_to_keep=1)
     few["a token at 512 without a cache, fp32"] = lambda: models["fp32"](ids)[:, -1]
     long = Decoder(models["fp32"], 1, 1000)
-    long._token_step = None
     long.feed_last(ids)
     few["a token at 512 with a cache, fp32"] = lambda: long.feed_last(ids[:, :1])
     flat = torch.ones(2**27)
@@ -181,10 +182,13 @@ def told(seconds: dict[str, list[float]], num_bytes: dict[str, int], flat_bytes:
         rates |= {key: ROWS * rate for key, rate in rates.items() if key.endswith("rows")}
         best = {who: max(rate for key, rate in rates.items() if is_one(key, who)) for who in ("trans", "plain")}
         compiled = {kind: rates[f"compiled, {kind}"] for kind in num_bytes}
-        rows = max(rate for key, rate in rates.items() if key.endswith("rows"))
+        rows = {
+            who: max(rate for key, rate in rates.items() if key.startswith(who) and key.endswith("rows"))
+            for who in ("plain", "compiled")
+        }
         prefill = {
             who: min(s for key, s in each.items() if key.startswith(f"prefill, {who}"))
-            for who in ("plain", "transformers")
+            for who in ("plain", "compiled", "transformers")
         }
         with_cache, without = (each[f"a token at 512 {word} a cache, fp32"] for word in ("with", "without"))
         found[name] = {
@@ -194,9 +198,15 @@ def told(seconds: dict[str, list[float]], num_bytes: dict[str, int], flat_bytes:
             "compiled / plain (best)": {kind: rate / best["plain"] for kind, rate in compiled.items()},
             "plain (best) / transformers (best)": best["plain"] / best["trans"],
             "share of the bandwidth": {kind: num_bytes[kind] * rate / bandwidth for kind, rate in compiled.items()},
-            f"{ROWS} rows / one row, plain": rows / best["plain"],
-            f"{ROWS} rows, plain / one row, compiled bf16": rows / compiled["bf16"],
-            "prefill: transformers / ours, seconds": prefill["transformers"] / prefill["plain"],
+            f"{ROWS} rows / one row, plain": rows["plain"] / best["plain"],
+            f"{ROWS} rows / one row, compiled": {
+                kind: rates[f"compiled, {kind}, {ROWS} rows"] / rate for kind, rate in compiled.items()
+            },
+            f"{ROWS} rows, compiled / one row, plain": rows["compiled"] / best["plain"],
+            f"{ROWS} rows, compiled / plain": rows["compiled"] / rows["plain"],
+            "prefill: transformers / ours, seconds": {
+                who: prefill["transformers"] / prefill[who] for who in ("plain", "compiled")
+            },
             "cache: without / with, seconds a token at 512": without / with_cache,
         }
     return json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.4g}"))

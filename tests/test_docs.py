@@ -82,6 +82,6 @@ def test_the_tour_of_the_readme_is_walked(tmp_path: Path, monkeypatch: pytest.Mo
         return subprocess.run(["bash", "-c", line], check=True, capture_output=True, text=True).stdout
 
     assert doc_blocks.run_page([tour], doc_blocks.Console(), shell) == []
-    made = ("data/tour/train.bin", "runs/tour/best", "inspect.html", "words.jsonl", "runs/polite/best")
+    made = ("data/tour/train.bin", "runs/tour/best", "inspect.html", "words.jsonl", "runs/words/best")
     assert [name for name in made if not (tmp_path / name).exists()] == []
     assert list(tmp_path.rglob("*.gguf"))

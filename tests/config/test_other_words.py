@@ -175,6 +175,8 @@ def test_a_word_of_other_programs_is_answered_with_ours(word: str) -> None:
         ("advanced.mixed_precision", "did you mean training.mixed_precision?"),
         ("model.use_mqa", "did you mean advanced.use_mqa?"),
         ("training.dropout_annealing", "did you mean advanced.dropout_annealing?"),
+        ("hidden", "did you mean model.hidden_size?"),  # a beginning
+        ("batch", "did you mean training.batch_size?"),
         ("data.zebra", "docs/CONFIG_REFERENCE.md lists every key"),
         ("training.local_pat", "docs/CONFIG_REFERENCE.md lists every key"),
     ],

@@ -95,6 +95,7 @@ def test_the_loss_is_the_one_training_saw(evaluate: Screen) -> None:
     assert result["data_dir"] == "data/small"
     assert result["beats_the_floor"] is False
     assert "runs/small/best" in evaluate.notes and "warning" not in evaluate.notes
+    assert "not known" not in evaluate.notes
 
 
 def test_the_table_lines_up_and_shows_the_floor(evaluate: Screen) -> None:
@@ -259,6 +260,7 @@ def test_a_checkpoint_alone_needs_to_be_told_its_data(evaluate: Screen, tmp_path
     shutil.copytree(Path("runs/small/best").resolve(), alone)
     assert "does not say what it was trained on" in refusal(evaluate, alone).what
     result = json.loads(evaluate(alone, data_dir=Path("data/small"), as_json=True))
+    assert "how it learnt to read is not known" in evaluate.notes and "packing: concat" in evaluate.notes
     assert result["nats_per_token"] == pytest.approx(json.loads(evaluate(as_json=True))["nats_per_token"], rel=1e-6)
 
 

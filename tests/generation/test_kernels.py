@@ -13,6 +13,10 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.generation import engines
 from tiny_transformer.generation.decoder import Decoder
 from tiny_transformer.generation.engines import choose_engine, why_not_fast
+from tiny_transformer.generation.rows import continue_ids
+from tiny_transformer.generation.sampling import SamplingConfig
+from tiny_transformer.layers.attention import attend
+from tiny_transformer.layers.blocked_attention import attend_in_blocks, read_in_blocks
 from tiny_transformer.models import build_model
 from tiny_transformer.models.swaps import add_lora, quantize_layers, quantize_words
 
@@ -74,6 +78,21 @@ def test_one_function_chooses_and_says_which(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match="no compiled step: numba is not installed"):
         choose_engine(model, "fast")
     assert Decoder(model, 1, 4).feed_last(IDS[:, :1]).shape == (1, 40)
+
+
+def test_prompts_are_read_in_blocks_beside_the_compiled_step_where_bf16_is_fast(monkeypatch) -> None:
+    pytest.importorskip("numba")
+    model = made("qwen3", "bf16")
+    first, second = (layer.self_attn for layer in model.model.layers)
+    second.attend = attend_in_blocks  # training put it there, and it stays
+    for switch, form in (("grant", read_in_blocks), ("hide", attend)):
+        monkeypatch.setenv("TINY_TRANSFORMER_BF16", switch)
+        choose_engine(model, "fast")
+        assert (first.attend, second.attend) == (form, attend_in_blocks)
+    monkeypatch.setenv("TINY_TRANSFORMER_BF16", "grant")
+    choose_engine(model, "fast")
+    choose_engine(model, "plain")
+    assert (first.attend, second.attend) == (attend, attend_in_blocks)
 
 
 def test_what_the_compiled_step_does_not_cover_is_named() -> None:
@@ -192,3 +211,69 @@ def test_ctrl_c_waits_until_the_step_is_compiled_and_is_then_heard(monkeypatch: 
         assert len(done) == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def read_rows(model, count: int = 6, prompts: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and hidden states (steps, 3, ...) of three texts of unequal lengths, a token of each at a time."""
+    decoder, lengths = Decoder(model, 3, 40), (10, 2, 17) if prompts else (0, 0, 0)
+    if prompts:
+        decoder.feed_last([IDS[0, :10].tolist(), IDS[0, 3:5].tolist(), IDS[0, 20:37].tolist()])
+    logits, hidden = [], []
+    for place in range(count):
+        logits.append(decoder.feed_last(IDS[:, place : place + 15 : 5].T).float())
+        hidden.append(decoder.hidden[:, 0].float())
+    assert decoder.cache.lengths == [length + count for length in lengths]
+    return torch.stack(logits), torch.stack(hidden)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "fp32") for name in CONFIGS), *(("llama bias", kind) for kind in KINDS if kind not in ("fp32", "bf16"))],
+)
+def test_rows_side_by_side_are_the_models(name: str, kind: str) -> None:
+    pytest.importorskip("numba")
+    model = made(name, kind)
+    expected = read_rows(model)
+    choose_engine(model, "fast")
+    for ours, theirs in zip(read_rows(model), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama bias", "qwen3", "olmo2"])
+def test_rows_in_bfloat16_are_nearer_to_the_exact_result_than_the_plain_engine(name: str) -> None:
+    pytest.importorskip("numba")
+    model, found = made(name, "bf16"), []
+    exact = read_rows(made(name, "bf16").float(), 20, prompts=False)[0]
+    for engine in ("plain", "fast"):
+        choose_engine(model, engine)
+        found.append((read_rows(model, 20, prompts=False)[0] - exact).square().mean())
+    assert found[1] < found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "outputs"), [(1, 4), (4, 5), (5, 1), (16, 11)])
+def test_a_product_of_rows_at_odd_sizes(rows: int, outputs: int) -> None:
+    pytest.importorskip("numba")
+    from tiny_transformer.generation.kernels import Matrix
+    from tiny_transformer.generation.row_step import Products
+
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn((2, outputs, 37), generator=generator)
+    bias = torch.randn((2, outputs), generator=generator)
+    products = Products(Matrix(weight.numpy(), torch.empty(2, 0, 0).numpy(), 0, bias.numpy()), 37, rows)
+    x = torch.randn((rows, 37), generator=generator)
+    products.inputs[:rows] = x.numpy()
+    torch.testing.assert_close(products.of(1), torch.nn.functional.linear(x, weight[1], bias[1]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_greedy_texts_side_by_side_are_token_for_token_the_plain_engines() -> None:
+    pytest.importorskip("numba")
+    model, texts, generator = made("qwen3"), [], torch.Generator().manual_seed(5)
+    prompts = [torch.randint(0, 40, (1 + n % 17,), generator=generator).tolist() for n in range(40)]
+    for engine in ("plain", "fast"):
+        choose_engine(model, engine)
+        texts.append(continue_ids(model, prompts, SamplingConfig(temperature=0.0, max_new_tokens=20)))
+    assert texts[0] == texts[1] and len({tuple(text) for text in texts[0]}) > 20

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -99,6 +101,18 @@ def test_who_stops_it_is_told_what_is_there(home, monkeypatch, capsys):
     assert "3 answers in o.jsonl, 2 of them from before" in capsys.readouterr().err
 
 
+def test_a_disk_that_refuses_answers_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = prompt_files.AnswerFile(tmp_path / "out.jsonl")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="cannot write: No space left on device") as refused:
+        file.add([{"prompt": "a"}])
+    assert refused.value.exit_code is ExitCode.IO and refused.value.where == str(tmp_path / "out.jsonl")
+    assert "free space" in (refused.value.remedy or "")
+
+
 def test_a_seed_nobody_chose_is_that_of_the_file(checkpoint, prompts, tmp_path):
     out = tmp_path / "out.jsonl"
     answers = answer(checkpoint, prompts, out, is_seed_chosen=False)
@@ -106,6 +120,16 @@ def test_a_seed_nobody_chose_is_that_of_the_file(checkpoint, prompts, tmp_path):
     out.write_text("".join(lines[:4]), encoding="utf-8")
     other = SamplingConfig(max_new_tokens=8, temperature=1.2, seed=77)
     assert answer(checkpoint, prompts, out, other, is_seed_chosen=False) == answers
+
+
+def test_the_seed_that_is_told_is_the_one_that_is_used(home, capsys):
+    Path("p.txt").write_text("a\nb\n", encoding="utf-8")
+    words = ["generate", "--ckpt", "runs/demo/model", "--prompts", "p.txt", "--out", "o.jsonl", "--device", "cpu"]
+    assert run([*words, "--max_new_tokens", "3", "--seed", "41"]) == 0
+    Path("p.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    capsys.readouterr()
+    assert run([*words, "--max_new_tokens", "3"]) == 0
+    assert "; seed 41\n" in capsys.readouterr().err
 
 
 def with_adapters(model):

@@ -305,7 +305,7 @@ def test_speculation_that_loses_is_given_up_and_says_so(models):
     tally = speculation.tally
     assert tally.num_given_up == 1 and tally.num_drafted == speculative.NUM_TRIED * 4
     sentence = tally.sentence()
-    assert "given up in 1 texts: it lost time" in sentence and f"of {tally.num_drafted} drafted" in sentence
+    assert "given up in 1 text: it lost time" in sentence and f"of {tally.num_drafted} drafted" in sentence
 
 
 def test_ngrams_are_found_where_they_stood_last():

@@ -112,7 +112,7 @@ def test_the_picture_is_drawn(home: Path) -> None:
 @pytest.mark.parametrize("words", [["--interactive"], ["--num_samples", "2"]])
 def test_several_texts_are_refused(home: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "--ckpt", "m", "--log_attention", *words]) == ExitCode.USAGE
-    assert "--log_attention is for one text" in capsys.readouterr().err
+    assert "--log_attention and --plot are for one text" in capsys.readouterr().err
 
 
 @pytest.fixture

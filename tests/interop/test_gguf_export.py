@@ -15,11 +15,13 @@ from published_forms import write_tokenizer
 from tiny_transformer.config.shapes import LlamaConfig, Olmo2Config, Qwen3Config
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.gguf.exporting import default_file_name, export_gguf
+from tiny_transformer.interop.gguf.importing import import_gguf
 from tiny_transformer.interop.gguf.pieces import BYTE, UNKNOWN
 from tiny_transformer.interop.gguf.tokenizer import CONTROL, NORMAL, UNUSED
 from tiny_transformer.interop.llama2c import import_llama2c
 from tiny_transformer.models import build_model, load_model, save_model
 from tiny_transformer.tokenizers import load_tokenizer, make_tokenizer
+from tiny_transformer.tokenizers.load import chat_templates
 
 gguf = pytest.importorskip("gguf")
 
@@ -206,6 +208,25 @@ def test_the_tokenizer_is_whole(tmp_path):
     assert (tokens[end], types[end], types[end + 1 :]) == ("<|endoftext|>", CONTROL, [UNUSED] * (299 - end))
     assert keys["tokenizer.ggml.eos_token_id"] == keys["tokenizer.ggml.bos_token_id"] == end
     assert keys["tokenizer.ggml.add_eos_token"] is False
+
+
+def test_chat_templates_stand_under_their_names_and_come_back(tmp_path):
+    source = save(CONFIGS["qwen3"], tmp_path / "m")
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    named = [{"name": "default", "template": "d"}, {"name": "tool use", "template": "t"}]
+    (source / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": named}))
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("r")
+    export_gguf(source, tmp_path / "m.gguf", kind="f32")
+    keys, _ = read(tmp_path / "m.gguf")
+    assert {name: keys[name] for name in keys if "chat_template" in name} == {
+        "tokenizer.chat_template": "d",
+        "tokenizer.chat_template.rag": "r",
+        "tokenizer.chat_template.tool_use": "t",
+        "tokenizer.chat_templates": ["rag", "tool_use"],
+    }
+    import_gguf(tmp_path / "m.gguf", tmp_path / "again")
+    assert chat_templates(tmp_path / "again") == {"default": "d", "rag": "r", "tool_use": "t"}
 
 
 @pytest.mark.parametrize(("of_tokenizer", "of_config", "expected"), [(290, 7, 290), (None, 7, 7), (None, None, 289)])

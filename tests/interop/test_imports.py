@@ -355,6 +355,48 @@ def test_recommended_sampling_is_kept_and_nothing_else(tmp_path):
         import_hf(source, tmp_path / "bad")
 
 
+def test_templates_for_tools_and_documents_are_kept_beside_the_default_one(transformers, tmp_path):
+    source = tmp_path / "theirs"
+    source.mkdir()
+    save_model(build_model(CONFIGS["qwen3"], seed=1), source, eos_token_id=256)
+    make_tokenizer("byte").save(source)
+    theirs = transformers.AutoTokenizer.from_pretrained(source)
+    theirs.chat_template = {"default": "{{ messages[0]['content'] }}", "tool_use": "tools: {{ tools }}", "rag": "r"}
+    theirs.save_pretrained(source)
+    assert sorted(path.name for path in (source / "additional_chat_templates").iterdir()) == [
+        "rag.jinja",
+        "tool_use.jinja",
+    ]
+    import_hf(source, tmp_path / "out")
+    verify(tmp_path / "out")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == theirs.chat_template
+    (source / "additional_chat_templates" / "a b.jinja").write_text("x")
+    with pytest.raises(UserError, match="a chat template is named by letters"):
+        import_hf(source, tmp_path / "bad")
+
+
+@pytest.mark.parametrize("prefix", ["always", "first", "never"])
+def test_a_unigram_model_with_normal_forms_opens_with_their_ids(prefix, transformers, tmp_path):
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    theirs = tokenizers.Tokenizer(models.Unigram())
+    theirs.normalizer = normalizers.NFKC()
+    theirs.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix)
+    theirs.decoder = decoders.Metaspace(prepend_scheme=prefix)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=40, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    theirs.train_from_iterator(["the cat sat on the mat and that was that"] * 9, trainer)
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=theirs, eos_token="</s>", unk_token="<unk>")
+    wrapped.save_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    for text in ("the cat", " a  cat\n", "\ufb01ne \ufdfa \u00bd", "zebra"):
+        assert ours.encode(text) == wrapped(text)["input_ids"], text
+        shown = wrapped.decode(wrapped(text)["input_ids"], skip_special_tokens=True)
+        assert ours.decode(ours.encode(text)) == shown
+
+
 def a_run(home: Path, config: str = "") -> Path:
     """A run of one checkpoint, on a disk without symbolic links."""
     (home / "step-00000002").mkdir(parents=True)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tiny_transformer.layers import blocked_attention
 from tiny_transformer.layers.attention import attend, attend_slowly, attention_mask
-from tiny_transformer.layers.blocked_attention import Block, attend_in_blocks, block_size, cut
+from tiny_transformer.layers.blocked_attention import Block, attend_in_blocks, block_size, cut, read_in_blocks
 
 CPU = torch.device("cpu")
 LENGTHS = (1, 2, 63, 64, 65, 129, 200)
@@ -54,6 +54,28 @@ def test_blocks_equal_the_slow_twin_in_outputs_and_gradients(kind, num_tokens, n
     mask = attention_mask(num_tokens, num_tokens, window=window, doc_ids=doc_ids, device=CPU)
     for fast, slow in zip(outputs(attend_in_blocks, tensors, mask), outputs(attend_slowly, tensors, mask), strict=True):
         torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["causal", "window", "documents", "padding"])
+@pytest.mark.parametrize("num_tokens", LENGTHS)
+def test_a_prompt_read_in_blocks_is_a_rounding_away_from_float64(kind, num_tokens):
+    query, key, value = (tensor.detach().bfloat16() for tensor in heads(3, 4, 2, num_tokens, 16))
+    window = 70 if kind == "window" else None
+    doc_ids = doc_ids_of(kind, num_tokens)
+    mask = attention_mask(num_tokens, num_tokens, window=window, doc_ids=doc_ids, device=CPU)
+    exact = attend_slowly(query=query.double(), key=key.double(), value=value.double(), mask=mask)
+    with torch.inference_mode():
+        found, fused = (form(query=query, key=key, value=value, mask=mask) for form in (read_in_blocks, attend))
+    assert (found - exact).norm() <= 2**-7 * exact.norm() and found.shape == fused.shape
+    assert torch.equal(found, fused) == (num_tokens <= block_size(1, 1, torch.bfloat16))
+
+
+def test_what_is_no_prompt_in_bf16_is_read_by_the_fused_operator():
+    query, key, value = (tensor.detach() for tensor in heads(2, 2, 1, 70, 4, torch.float32))
+    assert torch.equal(*(form(query=query, key=key, value=value, mask=None) for form in (read_in_blocks, attend)))
+    query, key, value = query[:, :, :3].bfloat16(), key.bfloat16(), value.bfloat16()
+    mask = attention_mask(3, 70, window=None, doc_ids=None, device=CPU)
+    assert torch.equal(*(form(query=query, key=key, value=value, mask=mask) for form in (read_in_blocks, attend)))
 
 
 @pytest.mark.parametrize("window", [None, 300])

@@ -114,7 +114,9 @@ def test_peft_opens_ours_with_the_same_logits_and_merged_equals_unmerged(
     assert torch.allclose(logits(again, input_ids), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True}, {"use_dora": True}, {"init_lora_weights": "orthogonal"}]
+)
 def test_what_peft_saves_opens_here_with_the_same_logits(
     settings: dict[str, bool], base: Path, input_ids: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -165,6 +167,10 @@ def test_adapters_for_another_model_and_of_other_kinds_are_refused(
         ({"use_dora": True}, "lora_magnitude_vector is missing"),
         ({"lora_bias": True}, "lora_bias = True is not computed here"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4' is not computed here"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens = "),
+        ({"a_key_of_tomorrow": {"a": 1}}, "a_key_of_tomorrow"),
         ({"r": "8"}, "no rank"),
         ({"r": 4}, "of shape"),
     ):

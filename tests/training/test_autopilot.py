@@ -310,6 +310,17 @@ def auto(data: Path, *overrides: str, **options: object) -> str:
     return console.file.getvalue()  # ty: ignore[unresolved-attribute]
 
 
+def test_sequences_are_chosen_within_the_context_that_a_person_set(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """512 tokens were chosen, and the run was refused for a seq_len that nobody had set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "_step_seconds", lambda stage, hardware, budget: 0.02)
+    auto(tiny_data, "steps=1", "model.max_position_embeddings=256")
+    saved = load_run_config(tmp_path / "runs/stories/config.yaml")
+    assert (saved.data.seq_len, saved.model.max_position_embeddings) == (256, 256)
+
+
 def test_a_run_keeps_its_choice_when_it_is_resumed(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

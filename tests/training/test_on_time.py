@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +48,7 @@ class Machine:
         step_seconds: of an update, by the second at which it begins.
         save_seconds: of each checkpoint.
         slower: by how much everything takes longer, by the second at which it begins.
+        more_seconds: that an update takes besides, by its number: a long batch, a round of answers to write.
     """
 
     def __init__(
@@ -53,9 +56,11 @@ class Machine:
         step_seconds: Callable[[float], float],
         save_seconds: float,
         slower: Callable[[float], float] = lambda now: 1.0,
+        more_seconds: Callable[[int], float] = lambda step: 0.0,
     ) -> None:
         self.now, self.factors, self.plans, self.evaluated_at = 0.0, [], [], []
         self._step_seconds, self._save_seconds, self._slower = step_seconds, save_seconds, slower
+        self._more_seconds = more_seconds
 
     def monotonic(self) -> float:
         return self.now
@@ -66,6 +71,7 @@ class Machine:
     def update(self, job: Job, state: TrainState, update_stats: Any) -> tuple[Gradient, float]:
         noise = 1 + 0.3 * math.sin(1.7 * state.step) * math.sin(0.13 * state.step)
         self.pass_by(self._step_seconds(self.now) * noise * (20.0 if state.step == 0 else 1.0))
+        self.pass_by(self._more_seconds(state.step))
         self.factors.append(job.pace.factor(state.step))
         return Gradient(1.0, 1.0, 64, {}), self.factors[-1]
 
@@ -74,7 +80,13 @@ class Machine:
         self.pass_by(5.5)
         return Evaluation(1000.0 - self.now, {})  # each is the best so far, and saved
 
-    def run(self, monkeypatch: pytest.MonkeyPatch, config: TrainingConfig = CONFIG, **pace: Any) -> TrainState:
+    def run(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        config: TrainingConfig = CONFIG,
+        estimate: Speed = ESTIMATE,
+        **pace: Any,
+    ) -> TrainState:
         """Train to the end."""
         state = TrainState()
         monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=self.monotonic))
@@ -84,7 +96,7 @@ class Machine:
         job = Job(
             model=torch.nn.Linear(1, 1),
             optimizers=None,  # ty: ignore[invalid-argument-type]
-            pace=Pace(plan_for_minutes(config, 64, state, ESTIMATE), config, ESTIMATE, self.plans.append, **pace),
+            pace=Pace(plan_for_minutes(config, 64, state, estimate), config, estimate, self.plans.append, **pace),
             batches=SimpleNamespace(epoch=lambda step: 0.0),  # ty: ignore[invalid-argument-type]
             loss_function=None,  # ty: ignore[invalid-argument-type]
             evaluate=self.evaluate,
@@ -163,6 +175,58 @@ def test_minutes_alone_are_evaluated_eight_times_and_kept(name: str, monkeypatch
 def test_a_machine_that_others_use_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(lambda now: 0.1, 2.0, slower=lambda now: 2.5 if (now // 35) % 3 == 1 and now < 510 else 1.0)
     machine.run(monkeypatch)
+    assert machine.now == pytest.approx(60 * MINUTES, rel=0.03)
+
+
+def trace(seed: int) -> Callable[[float], float]:
+    """A machine that changes its speed one to eight times, at any time before 85 % of the run, to anything between 0.4
+    and 2.5 times as slow."""
+    random = Random(seed)
+    times = sorted(random.uniform(0.0, 0.85) * 60 * MINUTES for _ in range(random.randint(1, 8)))
+    factors = [1.0] + [2.5 ** random.uniform(-1.0, 1.0) for _ in times]
+    return lambda now: factors[bisect_right(times, now)]
+
+
+# What one update of a stage costs, in seconds: by its number, and how many share a round.
+STAGES: dict[str, tuple[Callable[[int], float], int]] = {
+    "pretrain": (lambda step: 0.0, 1),
+    "texts of all lengths: finetune, classify, pairs": (lambda step: Random(step).lognormvariate(-0.1, 0.5), 1),
+    "a round of answers for four updates": (lambda step: 2.0 * (step % 4 == 0), 4),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "eval_steps"), [*((stage, "auto") for stage in STAGES), ("pretrain", 200)])
+def test_hundreds_of_machines_that_others_use_end_on_time(
+    stage: str, eval_steps: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more_seconds, period = STAGES[stage]
+    config = CONFIG.model_copy(update={"eval_steps": eval_steps})
+    estimate = Speed(step=1.0, evaluation=4.0, save=2.0, sampling=1.0)
+    ends = {}
+    for seed in range(100):
+        machine = Machine(lambda now: 0.5, 2.0, slower=trace(seed), more_seconds=more_seconds)
+        machine.run(monkeypatch, config, estimate, period=period)
+        assert machine.factors[-1] == pytest.approx(0.0, abs=1e-12)
+        ends[seed] = machine.now / (60 * MINUTES) - 1
+    late = {seed: round(share, 3) for seed, share in ends.items() if abs(share) > 0.03}
+    assert not late
+
+
+def test_a_round_of_answers_is_timed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last look at the clock fell on three updates between two rounds: it gave the run 94 steps too many."""
+    machine = Machine(lambda now: 0.1, 2.0, slower=trace(17), more_seconds=lambda step: 2.0 * (step % 4 == 0))
+    machine.run(monkeypatch, CONFIG.model_copy(update={"eval_steps": "auto"}), period=4)
+    assert machine.now == pytest.approx(60 * MINUTES, rel=0.03)
+
+
+def test_a_bad_moment_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One evaluation fell on a slow moment among fast steps: four more seemed to take longer than the minutes that were
+    left, and the run ended at once, at 64 % of them."""
+    more_seconds, _ = STAGES["texts of all lengths: finetune, classify, pairs"]
+    machine = Machine(lambda now: 0.5, 2.0, slower=trace(52), more_seconds=more_seconds)
+    estimate = Speed(step=1.0, evaluation=4.0, save=2.0, sampling=1.0)
+    machine.run(monkeypatch, CONFIG.model_copy(update={"eval_steps": "auto"}), estimate)
     assert machine.now == pytest.approx(60 * MINUTES, rel=0.03)
 
 

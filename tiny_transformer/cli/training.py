@@ -185,7 +185,7 @@ class TrainOptions:
 def prepare(context: typer.Context, options: PrepareOptions) -> None:
     """Turn text into token files that training reads: train.bin, val.bin, meta.json.
 
-    Without options the built-in story corpus is written, tokenized with a vocabulary trained on it.
+    Without --source the default below is read, and without --tokenizer a vocabulary is trained on the text.
     """
     if options.text is not None and is_given(context, "source"):
         both = f"two sources: {options.source} and {options.text}"

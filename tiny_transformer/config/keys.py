@@ -174,7 +174,9 @@ def _nearest(assignment: Assignment) -> str:
     own = [name.rpartition(".")[2] for name in names if section and name.startswith(f"{section}.")]
     if near := difflib.get_close_matches(leaf, own, n=1):
         return f"did you mean {section}.{near[0]}?"
-    near = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in names], n=1, cutoff=0.75)
+    leaves = [name.rpartition(".")[2] for name in names]
+    near = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)
+    near = near or [longer for longer in leaves if len(leaf) > 3 and longer.startswith(leaf)]
     fitting = [name for name in names if near and name.rpartition(".")[2] == near[0]]
     return f"did you mean {fitting[0]}?" if fitting else "docs/CONFIG_REFERENCE.md lists every key"
 

@@ -107,6 +107,10 @@ def run_evaluate(options: EvaluateOptions, console: Console, notes: Console) -> 
         )
     subject = _load(opened, dataset, options.device)
     notes.print(f"[dim]{escape(f'{opened.sentence}; data in {plain(data_dir)}')}[/]", highlight=False, soft_wrap=True)
+    if opened.run_config is None:
+        told = f"how it learnt to read is not known: documents are joined into rows of {subject.seq_len:,} tokens"
+        told += " (packing: concat); a model that learnt from documents one by one looks worse than it is"
+        notes.print(f"[dim]{told}[/]", highlight=False, soft_wrap=True)
     facts = {"checkpoint": str(opened.path), "data_dir": str(data_dir), "device": subject.hardware.describe()}
     if options.skills:
         facts |= _tell_skills(subject, options, opened.path, console, notes)

@@ -23,6 +23,7 @@ from tiny_transformer.generation.engines import choose_engine
 from tiny_transformer.generation.interactive import NO_ANSWER, Session
 from tiny_transformer.generation.prompt_files import (
     STANDARD_INPUT,
+    AnswerFile,
     answer_file,
     answer_prompts,
     given_prompt,
@@ -233,11 +234,14 @@ def _answer(opened: OpenCheckpoint, options: GenerateRequest, settings: Sampling
     """Answer a file of prompts, into a file with a bar or to standard output."""
     prompts = read_prompts(options.prompts or Path(STANDARD_INPUT))
     sizes: dict[str, Any] = {"num_samples": options.num_samples, "batch_size": options.batch_size or BATCH_SIZE}
+    file = None if options.out is None else AnswerFile(options.out)
+    if file is not None and not options.is_seed_chosen:
+        settings = file.with_seed(settings)
     _say(opened, settings, notes)
     if replaced := ", ".join(dict.fromkeys(key for prompt in prompts for key in prompt.replaced)):
         told = f"{replaced}: of the prompts' lines not repeated, for the answers have keys of that name"
         notes.print(f"[yellow]{escape(told)}[/]", highlight=False, soft_wrap=True)
-    if options.out is None:
+    if file is None:
         for answers in answer_prompts(opened, prompts, settings, **sizes):
             for answer in answers:
                 show_json(answer)
@@ -251,9 +255,8 @@ def _answer(opened: OpenCheckpoint, options: GenerateRequest, settings: Sampling
                 opened,
                 prompts,
                 settings,
-                options.out,
+                file,
                 **sizes,
-                is_seed_chosen=options.is_seed_chosen,
                 tell=lambda done, total: progress.update(task, completed=done, total=total),
             )
         except KeyboardInterrupt:

@@ -19,14 +19,14 @@ PAD_DOCUMENT = -1
 
 
 class TokenStep(Protocol):
-    """Another way to read one token of one row, on the same cache; see `engines`."""
+    """Another way to read one token of each row, on the same cache; see `engines`."""
 
     def takes(self, ids: Tensor | Sequence[Sequence[int]], cache: ModelCache) -> TypeGuard[Tensor]:
         """Whether it can read these ids."""
         ...
 
     def __call__(self, ids: Tensor, cache: ModelCache) -> tuple[Tensor, Tensor]:
-        """Hidden state (1, 1, C) and logits (1, 1, V)."""
+        """Hidden states (B, 1, C) and logits (B, 1, V)."""
         ...
 
 

@@ -1,14 +1,15 @@
 """Who computes the next token: the model as it is written, or its compiled step (`kernels`, extra `fast`).
 
-`choose_engine` decides, and says what was chosen and why. The plain engine is the one to read, reads every prompt, and
-is the fallback: whatever the compiled step does not cover is refused here, before it starts.
+`choose_engine` decides, and says what was chosen and why. The plain engine is the one to read, reads every prompt (in
+bf16, where the compiled step is taken, with attention in blocks of queries), and is the fallback: whatever the compiled
+step does not cover is refused here, before it starts.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 
 from tiny_transformer.errors import UserError
 from tiny_transformer.generation.decoder import TOKEN_STEPS
+from tiny_transformer.hardware import has_fast_bf16
+from tiny_transformer.layers.attention import attend
+from tiny_transformer.layers.blocked_attention import read_in_blocks
 from tiny_transformer.layers.cache import ModelCache
 from tiny_transformer.layers.linear import LoRALinear, QuantizedHead, QuantizedLinear, QuantizedWeight
 from tiny_transformer.layers.norm import RMSNorm
@@ -27,6 +31,7 @@ from tiny_transformer.models.contract import CausalLM
 
 if TYPE_CHECKING:
     from tiny_transformer.generation.kernels import Matrix, Weights
+    from tiny_transformer.generation.row_step import RowStep
 
 ENGINES = ("auto", "plain", "fast")
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -47,6 +52,7 @@ def choose_engine(model: CausalLM, wanted: str = "auto", *, num_tokens: int | No
     """
     check_engine(wanted)
     TOKEN_STEPS.pop(model, None)
+    _read_prompts(model, attend)
     if wanted == "plain":
         return "plain engine"
     reason = why_not_fast(model)
@@ -56,11 +62,20 @@ def choose_engine(model: CausalLM, wanted: str = "auto", *, num_tokens: int | No
             reason = "a text this short is written before the compiled step would be loaded"
     if reason is None:
         weights = gathered(model)
+        if has_fast_bf16(torch.device("cpu")):
+            _read_prompts(model, read_in_blocks)
         TOKEN_STEPS[model] = lambda model: FastStep(model, weights)
         return f"compiled step, {_weights_in_words(model)}, {torch.get_num_threads()} threads"
     if wanted == "fast":
         raise UserError(f"no compiled step: {reason}", remedy="take the plain engine, which computes everything")
     return f"plain engine: {reason}"
+
+
+def _read_prompts(model: CausalLM, form: Callable[..., Tensor]) -> None:
+    """Let every attention that is not in training's own form compute in this one; both compute the same."""
+    for module in model.modules():
+        if getattr(module, "attend", None) in (attend, read_in_blocks):
+            module.attend = form  # ty: ignore[invalid-assignment]
 
 
 def check_engine(name: str) -> None:
@@ -186,7 +201,7 @@ def _weights_in_words(model: CausalLM) -> str:
 
 
 class FastStep:
-    """One new token of one row: what the model's backbone and head compute, on the same cache.
+    """One new token of each row: what the model's backbone and head compute, on the same cache.
 
     Args:
         model: `weights` are its.
@@ -197,29 +212,43 @@ class FastStep:
         from tiny_transformer.generation import kernels
 
         self._compiled, self._model, self._weights = kernels.step, model, weights
+        self._row_step: RowStep | None = None
         self._cache: ModelCache | None = None
-        self._is_compiled = False
+        self._compiled_for: set[bool] = set()  # one row, several
         self._set_threads()
 
     def takes(self, ids: Tensor | Sequence[Sequence[int]], cache: ModelCache) -> TypeGuard[Tensor]:
-        """Whether these ids (B, T) are one token of one row, and the row is one document."""
-        return isinstance(ids, Tensor) and ids.shape == (1, 1) and cache.is_plain
+        """Whether these ids (B, T) are one token a row, and each row is one document."""
+        return isinstance(ids, Tensor) and ids.shape[1] == 1 and cache.is_plain
 
     def __call__(self, ids: Tensor, cache: ModelCache) -> tuple[Tensor, Tensor]:
-        """Read one more token, as `Decoder.feed` does: hidden state (1, 1, C) and logits (1, 1, V), both float32."""
+        """Read one more token of each row, as `Decoder.feed` does: hidden states (B, 1, C) and logits (B, 1, V), both
+        float32."""
         if cache is not self._cache:
             self._adopt(cache)
-        position = cache.lengths[0]
+        lengths = cache.lengths
         cache.admit(ids, None)
-        hidden = self._model.model.embed_tokens(ids)[0, 0].float().clone()  # (C,)
-        logits = torch.empty(self._weights.head.data.shape[1])
+        hidden = self._model.model.embed_tokens(ids)[:, 0].float().clone()  # (B, C)
         cos, sin, keys, values = self._arrays
-        with nullcontext() if self._is_compiled else uninterrupted():
-            self._compiled(
-                self._weights, hidden.numpy(), cos[position], sin[position], keys, values, position, logits.numpy()
-            )
-        self._is_compiled = True
-        return hidden.view(1, 1, -1), logits.view(1, 1, -1)
+        is_several = len(ids) > 1
+        with nullcontext() if is_several in self._compiled_for else uninterrupted():
+            if is_several:
+                hidden, logits = self._rows(len(ids))(hidden, (cos, sin), keys, values, torch.tensor(lengths).numpy())
+            else:
+                logits, position = torch.empty(1, self._weights.head.data.shape[1]), lengths[0]
+                vector, place = hidden[0].numpy(), (cos[position], sin[position])
+                self._compiled(self._weights, vector, *place, keys[:, 0], values[:, 0], position, logits[0].numpy())
+        self._compiled_for.add(is_several)
+        return hidden[:, None], logits[:, None]
+
+    def _rows(self, rows: int) -> RowStep:
+        if self._row_step is None or self._row_step.rows != rows:
+            from tiny_transformer.generation.row_step import RowStep
+
+            config = self._model.config
+            sizes = {"head_dim": config.head_dim, "groups": config.num_key_value_heads}
+            self._row_step = RowStep(self._weights, rows, **sizes)
+        return self._row_step
 
     def _adopt(self, cache: ModelCache) -> None:
         """Put the keys of all layers into one tensor, and the values; the cache goes on in them."""
@@ -264,6 +293,5 @@ def uninterrupted() -> Generator[None]:
 
 
 def _bits(memory: Tensor) -> Any:
-    """(L, 1, G, S, D) as the compiled step reads it, (L, G, S, D)."""
-    memory = memory.view(torch.uint16) if memory.dtype == torch.bfloat16 else memory
-    return memory[:, 0].numpy()
+    """(L, B, G, S, D) as compiled code reads it."""
+    return (memory.view(torch.uint16) if memory.dtype == torch.bfloat16 else memory).numpy()

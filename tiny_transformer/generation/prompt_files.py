@@ -21,6 +21,7 @@ from tiny_transformer.generation.sampling import SamplingConfig, row_keys
 from tiny_transformer.generation.text import Writing, encode_prompt
 from tiny_transformer.models.adapter_base import identity_of
 from tiny_transformer.models.open import OpenCheckpoint
+from tiny_transformer.storage.fs import refusals
 from tiny_transformer.storage.reading import read_regular
 
 MAX_BYTES = 256 * 2**20  # of a file of prompts
@@ -148,16 +149,25 @@ class AnswerFile:
             self._whole_bytes = len(whole)
         return lines
 
+    def with_seed(self, settings: SamplingConfig) -> SamplingConfig:
+        """Settings whose seed nobody chose: with that of the answers that stand here, if there are any."""
+        seed = (self.settings or {}).get("seed")
+        return replace(settings, seed=seed) if isinstance(seed, int) else settings
+
     def add(self, answers: Sequence[dict[str, Any]]) -> None:
-        """Append lines, in place of one that was cut short, and have them on the disk before going on."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._whole_bytes is not None:
-            os.truncate(self.path, self._whole_bytes)
-            self._whole_bytes = None
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
-            file.flush()
-            os.fsync(file.fileno())
+        """Append lines, in place of one that was cut short, and have them on the disk before going on.
+
+        Raises UserError (IO) when the system refuses.
+        """
+        with refusals("write", self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._whole_bytes is not None:
+                os.truncate(self.path, self._whole_bytes)
+                self._whole_bytes = None
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def resume(out: AnswerFile, prompts: Sequence[Prompt], settings: dict[str, Any], num_samples: int) -> int:
@@ -249,28 +259,22 @@ def answer_file(
     opened: OpenCheckpoint,
     prompts: Sequence[Prompt],
     settings: SamplingConfig,
-    out: Path,
+    file: AnswerFile,
     *,
     num_samples: int,
     batch_size: int,
-    is_seed_chosen: bool,
     tell: Callable[[int, int], None],
 ) -> int:
     """Answer prompts into a file, going on where it was; the number of answers that were there already.
 
     Args:
         opened, prompts, settings, num_samples, batch_size: see `answer_prompts`.
-        out: the output.
-        is_seed_chosen: False lets a file that is gone on with name the seed.
+        file: the output.
         tell: called with the answers done and all of them.
 
     Raises:
         UserError: the output holds other answers; see `resume`.
     """
-    file = AnswerFile(out)
-    seed = (file.settings or {}).get("seed")
-    if not is_seed_chosen and isinstance(seed, int):
-        settings = replace(settings, seed=seed)
     told = described(settings, opened)
     before = done = resume(file, prompts, told, num_samples)
     total, sizes = len(prompts) * num_samples, {"num_samples": num_samples, "batch_size": batch_size}

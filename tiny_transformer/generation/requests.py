@@ -123,7 +123,7 @@ def check_request(options: GenerateRequest, settings: SamplingConfig) -> None:
     many = (("--prompts", options.prompts), ("--interactive", options.interactive), ("--vote", options.vote))
     beside = [name for name, value in (*many, ("--num_samples", options.num_samples > 1)) if value]
     if options.log_attention and beside:
-        what = f"--log_attention is for one text, and {beside[0]} is given"
+        what = f"--log_attention and --plot are for one text, and {beside[0]} is given"
         raise UserError(what, where="command line", remedy="leave one out")
     if options.as_json and options.stream:
         raise UserError("--json and --stream are both given", where="command line", remedy="give one of them")

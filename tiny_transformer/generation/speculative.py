@@ -62,7 +62,8 @@ class Tally:
         share, per_pass = self.num_accepted / self.num_drafted, self.num_tokens / self.num_passes
         text = f"speculation: {self.num_accepted:,} of {self.num_drafted:,} drafted tokens accepted ({share:.0%}), "
         text += f"{per_pass:.2f} tokens a pass, {self.plain_seconds / self.seconds:.2f} × as fast as one by one"
-        return text + (f"; given up in {self.num_given_up} texts: it lost time" if self.num_given_up else "")
+        texts = "1 text" if self.num_given_up == 1 else f"{self.num_given_up:,} texts"
+        return text + (f"; given up in {texts}: it lost time" if self.num_given_up else "")
 
 
 class Pace:

@@ -14,8 +14,8 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models.checkpoint import stored_dtypes
 from tiny_transformer.models.config_file import end_token_ids, read_config, read_json, read_small_file
-from tiny_transformer.models.open import CHAT_TEMPLATE, OpenCheckpoint
-from tiny_transformer.tokenizers.load import has_tokenizer
+from tiny_transformer.models.open import OpenCheckpoint
+from tiny_transformer.tokenizers.load import CHAT_TEMPLATE, has_tokenizer, more_chat_templates
 
 GENERATION = "generation_config.json"
 # What a model's makers recommend for writing with it, kept for the programs that follow it.
@@ -63,7 +63,7 @@ class Beside(NamedTuple):
 
     token_ids: dict[str, int | list[int]]
     sampling: dict[str, Any]
-    copied: dict[str, bytes] | None
+    copied: dict[str, bytes]
 
 
 def beside_the_weights(opened: OpenCheckpoint) -> Beside:
@@ -82,8 +82,11 @@ def beside_the_weights(opened: OpenCheckpoint) -> Beside:
         token_ids["eos_token_id"] = ends[0] if len(ends) == 1 and not isinstance(hf.get("eos_token_id"), list) else ends
     template = source / CHAT_TEMPLATE
     is_there = template.exists() or template.is_symlink()
-    copied = {CHAT_TEMPLATE: read_small_file(template)} if is_there else None  # as it came; none of ours runs it
-    return Beside(token_ids, _sampling(told), copied)
+    templates = [
+        *([template] if is_there else []),
+        *more_chat_templates(source),
+    ]  # as they came; none of ours runs them
+    return Beside(token_ids, _sampling(told), {str(t.relative_to(source)): read_small_file(t) for t in templates})
 
 
 def _sampling(told: dict[str, Any]) -> dict[str, Any]:

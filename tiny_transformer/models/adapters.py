@@ -56,15 +56,22 @@ _NAME = re.compile(
     r"base_model\.model\.(.+\.(lora_[AB]\.weight|lora_magnitude_vector)|(model\.embed_tokens|lm_head)\."
     + f"({re.escape(_TOKENS)}|{re.escape(_TABLE)}))"
 )
-# What a configuration of PEFT must say, or leave out, to be additions to linear layers and nothing else.
+# What a configuration of PEFT must say, or leave out, to be additions to linear layers and nothing else. PiSSA, OLoRA,
+# CorDA, LoftQ and LoRA-GA are absent from the beginnings: they take out of the base what the adapters begin with.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "lora_bias": (False, None),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
 }
+# What decides nothing once an adapter is trained, or is read below. Any further key must be empty: it asks for another
+# computation, such as aLoRA's that begins at certain tokens.
+_READ_OR_IDLE = (
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "runtime_config", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"),
+    *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    "trainable_token_indices",
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core", "qalora_group_size"),
+    KEY,
+)
 
 
 def adapt(model: CausalLM, lora: LoraSection, *, seed: int, new_ids: Sequence[int] = ()) -> str:
@@ -312,9 +319,10 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     config = read_json(path)
     if config.get("peft_type") != "LORA":
         raise _bad(f"adapters of type {config.get('peft_type')!r:.40} are not computed here, only LORA", path)
-    for key, allowed in _PLAIN.items():
-        if config.get(key) not in allowed:
-            raise _bad(f"{key} = {config[key]!r:.60} is not computed here", path)
+    for key in [key for key in config if key not in _READ_OR_IDLE]:
+        is_plain = config[key] in _PLAIN[key] if key in _PLAIN else not config[key]
+        if not is_plain:
+            raise _bad(f"{key[:40]} = {config[key]!r:.60} is not computed here", path)
     rank, alpha = config.get("r"), config.get("lora_alpha", 8)
     if type(rank) is not int or not 0 < rank < 2**16 or not isinstance(alpha, int | float):
         raise _bad(f"r = {rank!r:.40} and lora_alpha = {alpha!r:.40} are no rank and no number", path)

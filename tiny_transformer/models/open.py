@@ -18,14 +18,13 @@ from tiny_transformer.models.config_file import end_token_ids, read_small_file
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.storage.runs import CONFIG_FILE
 from tiny_transformer.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
+from tiny_transformer.tokenizers.load import CHAT_TEMPLATE
 
 if TYPE_CHECKING:
     import torch
 
     from tiny_transformer.config.shapes import ModelConfig
     from tiny_transformer.models.contract import CausalLM
-
-CHAT_TEMPLATE = "chat_template.jinja"
 
 
 class OpenCheckpoint:

@@ -8,14 +8,13 @@ one is taken to be judged as a run whose settings of `data` are the same.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from tiny_transformer.reports.formats import loss, shorten
-from tiny_transformer.reports.outcome import Outcome, outcome_of
+from tiny_transformer.reports.outcome import Outcome, evaluated_part, outcome_of
 from tiny_transformer.reports.page import MAX_KEY_CHARS
-from tiny_transformer.reports.run_reader import RunFiles, number, section
+from tiny_transformer.reports.run_reader import RunFiles, section
 
 MAX_KIND_CHARS = 200  # of what a loss is, in words
 _CUT = ("seq_len", "packing")  # of the settings of `data`, those that change neither text nor tokens
@@ -56,19 +55,9 @@ class Entry:
     def measure(self) -> tuple[str, float | None, str]:
         """The same for runs whose losses were measured alike: how the text was packed, and how many tokens of it were
         read, of which tokenizer; None and nothing where that is all of it."""
-        data, training = section(self.run.config, "data"), section(self.run.config, "training")
-        wanted, rows, seq_len = (
-            number(training, "eval_tokens"),
-            number(training, "micro_batch_size"),
-            number(data, "seq_len"),
-        )
-        packing = str(data.get("packing") or "concat")
-        if wanted is None:
-            return packing, None, ""
-        batch = max(1.0, (rows or 1) * (seq_len or 1))
-        read = math.ceil(wanted / batch) * batch
-        is_all = read >= (number(section(self.told, "data"), "val_tokens") or math.inf)
-        return (packing, None, "") if is_all else (packing, read, self.tokenizer)
+        packing = str(section(self.run.config, "data").get("packing") or "concat")
+        read = evaluated_part(self.run.config, self.told)
+        return packing, read, "" if read is None else self.tokenizer
 
     @property
     def judged(self) -> str:

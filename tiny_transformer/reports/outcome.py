@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from tiny_transformer.reports.formats import count, duration, loss
 from tiny_transformer.reports.run_reader import RunFiles, next_token_key, number, section, state_of, target_of
@@ -23,6 +25,7 @@ class Outcome:
     val_loss: float | None
     val_bits_per_byte: float | None
     last_val_loss: float | None
+    val_part: float | None  # tokens of the held-out text that evaluations read, from its beginning; None for all
     resumable: bool  # whether there is a whole checkpoint
     floor: float | None
     floor_bits_per_byte: float | None
@@ -82,6 +85,18 @@ class Outcome:
         return f"{words}, {loss(abs(self.gap))} {side} the best loss possible."
 
 
+def evaluated_part(config: dict[str, Any], info: dict[str, Any]) -> float | None:
+    """Tokens of the held-out text that a run's evaluations read, in whole batches from its beginning; None where that
+    is all of it."""
+    training = section(config, "training")
+    wanted = number(training, "eval_tokens")
+    if wanted is None:
+        return None
+    batch = max(1.0, (number(training, "micro_batch_size") or 1) * (number(section(config, "data"), "seq_len") or 1))
+    read = math.ceil(wanted / batch) * batch
+    return None if read >= (number(section(info, "data"), "val_tokens") or math.inf) else read
+
+
 def outcome_of(run: RunFiles) -> Outcome:
     """The key figures of a run, from its log and, where the log is missing, from its newest whole checkpoint."""
     info = run.newest.info if run.newest else {}
@@ -104,6 +119,7 @@ def outcome_of(run: RunFiles) -> Outcome:
         val_loss=number(best, "val_loss"),
         val_bits_per_byte=number(best, "val_bits_per_byte"),
         last_val_loss=number(evaluations[-1], "val_loss") if evaluations else None,
+        val_part=evaluated_part(run.config, info),
         resumable=run.newest is not None,
         floor=number(floor, "nats_per_token"),
         floor_bits_per_byte=number(floor, "bits_per_byte"),

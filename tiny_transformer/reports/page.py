@@ -78,11 +78,13 @@ def _loss_table(outcome: Outcome) -> str:
         f'<tr class="{role}"><th scope="row">{name}</th><td>{words(nats)}</td><td>{words(bits)}</td></tr>'
         for name, nats, bits, words, role in rows
     )
-    notes = [f"Measured on held-out text at step {count(outcome.val_step)}."]
+    part = "" if outcome.val_part is None else f"the first {count(outcome.val_part)} tokens of the "
+    notes = [f"Measured on {part}held-out text at step {count(outcome.val_step)}."]
     if outcome.last_val_loss is not None and outcome.last_val_loss > outcome.val_loss:
         notes[0] = (
             f"The best evaluation, at step {count(outcome.val_step)}; the last one gave {loss(outcome.last_val_loss)}."
         )
+        notes += [f"Each read {part}held-out text."] if part else []
     if outcome.floor is None:
         notes.append("The best loss possible on this text is not known: only a corpus made by a known grammar has one.")
     else:

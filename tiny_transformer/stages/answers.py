@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
 from tiny_transformer.generation.answers import answer
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.models.open import OpenCheckpoint
@@ -16,11 +14,9 @@ from tiny_transformer.reports.outcome import outcome_of
 from tiny_transformer.reports.run_reader import read_run
 from tiny_transformer.stages.chat import ChatStart
 from tiny_transformer.stages.chat_data import ChatData
-from tiny_transformer.stages.examples import beginning, table_of
 from tiny_transformer.stages.samples import keep_samples
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory
-from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.tokenizers.chat import Message
 from tiny_transformer.training.plan import in_steps
 
@@ -75,10 +71,3 @@ def with_room(asked: Sequence[tuple[Message, ...]], start: ChatStart, context_le
     """The different questions that leave half of the context for an answer."""
     limit = context_length // 2
     return [q for q in dict.fromkeys(asked) if len(start.template.prompt_ids(start.tokenizer, q)) <= limit]
-
-
-def show_rows(micro_batches: Sequence[TokenBatch], tokenizer: Tokenizer) -> Table:
-    """Rows of a batch: their numbers in the epoch, and how the answers in them begin."""
-    numbered = (row for batch in micro_batches for row in zip(batch.sample_ids, batch.labels, strict=True))
-    rows = ((f"{n:,}", beginning(tokenizer, labels[labels != IGNORE_INDEX].tolist())) for n, labels in numbered)
-    return table_of(("number", "answers"), rows)

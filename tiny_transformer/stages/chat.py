@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -198,7 +198,3 @@ class ChatStage(Stage[B]):
     def fingerprints(self) -> dict[str, str]:
         """The tokenizer by its hash."""
         return {TOKENIZER: self.tokenizer.fingerprint}
-
-    def facts(self) -> dict[str, Any]:
-        """The tokenizer."""
-        return {"tokenizer": self.tokenizer_facts}

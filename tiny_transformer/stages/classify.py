@@ -104,9 +104,10 @@ class Classifying(Stage[LabelBatch]):
         return {DATA: f"{place_of(repr((self.labels, self.train))):.16f}", TOKENIZER: self.tokenizer.fingerprint}
 
     def facts(self) -> dict[str, Any]:
-        """The labels and the size of the data."""
+        """The tokenizer, the labels, the size of the data."""
         source = last_parts(self.config.data.source)
         return {
+            **super().facts(),
             "labels": self.labels,
             "data": {"source": source, "train_texts": len(self.train), "val_documents": len(self.val)},
         }

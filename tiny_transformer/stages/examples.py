@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from tiny_transformer.data.batches import IGNORE_INDEX, TokenBatch
 from tiny_transformer.tokenizers import Tokenizer
 
 SHOWN_CHARACTERS = 80  # of a text; a token has at least one
@@ -26,3 +27,11 @@ def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], *, num_texts
 def beginning(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """How a text begins, in one line."""
     return tokenizer.decode(ids[:SHOWN_CHARACTERS]).replace("\n", " ")[:SHOWN_CHARACTERS]
+
+
+def show_rows(micro_batches: Sequence[TokenBatch], tokenizer: Tokenizer, *, only_targets: bool = False) -> Table:
+    """Rows of a batch: their numbers in the epoch, and how their text begins, or what of it is learnt."""
+    parts = ((batch.sample_ids, batch.labels if only_targets else batch.input_ids) for batch in micro_batches)
+    numbered = (row for numbers, shown in parts for row in zip(numbers, shown, strict=True))
+    rows = ((f"{number:,}", beginning(tokenizer, ids[ids != IGNORE_INDEX].tolist())) for number, ids in numbered)
+    return table_of(("number", "answers" if only_targets else "text"), rows)

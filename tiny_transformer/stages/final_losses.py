@@ -33,8 +33,7 @@ def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console:
             highlight=False,
         )
         return
-    part = config.training.eval_tokens
-    title = "validation" if part is None else f"validation (its first {part:,} tokens)"
+    title = "validation" if best.val_part is None else f"validation (its first {best.val_part:,.0f} tokens)"
     if best.last_val_loss is not None and best.last_val_loss > loss:
         title += f"; best at step {best.val_step:,.0f}, the last is {best.last_val_loss:.3f}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
@@ -47,7 +46,7 @@ def show_losses(result: RunResult, config: RunConfig, dataset: Dataset, console:
         table.add_row("still to learn", f"{loss - least:.3f}", f"{bits - least_bits:.3f}", "")
     console.print()
     console.print(table)
-    if part is None:
+    if best.val_part is None:
         _ring_if_too_good(loss, config, dataset, console)
     console.print(
         f"{in_steps(state.step)}, {state.num_tokens:,} tokens, {state.elapsed_seconds / 60:.1f} minutes of training",

@@ -21,9 +21,10 @@ from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.vocabulary import load_grown_weights
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing, local_part
-from tiny_transformer.stages.answers import show_answers, show_rows
+from tiny_transformer.stages.answers import show_answers
 from tiny_transformer.stages.chat import ChatStage, new_token_ids
 from tiny_transformer.stages.chat_data import ChatData, open_chat_data
+from tiny_transformer.stages.examples import show_rows
 from tiny_transformer.stages.resume_check import DATA
 from tiny_transformer.stages.stage import Request, RunResult
 from tiny_transformer.tokenizers import load_tokenizer
@@ -136,4 +137,4 @@ class Finetuning(ChatStage[TokenBatch]):
 
     def show_batch(self, micro_batches: Sequence[TokenBatch]) -> Table:
         """Each row: its number in the epoch and the answers that are learnt."""
-        return show_rows(micro_batches, self.tokenizer)
+        return show_rows(micro_batches, self.tokenizer, only_targets=True)

@@ -52,6 +52,7 @@ class Rewarding(Stage[Batch]):
     def __init__(self, data: QuestionData, console: Console) -> None:
         super().__init__(data.config, data.tokenizer)
         self.data, self.console, self.settings = data, console, policy_settings(data.config)
+        self.steps_per_round = data.config.grpo.updates_per_round
         self.rounds = RolloutBatches(len(data.train.asked), round_settings(data.config))
 
     @classmethod
@@ -126,7 +127,7 @@ class Rewarding(Stage[Batch]):
         """The tokenizer and the size of the data."""
         data = self.data
         return {
-            "tokenizer": self.tokenizer_facts,
+            **super().facts(),
             "data": {
                 "source": last_parts(self.config.data.source),
                 "template": None if data.template is None else data.template.name,

@@ -13,24 +13,25 @@ from rich.table import Table
 from torch import Tensor
 
 from tiny_transformer.config.schema import RunConfig
-from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.data.batches import Batches, TokenBatch
 from tiny_transformer.data.prepare.sources import STORIES
-from tiny_transformer.data.token_file import Dataset, unigram_nats
+from tiny_transformer.data.token_file import Dataset
+from tiny_transformer.evaluation.skills import chances
+from tiny_transformer.evaluation.stories import Reading, fresh_stories
 from tiny_transformer.evaluation.validation import validation_batches, validation_loss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing
-from tiny_transformer.stages.examples import beginning, table_of
+from tiny_transformer.stages.examples import show_rows
 from tiny_transformer.stages.final_losses import show_losses
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
-from tiny_transformer.stages.samples import chances_of_stories
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import show_written_stories
 from tiny_transformer.stages.training_data import (
     as_read,
+    data_facts,
     fit_vocabulary,
     open_training_data,
     settle_data_dir,
@@ -38,6 +39,9 @@ from tiny_transformer.stages.training_data import (
 )
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
+
+LESSONS = 4  # steps whose tokens a look at the skills may read
+MOST_STORIES = 16  # that it reads
 
 
 class Pretraining(Stage[TokenBatch]):
@@ -107,19 +111,7 @@ class Pretraining(Stage[TokenBatch]):
 
     def facts(self) -> dict[str, Any]:
         """The best loss possible, where it is known, the tokenizer, the size of the data."""
-        meta = self.dataset.meta
-        return {
-            "floor": meta.val.floor,
-            "tokenizer": self.tokenizer_facts,
-            "data": {
-                "source": last_parts(meta.source),
-                "train_tokens": meta.train.num_tokens,
-                "val_tokens": meta.val.num_tokens,
-                "val_documents": meta.val.num_documents,
-                "val_text": meta.text_fingerprint,
-                "unigram_nats": round(unigram_nats(self.dataset.train), 4),
-            },
-        }
+        return {**super().facts(), "floor": self.dataset.meta.val.floor, "data": data_facts(self.dataset)}
 
     def describe_data(self, total_steps: int) -> str:
         """The text, its size, and how often the run sees it."""
@@ -136,7 +128,14 @@ class Pretraining(Stage[TokenBatch]):
 
     def chances(self, model: CausalLM, hardware: Hardware) -> dict[str, float]:
         """How far each skill is that fresh stories take, if the text is the story corpus."""
-        return chances_of_stories(model, self.config, self.dataset, hardware)
+        meta, config = self.dataset.meta, self.config
+        if meta.source != STORIES:
+            return {}
+        length = meta.train.num_tokens / max(1, meta.train.num_documents)
+        count = min(MOST_STORIES, max(2, int(LESSONS * config.tokens_per_step / length)))
+        has_first = config.data.packing == "concat" or self.tokenizer.begin_id is not None
+        reading = Reading(self.tokenizer, config.data.seq_len, predicts_first=has_first, hardware=hardware)
+        return chances(model, fresh_stories(count), reading)
 
     def show_knowledge(self, result: RunResult, console: Console) -> None:
         """What a model of the story corpus gets right where it writes."""
@@ -145,6 +144,4 @@ class Pretraining(Stage[TokenBatch]):
 
     def show_batch(self, micro_batches: Sequence[TokenBatch]) -> Table:
         """Each row: its number in the epoch and how its text begins."""
-        numbered = (row for batch in micro_batches for row in zip(batch.sample_ids, batch.input_ids, strict=True))
-        rows = ((f"{number:,}", beginning(self.tokenizer, ids.tolist())) for number, ids in numbered)
-        return table_of(("number", "text"), rows)
+        return show_rows(micro_batches, self.tokenizer)

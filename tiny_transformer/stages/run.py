@@ -234,7 +234,8 @@ class Run:
 
         counted = planning.counted_plan(training, tokens)
         most_steps = math.inf if counted is None else counted.total_steps
-        return planning.Pace(plan, training, speed, write, self.processes.broadcast, most_steps=most_steps)
+        limits = {"most_steps": most_steps, "period": self.stage.steps_per_round}
+        return planning.Pace(plan, training, speed, write, self.processes.broadcast, **limits)
 
     def measure_speed(self) -> Speed:
         """Time what the run will do, on a second model, so that its own does not learn from it; every process takes
@@ -244,7 +245,7 @@ class Run:
         compiled = self.compiled(model)
         begun = time.monotonic()
         micro_batches = list(self.batches.micro_batches(self.state.step, training.micro_batch_size))
-        fetch_seconds = agree(time.monotonic() - begun)
+        fetch_seconds = agree(time.monotonic() - begun) / self.stage.steps_per_round
 
         def step() -> None:
             loss, hardware = self.stage.loss, self.hardware

@@ -127,6 +127,7 @@ class Stage(ABC, Generic[B]):
         target: what its loss is a mean over, in one word; reports say so.
         example: what a batch is made of, in one word, where that is not what its loss is a mean over.
         rows_per_example: rows of tokens that an example of a batch has.
+        steps_per_round: steps that share what is made for the first of them, so that they do not take equally long.
         adds_tokens: whether its tokenizer may know more than that of the checkpoint it starts from.
         new_tokens: ids that the checkpoint it starts from knows nothing of.
         adapters: what low-rank adapters train, in words; "" without them.
@@ -136,6 +137,7 @@ class Stage(ABC, Generic[B]):
 
     checks: ClassVar[tuple[str, ...] | None] = None
     rows_per_example: ClassVar[int] = 1
+    steps_per_round: int = 1
     adds_tokens: ClassVar[bool] = False
     target: ClassVar[str] = "token"
     example: ClassVar[str] = ""
@@ -146,12 +148,6 @@ class Stage(ABC, Generic[B]):
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
-
-    @property
-    def tokenizer_facts(self) -> dict[str, Any]:
-        """What `facts` says of the tokenizer."""
-        tokenizer = self.tokenizer
-        return {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
 
     @classmethod
     @abstractmethod
@@ -186,9 +182,10 @@ class Stage(ABC, Generic[B]):
     def fingerprints(self) -> dict[str, str]:
         """What a resumed run must agree with besides its settings: data and tokenizer by content."""
 
-    @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What run_info.json says of the data and its tokenizer."""
+        """What run_info.json says of the tokenizer; a stage adds what it reads, as `data`."""
+        own = self.tokenizer
+        return {"tokenizer": {"name": own.name, "vocab_size": own.vocab_size, "fingerprint": own.fingerprint}}
 
     @abstractmethod
     def describe_data(self, total_steps: int) -> str:

@@ -9,17 +9,19 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.data.meta import META_FILE, Meta, not_prepared, read_meta
 from tiny_transformer.data.openings import openings
 from tiny_transformer.data.prepare.command import is_prepared, prepare_with_progress
 from tiny_transformer.data.prepare.request import differences, prepare_command, recorded
 from tiny_transformer.data.prepare.sources import STORIES
-from tiny_transformer.data.token_file import Dataset, open_dataset
+from tiny_transformer.data.token_file import Dataset, open_dataset, unigram_nats
 from tiny_transformer.errors import UserError
 from tiny_transformer.stages.resume_check import DATA
 from tiny_transformer.stages.stage import Request
@@ -157,7 +159,7 @@ def with_evaluations(config: RunConfig, meta: Meta) -> RunConfig:
                 remedy="prepare it with a larger --val_fraction, or leave early_stopping_patience out",
             )
         told["eval_steps"] = None
-    elif training.eval_steps == "auto" and training.eval_tokens is None:
+    elif training.eval_steps == "auto" and "eval_tokens" not in training.model_fields_set:
         most = EVALUATED_STEPS * config.tokens_per_step
         told = {"eval_tokens": most} if meta.val.num_tokens > most else {}
     return config.model_copy(update={"training": training.model_copy(update=told)})
@@ -174,3 +176,16 @@ def fit_vocabulary(config: RunConfig, dataset: Dataset, console: Console) -> Run
         )
     model = config.model.model_copy(update={"vocab_size": needed})
     return config.model_copy(update={"model": model})
+
+
+def data_facts(dataset: Dataset) -> dict[str, Any]:
+    """What run_info.json says of the data: its source, its size, and what knows no order of words loses on it."""
+    meta = dataset.meta
+    return {
+        "source": last_parts(meta.source),
+        "train_tokens": meta.train.num_tokens,
+        "val_tokens": meta.val.num_tokens,
+        "val_documents": meta.val.num_documents,
+        "val_text": meta.text_fingerprint,
+        "unigram_nats": round(unigram_nats(dataset.train), 4),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tiny_transformer.tokenizers.tokenizer import CONFIG_FILE, END_TOKEN, TOKENI
 from tiny_transformer.tokenizers.validate import bad_tokenizer, check_content
 
 MAX_FILE_BYTES = 64 * 2**20
+CHAT_TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"  # a folder, a file for each template by name
 # The two files of a tokenizer older than tokenizer.json, vocabulary and merges, as OpenAI and Hugging Face name them.
 VOCAB_AND_MERGES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 
@@ -106,16 +109,32 @@ def tokenizer_content(*, model: dict, pre_tokenizer: dict | None, decoder: dict,
     }
 
 
-def chat_template(directory: Path) -> str | None:
-    """The template by which a chat becomes one text, from its own file or `tokenizer_config.json`; it is not run."""
-    own = directory / "chat_template.jinja"
+def chat_templates(directory: Path) -> dict[str, str]:
+    """The templates by which a chat becomes one text, by name, the one for every chat as `default`: from files of their
+    own or `tokenizer_config.json`; none is run."""
+    config = directory / CONFIG_FILE
+    told = _read_json(config).get("chat_template") if config.exists() else None
+    if isinstance(told, str):
+        told = [{"name": "default", "template": told}]
+    entries = [(t.get("name"), t.get("template")) for t in told or [] if isinstance(t, dict)]
+    found = {name: text for name, text in entries if isinstance(name, str) and isinstance(text, str)}
+    own = directory / CHAT_TEMPLATE
     if own.exists():
-        return _read_text(own)
-    told = _read_json(directory / CONFIG_FILE).get("chat_template") if (directory / CONFIG_FILE).exists() else None
-    if isinstance(told, list):  # several by name
-        named = {entry.get("name"): entry.get("template") for entry in told if isinstance(entry, dict)}
-        told = named.get("default")
-    return told if isinstance(told, str) else None
+        found["default"] = _read_text(own)
+    return found | {file.stem: _read_text(file) for file in more_chat_templates(directory)}
+
+
+def more_chat_templates(directory: Path) -> list[Path]:
+    """The files of the templates beside the default one, as transformers saves them: one for tools, one for documents.
+
+    Raises:
+        UserError: one has a name that would be a path elsewhere, or none that a template can be asked for by.
+    """
+    files = sorted((directory / MORE_TEMPLATES).glob("*.jinja"))
+    for file in files:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", file.name):
+            raise bad_tokenizer(file, "a chat template is named by letters, digits, dots, dashes and underscores")
+    return files
 
 
 def has_tokenizer(directory: Path) -> bool:

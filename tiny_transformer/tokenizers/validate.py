@@ -6,7 +6,6 @@ So only the components of published language models are let through, with short 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ MAX_TEXT_BYTES = 256  # of anything a component writes or looks for
 MAX_AFFIX_BYTES = 16  # "##", "</w>"
 MAX_TOKEN_BYTES = 1024  # of an added token
 MAX_WORD_CHARACTERS = 1000  # WordPiece compares every piece of a word; published files say 100
-MAX_GROWTH = 40  # NFKC (11) and blanks as "▁" (3) make 33
+MAX_GROWTH = 40  # NFKC (11), blanks as "▁" (3) and one before a piece make 36
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 # Part -> where a Sequence of it keeps its steps, and the types known. The most that a type can make of one byte of
 # text is a number where the type itself decides it (the worst character of Unicode's forms; a byte that ByteLevel
@@ -78,10 +77,10 @@ def check_content(content: Any, where: Path) -> None:
             steps = _steps(part, content.get(part))
             for step in steps:
                 _check_step(part, step, ids)
-            written = math.prod(_growth(part, step) for step in steps)
-            growth = written if part == "decoder" else growth * written  # text is either encoded or decoded
-            if growth > MAX_GROWTH:
-                raise ValueError(f"its {part} can make text {growth:.3g} times as long; at most {MAX_GROWTH}")
+            written = _growth(part, steps, 1.0 if part == "decoder" else growth)  # text is either encoded or decoded
+            growth = growth if part == "decoder" else written
+            if written > MAX_GROWTH:
+                raise ValueError(f"its {part} can make text {written:.3g} times as long; at most {MAX_GROWTH}")
     except ValueError as error:
         raise bad_tokenizer(where, str(error)) from None
 
@@ -201,18 +200,25 @@ def _entries(value: Any) -> Iterator[tuple[Any, Any]]:
                 waiting.append(inner)
 
 
-def _growth(part: str, step: dict[str, Any]) -> float:
-    """The most bytes that a step makes of one."""
-    factor = _PARTS[part][1][step["type"]]
-    if factor is not None:
-        return 2 * factor if step["type"] == "ByteLevel" and step.get("add_prefix_space", True) else factor
-    key = {"Replace": "content", "Prepend": "prepend", "Metaspace": "replacement"}[step["type"]]
-    if not isinstance(step.get(key), str):
-        raise ValueError(f"its {part} has a {step['type']} without {key}")
-    written = len(step[key].encode("utf-8", "replace"))
-    if step["type"] == "Replace":
-        return max(1, written / len(str(step["pattern"].get("String", "x")).encode("utf-8", "replace")))
-    return 1 + written
+def _growth(part: str, steps: list[dict[str, Any]], growth: float) -> float:
+    """The most bytes that these steps make of one that has become `growth` already.
+
+    What stands before a piece of text stands there once, however long the piece has become.
+    """
+    for step in steps:
+        factor = _PARTS[part][1][step["type"]]
+        if factor is not None:
+            growth *= 2 * factor if step["type"] == "ByteLevel" and step.get("add_prefix_space", True) else factor
+            continue
+        key = {"Replace": "content", "Prepend": "prepend", "Metaspace": "replacement"}[step["type"]]
+        if not isinstance(step.get(key), str):
+            raise ValueError(f"its {part} has a {step['type']} without {key}")
+        written = len(step[key].encode("utf-8", "replace"))
+        if step["type"] == "Replace":
+            growth *= max(1, written / len(str(step["pattern"].get("String", "x")).encode("utf-8", "replace")))
+        else:
+            growth = growth * (max(1, written) if step["type"] == "Metaspace" else 1) + written
+    return growth
 
 
 def _check_text(value: Any, most: int, what: str, *, may_be_empty: bool = False) -> None:

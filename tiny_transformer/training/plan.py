@@ -23,7 +23,7 @@ from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.storage.reading import read_regular
 from tiny_transformer.storage.runs import readable_states
 from tiny_transformer.training.schedules import Schedule
-from tiny_transformer.training.speed import NUM_EVALUATIONS, Speed, Stopwatch
+from tiny_transformer.training.speed import NUM_EVALUATIONS, Speed, Stopwatch, steps_left
 from tiny_transformer.training.state import MAX_COUNT, TrainState
 
 FILE = "plan.json"
@@ -169,7 +169,7 @@ def plan_for_minutes(config: TrainingConfig, tokens_per_step: int, state: TrainS
     minutes = config.max_train_minutes or 0.0
     left, seconds = len(SAMPLE_POINTS) if state.step == 0 else 0, 60 * minutes - state.elapsed_seconds
     num_evaluations = math.ceil(NUM_EVALUATIONS * min(1.0, max(0.0, seconds / (60 * minutes))))
-    steps = state.step + speed.steps_in(seconds, config, left, state.step, num_evaluations)
+    steps = state.step + steps_left(speed, config, state, left, num_evaluations)
     if counted is not None and counted.total_steps <= steps:
         return counted
     return make_plan(config, steps, _what_fits(steps, speed, minutes), is_fixed=False)
@@ -185,6 +185,7 @@ class Pace:
         write: keeps a plan for a resumed run; called before the plan is used.
         agree: of several processes that each looked at a clock, gives all of them the first one's answer.
         most_steps: what `steps` and `max_tokens` allow, however fast it goes.
+        period: of the steps, see `Stopwatch`.
     """
 
     def __init__(
@@ -196,9 +197,10 @@ class Pace:
         agree: Callable[[Any], Any] = lambda answer: answer,
         *,
         most_steps: float = math.inf,
+        period: int = 1,
     ) -> None:
         self._config, self._write, self._agree, self._most_steps = config, write, agree, most_steps
-        self._stopwatch = None if estimate is None else Stopwatch(estimate)
+        self._stopwatch = None if estimate is None else Stopwatch(estimate, period)
         self._adopt(plan)
 
     @property
@@ -247,13 +249,11 @@ class Pace:
         if not self._stopwatch.is_ready(state) or not self._agree(done >= self._next_revision):
             return False
         speed = self._stopwatch.read(state)
-        seconds = 60 * minutes - state.elapsed_seconds
         samplings, evaluations = (
             sum(point > self._plan.progress(state.step) for point in points)
             for points in (SAMPLE_POINTS, EVALUATION_POINTS)
         )
-        left = speed.steps_in(seconds, self._config, samplings, state.step, evaluations)
-        total = self._agree(state.step + left)
+        total = self._agree(state.step + steps_left(speed, self._config, state, samplings, evaluations))
         reason = _what_fits(total, speed, minutes)
         if total > self._most_steps:
             total, reason = max(int(self._most_steps), state.step + 1), f"{in_steps(int(self._most_steps))} as asked"

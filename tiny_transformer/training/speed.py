@@ -13,6 +13,8 @@ from tiny_transformer.training.state import TrainState
 
 FEWEST_STEPS = 3  # that a speed is taken from
 NUM_EVALUATIONS = 8  # of a run whose config does not say how often it is evaluated
+# Of the time left before the last tenth, the least share that is planned for steps.
+LEAST_SHARE, LAST_PART = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,21 @@ class Speed:
         return (total - done) * self.step + evaluations * self.evaluation + saves * self.save
 
 
+def steps_left(
+    speed: Speed, config: TrainingConfig, state: TrainState, num_samplings: int, num_evaluations: int
+) -> int:
+    """How many more updates come nearest to the end of `max_train_minutes`; arguments as in `Speed.steps_in`.
+
+    After a bad moment, in which everything took many times as long, evaluations can seem to fill all the time left.
+    That is not believed so far as to end the run, for a later look at the clock knows better: while there is time for
+    one, steps keep a half of it.
+    """
+    budget = 60 * (config.max_train_minutes or 0.0)
+    left = budget - state.elapsed_seconds
+    least = LEAST_SHARE * (left - LAST_PART * budget) / max(speed.step, 1e-9)
+    return max(speed.steps_in(left, config, num_samplings, state.step, num_evaluations), int(least))
+
+
 class Stopwatch:
     """The speed of a run since the last look at it, from the seconds that its state counts.
 
@@ -76,10 +93,12 @@ class Stopwatch:
 
     Args:
         estimate: for whatever this run has not timed yet.
+        period: steps after which what they do repeats itself (a round of answers is written for several steps); only
+            whole periods are timed, since a part of one says nothing about the next.
     """
 
-    def __init__(self, estimate: Speed) -> None:
-        self._step, self._busy = -1, 0.0
+    def __init__(self, estimate: Speed, period: int = 1) -> None:
+        self._step, self._busy, self._period = -1, 0.0, period
         self._counted: dict[str, tuple[int, float]] = {}
         # How long each took, and a step at that time.
         self._took = {
@@ -92,7 +111,8 @@ class Stopwatch:
         """Whether there are steps enough to tell. The first one of a start does not count: it is slower."""
         if self._step < 0 and _busy(state) > 0.0:
             self._start(state)
-        return 0 <= self._step <= state.step - FEWEST_STEPS
+        steps = state.step - self._step
+        return self._step >= 0 and steps >= FEWEST_STEPS and steps % self._period == 0
 
     def read(self, state: TrainState) -> Speed:
         """The speed since the last reading; the next one begins here, for what was before says nothing about it."""

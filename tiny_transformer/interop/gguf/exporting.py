@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from tiny_transformer.config.shapes.decoder import GgufForm
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.interop.gguf.hybrid import Tensors, add_next_keys, next_tensors
 from tiny_transformer.interop.gguf.rope import ROPE_NUMBERS, rope_factors
-from tiny_transformer.interop.gguf.tokenizer import NO_BEGIN_TOKEN, GgufTokenizer, gguf_tokenizer
+from tiny_transformer.interop.gguf.tokenizer import CHAT_TEMPLATE, NO_BEGIN_TOKEN, GgufTokenizer, gguf_tokenizer
 from tiny_transformer.interop.portability import NOT_KNOWN, refusal
 from tiny_transformer.interop.row_order import interleaved, is_rotated
 from tiny_transformer.models import load_config, load_model
@@ -37,7 +38,7 @@ from tiny_transformer.storage.commit import make_directories
 from tiny_transformer.storage.fs import REAL, refusals
 from tiny_transformer.storage.temporary import exists, in_the_making
 from tiny_transformer.tokenizers import load_tokenizer
-from tiny_transformer.tokenizers.load import chat_template
+from tiny_transformer.tokenizers.load import chat_templates
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -225,14 +226,24 @@ def _add_special_tokens(writer: GGUFWriter, tokenizer: GgufTokenizer, checkpoint
         padding = config.get("pad_token_id", load_tokenizer(checkpoint).pad_id)
     if type(padding) is int and 0 <= padding < len(tokenizer.tokens):
         writer.add_pad_token_id(padding)
-    if template := chat_template(checkpoint):
-        writer.add_chat_template(template)
+    _add_templates(writer, chat_templates(checkpoint))
     of_config = config.get("bos_token_id")
     begin = of_config if tokenizer.begin_id is None else tokenizer.begin_id
     writer.add_bos_token_id(begin if type(begin) is int and 0 <= begin < len(tokenizer.tokens) else tokenizer.end_id)
     writer.add_add_bos_token(tokenizer.begin_id is not None)
     if of_config is None:
         writer.add_bool(NO_BEGIN_TOKEN, True)
+
+
+def _add_templates(writer: GGUFWriter, templates: dict[str, str]) -> None:
+    """The default chat template, and the others under their names."""
+    named = {re.sub(r"[^A-Za-z0-9]", "_", name): text for name, text in sorted(templates.items()) if name != "default"}
+    if named:
+        writer.add_array(f"{CHAT_TEMPLATE}s", list(named))
+    for name, text in named.items():
+        writer.add_string(f"{CHAT_TEMPLATE}.{name}", text)
+    if "default" in templates:
+        writer.add_chat_template(templates["default"])
 
 
 def _write_tensors(

@@ -8,6 +8,7 @@ key of the architecture must be one that is known here.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from tiny_transformer.interop.row_order import half_split, is_rotated
 from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models import empty_model
 from tiny_transformer.models.swaps import apply_swaps, describe_swaps
+from tiny_transformer.tokenizers.load import CHAT_TEMPLATE as CHAT_TEMPLATE_FILE
+from tiny_transformer.tokenizers.load import MORE_TEMPLATES
 
 if TYPE_CHECKING:
     from tiny_transformer.models.contract import CausalLM
@@ -92,19 +95,30 @@ def import_gguf(source: Path | str, out_dir: Path | str, *, full_size: bool = Fa
     ids["eos_token_id"] = ends if len(ends) > 1 else ends[0] if ends else None
     if keys.get(NO_BEGIN_TOKEN) is True:
         del ids["bos_token_id"]
-    template = keys.get(CHAT_TEMPLATE)
-    if template is not None and not isinstance(template, str):
-        raise _bad(source, f"{CHAT_TEMPLATE} is not one text")
     write_import(
         model,
         tokenizer,
         out_dir,
         source=source,
         token_ids={name: value for name, value in ids.items() if value is not None},
-        copied={"chat_template.jinja": template.encode()} if template else None,
+        copied=_templates(keys, source),
         sampling={"pad_token_id": special["padding"]} if special["padding"] is not None else None,
     )
     return sorted({record["kind"] for record in describe_swaps(model)})
+
+
+def _templates(keys: dict[str, Any], source: Path) -> dict[str, bytes]:
+    """The chat templates as files: the default one, and others by name."""
+    files = {}
+    for key in [key for key in keys if key == CHAT_TEMPLATE or key.startswith(f"{CHAT_TEMPLATE}.")]:
+        name = key.removeprefix(CHAT_TEMPLATE).removeprefix(".")
+        if not isinstance(keys[key], str):
+            raise _bad(source, f"{key[:100]} is not one text")
+        if not re.fullmatch(r"\w{0,100}", name, re.ASCII):
+            raise _bad(source, f"{key[:100]!r} names a chat template by more than letters, digits and underscores")
+        if keys[key]:
+            files[f"{MORE_TEMPLATES}/{name}.jinja" if name else CHAT_TEMPLATE_FILE] = keys[key].encode()
+    return files
 
 
 def _architectures() -> dict[str, tuple[type[DecoderConfig], GgufForm]]:

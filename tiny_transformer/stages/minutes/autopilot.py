@@ -320,6 +320,7 @@ def settings(choice: Choice, corpus: Corpus, *, on_cpu: bool, optimizer: str = "
     tokens_per_second = best.rows * choice.seq_len / best.step_seconds
     # evaluating a token is the forward third of its training
     part = int(ONE_EVALUATION * choice.seconds * 3 * tokens_per_second)
+    most = max(part, 8 * choice.seq_len)
     seconds = min(part, corpus.val_tokens) / (3 * tokens_per_second)
     seconds += SAVE_SECONDS + best.candidate.parameters / SAVED_PARAMETERS_PER_SECOND
     count = min(10, max(1, int(EVALUATIONS * choice.seconds / seconds)))
@@ -339,7 +340,7 @@ def settings(choice: Choice, corpus: Corpus, *, on_cpu: bool, optimizer: str = "
         "final_rate_fraction": 0.0,
         "dropout": 0.1 if best.passes > MANY_PASSES else 0.0,
         "eval_steps": eval_steps if count < AUTO_EVALUATIONS else "auto",
-        "eval_tokens": None if part >= corpus.val_tokens else max(part, 8 * choice.seq_len),
+        "eval_tokens": None if most >= corpus.val_tokens else most,
         "save_steps": max(1, eval_steps // saves),
         "log_steps": max(1, best.steps // 300),
         "max_tokens": best.tokens if best.is_cut else None,

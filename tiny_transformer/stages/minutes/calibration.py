@@ -114,7 +114,8 @@ def _measure_and_choose(
     training, vocab_size = config.training, config.model.known_vocab_size
     seconds = 60 * (training.max_train_minutes or 0.0)
     corpus = Corpus(meta.train.num_tokens, meta.val.num_tokens, meta.train.num_documents, vocab_size)
-    seq_len = _said(config, "data", "seq_len", corpus.seq_len)
+    context = _said(config, "model", "max_position_embeddings", autopilot.LONGEST)
+    seq_len = _said(config, "data", "seq_len", min(corpus.seq_len, context))
     rows, length = None, Length(training.steps, training.max_tokens)
     if {"micro_batch_size", "grad_accum_steps"} & training.model_fields_set:
         rows = training.examples_per_step
