@@ -30,10 +30,8 @@ def beginning(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def show_rows(micro_batches: Sequence[TokenBatch], tokenizer: Tokenizer, *, only_targets: bool = False) -> Table:
-    """Rows of tokens: their numbers in the epoch, and how their text begins, or what of it is learnt."""
-    rows = []
-    for batch in micro_batches:
-        shown = batch.labels if only_targets else batch.input_ids
-        for number, ids in zip(batch.sample_ids.tolist(), shown, strict=True):
-            rows.append((f"{number:,}", beginning(tokenizer, ids[ids != IGNORE_INDEX].tolist())))
+    """Rows of a batch: their numbers in the epoch, and how their text begins, or what of it is learnt."""
+    parts = ((batch.sample_ids, batch.labels if only_targets else batch.input_ids) for batch in micro_batches)
+    numbered = (row for numbers, shown in parts for row in zip(numbers, shown, strict=True))
+    rows = ((f"{number:,}", beginning(tokenizer, ids[ids != IGNORE_INDEX].tolist())) for number, ids in numbered)
     return table_of(("number", "answers" if only_targets else "text"), rows)

@@ -25,7 +25,6 @@ from tiny_transformer.stages.examples import show_rows
 from tiny_transformer.stages.final_losses import show_losses
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
-from tiny_transformer.stages.samples import chances_of_stories
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import show_written_stories
 from tiny_transformer.stages.training_data import (
@@ -124,7 +123,14 @@ class Pretraining(Stage[TokenBatch]):
 
     def chances(self, model: CausalLM, hardware: Hardware) -> dict[str, float]:
         """How far each skill is that fresh stories take, if the text is the story corpus."""
-        return chances_of_stories(model, self.config, self.dataset, hardware)
+        meta, config = self.dataset.meta, self.config
+        if meta.source != STORIES:
+            return {}
+        length = meta.train.num_tokens / max(1, meta.train.num_documents)
+        count = min(MOST_STORIES, max(2, int(LESSONS * config.tokens_per_step / length)))
+        has_first = config.data.packing == "concat" or self.tokenizer.begin_id is not None
+        reading = Reading(self.tokenizer, config.data.seq_len, predicts_first=has_first, hardware=hardware)
+        return chances(model, fresh_stories(count), reading)
 
     def show_knowledge(self, result: RunResult, console: Console) -> None:
         """What a model of the story corpus gets right where it writes."""
