@@ -103,6 +103,11 @@ def written_sections() -> set[str]:
 
 
 def refuse_lookalike(key: str, assignment: Assignment) -> None:
+    """Refuse a value that looks like one type and would be read as another.
+
+    Raises:
+        UserError: such a value, with its place.
+    """
     section, _, leaf = key.rpartition(".")
     for field in _fields_called(section, leaf):
         if problem := _lookalike(assignment.value, field.annotation):
