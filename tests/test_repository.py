@@ -17,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tiny_transformer.config.load import load_run_config
+from tiny_transformer.stages.stage import HOMES
 
 PACKAGE = "tiny_transformer"
 # docs/DESIGN.md, section 2: a room imports only rooms of the lines below its own, wherever in a file the import stands.
@@ -298,6 +299,19 @@ def test_few_dependencies_and_all_pinned(repository: Path) -> None:
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 todo |= {requirement.name.lower().replace("_", "-")} - seen
     assert seen <= pins, f"not pinned: {seen - pins}"
+
+
+def test_a_stage_is_an_assembly_and_repeats_no_lines_of_another(repository: Path) -> None:
+    folder, at, found = repository / "tiny_transformer/stages", {}, []
+    for path in sorted(folder.glob("*.py")):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.stem in HOMES:
+            assert len(lines) <= 150, path.name
+        for first in range(len(lines) - 4):
+            window = tuple(lines[first : first + 4])
+            if all(len(line) > 15 and not line.startswith(("from ", "import ", "def ")) for line in window):
+                found += [(at[window], path.name, window)] if at.setdefault(window, path.name) != path.name else []
+    assert found == []
 
 
 def test_functions_fit_on_a_screen_and_take_few_parameters(repository: Path) -> None:

@@ -231,7 +231,8 @@ def test_the_verb_trains_and_replays(
     words = ["align", "--method", "grpo", "--init_from", str(base), "--source", str(questions), "--verifier", "exact"]
     words += ["--group_size", "2", "--max_new_tokens", "4", "--steps", "2", "--micro_batch_size", "4"]
     assert run([*words, "--out_dir", str(tmp_path / "r"), "--device", "cpu", "--log_steps", "1"]) == 0
-    assert "held-out questions: reward" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "held-out questions: reward" in told and "; 4 answers a step" in told
     before = sorted((tmp_path / "r/rollouts").iterdir())
     assert run(["replay", str(tmp_path / "r"), "--step", "2"]) == 0
     told = capsys.readouterr().out

@@ -61,15 +61,7 @@ def open_chat_start(
     Raises:
         UserError: no base, no template, or one with new control tokens where the stage teaches none.
     """
-    config = request.config
-    saved = RunDirectory(run_dir).checkpoints() if request.resume else []
-    if not saved and config.init_from is None:
-        raise UserError(
-            f"{doing} starts from a trained model",
-            where="init_from",
-            remedy="--init_from RUN; tiny-transformer runs lists them, tiny-transformer train makes one",
-        )
-    start = OpenCheckpoint(saved[-1].path if saved else config.init_from or Path())
+    config, start = request.config, first_checkpoint(request, run_dir, doing)
     base = start.tokenizer
     template = template_called(asked) if asked != "auto" else template_of(base, start.template) or untaught
     if template is None:
@@ -87,6 +79,22 @@ def open_chat_start(
             remedy="--template alpaca or plain, or fine-tune first",
         )
     return ChatStart(tokenizer, template, new_ids)
+
+
+def first_checkpoint(request: Request, run_dir: Path, doing: str) -> OpenCheckpoint:
+    """What a run starts from; of a resumed run its own newest checkpoint, if it has saved one.
+
+    Raises:
+        UserError: none is named; the message begins with `doing`.
+    """
+    saved = RunDirectory(run_dir).checkpoints() if request.resume else []
+    if not saved and request.config.init_from is None:
+        raise UserError(
+            f"{doing} starts from a trained model",
+            where="init_from",
+            remedy="--init_from RUN; tiny-transformer runs lists them, tiny-transformer train makes one",
+        )
+    return OpenCheckpoint(saved[-1].path if saved else request.config.init_from or Path())
 
 
 def new_token_ids(template: ChatTemplate, tokenizer: Tokenizer, base: Tokenizer) -> tuple[int, ...]:

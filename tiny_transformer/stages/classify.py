@@ -9,7 +9,6 @@ from typing import Any, Self, cast
 import torch
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from tiny_transformer.models.vocabulary import copy_tensors, load_ordinary, tens
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing, local_part
 from tiny_transformer.stages.class_data import ClassData, class_weights, describe, open_class_data, show_classes
+from tiny_transformer.stages.examples import beginning, table_of
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.storage import Staging
@@ -122,9 +122,9 @@ class Classifying(Stage[LabelBatch]):
 
     def show_batch(self, micro_batches: Sequence[LabelBatch]) -> Table:
         """Each text: its number in the epoch, its label, and how it begins."""
-        table = Table("number", "label", "text", box=None)
-        for batch in micro_batches:
-            for number, label, ids in zip(batch.sample_ids, batch.labels, batch.input_ids.tolist(), strict=True):
-                text = self.tokenizer.decode(ids[:60]).replace("\n", " ")
-                table.add_row(f"{number:,}", Text(self.labels[int(label)]), Text(text))
-        return table
+        columns = ((batch.sample_ids, batch.labels, batch.input_ids) for batch in micro_batches)
+        numbered = (row for parts in columns for row in zip(*parts, strict=True))
+        rows = (
+            (f"{n:,}", self.labels[int(label)], beginning(self.tokenizer, ids.tolist())) for n, label, ids in numbered
+        )
+        return table_of(("number", "label", "text"), rows, num_texts=2)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from tiny_transformer.config.secrets import last_parts
 from tiny_transformer.config.stages import AlignConfig
-from tiny_transformer.evaluation.rewards import QuestionBatch, evaluate_rewards
+from tiny_transformer.evaluation.rewards import QuestionBatch
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import load_model
 from tiny_transformer.models.adapters import without_adapters
@@ -23,15 +22,8 @@ from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import CHAT_TEMPLATE
 from tiny_transformer.parallel.processes import Processes
 from tiny_transformer.parallel.sharing import Sharing
-from tiny_transformer.stages.question_answers import describe, show_rewards, show_rollouts
-from tiny_transformer.stages.question_data import (
-    MOST_VALIDATED,
-    ROWS_AT_ONCE,
-    QuestionData,
-    open_question_data,
-    policy_settings,
-    round_settings,
-)
+from tiny_transformer.stages import question_answers as questions
+from tiny_transformer.stages.question_data import QuestionData, open_question_data, policy_settings, round_settings
 from tiny_transformer.stages.reference import weights_hash
 from tiny_transformer.stages.resume_check import BASE, DATA, TOKENIZER
 from tiny_transformer.stages.stage import Beginning, Request, RunResult, Stage
@@ -51,6 +43,7 @@ class Rewarding(Stage[Batch]):
         console: takes what must be said on the way.
     """
 
+    example = "answer"
     checks = (
         *("diverged", "loss_scale_collapsed", "slowed_down", "overhead"),
         *("unjudged", "no_signal", "rewards_stuck", "lengths_growing", "same_words", "kl_running_away"),
@@ -83,19 +76,18 @@ class Rewarding(Stage[Batch]):
     def _loads_reference(self) -> bool:
         return self.settings.kl_weight > 0 and not self.config.lora.enabled
 
-    def _reference(self, beginning: Beginning) -> Any:
-        temperature, own = self.settings.temperature, beginning.model
+    def _reference(self, beginning: Beginning) -> Callable[[Tensor, Tensor], Tensor] | None:
+        model, aside = beginning.model, without_adapters
         if self.settings.kl_weight == 0:
             return None
-        if self.config.lora.enabled:
+        if self._loads_reference:
+            model, aside = load_model(cast(Path, self.config.init_from), device=beginning.hardware.device), nullcontext
 
-            def without(input_ids: Tensor, is_written: Tensor) -> Tensor:
-                with without_adapters(own):
-                    return written_log_probs(own, input_ids, is_written, temperature)
+        def log_probs(input_ids: Tensor, is_written: Tensor) -> Tensor:
+            with aside(model):
+                return written_log_probs(model, input_ids, is_written, self.settings.temperature)
 
-            return without
-        reference = load_model(cast(Path, self.config.init_from), device=beginning.hardware.device)
-        return lambda input_ids, is_written: written_log_probs(reference, input_ids, is_written, temperature)
+        return log_probs
 
     def batches(self, rank: int, world_size: int) -> RolloutBatches:
         """Answers to the training questions, written when they are asked for; see `begin`."""
@@ -109,35 +101,13 @@ class Rewarding(Stage[Batch]):
 
     def evaluation_batches(self) -> Iterator[QuestionBatch]:
         """The first validation questions, in order."""
-        prompts = self.data.val.prompts[:MOST_VALIDATED]
-        for first in range(0, len(prompts), ROWS_AT_ONCE):
-            part = tuple(prompts[first : first + ROWS_AT_ONCE])
-            yield QuestionBatch(part, torch.arange(first, first + len(part)))
+        return questions.question_batches(self.data)
 
     def evaluate(self, model: CausalLM, batches: Iterable[Batch], hardware: Hardware, sharing: Sharing) -> Evaluation:
         """The mean reward of the likeliest answers to held-out questions; every process answers all of them."""
-        figures = self.answer(model, cast(Iterable[QuestionBatch], batches))
+        figures = questions.answer_questions(model, self.data, cast(Iterable[QuestionBatch], batches))
         told = {"val_reward": figures.mean, "val_answer_tokens": figures.length, "val_ended": figures.ended}
         return Evaluation(-figures.mean, told)
-
-    def answer(self, model: CausalLM, batches: Iterable[QuestionBatch]):
-        """A model's likeliest answers to validation questions, and their rewards."""
-        parts = list(batches)
-        places = [int(place) for batch in parts for place in batch.sample_ids]
-        asked, judge = [self.data.val.asked[place] for place in places], self.data.judge
-
-        def reward(place: int, text: str) -> float:
-            return judge(asked[place].text, text, asked[place].answer).score
-
-        return evaluate_rewards(
-            model,
-            self.tokenizer,
-            [prompt for batch in parts for prompt in batch.prompts],
-            reward,
-            end_ids=self.data.end_ids,
-            max_new_tokens=self.settings.max_new_tokens,
-            rows_at_once=ROWS_AT_ONCE,
-        )
 
     def save(self, model: CausalLM, directory: Staging, weights: dict[str, Tensor]) -> None:
         """A model directory, with the chat template of the base."""
@@ -150,12 +120,8 @@ class Rewarding(Stage[Batch]):
     def fingerprints(self) -> dict[str, str]:
         """Questions and answers as they are asked, the tokenizer, and the base where it is the reference; adapters
         know their base themselves."""
-        asked = [
-            (prompt, one.answer) for one, prompt in zip(self.data.train.asked, self.data.train.prompts, strict=True)
-        ]
-        digest = hashlib.blake2b(repr(asked).encode("utf-8", "replace"), digest_size=16).hexdigest()
         base = {BASE: weights_hash(cast(Path, self.config.init_from))} if self._loads_reference else {}
-        return {DATA: digest, TOKENIZER: self.tokenizer.fingerprint, **base}
+        return {DATA: self.data.fingerprint, TOKENIZER: self.tokenizer.fingerprint, **base}
 
     def facts(self) -> dict[str, Any]:
         """The tokenizer and the size of the data."""
@@ -172,12 +138,12 @@ class Rewarding(Stage[Batch]):
 
     def describe_data(self, total_steps: int) -> str:
         """The questions, the rounds, the divisor of the loss."""
-        return describe(self.data, total_steps)
+        return questions.describe(self.data, total_steps)
 
     def show_figures(self, result: RunResult, console: Console) -> None:
         """The best checkpoint's reward on held-out questions, with an interval, and a few of its answers."""
-        show_rewards(result, self.data, self.answer, self.evaluation_batches(), console)
+        questions.show_rewards(result, self.data, console)
 
     def show_batch(self, micro_batches: Sequence[Batch]) -> Table:
         """Each answer: its question, its reward, what it counts, and its text."""
-        return show_rollouts(cast(Sequence[PolicyBatch], micro_batches), self.tokenizer)
+        return questions.show_rollouts(cast(Sequence[PolicyBatch], micro_batches), self.tokenizer)

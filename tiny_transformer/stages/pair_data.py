@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from tiny_transformer.config.stages import AlignConfig
 from tiny_transformer.data.chat.checks import check_template
@@ -17,6 +16,7 @@ from tiny_transformer.data.chat.records import Reading
 from tiny_transformer.data.preferences import PairBatch
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.stages.chat import ChatStart, open_chat_start, refuse_unused, row_length, with_length
+from tiny_transformer.stages.examples import beginning, table_of
 from tiny_transformer.stages.stage import Request
 from tiny_transformer.tokenizers.chat import Encoded, Message
 
@@ -96,16 +96,15 @@ def describe(data: PairData, total_steps: int) -> str:
 
 def show_pairs(micro_batches: Sequence[PairBatch], data: PairData) -> Table:
     """The pairs of a batch: their numbers in the epoch, and how their answers begin."""
-    table = Table("number", "chosen", "rejected", box=None)
-    for number in (int(number) for batch in micro_batches for number in batch.sample_ids):
-        pair = data.train[number]
-        table.add_row(f"{number:,}", *(Text(_begins(answer, data)) for answer in (pair.chosen, pair.rejected)))
-    return table
+    numbers = [int(number) for batch in micro_batches for number in batch.sample_ids]
+    pairs = ((number, data.train[number]) for number in numbers)
+    rows = ((f"{number:,}", _begins(pair.chosen, data), _begins(pair.rejected, data)) for number, pair in pairs)
+    return table_of(("number", "chosen", "rejected"), rows, num_texts=2)
 
 
 def _begins(answer: Encoded, data: PairData) -> str:
     ids = [token for token, is_answer in zip(*answer, strict=True) if is_answer]
-    return data.start.tokenizer.decode(ids[:SHOWN]).replace("\n", " ")[:SHOWN]
+    return beginning(data.start.tokenizer, ids)
 
 
 def _completed(config: AlignConfig, start: ChatStart, seq_len: int, num_pairs: int) -> AlignConfig:

@@ -16,8 +16,6 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import Batches, TokenBatch
 from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset
-from tiny_transformer.evaluation.skills import chances
-from tiny_transformer.evaluation.stories import Reading, fresh_stories
 from tiny_transformer.evaluation.validation import validation_batches, validation_loss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
@@ -27,6 +25,7 @@ from tiny_transformer.stages.examples import show_rows
 from tiny_transformer.stages.final_losses import show_losses
 from tiny_transformer.stages.minutes.calibration import take_choice
 from tiny_transformer.stages.resume_check import DATA, TOKENIZER
+from tiny_transformer.stages.samples import chances_of_stories
 from tiny_transformer.stages.stage import Request, RunResult, Stage
 from tiny_transformer.stages.summary import show_written_stories
 from tiny_transformer.stages.training_data import (
@@ -39,9 +38,6 @@ from tiny_transformer.stages.training_data import (
 )
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
-
-LESSONS = 4  # steps whose tokens a look at the skills may read
-MOST_STORIES = 16  # that it reads
 
 
 class Pretraining(Stage[TokenBatch]):
@@ -128,14 +124,7 @@ class Pretraining(Stage[TokenBatch]):
 
     def chances(self, model: CausalLM, hardware: Hardware) -> dict[str, float]:
         """How far each skill is that fresh stories take, if the text is the story corpus."""
-        meta, config = self.dataset.meta, self.config
-        if meta.source != STORIES:
-            return {}
-        length = meta.train.num_tokens / max(1, meta.train.num_documents)
-        count = min(MOST_STORIES, max(2, int(LESSONS * config.tokens_per_step / length)))
-        has_first = config.data.packing == "concat" or self.tokenizer.begin_id is not None
-        reading = Reading(self.tokenizer, config.data.seq_len, predicts_first=has_first, hardware=hardware)
-        return chances(model, fresh_stories(count), reading)
+        return chances_of_stories(model, self.config, self.dataset, hardware)
 
     def show_knowledge(self, result: RunResult, console: Console) -> None:
         """What a model of the story corpus gets right where it writes."""

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tiny_transformer.evaluation.rewards import QuestionBatch, RewardFigures, interval_of
+from tiny_transformer.evaluation.rewards import QuestionBatch, RewardFigures, evaluate_rewards, interval_of
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.open import OpenCheckpoint
-from tiny_transformer.stages.question_data import QuestionData, round_settings
+from tiny_transformer.stages.examples import beginning, table_of
+from tiny_transformer.stages.question_data import MOST_VALIDATED, ROWS_AT_ONCE, QuestionData, round_settings
 from tiny_transformer.stages.samples import keep_samples
 from tiny_transformer.stages.stage import RunResult
 from tiny_transformer.storage import RunDirectory
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.training.policy import PolicyBatch
 
-NUM_SHOWN, NUM_KEPT, SHOWN_CHARACTERS = 3, 100, 80
+NUM_SHOWN, NUM_KEPT = 3, 100
 DIVISORS = {"dapo": "written tokens", "grpo": "answers", "dr_grpo": "answers"}
 
 
@@ -40,20 +42,42 @@ def describe(data: QuestionData, total_steps: int) -> str:
     return "; ".join(parts)
 
 
-def show_rewards(
-    result: RunResult,
-    data: QuestionData,
-    answer: Callable[[CausalLM, Iterable[QuestionBatch]], RewardFigures],
-    batches: Iterable[QuestionBatch],
-    console: Console,
-) -> None:
+def question_batches(data: QuestionData) -> Iterator[QuestionBatch]:
+    """The first validation questions, in order."""
+    prompts = data.val.prompts[:MOST_VALIDATED]
+    for first in range(0, len(prompts), ROWS_AT_ONCE):
+        part = tuple(prompts[first : first + ROWS_AT_ONCE])
+        yield QuestionBatch(part, torch.arange(first, first + len(part)))
+
+
+def answer_questions(model: CausalLM, data: QuestionData, batches: Iterable[QuestionBatch]) -> RewardFigures:
+    """A model's likeliest answers to validation questions, and their rewards."""
+    parts = list(batches)
+    places = [int(place) for batch in parts for place in batch.sample_ids]
+    asked = [data.val.asked[place] for place in places]
+
+    def reward(place: int, text: str) -> float:
+        return data.judge(asked[place].text, text, asked[place].answer).score
+
+    return evaluate_rewards(
+        model,
+        data.tokenizer,
+        [prompt for batch in parts for prompt in batch.prompts],
+        reward,
+        end_ids=data.end_ids,
+        max_new_tokens=data.config.grpo.max_new_tokens,
+        rows_at_once=ROWS_AT_ONCE,
+    )
+
+
+def show_rewards(result: RunResult, data: QuestionData, console: Console) -> None:
     """Let the best checkpoint answer held-out questions, say what that came to, and keep its answers."""
     run = RunDirectory(result.run_dir)
     checkpoint = run.resolve("best") or run.resolve("last")
     if checkpoint is None:
         return
     model = OpenCheckpoint(checkpoint.path, device=str(result.hardware.device)).model
-    figures = answer(model, batches)
+    figures = answer_questions(model, data, question_batches(data))
     low, high = interval_of(figures.rewards)
     console.print(
         f"\nheld-out questions: reward {figures.mean:.3f} (95 % interval {low:.3f} to {high:.3f}, likeliest answers "
@@ -74,14 +98,14 @@ def show_rewards(
 
 def show_rollouts(micro_batches: Sequence[PolicyBatch], tokenizer: Tokenizer) -> Table:
     """Answers of a step, one a row."""
-    table = Table(title="answers", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for name in ("question", "reward", "advantage"):
-        table.add_column(name, justify="right")
-    table.add_column("answer", overflow="ellipsis", no_wrap=True)
-    for batch in micro_batches:
-        for row, question in enumerate(batch.sample_ids.tolist()):
-            ids = batch.input_ids[row][batch.is_written[row]].tolist()
-            text = tokenizer.decode(ids).replace("\n", " ")[:SHOWN_CHARACTERS]
-            reward, advantage = batch.facts["reward"][row].item(), batch.advantages[row].item()
-            table.add_row(f"{question:,}", f"{reward:g}", f"{advantage:+.2f}", Text(text))
-    return table
+    rows = [
+        (
+            f"{question:,}",
+            f"{batch.facts['reward'][row].item():g}",
+            f"{batch.advantages[row].item():+.2f}",
+            beginning(tokenizer, batch.input_ids[row][batch.is_written[row]].tolist()),
+        )
+        for batch in micro_batches
+        for row, question in enumerate(batch.sample_ids.tolist())
+    ]
+    return table_of(("question", "reward", "advantage", "answer"), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,8 @@ from tiny_transformer.data.questions import Question, read_questions
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.generation.judges import Judge
 from tiny_transformer.generation.text import encode_prompt
-from tiny_transformer.models.open import OpenCheckpoint
-from tiny_transformer.stages.chat import ROW_STEP, refuse_unused
+from tiny_transformer.stages.chat import ROW_STEP, first_checkpoint, refuse_unused
 from tiny_transformer.stages.stage import Request
-from tiny_transformer.storage import RunDirectory
 from tiny_transformer.tokenizers import Tokenizer
 from tiny_transformer.tokenizers.chat import ChatTemplate
 from tiny_transformer.tokenizers.templates import template_called, template_of
@@ -66,6 +65,13 @@ class QuestionData:
         ends = {self.tokenizer.end_id} | (set() if self.template is None else {self.template.end_id(self.tokenizer)})
         return frozenset(ends)
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of questions and answers as they are asked."""
+        pairs = zip(self.train.asked, self.train.prompts, strict=True)
+        asked = repr([(prompt, one.answer) for one, prompt in pairs])
+        return hashlib.blake2b(asked.encode("utf-8", "replace"), digest_size=16).hexdigest()
+
 
 def open_question_data(request: Request, config: AlignConfig, run_dir: Path) -> QuestionData:
     """Read the questions, load the verifier, and complete the config.
@@ -75,14 +81,7 @@ def open_question_data(request: Request, config: AlignConfig, run_dir: Path) -> 
             nothing.
     """
     _refuse(config, request)
-    saved = RunDirectory(run_dir).checkpoints() if request.resume else []
-    if not saved and config.init_from is None:
-        raise UserError(
-            "learning from rewards starts from a trained model",
-            where="init_from",
-            remedy="--init_from RUN; tiny-transformer runs lists them, tiny-transformer train makes one",
-        )
-    start = OpenCheckpoint(saved[-1].path if saved else config.init_from or Path())
+    start = first_checkpoint(request, run_dir, "learning from rewards")
     asked = config.align.template
     template = template_called(asked) if asked != "auto" else template_of(start.tokenizer, start.template)
     judge, reading = Judge(config.grpo.verifier, timeout_seconds=config.grpo.verifier_seconds), Reading()

@@ -109,7 +109,7 @@ class Run:
         parameters = sum(p.numel() for p in self.model.parameters())
         device = self.hardware.describe() + self.processes.describe()
         data = "; ".join(filter(None, [self.stage.describe_data(pace.total_steps), self.stage.adapters]))
-        told = (data, parameters, device, self.console, self.stage.target)
+        told = (data, parameters, device, self.console, self.stage.example or self.stage.target)
         announce(self.directory.path, pace.plan, self.config, *told)
         stop = stack.enter_context(StopSignals())
         self.patient = Patience(stop, partial(self.console.print, highlight=False, markup=False))

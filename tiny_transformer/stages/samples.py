@@ -13,9 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiny_transformer.config.schema import RunConfig
+from tiny_transformer.data.prepare.sources import STORIES
+from tiny_transformer.data.token_file import Dataset
 from tiny_transformer.errors import ExitCode, UserError, in_words
+from tiny_transformer.evaluation.skills import chances
+from tiny_transformer.evaluation.stories import Reading, fresh_stories
 from tiny_transformer.generation.sampling import SamplingConfig
 from tiny_transformer.generation.text import complete
+from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.storage import atomic_write
 from tiny_transformer.storage.reading import read_regular
@@ -27,6 +33,8 @@ from tiny_transformer.training.state import TrainState
 FILE = "samples.json"
 MAX_PROMPTS = 3
 MAX_TOKENS = 48
+LESSONS = 4  # steps whose tokens a look at the skills may read
+MOST_STORIES = 16  # that it reads
 
 
 @dataclass(frozen=True)
@@ -119,3 +127,14 @@ def samples_before(run_dir: Path, step: int) -> list[dict[str, Any]]:
 def keep_samples(run_dir: Path, samples: list[dict[str, Any]]) -> None:
     """Replace samples.json."""
     atomic_write(run_dir / FILE, json.dumps(samples, indent=2, ensure_ascii=False) + "\n", makes_parents=False)
+
+
+def chances_of_stories(model: CausalLM, config: RunConfig, dataset: Dataset, hardware: Hardware) -> dict[str, float]:
+    """How far each skill is that fresh stories take, if the text is the story corpus; reads as much as a few steps."""
+    if dataset.meta.source != STORIES:
+        return {}
+    length = dataset.meta.train.num_tokens / max(1, dataset.meta.train.num_documents)
+    count = min(MOST_STORIES, max(2, int(LESSONS * config.tokens_per_step / length)))
+    has_first = config.data.packing == "concat" or dataset.tokenizer.begin_id is not None
+    reading = Reading(dataset.tokenizer, config.data.seq_len, predicts_first=has_first, hardware=hardware)
+    return chances(model, fresh_stories(count), reading)

@@ -125,6 +125,7 @@ class Stage(ABC, Generic[B]):
     Attributes:
         checks: names of the diagnosis's checks that apply; None for all.
         target: what its loss is a mean over, in one word; reports say so.
+        example: what a batch is made of, in one word, where that is not what its loss is a mean over.
         rows_per_example: rows of tokens that an example of a batch has.
         steps_per_round: steps that share what is made for the first of them, so that they do not take equally long.
         adds_tokens: whether its tokenizer may know more than that of the checkpoint it starts from.
@@ -139,6 +140,7 @@ class Stage(ABC, Generic[B]):
     steps_per_round: int = 1
     adds_tokens: ClassVar[bool] = False
     target: ClassVar[str] = "token"
+    example: ClassVar[str] = ""
     new_tokens: tuple[int, ...] = ()
     adapters: str = ""
     stands_on: Base | None = None
