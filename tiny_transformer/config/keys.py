@@ -103,10 +103,10 @@ def written_sections() -> set[str]:
 
 
 def refuse_lookalike(key: str, assignment: Assignment) -> None:
-    """Refuse a value that looks like one type and would be read as another.
+    """Refuse a value that another type would make of what was written.
 
     Raises:
-        UserError: such a value, with its place.
+        UserError: the value only looks like one of its key's type; where it was written, and what is wrong with it.
     """
     section, _, leaf = key.rpartition(".")
     for field in _fields_called(section, leaf):
