@@ -74,7 +74,7 @@ def test_one_function_chooses_and_says_which(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match="there is no engine 'quick'"):
         choose_engine(model, "quick")
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    assert choose_engine(model) == "plain engine: numba is not installed (pip install 'tiny-transformer[fast]')"
+    assert choose_engine(model) == "plain engine: numba is not installed (pip install numba)"
     with pytest.raises(UserError, match="no compiled step: numba is not installed"):
         choose_engine(model, "fast")
     assert Decoder(model, 1, 4).feed_last(IDS[:, :1]).shape == (1, 40)

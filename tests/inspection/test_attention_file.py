@@ -98,7 +98,7 @@ def test_the_picture_needs_matplotlib(
 ) -> None:
     monkeypatch.setattr(attention_file.importlib.util, "find_spec", lambda name: None)
     assert generate("--plot") == ExitCode.USAGE
-    assert "pip install 'tiny-transformer[plot]'" in capsys.readouterr().err
+    assert "pip install matplotlib" in capsys.readouterr().err
     assert not (home / "attention.safetensors").exists()
 
 

@@ -87,7 +87,7 @@ def check_engine(name: str) -> None:
 def why_not_fast(model: CausalLM) -> str | None:
     """Why a model has no compiled step, or None."""
     if find_spec("numba") is None:
-        return "numba is not installed (pip install 'tiny-transformer[fast]')"
+        return "numba is not installed (pip install numba)"
     weight = next(model.parameters())
     if weight.device.type != "cpu":
         return f"the model is on {weight.device.type}"

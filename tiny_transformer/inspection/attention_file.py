@@ -36,9 +36,7 @@ _PANEL_INCHES = 2.6
 def check_plot() -> None:
     """Raise UserError where nothing can draw, before a text is written."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "--plot needs matplotlib, which is not installed", remedy="pip install 'tiny-transformer[plot]'"
-        )
+        raise UserError("--plot needs matplotlib, which is not installed", remedy="pip install matplotlib")
 
 
 def save_attention(opened: OpenCheckpoint, ids: Sequence[int], notes: Console, *, plot: bool = False) -> None:
