@@ -16,6 +16,8 @@ from tiny_transformer.config.schema import RunConfig
 from tiny_transformer.data.batches import Batches, TokenBatch
 from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.data.token_file import Dataset
+from tiny_transformer.evaluation.skills import chances
+from tiny_transformer.evaluation.stories import Reading, fresh_stories
 from tiny_transformer.evaluation.validation import validation_batches, validation_loss
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models.contract import CausalLM
@@ -37,6 +39,9 @@ from tiny_transformer.stages.training_data import (
 )
 from tiny_transformer.training.contract import Evaluation
 from tiny_transformer.training.losses import language_modelling_loss
+
+LESSONS = 4  # steps whose tokens a look at the skills may read
+MOST_STORIES = 16  # that it reads
 
 
 class Pretraining(Stage[TokenBatch]):
