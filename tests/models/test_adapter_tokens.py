@@ -14,7 +14,8 @@ from tiny_transformer.config.schema import LoraSection
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.models import load_model, save_model
 from tiny_transformer.models.adapter_base import Base, identity_of
-from tiny_transformer.models.adapters import CONFIG, WEIGHTS, adapt, load_adapter, save_adapter
+from tiny_transformer.models.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
+from tiny_transformer.models.adapters import adapt
 from tiny_transformer.models.checkpoint import load_weights
 from tiny_transformer.models.swaps import restore_layers
 from tiny_transformer.models.token_rows import KEY, grow_vocabulary

@@ -11,7 +11,7 @@ from run_helpers import run_tiny
 from tuning_helpers import tune, tuning_tree, write_talks
 
 from tiny_transformer.models import load_model
-from tiny_transformer.models.adapters import load_adapter
+from tiny_transformer.models.adapter_files import load_adapter
 from tiny_transformer.models.open import OpenCheckpoint
 from tiny_transformer.tokenizers.chat import Message
 from tiny_transformer.tokenizers.templates import CHATML, template_written

@@ -59,7 +59,7 @@ def run_generate(
     opened = open_checkpoint(options.checkpoint, device=options.device)
     opened.check_tokenizer(options.tokenizer)
     if options.adapter is not None:
-        from tiny_transformer.models.adapters import load_adapter
+        from tiny_transformer.models.adapter_files import load_adapter
 
         load_adapter(opened.model, options.adapter)
         _check_tokens(opened, options.adapter)

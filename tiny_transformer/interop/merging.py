@@ -7,7 +7,7 @@ from pathlib import Path
 from tiny_transformer.errors import UserError
 from tiny_transformer.interop.writing import write_import
 from tiny_transformer.models.adapter_base import find_base
-from tiny_transformer.models.adapters import CONFIG, load_adapter, read_adapter_config
+from tiny_transformer.models.adapter_files import CONFIG, load_adapter, read_adapter_config
 from tiny_transformer.models.config_file import BASE_FILE
 from tiny_transformer.models.find import find_checkpoint
 from tiny_transformer.models.open import CHAT_TEMPLATE, OpenCheckpoint

@@ -23,7 +23,7 @@ from tiny_transformer.config.shapes.decoder import TOKEN_IDS
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.layers.rope import rope_frequencies
 from tiny_transformer.models.adapter_base import check_base, find_base, unusable_base
-from tiny_transformer.models.adapters import put_on_base
+from tiny_transformer.models.adapter_files import put_on_base
 from tiny_transformer.models.building import copy_tensors, empty_model, tensors_of
 from tiny_transformer.models.config_file import (
     BASE_FILE,

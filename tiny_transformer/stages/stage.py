@@ -24,7 +24,8 @@ from tiny_transformer.errors import UserError
 from tiny_transformer.hardware import Hardware
 from tiny_transformer.models import build_model, load_weights, save_model
 from tiny_transformer.models.adapter_base import Base, find_base
-from tiny_transformer.models.adapters import adapt, save_adapter
+from tiny_transformer.models.adapter_files import save_adapter
+from tiny_transformer.models.adapters import adapt
 from tiny_transformer.models.checkpoint import write_generation_config
 from tiny_transformer.models.contract import CausalLM
 from tiny_transformer.models.vocabulary import load_base_weights
