@@ -42,7 +42,7 @@ SMALL: dict[str, Any] = {
         "max_position_embeddings": 512,
     },
     "data": {"source": "my.txt", "seq_len": 32},
-    "training": {"micro_batch_size": 2, "sample_prompts": [], "eval_tokens": 64},
+    "training": {"micro_batch_size": 2, "sample_prompts": []},
 }
 TRAINING = ("train", "finetune", "align")
 LENGTHS = ("steps", "max_tokens", "max_iters")

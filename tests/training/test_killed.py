@@ -218,7 +218,7 @@ def test_killed_while_it_learns_from_rewards_a_run_ends_like_an_undisturbed_one(
     """Kills among its steps and saves, with answers kept or not yet, and a verifier in a process of its own."""
     run_tiny(tiny_data, tmp_path / "base", steps=1, eval_steps=None)
     source, rng = write_questions(tmp_path / "questions.jsonl", count=16), random.Random(SEED)
-    training = {"steps": 8, "save_steps": 3, "eval_steps": None}
+    training = {"steps": 20, "save_steps": 3, "eval_steps": None}  # more than four lives can reach
     runs = {name: reward_tree(tmp_path / "base", source, tmp_path / name, training=training) for name in ("a", "b")}
     for name, tree in runs.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
