@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tiny_transformer.layers.token_rows import RowsEmbedding, RowsHead, TiedRowsHead, rows_slowly
+from tiny_transformer.layers.tied_head import TiedHead
+from tiny_transformer.layers.token_rows import RowsEmbedding, RowsHead, rows_slowly
 
 IDS = torch.tensor([[0, 6, 3, 6], [2, 2, 1, 0]])
 
@@ -31,7 +32,7 @@ def test_at_first_rows_are_those_of_the_table_and_nothing_changes():
     layer.start()
     assert torch.equal(layer(IDS), base(IDS)) and torch.equal(layer.merged(), base.weight)
     expected = functional.linear(hidden, base.weight)
-    torch.testing.assert_close(TiedRowsHead(layer)(hidden), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(TiedHead(layer)(hidden), expected, rtol=0, atol=1e-6)
 
 
 def test_outputs_and_gradients_equal_the_slow_twins():
@@ -50,7 +51,7 @@ def test_a_head_alone_or_tied_gives_the_logits_of_the_whole_table():
     embedding, hidden = rows(RowsEmbedding(table(), [6, 2])), torch.randn(2, 3, 5, requires_grad=True)
     linear = nn.Linear(5, 7, bias=False)
     linear.weight = nn.Parameter(table().weight.detach())
-    for head, learnt in ((TiedRowsHead(embedding), embedding), (rows(RowsHead(linear, [6, 2])), None)):
+    for head, learnt in ((TiedHead(embedding), embedding), (rows(RowsHead(linear, [6, 2])), None)):
         whole, found = learnt or head, []
         for compute in (head, lambda x, whole=whole: functional.linear(x, whole.merged())):
             whole.zero_grad()
@@ -59,11 +60,11 @@ def test_a_head_alone_or_tied_gives_the_logits_of_the_whole_table():
             found.append((compute(hidden).detach(), hidden.grad, whole.token_rows.grad))
         for ours, slow in zip(*found, strict=True):
             torch.testing.assert_close(ours, slow, rtol=1e-5, atol=1e-5)
-    assert dict(TiedRowsHead(embedding).named_parameters()) == {}
+    assert dict(TiedHead(embedding).named_parameters()) == {}
 
 
 def test_only_the_rows_learn():
     layer = rows(RowsEmbedding(table(), [6, 2]))
     assert {name for name, p in layer.named_parameters() if p.requires_grad} == {"token_rows"}
-    TiedRowsHead(layer)(layer(IDS)).sum().backward()
+    TiedHead(layer)(layer(IDS)).sum().backward()
     assert layer.base.weight.grad is None and layer.token_rows.grad is not None

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tiny_transformer.errors import command_line
+from tiny_transformer.models.find import RUNS_DIR, looks_like_model
 
 # An option's name elsewhere -> the options here that may be meant; a verb's first of them is.
 _TEXT, _MODEL = ("--source", "--data_dir", "--prompt"), ("--init_from", "--preset", "--ckpt")
@@ -30,7 +31,6 @@ VERBS = {
     "version": "--version",
     "resume": "train --resume --out_dir",
 }
-MODEL_FILES = ("config.json", "base.json", "config.yaml", "last", "best")  # one of them is in a run or a checkpoint
 
 
 def option_meant(name: str, words: Sequence[str], options: Collection[str]) -> str | None:
@@ -61,9 +61,7 @@ def _value_of(name: str, words: Sequence[str]) -> str:
 def word_meant(word: str) -> str:
     """What a word without an option says to a verb that goes on from a model, such as `--source rows.jsonl`."""
     path = Path(word)
-    is_model = any((path / name).exists() for name in MODEL_FILES) or (
-        path.name == word and Path("runs", word).is_dir()
-    )
+    is_model = looks_like_model(path) or (path.name == word and looks_like_model(RUNS_DIR / word))
     option = "--init_from" if is_model else "--config" if path.suffix in (".yaml", ".yml", ".toml") else "--source"
     return f"{option} {command_line(word)}"
 

@@ -230,20 +230,16 @@ def _settings(context: typer.Context, sampling: SamplingOptions) -> SamplingConf
     return SamplingConfig(**chosen, stop=tuple(sampling.stop or ()))
 
 
-def _is_model(path: Path) -> bool:
-    """Whether a word names a run or checkpoint and is no prompt."""
-    return any((path / name).exists() for name in ("config.json", "base.json", "config.yaml", "last", "best"))
-
-
 def _model_and_text(
     words: list[str] | None, checkpoint: Path | None, verb: str, *, has_text: bool = False
 ) -> tuple[Path | None, str | None]:
     """What words without an option mean: perhaps a model, if none is named, and then a text. Where an option brings the
     text, the name of a run can only be the model."""
-    from tiny_transformer.models.find import RUNS_DIR
+    from tiny_transformer.models.find import RUNS_DIR, looks_like_model
 
     words = list(words or [])
-    if words and checkpoint is None and (_is_model(Path(words[0])) or (has_text and _is_model(RUNS_DIR / words[0]))):
+    places = [Path(), RUNS_DIR] if has_text else [Path()]
+    if words and checkpoint is None and any(looks_like_model(place / words[0]) for place in places):
         checkpoint = Path(words.pop(0))
     if words and checkpoint is None:
         _refuse_name(words, verb)
@@ -252,10 +248,10 @@ def _model_and_text(
 
 def _refuse_name(words: list[str], verb: str) -> None:
     """A first word that is a run's name is more likely meant as one than as the beginning of a text: ask."""
-    from tiny_transformer.models.find import RUNS_DIR
+    from tiny_transformer.models.find import RUNS_DIR, looks_like_model
 
     name = words[0]
-    if Path(name).name == name and _is_model(RUNS_DIR / name):
+    if Path(name).name == name and looks_like_model(RUNS_DIR / name):
         raise UserError(
             f"{name} is the name of a run, and stands here as a text" + "; --prompt means it so" * (verb == "generate"),
             where="command line",

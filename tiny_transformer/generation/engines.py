@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,10 @@ from tiny_transformer.hardware import has_fast_bf16
 from tiny_transformer.layers.attention import attend
 from tiny_transformer.layers.blocked_attention import read_in_blocks
 from tiny_transformer.layers.cache import ModelCache
-from tiny_transformer.layers.linear import LoRALinear, QuantizedHead, QuantizedLinear, QuantizedWeight
+from tiny_transformer.layers.linear import LoRALinear, QuantizedLinear, QuantizedWeight
 from tiny_transformer.layers.norm import RMSNorm
 from tiny_transformer.layers.rope import rope_cos_sin
+from tiny_transformer.layers.tied_head import TiedHead
 from tiny_transformer.layers.token_rows import LearntRows
 from tiny_transformer.models.contract import CausalLM
 
@@ -142,7 +143,8 @@ def gathered(model: CausalLM) -> Weights:
 def _modules(model: CausalLM, names: Sequence[str]) -> list[list[nn.Module]]:
     """For each layer the modules of these names; the head alone for `lm_head`."""
     if names == ("lm_head",):
-        return [[model.lm_head.embedding if isinstance(model.lm_head, QuantizedHead) else model.lm_head]]
+        head = model.lm_head
+        return [[cast(nn.Module, head.embedding) if isinstance(head, TiedHead) else head]]
     return [[layer.get_submodule(name) for name in names] for layer in model.model.layers]
 
 
@@ -252,6 +254,8 @@ class FastStep:
 
     def _adopt(self, cache: ModelCache) -> None:
         """Put the keys of all layers into one tensor, and the values; the cache goes on in them."""
+        from tiny_transformer.generation.kernels import bits
+
         config, slots = self._model.config, torch.arange(cache.max_len)[None]
         cos, sin = rope_cos_sin(
             slots,
@@ -260,7 +264,7 @@ class FastStep:
             dtype=torch.float32,
             scaling=config.rope_numbers(),
         )
-        memory = (_bits(part) for part in cache.gather_memory())
+        memory = map(bits, cache.gather_memory())
         self._arrays = (cos[0, :, 0].numpy(), sin[0, :, 0].numpy(), *memory)
         self._cache = cache
 
@@ -290,8 +294,3 @@ def uninterrupted() -> Generator[None]:
         signal.signal(signal.SIGINT, before)
     if came:
         before(*came[0])
-
-
-def _bits(memory: Tensor) -> Any:
-    """(L, B, G, S, D) as compiled code reads it."""
-    return (memory.view(torch.uint16) if memory.dtype == torch.bfloat16 else memory).numpy()

@@ -19,8 +19,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numba import float32, njit, prange, types, uint16, uint32
 from numba.extending import intrinsic, overload
+from torch import Tensor
 
 PARALLEL: dict[str, Any] = {"parallel": True, "fastmath": True, "cache": True, "nogil": True, "error_model": "numpy"}
 SERIAL: dict[str, Any] = {**PARALLEL, "parallel": False}
@@ -100,6 +102,11 @@ class Layer(NamedTuple):
     group: int
 
 
+def bits(tensor: Tensor) -> Any:
+    """A tensor as compiled code reads it; bfloat16 as uint16."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
 def dot(matrix: Layer, n: int, x: np.ndarray) -> float:
     """The product of row n with a vector that `arranged` has arranged; compiled for each kind of weight below."""
     raise NotImplementedError
@@ -112,15 +119,18 @@ def arranged(matrix: Layer, x: np.ndarray) -> np.ndarray:
 
 @overload(dot, inline="always")
 def _dot(matrix, n, x):
-    return {"float32": _dot_float32, "uint16": _dot_bfloat16, "int8": _dot_int8, "uint8": _dot_int4}[_kind(matrix)]
+    return {"float32": _dot_float32, "uint16": _dot_bfloat16, "int8": _dot_int8, "uint8": _dot_int4}[
+        weight_kind(matrix)
+    ]
 
 
 @overload(arranged)
 def _arranged(matrix, x):
-    return _halves if _kind(matrix) == "uint8" else lambda matrix, x: x
+    return _halves if weight_kind(matrix) == "uint8" else lambda matrix, x: x
 
 
-def _kind(matrix: Any) -> str:
+def weight_kind(matrix: Any) -> str:
+    """The type of the numbers of a matrix, as Numba knows it."""
     return str(matrix.types[0].dtype)
 
 

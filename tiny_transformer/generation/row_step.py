@@ -29,11 +29,13 @@ from tiny_transformer.generation.kernels import (
     Matrix,
     Weights,
     attend_head,
+    bits,
     narrow,
     normed,
     sixteenths,
     store,
     turn_heads,
+    weight_kind,
     wide,
 )
 
@@ -106,12 +108,12 @@ def ordered(matrix: Layer, x: np.ndarray) -> np.ndarray:
 
 @overload(widen)
 def _widen(matrix, n, out):
-    return {"float32": _copy, "int8": _widen_int8, "uint8": _widen_int4}[str(matrix.types[0].dtype)]
+    return {"float32": _copy, "int8": _widen_int8, "uint8": _widen_int4}[weight_kind(matrix)]
 
 
 @overload(ordered)
 def _ordered(matrix, x):
-    return _evens_and_odds if str(matrix.types[0].dtype) == "uint8" else lambda matrix, x: x
+    return _evens_and_odds if weight_kind(matrix) == "uint8" else lambda matrix, x: x
 
 
 def _copy(matrix, n, out):
@@ -222,11 +224,6 @@ class Products:
         out = torch.empty(len(self._x), self._size)
         product_of_rows(self._matrix, layer, self.inputs, out.numpy())
         return out[: self._rows]
-
-
-def bits(tensor: Tensor) -> Any:
-    """A tensor as compiled code reads it; bfloat16 as uint16."""
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 class RowStep:

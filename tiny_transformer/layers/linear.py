@@ -205,29 +205,16 @@ class QuantizedEmbedding(QuantizedWeight):
         """(...) int64 to (..., K)."""
         return self.weight_in(self.dtype, ids)
 
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., K) to (..., N): what a head that is tied to the table computes."""
+        return functional.linear(x, self.weight_in(x.dtype))
+
     def _apply(self, fn, recurse: bool = True):
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.scale.device)).dtype
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}, group_size={self.group_size}"
-
-
-class QuantizedHead(nn.Module):
-    """Logits from the rows of a `QuantizedEmbedding`: a tied head. It owns nothing, so nothing is saved twice."""
-
-    def __init__(self, embedding: QuantizedEmbedding) -> None:
-        super().__init__()
-        self._embedding = (embedding,)  # in a tuple: not a part of this module
-
-    @property
-    def embedding(self) -> QuantizedEmbedding:
-        """The table."""
-        return self._embedding[0]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., K) to (..., N)."""
-        return functional.linear(x, self.embedding.weight_in(x.dtype))
 
 
 def quantized_product_slowly(layer: QuantizedLinear, x: torch.Tensor) -> torch.Tensor:

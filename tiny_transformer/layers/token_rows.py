@@ -35,6 +35,12 @@ class LearntRows(nn.Module, Generic[T]):
         """Take the rows as the table has them."""
         self.token_rows.copy_(self.base.weight[list(self.token_ids)])
 
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., C) to (..., N): what a head with these rows computes."""
+        places = torch.tensor(self.token_ids, device=x.device)
+        logits = functional.linear(x, self.base.weight)
+        return logits.index_copy(-1, places, functional.linear(x, self.token_rows).to(logits.dtype))
+
     def merged(self) -> torch.Tensor:
         """(N, C): the table that computes the same alone."""
         places = torch.tensor(self.token_ids, device=self.base.weight.device)
@@ -56,30 +62,7 @@ class RowsHead(LearntRows[nn.Linear]):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) to (..., N)."""
-        return _logits(x, self.base.weight, self)
-
-
-class TiedRowsHead(nn.Module):
-    """Logits from the rows of a `RowsEmbedding`: a tied head. It owns nothing, so nothing is saved twice."""
-
-    def __init__(self, embedding: RowsEmbedding) -> None:
-        super().__init__()
-        self._embedding = (embedding,)  # in a tuple: not a part of this module
-
-    @property
-    def embedding(self) -> RowsEmbedding:
-        """The table."""
-        return self._embedding[0]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., C) to (..., N)."""
-        return _logits(x, self.embedding.base.weight, self.embedding)
-
-
-def _logits(x: torch.Tensor, table: torch.Tensor, rows: LearntRows) -> torch.Tensor:
-    places = torch.tensor(rows.token_ids, device=x.device)
-    logits = functional.linear(x, table)  # (..., N)
-    return logits.index_copy(-1, places, functional.linear(x, rows.token_rows).to(logits.dtype))
+        return self.logits(x)
 
 
 def rows_slowly(rows: LearntRows, ids: torch.Tensor) -> torch.Tensor:

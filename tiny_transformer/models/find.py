@@ -17,7 +17,7 @@ from tiny_transformer.errors import ExitCode, UserError, command_line
 from tiny_transformer.storage import RunDirectory, verify
 from tiny_transformer.storage.lock import owner_of
 from tiny_transformer.storage.marks import STEP_NAME, is_mark, marked_checkpoint
-from tiny_transformer.storage.runs import NOT_FINITE_FILE, STATE_DIRECTORY
+from tiny_transformer.storage.runs import CONFIG_FILE, NOT_FINITE_FILE, STATE_DIRECTORY
 from tiny_transformer.storage.temporary import LEFTOVER_PREFIX
 
 RUNS_DIR = Path("runs")
@@ -214,6 +214,11 @@ def _check(directory: Path) -> None:
         remedy = f"the newest whole checkpoint is {newest.path}" if newest else "take another run: none here is whole"
         code = error.exit_code if error.exit_code is ExitCode.IO else ExitCode.BAD_DATA
         raise UserError(error.what, where=str(directory), remedy=remedy, exit_code=code) from None
+
+
+def looks_like_model(path: Path) -> bool:
+    """Whether a run or a checkpoint stands at a path, so that a word which is its name is hardly a text."""
+    return any((path / name).exists() for name in (CONFIG, BASE, CONFIG_FILE, "last", "best"))
 
 
 def _is_run(path: Path) -> bool:

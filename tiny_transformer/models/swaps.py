@@ -133,8 +133,9 @@ def restore_layers(model: CausalLM) -> None:
     """Make all swapped layers ordinary ones again, in place: integers become weights, additions are added."""
     from torch import nn
 
-    from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
-    from tiny_transformer.layers.token_rows import LearntRows, TiedRowsHead
+    from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedLinear
+    from tiny_transformer.layers.tied_head import TiedHead
+    from tiny_transformer.layers.token_rows import LearntRows
 
     dtype = model.model.norm.weight.dtype
     for name, module in list(model.named_modules()):
@@ -146,7 +147,7 @@ def restore_layers(model: CausalLM) -> None:
             table = module.base
             table.weight = nn.Parameter(module.merged().detach())
             model.set_submodule(name, table)
-        if isinstance(module, (QuantizedHead, TiedRowsHead)):  # comes after its table
+        if isinstance(module, TiedHead):  # comes after its table
             weight = cast(nn.Parameter, model.get_submodule(EMBEDDING).weight)
             head = nn.Linear(weight.shape[1], weight.shape[0], False, device="meta")
             head.weight = weight
@@ -182,8 +183,9 @@ def _swap(model: CausalLM, record: Mapping[str, Any], names: Iterable[str], *, f
     from torch import nn
 
     from tiny_transformer.layers.dora import DoRALinear
-    from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedHead, QuantizedLinear
-    from tiny_transformer.layers.token_rows import RowsEmbedding, RowsHead, TiedRowsHead
+    from tiny_transformer.layers.linear import LoRALinear, QuantizedEmbedding, QuantizedLinear
+    from tiny_transformer.layers.tied_head import TiedHead
+    from tiny_transformer.layers.token_rows import RowsEmbedding, RowsHead
 
     is_addition, is_rows = record["kind"] in ADDITIONS, record["kind"] == "rows"
     for name in names:
@@ -210,10 +212,8 @@ def _swap(model: CausalLM, record: Mapping[str, Any], names: Iterable[str], *, f
                 remedy="quantize first, then add, each once",
             )
         model.set_submodule(name, new.train(old.training))
-        if isinstance(new, QuantizedEmbedding) and model.config.tie_word_embeddings:
-            model.set_submodule(HEAD, QuantizedHead(new).train(old.training))
-        if isinstance(new, RowsEmbedding) and model.config.tie_word_embeddings:
-            model.set_submodule(HEAD, TiedRowsHead(new).train(old.training))
+        if isinstance(new, (QuantizedEmbedding, RowsEmbedding)) and model.config.tie_word_embeddings:
+            model.set_submodule(HEAD, TiedHead(new).train(old.training))
 
 
 def _form(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from rich.console import Console
@@ -27,11 +26,11 @@ from tiny_transformer.data.prepare.sources import STORIES
 from tiny_transformer.errors import ExitCode, UserError
 from tiny_transformer.evaluation.classes import ClassFigures, evaluate_classes
 from tiny_transformer.models.classifier import load_classifier
-from tiny_transformer.stages.chat import refuse_idle, with_length
-from tiny_transformer.stages.stage import RunResult
+from tiny_transformer.stages.chat import first_checkpoint, refuse_idle, with_length
+from tiny_transformer.stages.stage import Request, RunResult
 from tiny_transformer.storage import RunDirectory, atomic_write
 from tiny_transformer.storage.runs import CLASSES_FILE
-from tiny_transformer.tokenizers import Tokenizer, load_tokenizer
+from tiny_transformer.tokenizers import Tokenizer
 
 VAL_FRACTION = 0.1
 UNUSED = ("data.data_dir", "data.vocab_size", "data.max_bytes", "data.packing", "training.eval_tokens")
@@ -57,15 +56,14 @@ class ClassData:
     notes: tuple[str, ...] = ()
 
 
-def open_class_data(config: ClassifyConfig, run_dir: Path, *, resume: bool) -> ClassData:
+def open_class_data(request: Request, config: ClassifyConfig, run_dir: Path) -> ClassData:
     """Read the rows, encode them with the base's tokenizer, split them, and complete the config.
 
     Raises:
         UserError: no start, no rows, a row without text or label, a label that is not in the list.
     """
     _refuse(config)
-    saved = RunDirectory(run_dir).checkpoints() if resume else []
-    tokenizer = load_tokenizer(saved[-1].path if saved else cast(Path, config.init_from))
+    tokenizer = first_checkpoint(request, run_dir, "classification").tokenizer
     data, notes = config.data, list[str]()
     rows = list(read_labelled(data.source, data.text_field, config.classify.label_field, notes.append))
     found, places = Counter(label for _, label, _ in rows), {label: where for _, label, where in reversed(rows)}
@@ -121,8 +119,6 @@ def show_classes(result: RunResult, data: ClassData, batches: Iterable[LabelBatc
 
 
 def _refuse(config: ClassifyConfig) -> None:
-    if config.init_from is None:
-        raise UserError("classification starts from a trained model", where="init_from", remedy="--init_from RUN")
     if config.lora.enabled:
         raise UserError("a new head cannot be learnt by adapters alone", where="lora.enabled", remedy="leave it out")
     refuse_idle(config, UNUSED, "classification, which reads rows of text and label")

@@ -48,7 +48,7 @@ class Classifying(Stage[LabelBatch]):
     @classmethod
     def open(cls, request: Request, run_dir: Path, hardware: Hardware, processes: Processes, console: Console) -> Self:
         """See `Stage`; every process reads the rows."""
-        data = open_class_data(cast(ClassifyConfig, request.config), run_dir, resume=request.resume)
+        data = open_class_data(request, cast(ClassifyConfig, request.config), run_dir)
         return cls(data)
 
     def build_model(self, device: torch.device | str) -> CausalLM:

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from tiny_transformer.training.plan import in_steps
+
 # Muennighoff et al., appendix A: the exponent is the same for parameters and tokens
 OF_PARAMETERS, OF_TOKENS, EXPONENT = 521.0, 1488.0, 0.3527
 HALF_WORTH_OF_REPEATS, HALF_WORTH_OF_EXCESS = 15.39, 5.31
@@ -208,7 +210,7 @@ class Length:
     def of(self, option: Option) -> str | None:
         """In words, when it ends the run of an option before its time does."""
         if option.steps == self.steps:
-            return f"{self.steps:,} step{'s' * (self.steps != 1)}"
+            return in_steps(option.steps)
         return f"{self.tokens:,} tokens" if option.tokens == self.tokens else None
 
 
